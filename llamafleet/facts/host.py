@@ -1,0 +1,199 @@
+"""What one snapshot says of a host: plain frozen records, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PciGpu:
+    """An NVIDIA display controller as the PCI bus shows it, driver or no driver."""
+
+    address: str
+    """As 0000:01:00.0."""
+    device_id: str
+    """Four hex digits without prefix, as 2684 (RTX 4090)."""
+    kernel_driver: str | None
+    """nvidia, nouveau, vfio-pci, ... or None: nothing is bound."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver shows it (nvidia-smi, which asks NVML)."""
+
+    index: int
+    name: str
+    uuid: str
+    pci_address: str
+    compute_capability: str | None
+    """As 8.9; None where the driver is too old to tell."""
+    vram_mib: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The driver by its sources. None: that source is not there."""
+
+    module: str | None = None
+    """Version of the loaded kernel module."""
+    module_on_disk: str | None = None
+    """Version of the module that modprobe would load for the running kernel."""
+    library: str | None = None
+    """Version in the file name that libnvidia-ml.so.1 (or else libcuda.so.1) resolves to."""
+    package: str | None = None
+    """Upstream version of the installed driver package (dpkg or rpm)."""
+    smi: str | None = None
+    """Version that nvidia-smi reports."""
+    cuda: str | None = None
+    """Newest CUDA version of the driver by nvidia-smi, as 13.0."""
+    smi_state: str = "absent"
+    """ok, absent, failed (non-zero exit), timeout or garbage (exit 0, not understood)."""
+    smi_error: str = ""
+    """First lines of what a failing nvidia-smi printed."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ host compiler."""
+
+    path: str
+    kind: str
+    """gcc or clang."""
+    version: str
+
+    @property
+    def major(self) -> int:
+        return int(self.version.split(".", maxsplit=1)[0])
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA Toolkit found on the host."""
+
+    root: str
+    version: str
+    """major.minor of its nvcc; "" where nvcc is missing or does not answer."""
+    nvcc: bool
+    cudart: bool
+    cublas: bool
+    cccl: bool
+    libdir: str = ""
+    """Folder that holds libcudart and libcublas."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Parts a build needs that are not there, of nvcc, cudart, cublas, cccl."""
+        parts = {
+            "nvcc": self.nvcc and bool(self.version),
+            "cudart": self.cudart,
+            "cublas": self.cublas,
+            "cccl": self.cccl,
+        }
+        return tuple(name for name, there in parts.items() if not there)
+
+
+@dataclass(frozen=True)
+class Tool:
+    path: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    load: str
+    active: str
+    sub: str
+    enabled: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's folder on the host."""
+
+    kind: str
+    """build or toolkit."""
+    key: str
+    alive: bool
+    """Its process still runs (same boot, same pid)."""
+    progress: dict[str, Any] | None = None
+    stamp: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.stamp and self.stamp.get("ok") is True)
+
+
+@dataclass(frozen=True)
+class HostSnapshot:
+    """Everything a plan needs to know of one host, read in one round trip."""
+
+    version: int = SNAPSHOT_VERSION
+    time: int = 0
+    """Seconds since 1970 on the host's clock."""
+    hostname: str = ""
+    uid: int = 0
+    user: str = "root"
+    home: str = "/root"
+    account: bool = False
+    """The account `llamafleet` exists."""
+
+    os_id: str = ""
+    """ID of os-release: debian, ubuntu, rhel, rocky, fedora, arch, ..."""
+    os_like: tuple[str, ...] = ()
+    os_version: str = ""
+    """VERSION_ID of os-release, as 12 or 24.04; "" where it has none."""
+    os_name: str = ""
+    kernel: str = ""
+    arch: str = ""
+    """uname -m: x86_64, aarch64."""
+    glibc: str | None = None
+    """As 2.36; None on another C library."""
+    container: str | None = None
+    """docker, podman, systemd-nspawn, wsl, ...; None: none seen."""
+    package_manager: str | None = None
+    """apt, dnf, pacman, zypper, apk; None: none of them."""
+
+    cpu: str = ""
+    cpu_flags: tuple[str, ...] = ()
+    cores: int = 1
+    memory_mib: int = 0
+    memory_available_mib: int = 0
+    disk_free_mib: dict[str, int] = field(default_factory=dict)
+    """Free space for `prefix`, `state` and `tmp`, by those names."""
+
+    pci_gpus: tuple[PciGpu, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    driver: Driver = field(default_factory=Driver)
+
+    compilers: tuple[Compiler, ...] = ()
+    toolkits: tuple[Toolkit, ...] = ()
+    pythons: tuple[Tool, ...] = ()
+    cmake: Tool | None = None
+    ninja: Tool | None = None
+    git: Tool | None = None
+
+    init: str = "none"
+    """systemd where it is PID 1 and answers, else none."""
+    units: dict[str, Unit] = field(default_factory=dict)
+    """llamafleet's units by name."""
+    files: dict[str, str] = field(default_factory=dict)
+    """sha256 of each managed file that exists, by path."""
+    current: str | None = None
+    """Fingerprint that `current` points to."""
+    versions: tuple[str, ...] = ()
+    """Fingerprints below versions/."""
+    jobs: tuple[Job, ...] = ()
+    """Build and toolkit jobs."""
+    verifying: Job | None = None
+    """The verification job, if one has begun and not been cleared."""
+    result: dict[str, Any] | None = None
+    """latest.json."""
+    wheelhouse: str | None = None
+    """sha256 of the manifest in the host's copy of the wheelhouse."""
+
+    def job(self, kind: str, key: str) -> Job | None:
+        """The job of that kind and key, if there is one."""
+        return next((j for j in self.jobs if (j.kind, j.key) == (kind, key)), None)

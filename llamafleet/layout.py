@@ -1,0 +1,97 @@
+"""Names on a host: where every file, unit and user of llamafleet lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Scope = Literal["system", "user"]
+
+USER = "llamafleet"
+"""The account that builds and verifies in scope system; it has no login."""
+
+VERIFY_UNIT = "llamafleet-verify.service"
+VERIFY_TIMER = "llamafleet-verify.timer"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Absolute paths on one host."""
+
+    scope: Scope
+    prefix: str
+    """Code: builds, toolkits, the zipapp, the ``current`` switch."""
+    etc: str
+    """Rendered settings."""
+    state: str
+    """Jobs with their logs and stamps, results, models."""
+    units: str
+    """systemd's folder for units of this scope."""
+
+    @classmethod
+    def system(cls) -> Layout:
+        return cls(
+            scope="system",
+            prefix="/opt/llamafleet",
+            etc="/etc/llamafleet",
+            state="/var/lib/llamafleet",
+            units="/etc/systemd/system",
+        )
+
+    @classmethod
+    def user(cls, home: str) -> Layout:
+        """The XDG defaults below `home`; XDG variables of a login shell are not read."""
+        return cls(
+            scope="user",
+            prefix=f"{home}/.local/share/llamafleet",
+            etc=f"{home}/.config/llamafleet",
+            state=f"{home}/.local/state/llamafleet",
+            units=f"{home}/.config/systemd/user",
+        )
+
+    @property
+    def zipapp(self) -> str:
+        return f"{self.prefix}/llamafleet-host.pyz"
+
+    @property
+    def pip(self) -> str:
+        return f"{self.prefix}/pip.pyz"
+
+    @property
+    def versions(self) -> str:
+        return f"{self.prefix}/versions"
+
+    @property
+    def current(self) -> str:
+        return f"{self.prefix}/current"
+
+    @property
+    def env(self) -> str:
+        return f"{self.etc}/llamafleet.env"
+
+    @property
+    def verify_config(self) -> str:
+        return f"{self.etc}/verify.json"
+
+    @property
+    def results(self) -> str:
+        return f"{self.state}/results"
+
+    @property
+    def models(self) -> str:
+        return f"{self.state}/models"
+
+    @property
+    def wheelhouse(self) -> str:
+        return f"{self.state}/wheelhouse"
+
+    def version(self, fingerprint: str) -> str:
+        return f"{self.versions}/{fingerprint}"
+
+    def toolkit(self, version: str) -> str:
+        """Root of a toolkit installed from wheels; `version` is major.minor, as "13.0"."""
+        return f"{self.prefix}/toolkits/cuda-{version}"
+
+    def job(self, kind: str, key: str) -> str:
+        """Folder of one job: config.json, progress.json, <kind>.log, stamp.json."""
+        return f"{self.state}/{kind}/{key}"

@@ -1,0 +1,96 @@
+"""The decision for one host, as data. Plans make it, operations carry it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Backend = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a host can't be provisioned as asked; it stops the host before anything is built."""
+
+    check: str
+    """Short stable name, as "driver" or "disk"."""
+    found: str
+    expected: str
+    next: str
+    """The command to type, or the setting to change."""
+
+    def __str__(self) -> str:
+        return f"{self.check}: found {self.found}; expected {self.expected}; next: {self.next}"
+
+
+@dataclass(frozen=True)
+class PackagesPlan:
+    """Distribution packages that must be there before the rest can be planned."""
+
+    names: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    """Shell commands that install them, in order; none: nothing to install."""
+    reason: str = "all there"
+
+
+@dataclass(frozen=True)
+class ToolkitPlan:
+    """The CUDA Toolkit to build with."""
+
+    version: str
+    """major.minor."""
+    root: str
+    libdir: str
+    method: str
+    """present or wheels."""
+    install: bool
+    reason: str
+    ruled_out: tuple[tuple[str, str], ...] = ()
+    """(version, why not) for each version that was not chosen."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """One build of llama-cpp-python."""
+
+    fingerprint: str
+    """16 hex digits over `inputs`."""
+    inputs: dict[str, Any]
+    """Exactly what changes the machine code."""
+    cmake_args: tuple[str, ...]
+    environment: dict[str, str]
+    jobs: int
+    python: str
+    action: Literal["build", "attach", "activate", "none"]
+    """attach: it runs already; activate: it is built but `current` points elsewhere."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class VerifyPlan:
+    """The verification and benchmark."""
+
+    key: str
+    """16 hex digits over `inputs`: fingerprint, driver, GPUs, model, benchmark settings."""
+    inputs: dict[str, Any]
+    needed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do on one host, with the reason of each part.
+
+    A part is None where an earlier one must be carried out first (the compiler's version is
+    unknown until its package is installed) or where a problem stops the host.
+    """
+
+    host: str
+    backend: Backend
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Findings that do not stop the host."""
+    packages: PackagesPlan = PackagesPlan()
+    toolkit: ToolkitPlan | None = None
+    build: BuildPlan | None = None
+    verify: VerifyPlan | None = None
