@@ -1,0 +1,33 @@
+"""pyinfra inventory deploy.py: from a bare driver to a proven llama-cpp-python on each host.
+
+Each stage reads the host's plan and does what it still lacks; a stage with nothing to do costs
+no command. `operations/uninstall.py`, by way of uninstall.py, removes all of it.
+"""
+
+from pyinfra import config
+
+from operations.account import account
+from operations.build import activate, build
+from operations.files import settings, tools
+from operations.packages import packages
+from operations.preflight import preflight
+from operations.run import begin
+from operations.toolkit import toolkit
+from operations.verify import result, verify
+from operations.wheelhouse import wheelhouse
+
+config.REQUIRE_PYINFRA_VERSION = ">=3.10,<4"
+
+begin()  # Refuses a bad inventory for all hosts at once.
+
+preflight(name="Read the host, plan, and say why")
+packages(name="Install what the build needs")
+account(name="Create the account and its folders")
+tools(name="Bring the job runner")
+wheelhouse(name="Bring the wheelhouse")
+toolkit(name="Provide a CUDA Toolkit with cuBLAS")
+build(name="Build llama-cpp-python from source")
+activate(name="Switch to the build")
+settings(name="Render environment and units")
+verify(name="Verify offload and benchmark")
+result(name="Fetch and judge the result")

@@ -1,0 +1,127 @@
+"""The files a plan puts on a host, as text: pure rendering, no host is touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from llamafleet.layout import USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.model import BuildPlan, Plan, VerifyPlan
+from llamafleet.settings import Settings
+from llamafleet.zipapps import host_zipapp, pip_zipapp
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+
+_jinja = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+
+
+@dataclass(frozen=True)
+class ManagedFile:
+    """One file on a host: its bytes, and whether it is a unit of systemd."""
+
+    path: str
+    content: bytes
+    unit: bool = False
+
+    @property
+    def sha256(self) -> str:
+        return sha256(self.content).hexdigest()
+
+
+def tool_files(layout: Layout) -> tuple[ManagedFile, ...]:
+    """What the jobs run: llamafleet's own zipapp and pip as one."""
+    return (ManagedFile(layout.zipapp, host_zipapp()), ManagedFile(layout.pip, pip_zipapp()))
+
+
+def settings_files(
+    plan: Plan, settings: Settings, layout: Layout, *, systemd: bool
+) -> tuple[ManagedFile, ...]:
+    """Environment, verification settings and, under systemd, the units.
+
+    Raises ValueError where a value can't stand in a quoted line of an environment file.
+    """
+    if plan.build is None or plan.verify is None:
+        return ()
+    files = [
+        ManagedFile(layout.env, environment(plan.build, layout).encode()),
+        ManagedFile(
+            layout.verify_config, verify_config(plan, plan.build, plan.verify, settings, layout)
+        ),
+    ]
+    if systemd:
+        files += [
+            ManagedFile(f"{layout.units}/{VERIFY_UNIT}", service(settings, layout).encode(), True),
+            ManagedFile(f"{layout.units}/{VERIFY_TIMER}", timer(settings).encode(), True),
+        ]
+    return tuple(files)
+
+
+def environment(build: BuildPlan, layout: Layout) -> str:
+    values = sorted(build.environment.items())
+    for name, value in (*values, ("CMAKE_ARGS", " ".join(build.cmake_args))):
+        if any(c in value for c in '"\\$`\n'):
+            raise ValueError(f"{name}: {value!r} can't stand in an environment file")
+    return _jinja.get_template("llamafleet.env.j2").render(
+        layout=layout,
+        fingerprint=build.fingerprint,
+        cmake_args=build.cmake_args,
+        environment=values,
+    )
+
+
+def service(settings: Settings, layout: Layout) -> str:
+    return _jinja.get_template("llamafleet-verify.service.j2").render(
+        layout=layout,
+        system=layout.scope == "system",
+        user=USER,
+        timeout_minutes=settings.verify_timeout_minutes,
+        # A model given by path may lie in a home.
+        protect_home="read-only" if settings.model.startswith("/") else "yes",
+    )
+
+
+def timer(settings: Settings) -> str:
+    return _jinja.get_template("llamafleet-verify.timer.j2").render(
+        schedule=settings.verify_schedule
+    )
+
+
+def verify_config(
+    plan: Plan, build: BuildPlan, verify: VerifyPlan, settings: Settings, layout: Layout
+) -> bytes:
+    """The verification's settings: the same bytes for the same plan."""
+    config: dict[str, Any] = {
+        "version": 1,
+        "host": plan.host,
+        "key": verify.key,
+        "inputs": verify.inputs,
+        "fingerprint": build.fingerprint,
+        "backend": plan.backend,
+        "prefix": layout.version(build.fingerprint),
+        "stamp": f"{layout.job('build', build.fingerprint)}/stamp.json",
+        "job": layout.job("verify", "run"),
+        "results": layout.results,
+        "models": layout.models,
+        "model": verify.inputs["model"],
+        "compute_capabilities": list(settings.compute_capabilities or ()),
+        "bench": {
+            "prompt": settings.bench_prompt,
+            "gen": settings.bench_gen,
+            "repetitions": settings.bench_repetitions,
+        },
+        "context": settings.context,
+        "allow_cpu_only": settings.accelerator != "cuda",
+    }
+    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,1 @@
+"""Operations carry a plan out: pyinfra operations, one module per component."""

@@ -1,0 +1,118 @@
+"""The source build of llama-cpp-python, and the switch to it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+
+from llamafleet.plans.model import Plan
+from llamafleet.plans.plan import allowed_unused
+from operations import jobs
+from operations.run import HostRun, here
+from operations.wheelhouse import build_requirements, find_links
+
+
+@operation()
+def build() -> Generator[PyinfraCommand, None, None]:
+    """
+    Build the fingerprint of the plan unless it is built; attach to a build that runs.
+
+    The build is a job of its own on the host: it outlives this connection.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.build import build
+        build(name="Build llama-cpp-python from source")
+    """
+    run = here()
+    plan = run.plan()
+    if plan.build is None:
+        host.noop("no build is planned")
+        return
+    wanted = plan.build
+    if wanted.action not in ("build", "attach"):
+        host.noop(wanted.reason)
+        return
+    folder = run.layout().job("build", wanted.fingerprint)
+    if wanted.action == "build":
+        yield from jobs.upload_config(run, folder, build_config(run, plan))
+        yield jobs.start(run, "build", folder, wanted.python)
+
+    def done(stamp: dict[str, Any]) -> bool:
+        if not stamp.get("ok"):
+            return report_failure(run, "build", stamp)
+        run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
+        return True
+
+    yield jobs.watch(run, "build", folder, wanted.python, run.settings.build_timeout_minutes, done)
+
+
+@operation()
+def activate() -> Generator[PyinfraCommand, None, None]:
+    """
+    Point `current` to the planned build, by rename: there is no moment without one.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.build import activate
+        activate(name="Switch to the build")
+    """
+    run = here()
+    plan = run.plan()
+    if plan.build is None or plan.build.action != "activate":
+        host.noop("current is the planned build")
+        return
+    layout = run.layout()
+    partial = f"{layout.current}.partial"
+    yield StringCommand(
+        "ln -sfn", QuoteString(layout.version(plan.build.fingerprint)), QuoteString(partial)
+    )
+    yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
+    run.changed(f"current -> {plan.build.fingerprint[:8]}")
+
+
+def build_config(run: HostRun, plan: Plan) -> dict[str, Any]:
+    """config.json of the build job."""
+    wanted, layout = plan.build, run.layout()
+    if wanted is None:
+        raise ValueError(f"{run.name}: no build is planned")
+    requirements, llama = build_requirements(run)
+    return {
+        "version": 1,
+        "kind": "build",
+        "key": wanted.fingerprint,
+        "inputs": wanted.inputs,
+        "python": wanted.python,
+        "pip": layout.pip,
+        "prefix": layout.version(wanted.fingerprint),
+        "requirements": requirements,
+        "llama_requirement": llama,
+        "cmake_args": list(wanted.cmake_args),
+        "allowed_unused": list(allowed_unused()),
+        "environment": wanted.environment,
+        "jobs": wanted.jobs,
+        "index_url": run.settings.index_url,
+        "find_links": find_links(run),
+    }
+
+
+def report_failure(run: HostRun, kind: str, stamp: dict[str, Any]) -> bool:
+    """Say why a job failed: last error lines, log, and cause and fix where they are known."""
+    error = stamp.get("error") or {}
+    for line in error.get("lines", []):
+        run.say(f"  {line}", fg="yellow")
+    cause = f"; cause: {error['cause']}" if error.get("cause") else ""
+    fix = error.get("fix") or "read the log"
+    run.fail(
+        f"{kind} failed in phase {error.get('phase', '?')}{cause}; "
+        f"next: {fix}; log on {run.name}: {error.get('log', stamp.get('log'))}"
+    )
+    return False

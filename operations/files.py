@@ -1,0 +1,83 @@
+"""Files that llamafleet manages on a host."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from io import BytesIO
+
+from pyinfra import host
+from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+
+from llamafleet.layout import VERIFY_TIMER
+from llamafleet.render import ManagedFile, settings_files, tool_files
+from operations.run import HostRun, here
+
+
+@operation()
+def tools() -> Generator[PyinfraCommand, None, None]:
+    """
+    Bring llamafleet's zipapp and pip to the host: what every job runs.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.files import tools
+        tools(name="Bring the job runner")
+    """
+    run = here()
+    files = _differing(run, tool_files(run.layout()))
+    if not files:
+        host.noop("zipapp and pip are the ones of this controller")
+        return
+    yield from _put(files)
+    run.changed("tools")
+
+
+@operation()
+def settings() -> Generator[PyinfraCommand, None, None]:
+    """
+    Render environment, verification settings and units.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.files import settings
+        settings(name="Render environment and units")
+    """
+    run = here()
+    systemd = run.snapshot().init == "systemd"
+    files = _differing(run, settings_files(run.plan(), run.settings, run.layout(), systemd=systemd))
+    if not files:
+        host.noop("environment, settings and units are as rendered")
+        return
+    yield from _put(files)
+    if any(f.unit for f in files):
+        ctl = systemctl(run)
+        yield StringCommand(ctl, "daemon-reload")
+        if run.settings.verify_schedule:
+            yield StringCommand(ctl, "enable --now --quiet", VERIFY_TIMER)
+    run.changed("settings " + " ".join(f.path.rsplit("/", 1)[1] for f in files))
+
+
+def systemctl(run: HostRun) -> str:
+    return "systemctl" if run.settings.scope == "system" else "systemctl --user"
+
+
+def _differing(run: HostRun, files: Iterable[ManagedFile]) -> list[ManagedFile]:
+    there = run.snapshot().files
+    return [f for f in files if there.get(f.path) != f.sha256]
+
+
+def _put(files: Iterable[ManagedFile]) -> Generator[PyinfraCommand, None, None]:
+    for file in files:
+        # An upload is not atomic; the rename is.
+        partial = f"{file.path}.partial"
+        folder = file.path.rsplit("/", 1)[0]
+        yield StringCommand("mkdir", "-p", QuoteString(folder))
+        yield FileUploadCommand(BytesIO(file.content), partial)
+        yield StringCommand(
+            "chmod 644", QuoteString(partial), "&& mv", QuoteString(partial), QuoteString(file.path)
+        )

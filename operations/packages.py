@@ -1,0 +1,40 @@
+"""Distribution packages that a source build needs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import QuoteString, StringCommand, operation
+
+from operations.run import here
+
+INSTALLED = "installed-packages"
+"""Names that llamafleet installed, a line each, below the state folder: `uninstall` prints them."""
+
+
+@operation()
+def packages() -> Generator[StringCommand, None, None]:
+    """
+    Install what the plan misses, a C++ compiler above all.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.packages import packages
+        packages(name="Install what the build needs")
+    """
+    run = here()
+    wanted = run.plan().packages
+    if not wanted.commands:
+        host.noop(wanted.reason)
+        return
+    for command in wanted.commands:
+        yield StringCommand(command)
+    state = run.layout().state
+    yield StringCommand("mkdir", "-p", QuoteString(state))
+    yield StringCommand(
+        "printf '%s\\n'", *map(QuoteString, wanted.names), ">>", QuoteString(f"{state}/{INSTALLED}")
+    )
+    run.changed(f"packages {' '.join(wanted.names)}")

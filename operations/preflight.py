@@ -1,0 +1,43 @@
+"""Say what will be done and why; stop a host that can't be provisioned as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import FunctionCommand, operation
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from llamafleet.plans.plan import explain
+from operations.run import here
+
+
+@operation()
+def preflight() -> Generator[FunctionCommand, None, None]:
+    """
+    Read the host once, print its plan and fail this host, and no other, on any problem.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.preflight import preflight
+        preflight(name="Read the host and plan")
+    """
+    run = here()
+    plan = run.plan()
+    if not run.explained:
+        run.explained = True
+        for line in explain(plan):
+            run.say(line)
+    if not plan.problems:
+        host.noop("nothing stands in the way")
+        return
+
+    def refuse(state: State, host: Host) -> bool:
+        for problem in plan.problems:
+            run.fail(problem)
+        return False
+
+    yield FunctionCommand(refuse, (), {})

@@ -1,0 +1,99 @@
+"""Remove every trace of llamafleet from a host."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import QuoteString, StringCommand, operation
+
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.layout import USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from operations.files import systemctl
+from operations.packages import INSTALLED
+from operations.run import here
+
+# Jobs end their own children on TERM; what is left of the account after that is killed.
+STOP_JOBS = """
+hunt() {
+  for proc in /proc/[0-9]*; do
+    [ -O "$proc" ] || [ "$(id -u)" = 0 ] || continue
+    tr '\\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -q "$1" && kill "-$2" "${proc#/proc/}" 2>/dev/null
+  done
+}
+hunt '[l]lamafleet-host.pyz' TERM
+for second in 1 2 3 4 5 6 7 8 9 10; do
+  hunt '[l]lamafleet-host.pyz' 0 || break
+  sleep 1
+done
+"""
+
+KILL_ACCOUNT = f"""
+for proc in /proc/[0-9]*; do
+  [ "$(stat -c %U "$proc" 2>/dev/null)" = {USER} ] && kill -KILL "${{proc#/proc/}}" 2>/dev/null
+done
+true
+"""
+
+
+def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
+    """What of llamafleet is on the host, by name."""
+    found = [path for path in snapshot.files]
+    found += [f"job {job.kind} {job.key}" for job in snapshot.jobs]
+    found += [f"build {version}" for version in snapshot.versions]
+    found += [name for name, unit in snapshot.units.items() if unit.load == "loaded"]
+    if snapshot.account and layout.scope == "system":
+        found.append(f"account {USER}")
+    return found
+
+
+@operation()
+def uninstall() -> Generator[StringCommand, None, None]:
+    """
+    Stop jobs and units, remove units, settings, builds, toolkits, results, models and account.
+
+    Distribution packages that llamafleet installed stay: others may use them by now. Their
+    names are printed.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.uninstall import uninstall
+        uninstall(name="Remove llamafleet")
+    """
+    run = here()
+    snapshot, layout = run.snapshot(), run.layout()
+    found = traces(snapshot, layout)
+    if not found:
+        host.noop("no trace of llamafleet is there")
+        return
+    system = layout.scope == "system"
+    if snapshot.init == "systemd":
+        ctl = systemctl(run)
+        yield StringCommand(
+            ctl,
+            f"disable --now --quiet {VERIFY_TIMER} 2>/dev/null;",
+            ctl,
+            "stop 'llamafleet-*' || true",
+        )
+    yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
+    if system and snapshot.account:
+        yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
+    packages = QuoteString(f"{layout.state}/{INSTALLED}")
+    yield StringCommand(
+        "if [ -e", packages, "]; then echo 'installed packages that stay:'; cat", packages, "; fi"
+    )
+    units = (QuoteString(f"{layout.units}/{name}") for name in (VERIFY_UNIT, VERIFY_TIMER))
+    yield StringCommand("rm -f", *units)
+    if snapshot.init == "systemd":
+        yield StringCommand(ctl, "daemon-reload;", ctl, "reset-failed 'llamafleet-*' || true")
+    # A timer with Persistent=true leaves a time stamp behind.
+    yield StringCommand(
+        "rm -rf",
+        *map(QuoteString, (layout.prefix, layout.etc, layout.state)),
+        QuoteString(f"/var/lib/systemd/timers/stamp-{VERIFY_TIMER}") if system else "",
+    )
+    if system and snapshot.account:
+        yield StringCommand("userdel", USER)
+    run.changed("removed")

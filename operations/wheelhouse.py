@@ -1,0 +1,55 @@
+"""A wheelhouse of the controller, copied to hosts that use no registry."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+
+from llamafleet import wheelhouse as house
+from llamafleet.plans.plan import host_requirements, llama_requirement
+from operations.run import HostRun, here
+
+
+@operation()
+def wheelhouse() -> Generator[PyinfraCommand, None, None]:
+    """
+    Copy the wheelhouse of the settings to the host, its manifest last.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.wheelhouse import wheelhouse
+        wheelhouse(name="Bring the wheelhouse")
+    """
+    run = here()
+    if run.settings.wheelhouse is None:
+        host.noop("registries are used")
+        return
+    source, target = Path(run.settings.wheelhouse), run.layout().wheelhouse
+    if run.snapshot().wheelhouse == house.manifest_sha256(source):
+        host.noop("the host has this wheelhouse")
+        return
+    yield StringCommand("rm -rf", QuoteString(target))
+    yield StringCommand("install -d -m 755", QuoteString(target))
+    for name in (*house.files(source), house.MANIFEST):
+        yield FileUploadCommand(str(source / name), f"{target}/{name}")
+    yield StringCommand("chmod -R a+rX", QuoteString(target))
+    run.changed("wheelhouse")
+
+
+def find_links(run: HostRun) -> str | None:
+    """Folder on the host that pip uses in place of an index."""
+    return run.layout().wheelhouse if run.settings.wheelhouse else None
+
+
+def build_requirements(run: HostRun) -> tuple[str, str]:
+    """(requirements of venv and build, the requirement of llama-cpp-python), with hashes."""
+    if run.settings.wheelhouse is None:
+        return host_requirements(), llama_requirement(run.settings)
+    manifest = house.load(Path(run.settings.wheelhouse))
+    return house.requirements(manifest), house.llama_requirement(manifest)
