@@ -1,0 +1,60 @@
+"""Command line of the zipapp: `python llamafleet-host.pyz CMD ...`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamafleet.onhost import build, detach, job, toolkit
+
+WORKERS = {
+    "build": (build.work, build.done),
+    "toolkit": (toolkit.work, toolkit.done),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (args[0], args[1:]) if args else ("", [])
+    # These two bring their own parsers; llama_cpp is imported in there, from a build's venv.
+    if command == "verify":
+        from llamafleet.onhost import verify
+
+        return verify.main(rest)
+    if command == "synth":
+        from llamafleet.onhost import synth
+
+        return synth.main(rest)
+    return _dispatch(args)
+
+
+def _dispatch(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="llamafleet-host.pyz", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("job", help="run a job in the foreground")
+    run.add_argument("--kind", choices=sorted(WORKERS), required=True)
+    run.add_argument("--dir", type=Path, required=True, help="the job's folder")
+    ask = commands.add_parser("status", help="state of a job as one line of JSON")
+    ask.add_argument("--dir", type=Path, required=True)
+    detach.add_arguments(commands.add_parser("start", help="run a command detached"))
+    commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
+    commands.add_parser("synth", help="write a synthetic model; see synth --help")
+    options = parser.parse_args(args)
+    if options.command == "start":
+        return detach.main(options)
+    folder: Path = options.dir.resolve()
+    if options.command == "status":
+        print(json.dumps(job.status(folder)))
+        return 0
+    if not folder.is_dir():
+        parser.error(f"--dir: found no folder {folder}; next: deploy again")
+    work, done = WORKERS[options.kind]
+    return job.run(options.kind, folder, work, done)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""The build job: llama-cpp-python from its source archive into a venv of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from llamafleet.onhost.job import Data, Job, JobFailed
+
+NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] (.*)")
+WHEEL = re.compile(r"Created wheel for llama.cpp.python: .*\bsize=(\d+) sha256=([0-9a-f]{64})")
+UNUSED = "Manually-specified variables were not used by the project"
+PHASES = {
+    "*** Configuring CMake": "configure",
+    "*** Building project with": "compile",
+    "*** Installing project into wheel": "install",
+}
+"""scikit-build-core's own lines (1.1.2), by the phase that begins there."""
+
+KEEP = ("CMakeCache.txt", ".ninja_log", "CMakeFiles/CMakeConfigureLog.yaml")
+"""What stays of the CMake tree: evidence. The objects take hundreds of MB."""
+
+# What would change the machine code behind the fingerprint's back, or the interpreter's path.
+FOREIGN = re.compile(
+    r"(?:SKBUILD|CMAKE|GGML|LLAMA)_.*|(?:C|CXX|CPP|LD|CUDA)FLAGS|CC|CXX|CUDACXX|CUDAHOSTCXX"
+    r"|NVCC_(?:PREPEND|APPEND)_FLAGS|C(?:PLUS)?_INCLUDE_PATH|CPATH|LIBRARY_PATH|LD_LIBRARY_PATH"
+    r"|LD_PRELOAD|SOURCE_DATE_EPOCH|PYTHON.*|VIRTUAL_ENV"
+)
+
+IMPORT_CHECK = """
+import json, time
+begun = time.perf_counter()
+import llama_cpp
+spent = time.perf_counter() - begun
+print("\\n" + json.dumps({
+    "llama_cpp_python": llama_cpp.__version__,
+    "system_info": llama_cpp.llama_print_system_info().decode(),
+    "import_s": round(spent, 3),
+}))
+"""
+
+
+class BuildLog:
+    """Reads pip's verbose output line by line and keeps what the stamp needs."""
+
+    def __init__(self) -> None:
+        self.phase = "resolve"
+        self.step = 0
+        self.steps = 0
+        self.line = ""
+        self.unused: list[str] = []
+        """Options that CMake says it did not use."""
+        self.wheel_bytes: int | None = None
+        self.wheel_sha256: str | None = None
+        self._in_unused = False
+
+    def feed(self, line: str) -> None:
+        self.line = line.strip()
+        if self._in_unused and self.line:
+            # The list ends where CMake speaks again: its status lines begin with two dashes.
+            self._in_unused = bool(re.fullmatch(r"\w[\w.:-]*", self.line))
+            if self._in_unused:
+                self.unused.append(self.line)
+        if UNUSED in line:
+            self._in_unused = True
+        elif found := NINJA_STEP.match(line):
+            self.step, self.steps = int(found[1]), int(found[2])
+            self.line = target(found[3])
+        elif found := WHEEL.search(line):
+            self.wheel_bytes, self.wheel_sha256 = int(found[1]), found[2]
+        else:
+            for marker, phase in PHASES.items():
+                if self.line.startswith(marker):
+                    self.phase = phase
+
+
+def target(command: str) -> str:
+    """What a ninja step makes: the argument of its last -o, else the command's first words."""
+    words = command.split()
+    outputs = [after for word, after in zip(words, words[1:], strict=False) if word == "-o"]
+    return outputs[-1] if outputs else command[:120]
+
+
+def link_seconds(ninja_log: str) -> float:
+    """Seconds in which ninja linked and did nothing else, from the text of .ninja_log.
+
+    A link that ran beside a compilation cost no time of its own, so only the time in which at
+    least one library was being made and no other step ran is counted.
+    """
+    links: list[tuple[int, int]] = []
+    others: list[tuple[int, int]] = []
+    for line in ninja_log.splitlines():
+        fields = line.split("\t")
+        if line.startswith("#") or len(fields) < 4:
+            continue
+        span = (int(fields[0]), int(fields[1]))
+        is_link = re.search(r"\.(?:a|so(?:\.\d+)*)$", fields[3])
+        (links if is_link else others).append(span)
+    return (_covered([*links, *others]) - _covered(others)) / 1000
+
+
+def _covered(spans: Iterable[tuple[int, int]]) -> int:
+    """Length of the union of the spans."""
+    total, end = 0, 0
+    for start, stop in sorted(spans):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def done(config: Data) -> bool:
+    return Path(config["prefix"], "bin", "python").exists()
+
+
+def work(job: Job) -> Data:
+    """Make the venv, build into it, check what came out; what the stamp holds of it."""
+    prefix = Path(job.config["prefix"])
+    tree, tmp = job.folder / "cmake", job.folder / "tmp"
+    for leftover in (prefix, tree, tmp):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    try:
+        tmp.mkdir()
+        product = _build(job, prefix, tree, tmp)
+    except BaseException:
+        # Freed before the stamp is written: the disk may be full.
+        shutil.rmtree(prefix, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+        trim(tree)
+    return product
+
+
+def _build(job: Job, prefix: Path, tree: Path, tmp: Path) -> Data:
+    config = job.config
+    env = environment(config, prefix, tmp)
+    job.phase("resolve", "venv")
+    job.command([config["python"], "-m", "venv", "--without-pip", str(prefix)], env=env)
+    python = str(prefix / "bin" / "python")
+    pip = [python, config["pip"], "--disable-pip-version-check", "--no-input", "install"]
+    pip += ["--no-cache-dir", "--require-hashes", "--progress-bar=off", *index_options(config)]
+
+    requirements = job.folder / "requirements.txt"
+    requirements.write_text(config["requirements"], encoding="utf-8")
+    job.command([*pip, "--only-binary", ":all:", "-r", str(requirements)], env=env)
+
+    # pip applies --config-settings of its command line to named requirements, not to those of a
+    # file; and a hash can be given in a file only.
+    llama = job.folder / "llama.txt"
+    llama.write_text(
+        f'{config["llama_requirement"]} --config-settings="build-dir={tree}"\n', encoding="utf-8"
+    )
+    log = BuildLog()
+    job.command(
+        [*pip, "-v", "--no-build-isolation", "--no-binary", "llama-cpp-python", "--no-deps"]
+        + ["-r", str(llama)],
+        env=env,
+        on_line=lambda line: _follow(job, log, line),
+    )
+    job.phase("check", "import")
+    checked = import_check(python, env, job.folder)
+    libraries = library_hashes(prefix)
+    if config.get("inputs", {}).get("backend") == "cuda" and not any(
+        path.endswith("/libggml-cuda.so") for path in libraries
+    ):
+        raise JobFailed(
+            "built without CUDA: found no libggml-cuda.so in the wheel; expected one; "
+            f"next: read the options in {tree / 'CMakeCache.txt'}"
+        )
+    job.finish()
+    _split_link(job, tree)
+    return {
+        "wheel_bytes": log.wheel_bytes,
+        "wheel_sha256": log.wheel_sha256,
+        "libraries": libraries,
+        "units": log.steps,
+        **checked,
+    }
+
+
+def environment(config: Data, prefix: Path, tmp: Path) -> dict[str, str]:
+    """The job's environment: the caller's without what steers compilers, then the plan's."""
+    env = {k: v for k, v in os.environ.items() if not FOREIGN.fullmatch(k)}
+    env |= config["environment"]
+    path = env.get("PATH", os.defpath)
+    return env | {
+        "CMAKE_ARGS": shlex.join(config["cmake_args"]),
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(config["jobs"]),
+        "TMPDIR": str(tmp),
+        "PATH": f"{prefix / 'bin'}:{path}",
+        # Error lines are recognised by their English words.
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+def index_options(config: Data) -> list[str]:
+    """Where pip looks: one folder and nothing else, or the index that the settings name."""
+    if config.get("find_links"):
+        return ["--no-index", "--find-links", config["find_links"]]
+    return ["--index-url", config["index_url"]] if config.get("index_url") else []
+
+
+def _follow(job: Job, log: BuildLog, line: str) -> None:
+    log.feed(line)
+    if log.phase != job.current_phase:
+        job.phase(log.phase, log.line)
+        if log.phase == "compile":
+            refuse_unused(log.unused, job.config["allowed_unused"])
+    else:
+        job.progress.step(log.step, log.steps, log.line)
+
+
+def refuse_unused(unused: list[str], allowed: list[str]) -> None:
+    """Raise JobFailed where CMake did not use an option: a typing error builds something else."""
+    wrong = [name for name in unused if name not in allowed]
+    if wrong:
+        raise JobFailed(
+            f"{UNUSED}: found {', '.join(wrong)}; expected options that this version knows; "
+            "next: correct cmake_options in the inventory"
+        )
+
+
+def import_check(python: str, env: dict[str, str], folder: Path) -> Data:
+    """Import the package in a process of its own; version, system info and seconds it took."""
+    # Not in a source directory: its llama_cpp/ would be imported in place of the installed one.
+    child = subprocess.run(
+        [python, "-c", IMPORT_CHECK],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=env,
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+    if child.returncode:
+        text = (child.stderr.strip() or child.stdout.strip()).splitlines()
+        raise JobFailed(
+            f"import llama_cpp ended with status {child.returncode}: {text[-1] if text else ''}"
+        )
+    result: Data = json.loads(child.stdout.strip().splitlines()[-1])
+    return result
+
+
+def library_hashes(prefix: Path) -> dict[str, str]:
+    """sha256 of each library of the installed package, by its path below the venv."""
+    folder = "lib/python*/site-packages/llama_cpp/lib"
+    return {
+        str(path.relative_to(prefix)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(prefix.glob(f"{folder}/lib*.so*"))
+    }
+
+
+def _split_link(job: Job, tree: Path) -> None:
+    """Take the linking that nothing ran beside out of "compile", as a phase of its own."""
+    try:
+        spent = link_seconds((tree / ".ninja_log").read_text(encoding="utf-8"))
+    except FileNotFoundError:  # built with make
+        return
+    order = list(job.phases)
+    job.phases["compile"] = round(job.phases.get("compile", 0.0) - spent, 3)
+    job.phases["link"] = round(spent, 3)
+    order.insert(order.index("compile") + 1, "link")
+    job.phases = {name: job.phases[name] for name in order}
+
+
+def trim(tree: Path) -> None:
+    """Remove all of a CMake tree but the files in KEEP."""
+    kept = {name: (tree / name).read_bytes() for name in KEEP if (tree / name).is_file()}
+    shutil.rmtree(tree, ignore_errors=True)
+    for name, data in kept.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(data)

@@ -1,0 +1,348 @@
+"""The protocol of a long job: one folder with config.json, progress.json, <kind>.log, stamp.json.
+
+A job outlives the connection that started it. Whoever asks later reads the folder: progress.json
+while it runs, stamp.json once it has ended, well or badly. stamp.json is removed when a run begins,
+so a stamp always belongs to the last run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from llamafleet.onhost import diagnose
+
+VERSION = 1
+EXIT_FAILED = 1
+EXIT_BUSY = 75
+"""EX_TEMPFAIL of sysexits.h: another runner holds the job's lock."""
+PROCESS_NAME = "llamafleet-host"
+"""Part of the command line of every process of the zipapp; tells a job from a reused pid."""
+NICE = 10
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GRACE_S = 5.0
+"""Time between SIGTERM and SIGKILL for a job's children."""
+
+Data = dict[str, Any]
+
+
+class JobFailed(Exception):
+    """The job can't go on; the text is the first line of the error that people read."""
+
+
+class Stopped(BaseException):
+    """A signal asked the job to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+
+
+def write_json(path: Path, data: Data) -> None:
+    """Write `data` with "version" so that a reader sees the old file or the new one, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps({"version": VERSION} | data, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Data | None:
+    """The object in `path`; None where there is no file or no JSON object in it."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def alive(progress: Data | None) -> bool:
+    """The process that wrote `progress` runs still: same boot, same pid, a process of ours."""
+    if not progress or progress.get("boot_id") != boot_id():
+        return False
+    try:
+        cmdline = Path(f"/proc/{progress.get('pid')}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return PROCESS_NAME.encode() in cmdline
+
+
+def status(folder: Path) -> Data:
+    """State of the job in `folder`: running, ok, failed, dead (ended without a stamp) or absent."""
+    progress = read_json(folder / "progress.json")
+    stamp = read_json(folder / "stamp.json")
+    if stamp:
+        state = "ok" if stamp.get("ok") is True else "failed"
+    elif alive(progress):
+        state = "running"
+    else:
+        state = "dead" if progress else "absent"
+    return {"state": state, "progress": progress, "stamp": stamp}
+
+
+class Progress:
+    """progress.json: written at every change of phase, and else once a second at most."""
+
+    def __init__(self, folder: Path, kind: str, key: str) -> None:
+        self._path = folder / "progress.json"
+        self._written = 0.0
+        self._data: Data = {
+            "kind": kind,
+            "key": key,
+            "pid": os.getpid(),
+            "boot_id": boot_id(),
+            "started": time.time(),
+            "updated": 0.0,
+            "phase": "",
+            "step": 0,
+            "steps": 0,
+            "line": "",
+        }
+
+    def phase(self, name: str, line: str = "") -> None:
+        self._data |= {"phase": name, "step": 0, "steps": 0, "line": line}
+        self._write()
+
+    def step(self, step: int, steps: int, line: str = "") -> None:
+        self._data |= {"step": step, "steps": steps, "line": line[:200]}
+        if time.monotonic() - self._written >= 1.0:
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self._data["updated"] = time.time()
+        write_json(self._path, self._data)
+
+
+class Job:
+    """One run of a job, as its worker sees it."""
+
+    def __init__(self, kind: str, folder: Path, config: Data) -> None:
+        self.kind = kind
+        self.folder = folder
+        self.config = config
+        self.key = str(config.get("key", folder.name))
+        self.log_path = folder / f"{kind}.log"
+        self.phases: dict[str, float] = {}
+        """Seconds by phase, in the order in which the phases began."""
+        self.current_phase = ""
+        self.progress = Progress(folder, kind, self.key)
+        self._since = time.monotonic()
+
+    def phase(self, name: str, line: str = "") -> None:
+        """End the running phase and begin `name`; the time of a phase entered twice is added."""
+        self._close_phase()
+        self.current_phase = name
+        self.progress.phase(name, line)
+        print(f"{self.kind} {self.key}: {name}", flush=True)
+
+    def _close_phase(self) -> None:
+        now = time.monotonic()
+        if self.current_phase:
+            spent = self.phases.get(self.current_phase, 0.0) + now - self._since
+            self.phases[self.current_phase] = round(spent, 3)
+        self._since = now
+
+    def finish(self) -> None:
+        self._close_phase()
+
+    def log(self, text: str) -> None:
+        """Append lines of the job's own to its log."""
+        with self.log_path.open("a", encoding="utf-8") as log:
+            log.write(text.rstrip("\n") + "\n")
+
+    def command(
+        self,
+        argv: Sequence[str],
+        *,
+        env: dict[str, str],
+        on_line: Callable[[str], object] = lambda line: None,
+        keep: Callable[[str], bool] = lambda line: True,
+        cwd: Path | None = None,
+    ) -> None:
+        """Run a command, its output line by line to the log (where `keep`) and to `on_line`.
+
+        Raises JobFailed where it can't be started or ends with another status than 0. The command
+        has its own process group, which is ended with everything in it if this call is left early.
+        """
+        self.log("$ " + " ".join(argv))
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=env,
+                cwd=cwd or self.folder,
+                start_new_session=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except OSError as error:
+            raise JobFailed(f"can't run {argv[0]}: {error}") from error
+        assert process.stdout is not None
+        try:
+            with self.log_path.open("a", encoding="utf-8", buffering=1) as log:
+                for line in process.stdout:
+                    if keep(line):
+                        log.write(line)
+                    on_line(line.rstrip("\n"))
+            code = process.wait()
+        finally:
+            end_group(process)
+            process.stdout.close()
+        if code < 0:
+            raise JobFailed(f"{Path(argv[0]).name} was ended by {signal.Signals(-code).name}")
+        if code:
+            raise JobFailed(f"{Path(argv[0]).name} ended with status {code}")
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End a child that leads its own process group, and what it started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the job's lock; False where another process holds it."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _ignore_signals() -> None:
+    """From here on nothing interrupts the writing of the stamp."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    _ignore_signals()
+    raise Stopped(signum)
+
+
+def run(kind: str, folder: Path, work: Callable[[Job], Data], done: Callable[[Data], bool]) -> int:
+    """Run the job in `folder` and stamp it; the exit status of the process.
+
+    `work` does it and returns what the stamp shall hold beside the common part; `done(config)`
+    tells whether the product of an earlier, successful run is still there, so that nothing is to
+    be done. 0: done; 1: failed; 75: another process runs this job; 128 + n: stopped by signal n.
+    """
+    with locked(folder) as mine:
+        if not mine:
+            print(f"{kind}: another process runs the job in {folder}", file=sys.stderr)
+            return EXIT_BUSY
+        config = read_json(folder / "config.json") or {}
+        if status(folder)["state"] == "ok" and done(config):
+            print(f"{kind}: done already, see {folder / 'stamp.json'}")
+            return 0
+        for signum in SIGNALS:
+            signal.signal(signum, _stop)
+        return _run(Job(kind, folder, config), work)
+
+
+def _run(job: Job, work: Callable[[Job], Data]) -> int:
+    started = time.time()
+    code = 0
+    outcome: Data = {"ok": True}
+    try:
+        (job.folder / "stamp.json").unlink(missing_ok=True)
+        job.phase("start")
+        job.log_path.write_text("", encoding="utf-8")
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+        if job.config.get("version") != VERSION or job.config.get("kind") != job.kind:
+            raise JobFailed(
+                f"{job.folder}/config.json: found no settings of a {job.kind} job; expected "
+                f'"version": {VERSION}, "kind": "{job.kind}"; next: deploy again'
+            )
+        outcome |= work(job)
+        _ignore_signals()
+    except Stopped as stop:
+        code = 128 + stop.signum
+        outcome = {"ok": False, "error": _stopped(job, stop)}
+    except Exception as error:
+        _ignore_signals()
+        code = EXIT_FAILED
+        text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
+        outcome = {"ok": False, "error": _error(job, text)}
+    _write_stamp(job, started, outcome)
+    if code:
+        print("\n".join(outcome["error"]["lines"]), file=sys.stderr)
+    return code
+
+
+def _write_stamp(job: Job, started: float, outcome: Data) -> None:
+    job.finish()
+    finished = time.time()
+    # Children only: the runner's own share is the reading of lines.
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    stamp: Data = {
+        "kind": job.kind,
+        "key": job.key,
+        "started": started,
+        "finished": finished,
+        "wall_s": round(finished - started, 3),
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+        "max_rss_mib": round(usage.ru_maxrss / 1024, 1),  # Linux counts KiB: getrusage(2)
+        "phases": job.phases,
+        "inputs": job.config.get("inputs", {}),
+        "log": str(job.log_path),
+    }
+    write_json(job.folder / "stamp.json", stamp | outcome)
+
+
+def _stopped(job: Job, stop: Stopped) -> Data:
+    return {
+        "phase": job.current_phase,
+        "lines": [str(stop)],
+        "log": str(job.log_path),
+        "signature": None,
+        "cause": None,
+        "fix": None,
+    }
+
+
+def _error(job: Job, message: str) -> Data:
+    """The stamp's "error": the lines worth reading and, where a signature fits, cause and fix."""
+    try:
+        text = job.log_path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    lines = diagnose.error_lines(text)
+    # The narrow text first: in a whole log a harmless word may fit a signature.
+    excerpt = "\n".join(lines)
+    match = None
+    for part in (message, excerpt, text):
+        match = match or diagnose.diagnose(part)
+    return {
+        "phase": job.current_phase,
+        "lines": [message, *lines],
+        "log": str(job.log_path),
+        "signature": match.id if match else None,
+        "cause": match.cause if match else None,
+        "fix": match.fix if match else None,
+    }

@@ -1,0 +1,192 @@
+"""The toolkit job: a CUDA Toolkit from NVIDIA's wheels, laid out as NVIDIA's installers do.
+
+The wheels (CUDA 13 and newer; those of CUDA 12 hold no nvcc) put everything below
+nvidia/cu<major>. Three things are missing there for CMake and the linker: lib64, the library
+names without a version, and the stub of the driver's library. They are added here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from llamafleet.onhost.build import environment, index_options
+from llamafleet.onhost.job import Data, Job, JobFailed
+
+DOWNLOAD = re.compile(r"^Progress (\d+) of (\d+)$")
+
+STUB_ERROR = 34
+"""cudaErrorStubLibrary: what each function of NVIDIA's own stub answers."""
+
+PROBE = """\
+#include <cublas_v2.h>
+#include <cuda.h>
+__global__ void twice(float *x) { x[threadIdx.x] *= 2.0f; }
+int main() {
+    cublasHandle_t handle;
+    float *x = nullptr;
+    twice<<<1, 32>>>(x);
+    return cuInit(0) == CUDA_SUCCESS && cublasCreate(&handle) == CUBLAS_STATUS_SUCCESS ? 0 : 1;
+}
+"""
+
+
+class Downloads:
+    """Adds up pip's raw progress lines: one file after the other, each ending with N of N."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        """Of the files that are complete."""
+
+    def feed(self, line: str) -> tuple[int, int] | None:
+        """(bytes so far, bytes known of) in MB after a progress line; None for another line."""
+        found = DOWNLOAD.match(line)
+        if not found:
+            return None
+        current, total = int(found[1]), int(found[2])
+        so_far = self.bytes + current
+        if current == total:
+            self.bytes = so_far
+        return so_far // 10**6, (so_far - current + total) // 10**6
+
+
+def done(config: Data) -> bool:
+    return Path(config["root"], "bin", "nvcc").exists()
+
+
+def work(job: Job) -> Data:
+    """Download, lay out, check, and only then give it its name; what the stamp holds of it."""
+    root = Path(job.config["root"])
+    partial = root.with_name(root.name + ".partial")
+    tmp = job.folder / "tmp"
+    for leftover in (partial, tmp):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    try:
+        tmp.mkdir()
+        product = _install(job, partial, tmp)
+        job.phase("activate")
+        if root.exists():  # without a stamp of success: what an older run left
+            shutil.rmtree(root)
+        partial.rename(root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
+    return product
+
+
+def _install(job: Job, partial: Path, tmp: Path) -> Data:
+    config = job.config
+    wheels = partial / "wheels"
+    env = environment({"environment": {}, "cmake_args": [], "jobs": 1}, partial, tmp)
+    requirements = job.folder / "requirements.txt"
+    requirements.write_text(config["requirements"], encoding="utf-8")
+    downloads = Downloads()
+
+    def follow(line: str) -> None:
+        if megabytes := downloads.feed(line):
+            job.progress.step(*megabytes, "MB downloaded")
+        else:
+            job.progress.step(downloads.bytes // 10**6, 0, line.strip())
+
+    job.phase("download")
+    job.command(
+        [config["python"], config["pip"], "--disable-pip-version-check", "--no-input", "install"]
+        + ["--no-cache-dir", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
+        + ["--progress-bar=raw", *index_options(config)]
+        + ["--target", str(wheels), "-r", str(requirements)],
+        env=env,
+        on_line=follow,
+        keep=lambda line: not DOWNLOAD.match(line),
+    )
+    job.phase("layout")
+    lay_out(wheels, partial, config["key"])
+    link_names(partial)
+    make_stub(job, partial, config["cxx"], env)
+    job.phase("check")
+    version = nvcc_release(partial)
+    if version != config["key"]:
+        raise JobFailed(f"nvcc --version: found {version!r}; expected {config['key']}")
+    probe(job, partial, config["cxx"], env, tmp)
+    return {"download_bytes": downloads.bytes, "nvcc": version}
+
+
+def lay_out(wheels: Path, root: Path, version: str) -> None:
+    """Move nvidia/cu<major>/* to `root`; the wheels' own records stay below wheels/."""
+    source = wheels / "nvidia" / f"cu{version.split('.', maxsplit=1)[0]}"
+    if not (source / "bin" / "nvcc").exists():
+        raise JobFailed(
+            f"found no bin/nvcc below {source}; expected the nvidia-cuda-nvcc wheel of CUDA "
+            f"{version}; next: read the names in the requirements"
+        )
+    for entry in sorted(source.iterdir()):
+        entry.rename(root / entry.name)
+    shutil.rmtree(wheels / "nvidia")
+
+
+def link_names(root: Path) -> None:
+    """lib64, and for each lib/libX.so.N the name libX.so that the linker looks for."""
+    (root / "lib64").symlink_to("lib")
+    for library in sorted((root / "lib").glob("lib*.so.*")):
+        plain = library.with_name(library.name.split(".so.")[0] + ".so")
+        if not plain.exists():
+            plain.symlink_to(library.name)
+
+
+def driver_names(header: str) -> list[str]:
+    """The functions that the text of cuda.h declares or maps an older name to."""
+    declared = re.findall(r"CUDAAPI\s+(cu[A-Z]\w*)\s*\(", header)
+    mapped = re.findall(r"^\s*#\s*define\s+cu[A-Z]\w*\s+(cu[A-Z]\w*)\s*$", header, re.MULTILINE)
+    return sorted({*declared, *mapped})
+
+
+def make_stub(job: Job, root: Path, cxx: str, env: dict[str, str]) -> None:
+    """lib/stubs/libcuda.so: the driver's names, to link against on a host with any driver or none.
+
+    It asks for libcuda.so.1 at run time, and no file of that name is put beside it: found there it
+    would stand in for the driver.
+    """
+    header = (root / "include" / "cuda.h").read_text(encoding="utf-8", errors="replace")
+    names = driver_names(header)
+    source = job.folder / "tmp" / "libcuda.c"
+    source.write_text("".join(f"int {name}(void) {{ return {STUB_ERROR}; }}\n" for name in names))
+    stubs = root / "lib" / "stubs"
+    stubs.mkdir()
+    job.command(
+        [cxx, "-x", "c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+        + ["-o", str(stubs / "libcuda.so"), str(source)],
+        env=env,
+    )
+
+
+def nvcc_release(root: Path) -> str:
+    """major.minor that nvcc tells; "" where it does not run or tells none."""
+    try:
+        answer = subprocess.run(
+            [str(root / "bin" / "nvcc"), "--version"],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+    except OSError:
+        return ""
+    found = re.search(r"release (\d+\.\d+)", answer.stdout)
+    return found[1] if found else ""
+
+
+def probe(job: Job, root: Path, cxx: str, env: dict[str, str], tmp: Path) -> None:
+    """Compile a kernel for every architecture of this nvcc and link it with cuBLAS and the driver.
+
+    Raises JobFailed; the compiler's words are in the job's log.
+    """
+    source = tmp / "probe.cu"
+    source.write_text(PROBE, encoding="utf-8")
+    job.command(
+        [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major", "-o", str(tmp / "probe")]
+        + [str(source), "-lcublas", "-lcuda"],
+        env={k: v for k, v in env.items() if k != "LD_LIBRARY_PATH"} | {"TMPDIR": os.fspath(tmp)},
+    )

@@ -1,0 +1,87 @@
+"""What the controller ships to a host: llamafleet.onhost and pip, each as one runnable archive.
+
+The bytes depend on the files in it alone, so a host that has the right hash needs no upload.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from functools import cache
+from importlib.metadata import distribution
+from pathlib import Path
+
+import yaml
+
+from llamafleet.onhost import diagnose
+
+PACKAGE = Path(__file__).parent
+FAILURES = PACKAGE / "tables" / "failures.yaml"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The oldest time that the zip format holds."""
+
+HOST_MAIN = b"""import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("llamafleet: found Python %d.%d; expected 3.10 or newer" % sys.version_info[:2])
+
+from llamafleet.onhost.__main__ import main
+
+sys.exit(main())
+"""
+
+PIP_MAIN = b"""import runpy
+
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def failures() -> list[dict[str, str]]:
+    """The rows of tables/failures.yaml."""
+    rows: list[dict[str, str]] = yaml.safe_load(FAILURES.read_text(encoding="utf-8"))
+    return rows
+
+
+def signatures() -> tuple[diagnose.Signature, ...]:
+    """The same, compiled: for use on the controller."""
+    return diagnose.signatures_from(failures())
+
+
+def archive(files: dict[str, bytes], compression: int) -> bytes:
+    """A zip of `files` by name, sorted, with the same time and mode for each."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression, compresslevel=9) as target:
+        for name in sorted(files):
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.compress_type = compression
+            info.create_system = 3  # Unix, whatever the controller is
+            info.external_attr = 0o644 << 16
+            target.writestr(info, files[name])
+    return buffer.getvalue()
+
+
+@cache
+def host_zipapp() -> bytes:
+    """llamafleet.onhost with the table of failures; runs under any Python 3.10 or newer."""
+    files = {
+        f"llamafleet/onhost/{path.name}": path.read_bytes()
+        for path in (PACKAGE / "onhost").glob("*.py")
+    }
+    files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
+    files[f"llamafleet/onhost/{diagnose.TABLE}"] = json.dumps(failures(), indent=1).encode()
+    files["__main__.py"] = HOST_MAIN
+    return archive(files, zipfile.ZIP_STORED)
+
+
+@cache
+def pip_zipapp() -> bytes:
+    """The installed pip, so that a host needs none (Debian's Python comes without)."""
+    pip = distribution("pip")
+    files = {
+        str(name): Path(str(name.locate())).read_bytes()
+        for name in pip.files or ()
+        if name.parts[0] == "pip" and name.suffix not in (".pyc", ".exe")
+    }
+    files["__main__.py"] = PIP_MAIN
+    return archive(files, zipfile.ZIP_DEFLATED)
