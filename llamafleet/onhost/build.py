@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -32,6 +33,15 @@ FOREIGN = re.compile(
     r"(?:SKBUILD|CMAKE|GGML|LLAMA)_.*|(?:C|CXX|CPP|LD|CUDA)FLAGS|CC|CXX|CUDACXX|CUDAHOSTCXX"
     r"|NVCC_(?:PREPEND|APPEND)_FLAGS|C(?:PLUS)?_INCLUDE_PATH|CPATH|LIBRARY_PATH|LD_LIBRARY_PATH"
     r"|LD_PRELOAD|SOURCE_DATE_EPOCH|PYTHON.*|VIRTUAL_ENV"
+)
+
+WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
+FROM_SOURCE = (
+    "--progress-bar=off",
+    "--no-build-isolation",
+    "--no-binary",
+    "llama-cpp-python",
+    "--no-deps",
 )
 
 IMPORT_CHECK = """
@@ -84,7 +94,7 @@ class BuildLog:
 def target(command: str) -> str:
     """What a ninja step makes: the argument of its last -o, else the command's first words."""
     words = command.split()
-    outputs = [after for word, after in zip(words, words[1:], strict=False) if word == "-o"]
+    outputs = [after for word, after in itertools.pairwise(words) if word == "-o"]
     return outputs[-1] if outputs else command[:120]
 
 
@@ -145,12 +155,11 @@ def _build(job: Job, prefix: Path, tree: Path, tmp: Path) -> Data:
     job.phase("resolve", "venv")
     job.command([config["python"], "-m", "venv", "--without-pip", str(prefix)], env=env)
     python = str(prefix / "bin" / "python")
-    pip = [python, config["pip"], "--disable-pip-version-check", "--no-input", "install"]
-    pip += ["--no-cache-dir", "--require-hashes", "--progress-bar=off", *index_options(config)]
+    pip = pip_install(config, python)
 
     requirements = job.folder / "requirements.txt"
     requirements.write_text(config["requirements"], encoding="utf-8")
-    job.command([*pip, "--only-binary", ":all:", "-r", str(requirements)], env=env)
+    job.command([*pip, *WHEELS_ONLY, "-r", str(requirements)], env=env)
 
     # pip applies --config-settings of its command line to named requirements, not to those of a
     # file; and a hash can be given in a file only.
@@ -160,8 +169,7 @@ def _build(job: Job, prefix: Path, tree: Path, tmp: Path) -> Data:
     )
     log = BuildLog()
     job.command(
-        [*pip, "-v", "--no-build-isolation", "--no-binary", "llama-cpp-python", "--no-deps"]
-        + ["-r", str(llama)],
+        [*pip, "-v", *FROM_SOURCE, "-r", str(llama)],
         env=env,
         on_line=lambda line: _follow(job, log, line),
     )
@@ -201,11 +209,15 @@ def environment(config: Data, prefix: Path, tmp: Path) -> dict[str, str]:
     }
 
 
-def index_options(config: Data) -> list[str]:
-    """Where pip looks: one folder and nothing else, or the index that the settings name."""
+def pip_install(config: Data, python: str) -> list[str]:
+    """`pip install` with hashes required, from one folder alone or from the settings' index."""
+    argv = [python, config["pip"], "--disable-pip-version-check", "--no-input", "install"]
+    argv += ["--no-cache-dir", "--require-hashes"]
     if config.get("find_links"):
-        return ["--no-index", "--find-links", config["find_links"]]
-    return ["--index-url", config["index_url"]] if config.get("index_url") else []
+        argv += ["--no-index", "--find-links", config["find_links"]]
+    elif config.get("index_url"):
+        argv += ["--index-url", config["index_url"]]
+    return argv
 
 
 def _follow(job: Job, log: BuildLog, line: str) -> None:

@@ -16,9 +16,7 @@ EXIT_USAGE = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", type=Path, required=True, help="gets stdout and stderr, appended")
     parser.add_argument("--user", help="become this user first (root only)")
-    parser.add_argument(
-        "--env-file", type=Path, help="variables, in systemd's EnvironmentFile form"
-    )
+    parser.add_argument("--env-file", type=Path, help="variables, as in systemd's files")
     parser.add_argument("cmd", nargs="+", metavar="CMD", help="command of the zipapp, after --")
 
 

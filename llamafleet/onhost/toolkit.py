@@ -7,16 +7,17 @@ names without a version, and the stub of the driver's library. They are added he
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-from llamafleet.onhost.build import environment, index_options
+from llamafleet.onhost.build import environment, pip_install
 from llamafleet.onhost.job import Data, Job, JobFailed
 
 DOWNLOAD = re.compile(r"^Progress (\d+) of (\d+)$")
+
+WHEELS = ("--no-deps", "--only-binary", ":all:", "--progress-bar=raw")
 
 STUB_ERROR = 34
 """cudaErrorStubLibrary: what each function of NVIDIA's own stub answers."""
@@ -92,12 +93,10 @@ def _install(job: Job, partial: Path, tmp: Path) -> Data:
         else:
             job.progress.step(downloads.bytes // 10**6, 0, line.strip())
 
+    pip = pip_install(config, config["python"])
     job.phase("download")
     job.command(
-        [config["python"], config["pip"], "--disable-pip-version-check", "--no-input", "install"]
-        + ["--no-cache-dir", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
-        + ["--progress-bar=raw", *index_options(config)]
-        + ["--target", str(wheels), "-r", str(requirements)],
+        [*pip, *WHEELS, "--target", str(wheels), "-r", str(requirements)],
         env=env,
         on_line=follow,
         keep=lambda line: not DOWNLOAD.match(line),
@@ -155,11 +154,8 @@ def make_stub(job: Job, root: Path, cxx: str, env: dict[str, str]) -> None:
     source.write_text("".join(f"int {name}(void) {{ return {STUB_ERROR}; }}\n" for name in names))
     stubs = root / "lib" / "stubs"
     stubs.mkdir()
-    job.command(
-        [cxx, "-x", "c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
-        + ["-o", str(stubs / "libcuda.so"), str(source)],
-        env=env,
-    )
+    shared = ("-x", "c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
+    job.command([cxx, *shared, "-o", str(stubs / "libcuda.so"), str(source)], env=env)
 
 
 def nvcc_release(root: Path) -> str:
@@ -185,8 +181,5 @@ def probe(job: Job, root: Path, cxx: str, env: dict[str, str], tmp: Path) -> Non
     """
     source = tmp / "probe.cu"
     source.write_text(PROBE, encoding="utf-8")
-    job.command(
-        [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major", "-o", str(tmp / "probe")]
-        + [str(source), "-lcublas", "-lcuda"],
-        env={k: v for k, v in env.items() if k != "LD_LIBRARY_PATH"} | {"TMPDIR": os.fspath(tmp)},
-    )
+    nvcc = [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major"]
+    job.command([*nvcc, "-o", str(tmp / "probe"), str(source), "-lcublas", "-lcuda"], env=env)
