@@ -1,0 +1,1 @@
+"""Results as fetched from the hosts, and what is said of them."""

@@ -1,0 +1,75 @@
+"""A run as text: a table, the reasons below it, and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llamafleet.history.store import CPU_ONLY, PASS, Row
+
+HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
+NUMBERS = frozenset({"pp t/s", "tg t/s"})
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The table, why hosts are not PASS, and what their builds cost."""
+    if not rows:
+        return "no host was in this run: nothing is proven"
+    parts = [_table([_cells(row) for row in rows])]
+    for row in rows:
+        if row.verdict == CPU_ONLY:
+            parts.append(
+                f"!!! {row.host}: CPU ONLY. No GPU was used and nothing here proves offload. !!!"
+            )
+        parts += [f"{row.host} {row.verdict}  {' '.join(line.split())}" for line in row.reason]
+    parts += [f"{row.host} build {row.build}: {_cost(row.built)}" for row in rows if row.built]
+    return "\n".join(parts)
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0 where every host is PASS, or CPU ONLY: that is given only where settings allow it.
+
+    1 otherwise; also without any host, since then nothing is proven.
+    """
+    return 0 if rows and all(row.verdict in (PASS, CPU_ONLY) for row in rows) else 1
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.host,
+        row.gpu or "-",
+        row.driver or "-",
+        row.toolkit or "-",
+        row.build[:8] or "-",
+        row.verdict,
+        "-" if row.pp is None else f"{row.pp:.1f}",
+        "-" if row.tg is None else f"{row.tg:.1f}",
+        ", ".join(row.changed) or "nothing",
+    )
+
+
+def _table(cells: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(HEADERS, *cells, strict=True)]
+    lines = [HEADERS, tuple("-" * width for width in widths), *cells]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if header in NUMBERS else text.ljust(width)
+            for header, text, width in zip(HEADERS, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cost(built: dict[str, Any]) -> str:
+    """Of a build's stamp; what it does not tell is left out."""
+    parts = []
+    if "wall_s" in built:
+        parts.append(f"{built['wall_s']:.0f} s wall")
+    if "cpu_s" in built:
+        parts.append(f"{built['cpu_s'] / 60:.1f} CPU-minutes")
+    if "wheel_bytes" in built:
+        parts.append(f"wheel {built['wheel_bytes'] / 1e6:.1f} MB")
+    phases = ", ".join(
+        f"{name} {seconds:.1f} s" for name, seconds in built.get("phases", {}).items()
+    )
+    return ", ".join(parts) + (f" ({phases})" if phases else "")

@@ -1,0 +1,192 @@
+"""Results on the controller: one folder for each host, and the rows of the last run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+PASS = "PASS"
+FAIL = "FAIL"
+CPU_ONLY = "CPU ONLY"
+NOT_VERIFIED = "NOT VERIFIED"
+VERDICTS = (PASS, FAIL, CPU_ONLY, NOT_VERIFIED)
+
+LAST_RUN = "last-run.json"
+LATEST = "latest.json"
+
+
+class StoreError(Exception):
+    """The rows of the last run can't be read; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run says of one host."""
+
+    host: str
+    verdict: str
+    """One of VERDICTS."""
+    gpu: str = ""
+    driver: str = ""
+    toolkit: str = ""
+    build: str = ""
+    """Fingerprint."""
+    pp: float | None = None
+    """Median tokens per second of prompt processing."""
+    tg: float | None = None
+    """Median tokens per second of generation."""
+    changed: tuple[str, ...] = ()
+    reason: tuple[str, ...] = ()
+    """Why it is not PASS, one line each: found, expected, next."""
+    built: dict[str, Any] = field(default_factory=dict)
+    """Of the build's stamp: wall_s, cpu_s, phases, wheel_bytes."""
+
+    @classmethod
+    def of(
+        cls,
+        host: str,
+        result: Mapping[str, Any] | None,
+        changed: Iterable[str],
+        failures: Iterable[str],
+    ) -> Row:
+        """A row from a result (None: there is none) and what went wrong around it.
+
+        A failure beside a good verdict makes it FAIL; a result that can't be understood makes
+        it NOT VERIFIED, with the reason.
+        """
+        failures, changed = list(failures), tuple(changed)
+        if result is None:
+            verdict = FAIL if failures else NOT_VERIFIED
+            reason = failures or [_no_result(host, "no result")]
+            return cls(host=host, verdict=verdict, changed=changed, reason=tuple(reason))
+        try:
+            row = _from_result(host, result)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            failures.append(_no_result(host, f"one that can't be understood ({error!r})"))
+            row = cls(host=host, verdict=NOT_VERIFIED)
+        reason = list(dict.fromkeys([*failures, *row.reason]))
+        verdict = FAIL if failures and row.verdict in (PASS, CPU_ONLY) else row.verdict
+        values = {f.name: getattr(row, f.name) for f in fields(row)}
+        return cls(**{**values, "verdict": verdict, "changed": changed, "reason": tuple(reason)})
+
+
+def _no_result(host: str, found: str) -> str:
+    return (
+        f"result: found {found} of {host}; expected a finished verification; "
+        "next: pyinfra -y inventory deploy.py"
+    )
+
+
+def _from_result(host: str, result: Mapping[str, Any]) -> Row:
+    """Raises KeyError, TypeError, ValueError or AttributeError on anything unexpected."""
+    if result["version"] != 1:
+        raise ValueError(f"version {result['version']}")
+    if result["verdict"] not in VERDICTS:
+        raise ValueError(f"verdict {result['verdict']}")
+    system, benchmark = result["system"], result["benchmark"] or {}
+    failed = [check for check in result["checks"] if check["status"] == "fail"]
+    names = [str(gpu["name"]) for gpu in system["gpus"]]
+    return Row(
+        host=host,
+        verdict=result["verdict"],
+        gpu=", ".join(
+            f"{names.count(name)}x {name}" if names.count(name) > 1 else name
+            for name in dict.fromkeys(names)
+        ),
+        driver=str(system["driver"] or ""),
+        toolkit=str(result["inputs"].get("toolkit") or ""),
+        build=str(result["fingerprint"]),
+        pp=float(benchmark["pp"]["median_ts"]) if benchmark else None,
+        tg=float(benchmark["tg"]["median_ts"]) if benchmark else None,
+        reason=tuple(
+            f"{check['name']}: found {check['found']}; expected {check['expected']}; "
+            f"next: {check['next']}"
+            for check in failed
+        ),
+        built=dict(result["build"] or {}),
+    )
+
+
+class Store:
+    """The folder of results."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, host: str) -> Path:
+        """Folder of one host: its name in pyinfra, less the @ and with _ for what paths mean."""
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", host.removeprefix("@"))
+        return self.root / (name if name.strip(".") else "_" * max(len(name), 1))
+
+    def write_result(self, host: str, result: Mapping[str, Any]) -> Path:
+        """Keep a result as <time>-<fingerprint>.json and as latest.json; returns the former."""
+        name = f"{_timestamp(result.get('finished'))}-{result.get('fingerprint', 'unknown')}.json"
+        path = self.folder(host) / re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        _write(path, result)
+        _write(path.with_name(LATEST), result)
+        return path
+
+    def write_run(self, rows: Iterable[Row]) -> None:
+        """Keep the rows of a run in place of those of the one before."""
+        _write(self.root / LAST_RUN, {"version": 1, "rows": [asdict(row) for row in rows]})
+
+    def last_run(self) -> list[Row]:
+        """The rows of the last run; one that can't be read says so. Raises StoreError."""
+        path = self.root / LAST_RUN
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"no {path}: nothing was run here; next: pyinfra -y inventory deploy.py"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} can't be read ({error})") from error
+        if not isinstance(data, dict) or data.get("version") != 1:
+            raise StoreError(f"{path} is not of version 1")
+        if not isinstance(data.get("rows"), list):
+            raise StoreError(f"{path} has no rows")
+        return [_row(entry, f"row {number} of {path}") for number, entry in enumerate(data["rows"])]
+
+
+def _row(entry: object, where: str) -> Row:
+    try:
+        if not isinstance(entry, dict):
+            raise TypeError(f"{type(entry).__name__} in place of a row")
+        row = Row(**{**entry, "changed": tuple(entry["changed"]), "reason": tuple(entry["reason"])})
+        if row.verdict not in VERDICTS:
+            raise ValueError(f"verdict {row.verdict}")
+    except (KeyError, TypeError, ValueError) as error:
+        host = str(entry.get("host", "?")) if isinstance(entry, dict) else "?"
+        reason = _no_result(host, f"{where} that can't be understood ({error!r})")
+        return Row(host=host, verdict=NOT_VERIFIED, reason=(reason,))
+    return row
+
+
+def _timestamp(finished: object) -> str:
+    """Seconds since 1970 as 20261125T010203Z; other values as they are."""
+    if isinstance(finished, int | float):
+        return datetime.fromtimestamp(finished, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    return str(finished)
+
+
+def _write(path: Path, data: object) -> None:
+    """A reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
