@@ -82,6 +82,8 @@ class Toolkit:
     cccl: bool
     libdir: str = ""
     """Folder that holds libcudart and libcublas."""
+    names: tuple[str, ...] = ()
+    """Other paths that lead to `root`, as /usr/local/cuda."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -99,6 +101,8 @@ class Toolkit:
 class Tool:
     path: str
     version: str
+    everyone: bool = True
+    """Every user may reach and run it; known of interpreters only. False below /root, say."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Job:
     """One job's folder on the host."""
 
     kind: str
-    """build or toolkit."""
+    """build, toolkit or verify."""
     key: str
     alive: bool
     """Its process still runs (same boot, same pid)."""
@@ -131,6 +135,8 @@ class HostSnapshot:
     """Everything a plan needs to know of one host, read in one round trip."""
 
     version: int = SNAPSHOT_VERSION
+    error: str = ""
+    """Why the host could not be read; no other field is set then."""
     time: int = 0
     """Seconds since 1970 on the host's clock."""
     hostname: str = ""
@@ -139,6 +145,8 @@ class HostSnapshot:
     home: str = "/root"
     account: bool = False
     """The account `llamafleet` exists."""
+    linger: bool = False
+    """The user's own units outlive the session (loginctl enable-linger)."""
 
     os_id: str = ""
     """ID of os-release: debian, ubuntu, rhel, rocky, fedora, arch, ..."""
@@ -178,7 +186,7 @@ class HostSnapshot:
     init: str = "none"
     """systemd where it is PID 1 and answers, else none."""
     units: dict[str, Unit] = field(default_factory=dict)
-    """llamafleet's units by name."""
+    """llamafleet's units by name; those that exist."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each managed file that exists, by path."""
     current: str | None = None
@@ -186,7 +194,7 @@ class HostSnapshot:
     versions: tuple[str, ...] = ()
     """Fingerprints below versions/."""
     jobs: tuple[Job, ...] = ()
-    """Build and toolkit jobs."""
+    """Build and toolkit jobs: the ten newest of each kind and the one in use."""
     verifying: Job | None = None
     """The verification job, if one has begun and not been cleared."""
     result: dict[str, Any] | None = None

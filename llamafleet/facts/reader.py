@@ -1,0 +1,395 @@
+"""Text printed by snapshot.sh -> HostSnapshot. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+from llamafleet.facts.host import (
+    SNAPSHOT_VERSION,
+    Compiler,
+    Driver,
+    Gpu,
+    HostSnapshot,
+    Job,
+    PciGpu,
+    Tool,
+    Toolkit,
+    Unit,
+)
+
+HEADER = "#llamafleet-snapshot"
+END = "#end"
+
+DRIVER_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
+"""Three digits or more, as 535.261.03: excludes packages that merely carry nvidia in the name."""
+
+# Drivers from 610 or so print "CUDA UMD Version".
+CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d+\.\d+)")
+
+TIMED_OUT = 124
+INFOROM_CORRUPTED = 14
+"""Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
+
+
+class SnapshotError(ValueError):
+    """The text is not one whole snapshot; the message says what was found instead."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The lines, sorted: values by key, each a list of fields, and blocks by name."""
+
+    values: dict[str, list[list[str]]] = field(default_factory=dict)
+    blocks: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+
+    def rows(self, key: str, width: int) -> list[list[str]]:
+        """The rows of that key, each filled up with "" to `width` fields."""
+        return [(row + [""] * width)[:width] for row in self.values.get(key, [])]
+
+    def text(self, key: str) -> str:
+        """The first field; where the key was repeated, of the last row."""
+        return self.rows(key, 1)[-1][0].strip() if key in self.values else ""
+
+    def number(self, key: str, default: int = 0) -> int:
+        return _number(self.text(key), default)
+
+    def json(self, *name: str) -> dict[str, Any] | None:
+        try:
+            value = json.loads("\n".join(self.blocks[name]))
+        except (KeyError, ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+def parse(lines: list[str]) -> HostSnapshot:
+    """Read one snapshot; lines before its header (a shell's greeting) are ignored.
+
+    Raises SnapshotError on a missing header, another version, a truncated or a damaged text.
+    """
+    record = _sort(lines)
+    release = _os_release(record.blocks.get(("os-release",), []))
+    cpu = _colon_pairs(record.blocks.get(("cpuinfo",), []))
+    memory = _colon_pairs(record.blocks.get(("meminfo",), []))
+    jobs = [_job(record, *row) for row in record.rows("job", 3)]
+    gpus, driver = _driver(record)
+    return HostSnapshot(
+        time=record.number("time"),
+        hostname=record.text("hostname"),
+        uid=record.number("uid"),
+        user=record.text("user"),
+        home=record.text("home"),
+        account=record.text("account") == "1",
+        linger=record.text("linger") == "1",
+        os_id=release.get("ID", ""),
+        os_like=tuple(release.get("ID_LIKE", "").split()),
+        os_version=release.get("VERSION_ID", ""),
+        os_name=release.get("PRETTY_NAME", ""),
+        kernel=record.text("kernel"),
+        arch=record.text("arch"),
+        glibc=_glibc(record.text("glibc")),
+        container=record.text("container") or None,
+        package_manager=record.text("package_manager") or None,
+        cpu=cpu.get("model name", ""),
+        # x86 says flags, Arm says Features.
+        cpu_flags=tuple((cpu.get("flags") or cpu.get("Features", "")).split()),
+        cores=max(1, record.number("cores", 1)),
+        memory_mib=_kib(memory.get("MemTotal", "")) // 1024,
+        memory_available_mib=_memory_available(record, memory),
+        disk_free_mib={name: _number(kib) // 1024 for name, kib in record.rows("disk", 2)},
+        pci_gpus=tuple(
+            PciGpu(address, device.removeprefix("0x"), bound or None)
+            for address, device, bound in record.rows("pci", 3)
+        ),
+        gpus=gpus,
+        driver=driver,
+        compilers=tuple(Compiler(*row) for row in record.rows("compiler", 3)),
+        toolkits=_toolkits(record),
+        pythons=_pythons(record),
+        cmake=_tool(record, "cmake"),
+        ninja=_tool(record, "ninja") or _tool(record, "ninja-build"),
+        git=_tool(record, "git"),
+        init="systemd" if record.text("systemctl") == "0" else "none",
+        units=_units(record.blocks.get(("units",), [])),
+        files=_hashes(record.blocks.get(("files",), [])),
+        current=record.text("current") or None,
+        versions=tuple(sorted(row[0] for row in record.rows("built", 1))),
+        jobs=tuple(job for job in jobs if job.kind != "verify"),
+        verifying=next((job for job in jobs if job.kind == "verify"), None),
+        result=next((record.json(*name) for name in record.blocks if name[0] == "latest"), None),
+        wheelhouse=next(iter(_hashes(record.blocks.get(("wheelhouse",), [])).values()), None),
+    )
+
+
+def _sort(lines: list[str]) -> _Record:
+    start = next((n for n, line in enumerate(lines) if line.startswith(HEADER)), None)
+    if start is None:
+        found = next((line for line in lines if line.strip()), "nothing")
+        raise SnapshotError(
+            f"found {found[:200]!r}; expected a line {HEADER} {SNAPSHOT_VERSION}; "
+            "next: log in to the host as that user and see whether `sh -c 'echo ok'` prints ok"
+        )
+    version = lines[start].removeprefix(HEADER).strip()
+    if version != str(SNAPSHOT_VERSION):
+        raise SnapshotError(
+            f"found a snapshot of version {version!r}; expected {SNAPSHOT_VERSION}; "
+            "next: reinstall llamafleet on the controller, its script and reader differ"
+        )
+    record = _Record()
+    block: list[str] | None = None
+    for number, line in enumerate(lines[start + 1 :], start=1):
+        if block is not None:
+            if line == "@end":
+                block = None
+            elif line.startswith(" "):
+                block.append(line[1:])
+            elif line and line != END:
+                raise SnapshotError(
+                    f"found {line[:200]!r} inside a block in line {number}; expected @end; "
+                    "next: run it again"
+                )
+            if line != END:
+                continue
+        if line == END:
+            break
+        if line.startswith("@begin "):
+            block = []
+            record.blocks[tuple(line.removeprefix("@begin ").split("\t"))] = block
+            continue
+        key, equals, rest = line.partition("=")
+        if not equals:
+            raise SnapshotError(
+                f"found {line[:200]!r} in line {number}; expected key=value; next: run it again"
+            )
+        record.values.setdefault(key, []).append(rest.split("\t"))
+    else:
+        raise _truncated(lines, "the line #end")
+    if block is not None or record.text("complete") != "1":
+        raise _truncated(lines, "the line complete=1 before #end")
+    return record
+
+
+def _truncated(lines: list[str], expected: str) -> SnapshotError:
+    last = next((line for line in reversed(lines) if line.strip() and line != END), "")
+    return SnapshotError(
+        f"found a truncated snapshot, {len(lines)} lines, the last one {last[:200]!r}; "
+        f"expected {expected}; next: run it again"
+    )
+
+
+def _number(text: str, default: int = 0) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else default
+
+
+def _kib(text: str) -> int:
+    return _number(text.removesuffix("kB").strip())
+
+
+def _os_release(lines: list[str]) -> dict[str, str]:
+    pairs = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        try:
+            words = shlex.split(value)
+        except ValueError:
+            continue
+        if equals and words:
+            pairs[key.strip()] = words[0]
+    return pairs
+
+
+def _colon_pairs(lines: list[str]) -> dict[str, str]:
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+
+
+def _glibc(text: str) -> str | None:
+    if not re.search(r"glibc|gnu libc", text, re.IGNORECASE):
+        return None
+    versions = re.findall(r"\d+\.\d+", text)
+    return versions[-1] if versions else None
+
+
+def _memory_available(record: _Record, memory: dict[str, str]) -> int:
+    """What can be had without swapping: the kernel's figure, bounded by each cgroup's limit."""
+    kib = _kib(memory.get("MemAvailable", "")) or _kib(memory.get("MemFree", ""))
+    free = [kib * 1024]
+    for limit, used, reclaimable in record.rows("cgroup_memory", 3):
+        free.append(max(0, _number(limit) - _number(used) + _number(reclaimable)))
+    return min(free) // 2**20
+
+
+def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
+    gpus, smi_version, state, error = _smi(record)
+    banner = "\n".join(record.blocks.get(("smi_banner",), []))
+    cuda = CUDA_VERSION.search(banner)
+    library = None
+    for path, resolved in record.rows("library", 2):
+        name = re.search(r"\.so\.(\d{3,}\.\d+(?:\.\d+)?)$", resolved or path)
+        if name and (library is None or "libnvidia-ml" in path):
+            library = name[1]
+            if "libnvidia-ml" in path:
+                break
+    driver = Driver(
+        module=_driver_version(record.text("module")),
+        module_on_disk=_driver_version(record.text("module_on_disk")),
+        library=library,
+        package=_package(record.blocks.get(("packages",), [])),
+        smi=smi_version,
+        cuda=cuda[1] if cuda else None,
+        smi_state=state,
+        smi_error=error,
+    )
+    return gpus, driver
+
+
+def _driver_version(text: str) -> str | None:
+    found = DRIVER_VERSION.search(text)
+    return found[0] if found else None
+
+
+def _smi(record: _Record) -> tuple[tuple[Gpu, ...], str | None, str, str]:
+    """GPUs, driver version, state and error of nvidia-smi."""
+    if "smi" not in record.values:
+        return (), None, "absent", ""
+    gpus: list[Gpu] = []
+    version = None
+    other: list[str] = []
+    for line in record.blocks.get(("smi_query",), []):
+        if row := _smi_row(line):
+            gpus.append(row[0])
+            version = row[1]
+        elif line.strip():
+            other.append(line.strip())
+    state = _smi_state(record.number("smi_query", 1), record.number("smi_banner"), gpus, other)
+    return tuple(gpus), version, state, "; ".join(other[:3])
+
+
+def _smi_state(query: int, banner: int, gpus: list[Gpu], other: list[str]) -> str:
+    if TIMED_OUT in (query, banner):
+        return "timeout"
+    if gpus and query in (0, INFOROM_CORRUPTED):
+        return "ok"
+    # Some drivers exit with 0 here.
+    if query != 0 or any("No devices were found" in line for line in other):
+        return "failed"
+    return "garbage"
+
+
+def _smi_row(line: str) -> tuple[Gpu, str] | None:
+    """One line of --format=csv,noheader,nounits, with or without the compute capability."""
+    match = re.fullmatch(
+        r"\s*(?P<index>\d+), (?P<name>.+), (?P<uuid>GPU-[^,]+), "
+        r"(?P<domain>[0-9A-Fa-f]{4,8}):(?P<place>[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]), "
+        r"(?P<vram>[^,]+), (?P<driver>\d+\.[\d.]+)(?:, (?P<capability>[^,]+))?\s*",
+        line,
+    )
+    if not match:
+        return None
+    capability = match["capability"] or ""
+    gpu = Gpu(
+        index=int(match["index"]),
+        name=match["name"],
+        uuid=match["uuid"],
+        pci_address=f"{int(match['domain'], 16):04x}:{match['place'].lower()}",
+        compute_capability=capability if re.fullmatch(r"\d+\.\d+", capability) else None,
+        # [N/A] where GPU and CPU share their memory.
+        vram_mib=_number(match["vram"].strip()),
+    )
+    return gpu, match["driver"]
+
+
+def _package(lines: list[str]) -> str | None:
+    """Upstream version of the package that brings the user-space library, else of the driver."""
+    versions: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+    texts: dict[tuple[int, ...], str] = {}
+    for line in lines:
+        name, _, version = line.partition(" ")
+        upstream = DRIVER_VERSION.match(version.strip().rpartition(":")[2])
+        if upstream:
+            number = tuple(int(part) for part in upstream[0].split("."))
+            texts[number] = upstream[0]
+            versions[name.startswith("libnvidia-compute")].append(number)
+    numbers = versions[True] or versions[False]
+    return texts[max(numbers)] if numbers else None
+
+
+def _toolkits(record: _Record) -> tuple[Toolkit, ...]:
+    """One for each real folder; the paths that lead there are its names."""
+    rows: dict[str, list[list[str]]] = {}
+    for path, root, *rest in record.rows("toolkit", 8):
+        rows.setdefault(root, []).append([path, *rest])
+    return tuple(
+        Toolkit(
+            root=root,
+            version=next((row[1] for row in found if row[1]), ""),
+            nvcc=found[0][2] == "1",
+            cudart=found[0][3] == "1",
+            cublas=found[0][4] == "1",
+            cccl=found[0][5] == "1",
+            libdir=found[0][6],
+            names=tuple(sorted({row[0] for row in found} - {root})),
+        )
+        for root, found in rows.items()
+    )
+
+
+def _pythons(record: _Record) -> tuple[Tool, ...]:
+    """Several names on PATH may end at one interpreter."""
+    rows = record.rows("python", 3)
+    return tuple(
+        {path: Tool(path, version, everyone == "1") for path, version, everyone in rows}.values()
+    )
+
+
+def _tool(record: _Record, name: str) -> Tool | None:
+    for path, output in record.rows(name, 2):
+        version = re.search(r"\d+(?:\.\d+)+", output)
+        if version:
+            return Tool(path, version[0])
+    return None
+
+
+def _units(lines: list[str]) -> dict[str, Unit]:
+    units = {}
+    properties: dict[str, str] = {}
+    for line in [*lines, ""]:
+        key, equals, value = line.partition("=")
+        if equals:
+            properties[key] = value
+            continue
+        load, active = properties.get("LoadState", ""), properties.get("ActiveState", "")
+        if properties.get("Id") and (load, active) != ("not-found", "inactive"):
+            units[properties["Id"]] = Unit(
+                load, active, properties.get("SubState", ""), properties.get("UnitFileState", "")
+            )
+        properties = {}
+    return units
+
+
+def _hashes(lines: list[str]) -> dict[str, str]:
+    """Output of sha256sum: path -> hash."""
+    hashes = {}
+    for line in lines:
+        match = re.fullmatch(r"(\\?)([0-9a-f]{64}) [ *](.+)", line)
+        if match:
+            # A leading backslash says that the path is escaped.
+            path = match[3].replace("\\\\", "\\") if match[1] else match[3]
+            hashes[path] = match[2]
+    return hashes
+
+
+def _job(record: _Record, kind: str, key: str, alive: str) -> Job:
+    progress = _first_json(record, "progress", kind, key)
+    stamp = _first_json(record, "stamp", kind, key)
+    if kind == "verify":
+        key = str((progress or stamp or {}).get("key", key))
+    return Job(kind=kind, key=key, alive=alive == "1", progress=progress, stamp=stamp)
+
+
+def _first_json(record: _Record, *name: str) -> dict[str, Any] | None:
+    """The block whose name begins so; its last part is the file's path."""
+    return next((record.json(*block) for block in record.blocks if block[:3] == name), None)
