@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     command, rest = (args[0], args[1:]) if args else ("", [])
-    # These two bring their own parsers; llama_cpp is imported in there, from a build's venv.
+    if command == "start":
+        return detach.main(rest)
+    # These two import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost import verify
 
@@ -40,12 +42,10 @@ def _dispatch(args: list[str]) -> int:
     run.add_argument("--dir", type=Path, required=True, help="the job's folder")
     ask = commands.add_parser("status", help="state of a job as one line of JSON")
     ask.add_argument("--dir", type=Path, required=True)
-    detach.add_arguments(commands.add_parser("start", help="run a command detached"))
+    commands.add_parser("start", help="run a command detached; see start --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)
-    if options.command == "start":
-        return detach.main(options)
     folder: Path = options.dir.resolve()
     if options.command == "status":
         print(json.dumps(job.status(folder)))

@@ -7,17 +7,29 @@ import os
 import pwd
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 EXIT_USAGE = 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of `start`, and the command after the first "--"."""
+    args = list(argv)
+    split = args.index("--") if "--" in args else len(args)
+    parser = argparse.ArgumentParser(
+        prog="llamafleet-host.pyz start",
+        usage="%(prog)s --log FILE [--user NAME] [--env-file FILE] -- CMD ...",
+        description="Run a command of the zipapp so that it outlives this connection.",
+    )
     parser.add_argument("--log", type=Path, required=True, help="gets stdout and stderr, appended")
     parser.add_argument("--user", help="become this user first (root only)")
     parser.add_argument("--env-file", type=Path, help="variables, as in systemd's files")
-    parser.add_argument("cmd", nargs="+", metavar="CMD", help="command of the zipapp, after --")
+    options = parser.parse_args(args[:split])
+    if not args[split + 1 :]:
+        parser.error("found no command; expected one after --")
+    return options, args[split + 1 :]
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -49,8 +61,9 @@ def user_environment(account: pwd.struct_passwd) -> dict[str, str]:
     }
 
 
-def main(options: argparse.Namespace) -> int:
+def main(args: Sequence[str]) -> int:
     """Detach and return at once; 2 with a message where the command could not be started."""
+    options, command = parse(args)
     try:
         account = pwd.getpwnam(options.user) if options.user else pwd.getpwuid(os.getuid())
         env = user_environment(account) if options.user else dict(os.environ)
@@ -63,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     if account.pw_uid != os.getuid() and os.getuid() != 0:
         return _usage(f"--user {options.user}: only root may become another user")
     zipapp = Path(sys.argv[0]).resolve()
-    argv = [sys.executable, str(zipapp), *options.cmd]
+    argv = [sys.executable, str(zipapp), *command]
     if error_text := _spawn(argv, env, account, options.log.absolute()):
         return _usage(error_text)
     return 0

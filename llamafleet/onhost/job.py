@@ -31,6 +31,7 @@ PROCESS_NAME = "llamafleet-host"
 """Part of the command line of every process of the zipapp; tells a job from a reused pid."""
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LOG_LIMIT = 64 * 2**20
 GRACE_S = 5.0
 """Time between SIGTERM and SIGKILL for a job's children."""
 
@@ -326,12 +327,17 @@ def _stopped(job: Job, stop: Stopped) -> Data:
     }
 
 
+def _read_log(path: Path) -> str:
+    """The log's first LOG_LIMIT characters; the first error is what matters."""
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as log:
+        return log.read(LOG_LIMIT)
+
+
 def _error(job: Job, message: str) -> Data:
     """The stamp's "error": the lines worth reading and, where a signature fits, cause and fix."""
-    try:
-        text = job.log_path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
+    text = _read_log(job.log_path)
     lines = diagnose.error_lines(text)
     # The narrow text first: in a whole log a harmless word may fit a signature.
     excerpt = "\n".join(lines)

@@ -1,0 +1,232 @@
+"""The protocol of a job: lock, progress, stamp, and what a reader concludes from the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafleet.onhost import job
+from tests.onhost.runner import Runner, kill, processes_below, wait_for
+
+# A job of its own kind, in a process that is named as the zipapp is.
+SCRIPT = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from llamafleet.onhost import job
+
+def work(run):
+    run.phase("one")
+    run.command(["sh", "-c", run.config["shell"]], env=dict(os.environ))
+    return {{"product": 42}}
+
+sys.exit(job.run("toy", Path(sys.argv[1]), work, lambda config: config["there"]))
+"""
+ROOT = str(Path(job.__file__).parents[2])
+
+
+def toy(folder: Path, shell: str, there: bool = True) -> list[str]:
+    script = folder / "llamafleet-host-toy.py"
+    script.write_text(SCRIPT.format(root=ROOT))
+    config = {"version": 1, "kind": "toy", "key": "k", "shell": shell, "there": there}
+    (folder / "config.json").write_text(json.dumps(config | {"inputs": {"a": 1}}))
+    return [sys.executable, str(script), str(folder)]
+
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def stamp(folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((folder / "stamp.json").read_text())
+    return data
+
+
+def test_success_is_stamped(tmp_path: Path) -> None:
+    answer = run(toy(tmp_path, "echo said; python3 -c 'sum(range(5000000))'"))
+    assert answer.returncode == 0, answer.stderr
+    data = stamp(tmp_path)
+    assert data["version"] == 1
+    assert (data["kind"], data["key"], data["ok"], data["product"]) == ("toy", "k", True, 42)
+    assert data["inputs"] == {"a": 1}
+    assert 0 < data["phases"]["one"] <= data["wall_s"]
+    assert data["cpu_s"] > 0
+    assert data["max_rss_mib"] > 1
+    assert abs(sum(data["phases"].values()) - data["wall_s"]) < 0.5
+    assert "said" in (tmp_path / "toy.log").read_text()
+    assert job.status(tmp_path)["state"] == "ok"
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    argv = toy(tmp_path, "true")
+    assert run(argv).returncode == 0
+    first = stamp(tmp_path)
+    answer = run(argv)
+    assert answer.returncode == 0
+    assert "done already" in answer.stdout
+    assert stamp(tmp_path) == first
+
+
+def test_a_product_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    argv = toy(tmp_path, "true", there=False)
+    assert run(argv).returncode == 0
+    first = stamp(tmp_path)
+    assert run(argv).returncode == 0
+    assert stamp(tmp_path)["started"] > first["started"]
+
+
+def test_failure_is_stamped_with_the_error(tmp_path: Path) -> None:
+    argv = toy(tmp_path, "echo fine; echo 'x.c:1: error: broken'; exit 3")
+    answer = run(argv)
+    assert answer.returncode == job.EXIT_FAILED
+    assert "error: broken" in answer.stderr
+    error = stamp(tmp_path)["error"]
+    assert error["phase"] == "one"
+    assert error["lines"][0] == "sh ended with status 3"
+    assert "x.c:1: error: broken" in error["lines"]
+    assert error["log"] == str(tmp_path / "toy.log")
+    assert job.status(tmp_path)["state"] == "failed"
+    # A failed job may be tried again.
+    assert run(toy(tmp_path, "true")).returncode == 0
+
+
+def test_missing_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    this = job.Job("toy", tmp_path, {})
+    with pytest.raises(job.JobFailed, match="can't run /no/such/program"):
+        this.command(["/no/such/program"], env={})
+
+
+def test_child_ended_by_a_signal_is_named(tmp_path: Path) -> None:
+    run(toy(tmp_path, "kill -9 $$"))
+    assert stamp(tmp_path)["error"]["lines"][0] == "sh was ended by SIGKILL"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 2}', '{"version": 1, "kind": "build"}'])
+def test_wrong_settings_are_stamped(tmp_path: Path, text: str) -> None:
+    argv = toy(tmp_path, "true")
+    (tmp_path / "config.json").write_text(text)
+    assert run(argv).returncode == job.EXIT_FAILED
+    assert "found no settings of a toy job" in stamp(tmp_path)["error"]["lines"][0]
+
+
+def test_full_disk_is_stamped(tmp_path: Path) -> None:
+    argv = toy(tmp_path, "echo something")
+    (tmp_path / "toy.log").symlink_to("/dev/full")
+    assert run(argv).returncode == job.EXIT_FAILED
+    assert "No space left on device" in stamp(tmp_path)["error"]["lines"][0]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stopped_job_is_stamped_and_its_children_end(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    marker = tmp_path / "running"
+    argv = toy(tmp_path, f"touch {marker}; (sleep 77; echo {tmp_path}) & sleep 77")
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(marker.exists)
+    process.send_signal(signum)
+    assert process.wait(20) == 128 + signum
+    data = stamp(tmp_path)
+    assert data["ok"] is False
+    assert data["error"]["lines"] == [f"stopped by {signum.name}"]
+    wait_for(lambda: not processes_below(tmp_path), 5)
+
+
+def test_second_runner_is_refused(tmp_path: Path) -> None:
+    argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 30")
+    first = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for((tmp_path / "running").exists)
+        before = (tmp_path / "progress.json").read_text()
+        second = run(argv)
+        assert second.returncode == job.EXIT_BUSY
+        assert "another process runs the job" in second.stderr
+        assert job.status(tmp_path)["state"] == "running"
+        assert json.loads((tmp_path / "progress.json").read_text())["pid"] == first.pid
+        assert json.loads(before)["phase"] == "one"
+    finally:
+        first.terminate()
+        first.wait(20)
+
+
+def test_killed_runner_is_dead_and_may_be_replaced(tmp_path: Path) -> None:
+    argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 3")
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for((tmp_path / "running").exists)
+    assert job.status(tmp_path)["state"] == "running"
+    kill(process.pid)
+    # Not reaped yet: a zombie is no runner.
+    wait_for(lambda: job.status(tmp_path)["state"] == "dead", 5)
+    process.wait()
+    assert job.status(tmp_path)["state"] == "dead"
+    assert run(toy(tmp_path, "true")).returncode == 0
+    assert job.status(tmp_path)["state"] == "ok"
+
+
+def test_absent_and_stale_jobs(tmp_path: Path) -> None:
+    assert job.status(tmp_path) == {"state": "absent", "progress": None, "stamp": None}
+    progress = {"pid": os.getpid(), "boot_id": job.boot_id()}
+    job.write_json(tmp_path / "progress.json", progress)
+    assert job.status(tmp_path)["state"] == "dead", "this process is not the zipapp's"
+    (tmp_path / "progress.json").write_text("half a fi")
+    assert job.status(tmp_path)["state"] == "absent"
+
+
+def test_a_job_of_another_boot_is_dead(tmp_path: Path) -> None:
+    argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 30")
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for((tmp_path / "running").exists)
+        progress = job.read_json(tmp_path / "progress.json")
+        assert progress is not None
+        assert job.alive(progress)
+        assert not job.alive(progress | {"boot_id": "another"})
+        assert not job.alive(progress | {"pid": None})
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_steps_are_written_once_a_second_and_phases_always(tmp_path: Path) -> None:
+    progress = job.Progress(tmp_path, "toy", "k")
+    progress.phase("one")
+    for number in range(1000):
+        progress.step(number, 1000, "x" * 500)
+    data = job.read_json(tmp_path / "progress.json")
+    assert data is not None
+    assert (data["phase"], data["step"]) == ("one", 0)
+    time.sleep(1.05)
+    progress.step(999, 1000, "x" * 500)
+    data = job.read_json(tmp_path / "progress.json")
+    assert data is not None
+    assert (data["step"], data["steps"], len(data["line"])) == (999, 1000, 200)
+    progress.phase("two")
+    data = job.read_json(tmp_path / "progress.json")
+    assert data is not None
+    assert (data["phase"], data["step"]) == ("two", 0)
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    job.write_json(path, {"a": 1})
+    before = path.stat().st_ino
+    with pytest.raises(TypeError):
+        job.write_json(path, {"a": object()})
+    job.write_json(path, {"a": 2})
+    assert path.stat().st_ino != before
+    assert job.read_json(path) == {"version": 1, "a": 2}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_status_command_prints_one_line(tmp_path: Path) -> None:
+    answer = Runner(tmp_path).run("status", "--dir", tmp_path)
+    assert answer.stdout == '{"state": "absent", "progress": null, "stamp": null}\n'
