@@ -1,0 +1,136 @@
+"""What any host must have, GPU or not: rights, a machine, Python, room."""
+
+from __future__ import annotations
+
+from llamafleet.facts.host import HostSnapshot, Tool
+from llamafleet.plans.model import Backend, Problem, ToolkitPlan
+from llamafleet.settings import Settings
+from llamafleet.tables import parse_version
+
+MACHINES = ("x86_64", "aarch64")
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)
+"""Pythons for which every pinned wheel exists (checked against the index)."""
+
+BUILD_MIB: dict[Backend, dict[str, int]] = {
+    "cuda": {"state": 6000, "prefix": 2000},
+    "cpu": {"state": 1500, "prefix": 600},
+}
+"""Free space of one build: objects and wheel below the state folder, the environment below the
+prefix. Estimated generously from a wheel of 132 MB (CUDA) and 20 MB (CPU)."""
+
+TOOLKIT_MIB = 3000
+"""Below the prefix: 841 MB unpacked and 528 MB of wheels (measured), twice while it is moved."""
+
+MODEL_MIB = {"tiny": 10, "160m": 200, "1b": 800, "7b": 4000, "8b": 5000, "13b": 7500}
+"""Synthetic models by shape, in Q4_0. Measured: 7b 3653 MiB; the others by their weights."""
+
+TYPE_FACTOR = {"q4_0": 1.0, "q8_0": 1.9, "f16": 3.6}
+"""Size against Q4_0: 4.5, 8.5 and 16 bits a weight."""
+
+
+def unread_problem(snapshot: HostSnapshot) -> Problem | None:
+    if not snapshot.error:
+        return None
+    return Problem(
+        "snapshot",
+        found=snapshot.error,
+        expected="a host that can be read",
+        next="log in as the same user and run: sh -c 'echo ok'",
+    )
+
+
+def rights_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
+    if settings.scope != "system" or snapshot.uid == 0:
+        return None
+    return Problem(
+        "rights",
+        found=f"user {snapshot.user} (uid {snapshot.uid})",
+        expected="root, for scope = 'system'",
+        next="set _sudo = True for this host, or scope = 'user'",
+    )
+
+
+def machine_problem(snapshot: HostSnapshot) -> Problem | None:
+    if snapshot.arch in MACHINES:
+        return None
+    return Problem(
+        "machine",
+        found=f"machine {snapshot.arch or 'unknown'}",
+        expected=" or ".join(MACHINES),
+        next="take this host out of the inventory",
+    )
+
+
+def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
+    """The interpreter of the settings, else the newest supported one.
+
+    In scope system one that not every user may run doesn't count: another account builds.
+    """
+    wanted = settings.python
+    found = [p for p in snapshot.pythons if wanted in (None, p.path)]
+    usable = [p for p in found if _supported(p) and (wanted or not _hidden(p, settings))]
+    if usable:
+        return max(usable, key=lambda p: parse_version(p.version))
+    seen = ", ".join(
+        f"{p.path} {p.version}" + (" (not for every user)" if _hidden(p, settings) else "")
+        for p in snapshot.pythons
+    )
+    install = {"apt": "apt-get", "dnf": "dnf", "zypper": "zypper"}.get(
+        snapshot.package_manager or ""
+    )
+    return Problem(
+        "python",
+        found=seen or "no Python",
+        expected=f"{wanted or 'a Python'}, version 3.10 to 3.14",
+        next="set python to one of those found, or remove it"
+        if wanted
+        else f"sudo {install} install python3"
+        if install
+        else "install Python 3.10 or newer, and set python to its path",
+    )
+
+
+def _supported(python: Tool) -> bool:
+    return OLDEST_PYTHON <= parse_version(python.version)[:2] <= NEWEST_PYTHON
+
+
+def _hidden(python: Tool, settings: Settings) -> bool:
+    return settings.scope == "system" and not python.everyone
+
+
+def disk_needs(
+    backend: Backend, toolkit: ToolkitPlan | None, building: bool, model: str | None
+) -> dict[str, int]:
+    """MiB needed in `state` and `prefix`; `model` None: it need not be written."""
+    needs = dict(BUILD_MIB[backend]) if building else {"state": 0, "prefix": 0}
+    if toolkit and toolkit.install:
+        needs["prefix"] += TOOLKIT_MIB
+    if model and model.startswith("synthetic:"):
+        needs["state"] += model_mib(model)
+    return needs
+
+
+def model_mib(model: str) -> int:
+    """Size of synthetic:<shape>-<type>. Raises KeyError on an unknown shape or type."""
+    shape, _, type_ = model.removeprefix("synthetic:").partition("-")
+    return int(MODEL_MIB[shape] * TYPE_FACTOR[type_])
+
+
+def disk_problems(snapshot: HostSnapshot, needs: dict[str, int]) -> tuple[Problem, ...]:
+    """Places that are too small. Places with the same free space count as one file system."""
+    free = {place: snapshot.disk_free_mib.get(place) for place in needs}
+    problems = []
+    for size in dict.fromkeys(free.values()):
+        places = [place for place in needs if free[place] == size]
+        need = sum(needs[place] for place in places)
+        if (size or 0) < need:
+            problems.append(
+                Problem(
+                    "disk",
+                    found=f"{'unknown' if size is None else size} MiB free for "
+                    + " and ".join(places),
+                    expected=f"{need} MiB",
+                    next="df -h on the host; free space there, or remove old builds in versions/",
+                )
+            )
+    return tuple(problems)

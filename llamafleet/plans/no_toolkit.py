@@ -1,0 +1,110 @@
+"""Why a host has no CUDA Toolkit to build with, and the one thing to change."""
+
+from __future__ import annotations
+
+from llamafleet.facts.host import Driver
+from llamafleet.plans.compatibility import Case
+from llamafleet.plans.compiler import install_version
+from llamafleet.plans.model import Problem
+from llamafleet.tables import driver_floors, parse_version, toolkits, wheel_toolkits
+
+
+def no_cuda(driver: Driver) -> Problem:
+    lowest = driver_floors()[-1]
+    return Problem(
+        "driver",
+        found=f"driver {driver.smi or driver.module or driver.library or 'of unknown version'}",
+        expected=f"{lowest.driver} or newer (CUDA {lowest.cuda}; {lowest.source})",
+        next=_update_driver("12.0"),
+    )
+
+
+def _update_driver(cuda: str) -> str:
+    floors = [f for f in driver_floors() if parse_version(f.cuda) >= parse_version(cuda)]
+    known = f", {floors[-1].driver} or newer shows {floors[-1].cuda}" if floors else ""
+    return f"install a driver whose nvidia-smi shows CUDA {cuda} or newer{known}"
+
+
+def no_toolkit(case: Case) -> Problem:
+    """Name the one thing to change: settings, driver, compiler, or the toolkit to install."""
+    snapshot, settings, against = case.snapshot, case.settings, case.against
+    seen = "; ".join(f"{version} at {why}" for version, why in case.unfit)
+    host = f"driver of CUDA {case.cuda}, compute capability {', '.join(case.capabilities)}"
+    if settings.toolkit_root:
+        return Problem(
+            "toolkit",
+            found=seen or "no toolkit anywhere",
+            expected=f"a complete toolkit at toolkit_root = {settings.toolkit_root!r} for {host}",
+            next=f"ls {settings.toolkit_root}/bin/nvcc; complete it or remove toolkit_root",
+        )
+    if snapshot.glibc is None:
+        return Problem(
+            "glibc",
+            found=f"{snapshot.os_name or 'a system'} without glibc",
+            expected="glibc, which every CUDA Toolkit and its wheels need",
+            next="use a distribution with glibc, or set accelerator = 'cpu'",
+        )
+    host += f", glibc {snapshot.glibc}"
+
+    def versions(*ignored: str) -> list[str]:
+        """Versions against which nothing speaks but the ignored causes, newest first."""
+        return [v for v, why in against.items() if not set(why) - set(ignored)]
+
+    if versions():
+        return _not_installable(case, versions()[0], host, seen)
+    if versions("compiler"):
+        row = next(r for r in toolkits() if r.version == versions("compiler")[0])
+        return Problem(
+            "compiler",
+            found=against[row.version]["compiler"],
+            expected=f"gcc {row.gcc} or older, for the newest toolkit of this host ({host})",
+            next=install_version(snapshot, row.gcc),
+        )
+    if versions("driver", "compiler"):
+        oldest = versions("driver", "compiler")[-1]
+        return Problem(
+            "driver",
+            found=host,
+            expected=f"a driver of CUDA {oldest}, the oldest toolkit for the rest of this host",
+            next=_update_driver(oldest),
+        )
+    if versions("settings", "driver", "compiler"):
+        known = ", ".join(versions("settings", "driver", "compiler"))
+        return Problem(
+            "toolkit",
+            found=f"toolkit_version = {settings.toolkit_version!r}; {host}",
+            expected=f"one of {known}",
+            next="remove toolkit_version, or set it to one of those",
+        )
+    return Problem(
+        "toolkit",
+        found=host,
+        expected="one CUDA Toolkit for all of it; "
+        + "; ".join(f"{v}: {', '.join(why.values())}" for v, why in against.items()),
+        next="set compute_capabilities to those that one toolkit knows, or use a distribution "
+        "with an older glibc",
+    )
+
+
+def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
+    """A toolkit would fit, but it isn't there and the method that installs it does not exist."""
+    snapshot = case.snapshot
+    found = seen or "no CUDA Toolkit on the host"
+    wheels = [w.cuda for w in wheel_toolkits() if w.machine == snapshot.arch]
+    if any(not case.against[w] for w in wheels):
+        return Problem(
+            "toolkit",
+            found=f"{found}; toolkit_method = {case.settings.toolkit_method!r}",
+            expected="a complete toolkit on the host, or a method that can install one",
+            next="set toolkit_method = 'auto', which installs from wheels",
+        )
+    method = {"apt": "apt", "dnf": "dnf"}.get(snapshot.package_manager or "", "runfile")
+    only = f"only CUDA {', '.join(wheels)}" if wheels else f"none for {snapshot.arch}"
+    return Problem(
+        "toolkit",
+        found=found,
+        expected=f"CUDA {version} ({host}); of the wheels there is {only}, so this host needs "
+        f"method {method} (of apt, dnf and runfile), which is not available yet",
+        next=f"install CUDA Toolkit {version} by hand and set toolkit_root, "
+        f"as '/usr/local/cuda-{version}'",
+    )
