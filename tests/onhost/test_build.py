@@ -1,0 +1,372 @@
+"""The build job: what it reads from pip's log, and whole builds of a small source archive.
+
+The archive is called llama-cpp-python and uses the same build backend; it holds two C files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafleet import zipapps
+from llamafleet.onhost import build, job
+from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
+
+DATA = Path(__file__).parent / "data"
+NEEDED = (
+    "scikit-build-core", "cmake", "ninja", "packaging", "pathspec",
+    "exceptiongroup", "tomli", "typing-extensions",
+)  # fmt: skip
+
+SDIST = {
+    "pyproject.toml": """
+[build-system]
+requires = ["scikit-build-core"]
+build-backend = "scikit_build_core.build"
+[project]
+name = "llama-cpp-python"
+version = "0.3.36"
+[tool.scikit-build]
+wheel.packages = ["llama_cpp"]
+wheel.py-api = "py3"
+build.verbose = true
+""",
+    "CMakeLists.txt": """
+cmake_minimum_required(VERSION 3.21)
+project(toy C)
+option(BROKEN "one file does not compile" OFF)
+option(SLOW "one step takes a minute" OFF)
+option(GGML_CUDA "one more library" OFF)
+add_library(llama SHARED one.c two.c)
+if(BROKEN)
+  target_compile_definitions(llama PRIVATE BROKEN)
+endif()
+if(SLOW)
+  add_custom_command(OUTPUT slow.c COMMAND sleep 61 COMMAND touch slow.c)
+  target_sources(llama PRIVATE slow.c)
+endif()
+install(TARGETS llama LIBRARY DESTINATION llama_cpp/lib)
+if(GGML_CUDA)
+  add_library(ggml-cuda SHARED two.c)
+  install(TARGETS ggml-cuda LIBRARY DESTINATION llama_cpp/lib)
+endif()
+""",
+    "one.c": 'const char *info(void) { return "CPU : NEON = 1 | "; }\n',
+    "two.c": "#ifdef BROKEN\nint two(void) { return no_such_name; }\n#endif\n",
+    "llama_cpp/__init__.py": """
+import ctypes
+from pathlib import Path
+_lib = ctypes.CDLL(str(Path(__file__).parent / "lib" / "libllama.so"))
+_lib.info.restype = ctypes.c_char_p
+__version__ = "0.3.36"
+def llama_print_system_info():
+    return _lib.info()
+""",
+    "PKG-INFO": "Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 0.3.36\n",
+}
+
+
+def requirements() -> str:
+    """The blocks of the project's own pinned requirements that the backend needs."""
+    text = (zipapps.PACKAGE / "tables" / "host-requirements.txt").read_text()
+    blocks = re.findall(r"^\S.*(?:\n    .*)*", text, re.MULTILINE)
+    return "\n".join(b for b in blocks if re.match(rf"(?:{'|'.join(NEEDED)})\b(?!-)", b)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the backend's wheels, fetched once, and the small source archive."""
+    root = Path(os.environ.get("LLAMAFLEET_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+    folder = root / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = root / "requirements.txt"
+    listed.write_text(requirements())
+    pip = root / "pip.pyz"
+    pip.write_bytes(zipapps.pip_zipapp())
+    download = ["-q", "download", "--require-hashes", "--only-binary", ":all:", "--no-deps"]
+    subprocess.run([PYTHON, str(pip), *download, "-d", str(folder), "-r", str(listed)], check=True)
+    with tarfile.open(folder / "llama_cpp_python-0.3.36.tar.gz", "w:gz") as archive:
+        for name, text in SDIST.items():
+            entry = tarfile.TarInfo(f"llama_cpp_python-0.3.36/{name}")
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return folder
+
+
+class Build:
+    """A build job over the small archive, with one thing or another changed."""
+
+    def __init__(self, runner: Runner, wheelhouse: Path, **changes: Any) -> None:
+        sdist = wheelhouse / "llama_cpp_python-0.3.36.tar.gz"
+        sha256 = hashlib.sha256(sdist.read_bytes()).hexdigest()
+        self.runner = runner
+        self.prefix = runner.root / "versions" / "f00d"
+        self.folder = runner.job(
+            "build",
+            "f00d",
+            {
+                "inputs": {"backend": "cpu"},
+                "prefix": str(self.prefix),
+                "requirements": requirements(),
+                "llama_requirement": f"llama-cpp-python==0.3.36 --hash=sha256:{sha256}",
+                "cmake_args": [],
+                "allowed_unused": [],
+                "environment": {},
+                "jobs": 2,
+                "index_url": None,
+                "find_links": str(wheelhouse),
+                **changes,
+            },
+        )
+
+    def run(self, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.runner.run("job", "--kind", "build", "--dir", self.folder, **options)
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.folder / "stamp.json").read_text())
+        return data
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
+
+
+def test_a_build_is_made_checked_and_not_made_twice(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(
+        runner,
+        wheelhouse,
+        cmake_args=["-DGGML_CUDA=on", "-DNOT_KNOWN=1", "-DCMAKE_C_FLAGS=-O1 -g"],
+        allowed_unused=["NOT_KNOWN"],
+        inputs={"backend": "cuda"},
+    )
+    # What an unfinished run left, and what the caller's environment must not bring in.
+    (toy.prefix / "lib").mkdir(parents=True)
+    (toy.prefix / "lib" / "leftover").write_text("")
+    answer = toy.run(env=os.environ | {"CMAKE_ARGS": "-DBROKEN=on", "CFLAGS": "-DBROKEN"})
+    assert answer.returncode == 0, (toy.folder / "build.log").read_text()[-3000:]
+
+    stamp = toy.stamp
+    assert stamp["ok"] is True
+    assert stamp["units"] == 5
+    assert (stamp["llama_cpp_python"], stamp["system_info"]) == ("0.3.36", "CPU : NEON = 1 | ")
+    assert stamp["wheel_bytes"] > 1000
+    assert re.fullmatch("[0-9a-f]{64}", stamp["wheel_sha256"])
+    assert list(stamp["phases"]) == [
+        "start", "resolve", "configure", "compile", "link", "install", "check",
+    ]  # fmt: skip
+    assert stamp["phases"]["link"] > 0
+    assert abs(sum(stamp["phases"].values()) - stamp["wall_s"]) < 0.5
+    assert {Path(path).name for path in stamp["libraries"]} == {"libllama.so", "libggml-cuda.so"}
+    for path, sha256 in stamp["libraries"].items():
+        assert hashlib.sha256((toy.prefix / path).read_bytes()).hexdigest() == sha256
+    assert not (toy.prefix / "lib" / "leftover").exists()
+
+    cache = (toy.folder / "cmake" / "CMakeCache.txt").read_text()
+    assert "CMAKE_C_FLAGS:STRING=-O1 -g" in cache
+    left = {path.name for path in (toy.folder / "cmake").rglob("*") if path.is_file()}
+    assert left == {Path(name).name for name in build.KEEP}
+    assert not (toy.folder / "tmp").exists()
+
+    again = toy.run()
+    assert again.returncode == 0
+    assert "done already" in again.stdout
+    assert toy.stamp == stamp
+
+
+def test_wrong_hash_is_refused(runner: Runner, wheelhouse: Path) -> None:
+    wrong = f"llama-cpp-python==0.3.36 --hash=sha256:{'0' * 64}"
+    toy = Build(runner, wheelhouse, llama_requirement=wrong)
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert (error["phase"], error["signature"]) == ("resolve", "pip-hash-mismatch")
+    assert error["cause"]
+    assert error["fix"]
+    assert "0" * 64 in "\n".join(error["lines"])
+    assert not toy.prefix.exists()
+
+
+def test_missing_wheel_is_named(runner: Runner, wheelhouse: Path, tmp_path: Path) -> None:
+    poor = tmp_path / "poor"
+    shutil.copytree(wheelhouse, poor)
+    for wheel in poor.glob("ninja-*"):
+        wheel.unlink()
+    toy = Build(runner, poor)
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert (error["phase"], error["signature"]) == ("resolve", "skbuild-not-found")
+    assert "ninja" in "\n".join(error["lines"])
+
+
+def test_compile_error_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(runner, wheelhouse, cmake_args=["-DBROKEN=on"])
+    answer = toy.run()
+    assert answer.returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert (error["phase"], error["signature"]) == ("compile", "wheel-build-failed")
+    assert "no_such_name" in "\n".join(error["lines"])
+    assert "no_such_name" in answer.stderr
+    assert len(error["lines"]) <= 21
+    assert not toy.prefix.exists()
+    assert "no_such_name" in (toy.folder / "build.log").read_text()
+
+
+def test_mistyped_option_stops_the_build(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(
+        runner,
+        wheelhouse,
+        cmake_args=["-DGGML_CUBLAS=on", "-DALLOWED=1"],
+        allowed_unused=["ALLOWED"],
+    )
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert error["signature"] == "unused-cmake-variable"
+    assert "found GGML_CUBLAS;" in error["lines"][0]
+    assert "*** Installing" not in (toy.folder / "build.log").read_text()
+
+
+def test_cuda_build_without_its_library_fails(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(runner, wheelhouse, inputs={"backend": "cuda"})
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert error["lines"][0].startswith("built without CUDA: found no libggml-cuda.so")
+    assert (error["phase"], error["signature"]) == ("check", "library-without-cuda")
+
+
+def test_broken_import_fails(runner: Runner, wheelhouse: Path, tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "sitecustomize.py").write_text("import sys; sys.modules['llama_cpp'] = None\n")
+    toy = Build(runner, wheelhouse, environment={"PYTHONPATH": str(planted)})
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert error["phase"] == "check"
+    assert error["lines"][0].startswith("import llama_cpp ended with status 1: ModuleNotFoundError")
+
+
+def test_stopped_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(runner, wheelhouse, cmake_args=["-DSLOW=on"])
+    process = runner.start("build", toy.folder)
+    log = toy.folder / "build.log"
+    wait_for(lambda: log.exists() and "*** Building project" in log.read_text())
+    wait_for(lambda: "compile" in json.dumps(runner.status(toy.folder)["progress"]))
+    assert runner.status(toy.folder)["state"] == "running"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    status = runner.status(toy.folder)
+    assert status["state"] == "failed"
+    assert status["stamp"]["error"]["phase"] == "compile"
+    assert status["stamp"]["error"]["lines"] == ["stopped by SIGTERM"]
+    assert not toy.prefix.exists()
+    wait_for(lambda: not processes_below(toy.folder), 5)
+
+
+# ---- what is read from a log
+
+
+def read(lines: list[str]) -> tuple[build.BuildLog, list[str]]:
+    log, phases = build.BuildLog(), ["resolve"]
+    for line in lines:
+        log.feed(line)
+        if log.phase != phases[-1]:
+            phases.append(log.phase)
+    return log, phases
+
+
+def test_real_log() -> None:
+    log, phases = read((DATA / "build-cpu.log").read_text(encoding="utf-8").splitlines())
+    assert phases == ["resolve", "configure", "compile", "install"]
+    assert (log.step, log.steps) == (135, 135)
+    assert log.unused == []
+    assert log.wheel_bytes == 4454822
+    assert log.wheel_sha256 is not None
+    assert log.wheel_sha256.startswith("cb7d1a01c8c5930e")
+
+
+def test_a_step_shows_what_it_makes() -> None:
+    log, _ = read(["  [11/135] : && /usr/bin/g++ -shared -o bin/libggml-base.so ggml.c.o -lm && :"])
+    assert (log.step, log.steps, log.line) == (11, 135, "bin/libggml-base.so")
+
+
+def test_a_line_that_only_looks_like_a_step_is_none() -> None:
+    log, _ = read(["  x.c: note: array [3/4] is odd", "  see [1] and [2/3]"])
+    assert (log.step, log.steps) == (0, 0)
+
+
+UNUSED = """\
+  -- Generating done (0.0s)
+  CMake Warning:
+    Manually-specified variables were not used by the project:
+
+      GGML_CUBLAS
+      LLAMA_OPTION-X
+
+
+  -- Build files have been written to: /x
+  word
+"""
+
+
+def test_unused_options_are_listed_and_nothing_after_them() -> None:
+    log, _ = read(UNUSED.splitlines())
+    assert log.unused == ["GGML_CUBLAS", "LLAMA_OPTION-X"]
+    build.refuse_unused(log.unused, ["GGML_CUBLAS", "LLAMA_OPTION-X"])
+    with pytest.raises(job.JobFailed, match="found LLAMA_OPTION-X;"):
+        build.refuse_unused(log.unused, ["GGML_CUBLAS"])
+
+
+def test_link_time_counts_only_what_nothing_ran_beside() -> None:
+    log = "# ninja log v7\n" + "".join(
+        f"{start}\t{end}\t1\t{name}\tff\n"
+        for start, end, name in [
+            (0, 1000, "a.c.o"),
+            (500, 1500, "libx.a"),  # half of it beside a.c.o
+            (2000, 3000, "bin/liby.so"),
+            (2500, 3500, "bin/libz.so.0"),  # half of it beside liby.so
+            (4000, 5000, "generated.cpp"),
+        ]
+    )
+    assert build.link_seconds(log) == pytest.approx(0.5 + 1.5)
+    assert build.link_seconds("# ninja log v7\n") == 0
+
+
+def test_environment_is_the_plans_and_not_the_callers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("CXXFLAGS", "GGML_CUDA", "CMAKE_GENERATOR", "SOURCE_DATE_EPOCH", "PYTHONPATH"):
+        monkeypatch.setenv(name, "foreign")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    config = {
+        "cmake_args": ["-DA=1;2", "-DB=x y"],
+        "environment": {"CUDACXX": "/cuda/bin/nvcc", "PATH": "/cuda/bin:/bin"},
+        "jobs": 3,
+    }
+    env = build.environment(config, Path("/venv"), tmp_path)
+    assert "foreign" not in env.values()
+    assert env["HTTPS_PROXY"] == "http://proxy:3128"
+    assert env["CUDACXX"] == "/cuda/bin/nvcc"
+    assert env["CMAKE_ARGS"] == "'-DA=1;2' '-DB=x y'"
+    assert env["CMAKE_BUILD_PARALLEL_LEVEL"] == "3"
+    assert env["PATH"] == "/venv/bin:/cuda/bin:/bin"
+    assert env["TMPDIR"] == str(tmp_path)
+
+
+def test_one_folder_or_one_index_or_the_hosts_own() -> None:
+    base = {"pip": "pip.pyz"}
+    only = build.pip_install(base | {"find_links": "/w", "index_url": "https://i"}, "py")
+    assert only[-3:] == ["--no-index", "--find-links", "/w"]
+    assert "https://i" not in only
+    assert build.pip_install(base | {"index_url": "https://i"}, "py")[-1] == "https://i"
+    assert "--require-hashes" in build.pip_install(base, "py")
