@@ -50,7 +50,7 @@ def build() -> Generator[PyinfraCommand, None, None]:
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         return True
 
-    yield jobs.watch(run, "build", folder, wanted.python, run.settings.build_timeout_minutes, done)
+    yield jobs.watch(run, "build", folder, wanted.python, minutes=limit, done=done)
 
 
 @operation()

@@ -95,6 +95,7 @@ def watch(
     kind: str,
     folder: str,
     python: str,
+    *,
     minutes: int,
     done: Callable[[dict[str, Any]], bool],
 ) -> FunctionCommand:
@@ -157,7 +158,7 @@ def _reconnect(host: Host) -> None:
     gevent.sleep(POLL_SECONDS)
     try:
         host.disconnect()
-    except Exception:  # noqa: BLE001  a dead session may fail in any way while it is closed
+    except Exception:  # A dead session may fail in any way while it is closed.
         host.connected = False
     host.connect(show_errors=False)
 

@@ -28,7 +28,7 @@ RESULTS = Path("results")
 
 @dataclass
 class HostRun:
-    """One host in one run: reads it once, plans, and remembers what was changed and why it failed."""
+    """One host in one run: read once, planned, with what was changed and why it failed."""
 
     host: Host
     settings: Settings
@@ -44,7 +44,9 @@ class HostRun:
     def snapshot(self) -> HostSnapshot:
         """The host as it is; read again after `changed`."""
         placeholder = Layout.system() if self.settings.scope == "system" else Layout.user("$HOME")
-        return snapshot_of(self.host, placeholder, managed_paths(placeholder))
+        chosen = (self.settings.toolkit_root, self.settings.host_compiler, self.settings.python)
+        extra = tuple(path for path in chosen if path)
+        return snapshot_of(self.host, placeholder, managed_paths(placeholder), extra)
 
     def layout(self) -> Layout:
         return layout_for(self.settings, self.snapshot())
@@ -96,7 +98,12 @@ class Fleet:
         }
 
     def report(self) -> None:
-        """Write the run's rows and print the table; called when pyinfra has ended."""
+        """Write the run's rows and print the table; called when pyinfra has ended.
+
+        A run that changed nothing by intent (--dry, a prompt that was declined) has no result.
+        """
+        if not any(h.state.is_executing for h in self.inventory):
+            return
         rows = [
             self.runs[h.name].row(reached=h in h.state.activated_hosts)
             for h in self.inventory

@@ -64,4 +64,4 @@ def toolkit() -> Generator[PyinfraCommand, None, None]:
         run.changed(f"toolkit {chosen.version} from {chosen.method}")
         return True
 
-    yield jobs.watch(run, "toolkit", folder, python, MINUTES, done)
+    yield jobs.watch(run, "toolkit", folder, python, minutes=MINUTES, done=done)

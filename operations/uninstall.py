@@ -16,10 +16,13 @@ from operations.run import here
 # Jobs end their own children on TERM; what is left of the account after that is killed.
 STOP_JOBS = """
 hunt() {
+  found=1
   for proc in /proc/[0-9]*; do
     [ -O "$proc" ] || [ "$(id -u)" = 0 ] || continue
-    tr '\\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -q "$1" && kill "-$2" "${proc#/proc/}" 2>/dev/null
+    tr '\\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -q "$1" || continue
+    kill "-$2" "${proc#/proc/}" 2>/dev/null && found=0
   done
+  return $found
 }
 hunt '[l]lamafleet-host.pyz' TERM
 for second in 1 2 3 4 5 6 7 8 9 10; do

@@ -51,7 +51,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
         run.changed("verified")
         return True
 
-    yield jobs.watch(run, "verify", folder, python, run.settings.verify_timeout_minutes, done)
+    yield jobs.watch(run, "verify", folder, python, minutes=limit, done=done)
 
 
 def start_verification(run: HostRun) -> StringCommand:
