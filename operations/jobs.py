@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator
 from io import BytesIO
 from typing import Any, cast
 
-import gevent
 from pyinfra.api import FactBase, FileUploadCommand, FunctionCommand, QuoteString, StringCommand
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import FactProcessError
@@ -18,6 +17,7 @@ from pyinfra.api.state import State
 from llamafleet.layout import USER
 from operations.run import HostRun
 
+# pyinfra's command line makes time.sleep yield to the other hosts (gevent).
 POLL_SECONDS = 5.0
 SAY_SECONDS = 15.0
 LOST_LIMIT = 6
@@ -149,13 +149,13 @@ def watch(
             if progress and (progress.get("phase") != last_phase or now - said > SAY_SECONDS):
                 said, last_phase = now, progress.get("phase")
                 run.say(_line(kind, progress))
-            gevent.sleep(1.0 if now - begun < 10 else POLL_SECONDS)
+            time.sleep(1.0 if now - begun < 10 else POLL_SECONDS)
 
     return FunctionCommand(poll, (), {})
 
 
 def _reconnect(host: Host) -> None:
-    gevent.sleep(POLL_SECONDS)
+    time.sleep(POLL_SECONDS)
     try:
         host.disconnect()
     except Exception:  # A dead session may fail in any way while it is closed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import click
@@ -88,7 +88,7 @@ class Fleet:
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
         try:
-            settings = validate_fleet({h.name: h.data.dict() for h in inventory})
+            settings = validate_fleet({h.name: _data_of(h) for h in inventory})
         except SettingsError as error:
             raise PyinfraError(
                 "the inventory is refused, no host was touched:\n" + "\n".join(error.lines)
@@ -133,3 +133,7 @@ def begin(report: bool = True) -> HostRun:
 def here() -> HostRun:
     """The run of the host in context, begun by deploy.py."""
     return _fleets[host.inventory].runs[host.name]
+
+
+def _data_of(target: Host) -> dict[str, object]:
+    return cast("dict[str, object]", target.data.dict())  # type: ignore[no-untyped-call]
