@@ -50,6 +50,7 @@ def build() -> Generator[PyinfraCommand, None, None]:
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         return True
 
+    limit = run.settings.build_timeout_minutes
     yield jobs.watch(run, "build", folder, wanted.python, minutes=limit, done=done)
 
 

@@ -51,6 +51,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
         run.changed("verified")
         return True
 
+    limit = run.settings.verify_timeout_minutes
     yield jobs.watch(run, "verify", folder, python, minutes=limit, done=done)
 
 
