@@ -85,6 +85,7 @@ def wheelhouse() -> None:
     help="Add CMake; without it hosts need their own, 3.24 or newer.",
 )
 def build(
+    *,
     directory: Path,
     pythons: tuple[str, ...],
     arches: tuple[str, ...],

@@ -45,6 +45,7 @@ _REFUSED_OPTIONS = {
     "CMAKE_CUDA_COMPILER_FORCED": "the setting compiler_forced, which decides it",
     "CMAKE_CUDA_HOST_COMPILER": "the setting host_compiler, which decides it",
     "CMAKE_CXX_COMPILER": "the setting host_compiler, which decides it",
+    "CMAKE_SHARED_LINKER_FLAGS": "leaving it out (it holds the toolkit's run-time search path)",
     "GGML_BACKEND_DL": "leaving it out (a backend that can't be loaded is a silent CPU fallback)",
 }
 """Options that an inventory may not set, by upper-case name, and what to use in their place."""
@@ -131,41 +132,43 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    scope: Scope = Field("system", description="system or user")
-    accelerator: Accelerator = Field("cuda", description="cuda, cpu or auto")
+    scope: Scope = Field(default="system", description="system or user")
+    accelerator: Accelerator = Field(default="cuda", description="cuda, cpu or auto")
     compute_capabilities: Annotated[
         tuple[Capability, ...] | None, BeforeValidator(_listed), Field(min_length=1)
-    ] = Field(None, description='a list of compute capabilities such as ["8.9"], or no key')
+    ] = Field(default=None, description='a list of compute capabilities such as ["8.9"], or no key')
     """As ("8.9",); None: those of the GPUs found."""
-    toolkit_version: ToolkitVersion | None = Field(None, description='major.minor such as "13.0"')
+    toolkit_version: ToolkitVersion | None = Field(
+        default=None, description='major.minor such as "13.0"'
+    )
     """major.minor, as "13.0"; None: the newest that driver, GPUs and compiler allow."""
     toolkit_method: ToolkitMethod = Field(
-        "auto", description="auto, present, wheels, apt, dnf, runfile or distro"
+        default="auto", description="auto, present, wheels, apt, dnf, runfile or distro"
     )
-    toolkit_root: HostPath | None = Field(None, description=_HOST_PATH)
+    toolkit_root: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Use the toolkit below this path on the host and no other."""
-    host_compiler: HostPath | None = Field(None, description=_HOST_PATH)
+    host_compiler: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Path of the C++ compiler on the host; None: the newest fitting one."""
-    allow_unsupported_compiler: bool = Field(False, description=_BOOL)
-    compiler_forced: bool = Field(False, description=_BOOL)
+    allow_unsupported_compiler: bool = Field(default=False, description=_BOOL)
+    compiler_forced: bool = Field(default=False, description=_BOOL)
     llama_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$")] = (
-        Field(LLAMA_VERSION, description=f'a released version such as "{LLAMA_VERSION}"')
+        Field(default=LLAMA_VERSION, description=f'a released version such as "{LLAMA_VERSION}"')
     )
     llama_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
-        LLAMA_SHA256, description="64 hex digits in lower case"
+        default=LLAMA_SHA256, description="64 hex digits in lower case"
     )
     cmake_options: dict[str, str] = Field(
-        {}, description='names and texts such as {"LLAVA_BUILD": "ON"}'
+        default={}, description='names and texts such as {"LLAVA_BUILD": "ON"}'
     )
     """Extra -D options, as {"LLAVA_BUILD": "ON"}."""
     jobs: Annotated[int | None, _whole(1, 1024, "jobs")] = None
     """Parallel compile jobs; None: bounded by cores and memory."""
-    python: HostPath | None = Field(None, description=_HOST_PATH)
+    python: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Interpreter on the host; None: the newest supported one found."""
-    install_packages: bool = Field(True, description=_BOOL)
+    install_packages: bool = Field(default=True, description=_BOOL)
     """May install missing distribution packages (a C++ compiler) in scope system."""
     model: Annotated[str, AfterValidator(_model)] = Field(
-        "auto", description="auto, the path of a .gguf file, or synthetic:<shape>-<type>"
+        default="auto", description="auto, the path of a .gguf file, or synthetic:<shape>-<type>"
     )
     """Path of a GGUF file on the host, synthetic:<shape>-<type>, or auto."""
     bench_prompt: Annotated[int, _whole(1, 65536, "tokens")] = 512
@@ -175,12 +178,12 @@ class Settings(BaseModel):
     context: Annotated[int, _whole(256, 1048576, "tokens")] = 4096
     """Tokens of context that the verification loads the model with."""
     wheelhouse: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
-        None, description="a folder on the controller made by `llamafleet wheelhouse build`"
+        default=None, description="a folder on the controller made by `llamafleet wheelhouse build`"
     )
     """Folder on the controller made by `llamafleet wheelhouse build`; then no registry is used."""
     index_url: (
         Annotated[str, Field(pattern=r"^(https?://[^\s/\"'$%\\]+|file:///)[^\s\"'$\\]*$")] | None
-    ) = Field(None, description="an http://, https:// or file:/// URL")
+    ) = Field(default=None, description="an http://, https:// or file:/// URL")
     """Python package index to use in place of PyPI."""
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30

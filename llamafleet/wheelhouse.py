@@ -122,7 +122,7 @@ def build(
         llama = _download_llama(stage, version, sha256, slim)
         files = {
             path.name: File(
-                _sha256(path),
+                sha256_of(path),
                 path.stat().st_size,
                 sha256 if slim and path.name == sdist_name(version) else None,
             )
@@ -190,7 +190,7 @@ def verify(directory: Path) -> list[str]:
         path = directory / name
         if not path.is_file():
             problems.append(f"{name} is no file")
-        elif (found := _sha256(path)) != listed[name].sha256:
+        elif (found := sha256_of(path)) != listed[name].sha256:
             problems.append(
                 f"{name} is altered: its sha256 is {found}, listed is {listed[name].sha256}"
             )
@@ -204,7 +204,7 @@ def files(directory: Path) -> tuple[str, ...]:
 
 def manifest_sha256(directory: Path) -> str:
     """sha256 of the manifest, which stands for the whole wheelhouse."""
-    return _sha256(directory / MANIFEST)
+    return sha256_of(directory / MANIFEST)
 
 
 def requirements(manifest: Manifest) -> str:
@@ -262,7 +262,7 @@ def _table(name: str) -> Table:
     try:
         text = tables.text(name).replace("\\\n", " ")
     except FileNotFoundError as error:
-        have = ", ".join(row.cuda for row in tables.wheel_toolkits())
+        have = ", ".join(sorted({row.cuda for row in tables.wheel_toolkits()}))
         raise WheelhouseError(
             f"no pinned wheels {name}; toolkits that have some: {have}"
         ) from error
@@ -340,7 +340,7 @@ def _download_llama(stage: Path, version: str, sha256: str, slim: bool) -> Llama
             slim_sdist(source, target)
         else:
             shutil.move(source, target)
-    return Llama(version=version, sha256=_sha256(target), source_sha256=sha256)
+    return Llama(version=version, sha256=sha256_of(target), source_sha256=sha256)
 
 
 def _pip_download(wanted: Path, target: Path, what: str, *options: str) -> None:
@@ -356,7 +356,7 @@ def _pip_download(wanted: Path, target: Path, what: str, *options: str) -> None:
         raise WheelhouseError(f"no {what}: {last}; next: try the same with pip download -v")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

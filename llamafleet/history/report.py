@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from llamafleet.history.store import CPU_ONLY, PASS, Row
+from llamafleet.history.store import CPU_ONLY, PASS, Built, Row
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
 NUMBERS = frozenset({"pp t/s", "tg t/s"})
@@ -60,16 +59,14 @@ def _table(cells: Sequence[tuple[str, ...]]) -> str:
     )
 
 
-def _cost(built: dict[str, Any]) -> str:
-    """Of a build's stamp; what it does not tell is left out."""
+def _cost(built: Built) -> str:
+    """What the stamp does not tell is left out."""
     parts = []
-    if "wall_s" in built:
-        parts.append(f"{built['wall_s']:.0f} s wall")
-    if "cpu_s" in built:
-        parts.append(f"{built['cpu_s'] / 60:.1f} CPU-minutes")
-    if "wheel_bytes" in built:
-        parts.append(f"wheel {built['wheel_bytes'] / 1e6:.1f} MB")
-    phases = ", ".join(
-        f"{name} {seconds:.1f} s" for name, seconds in built.get("phases", {}).items()
-    )
+    if built.wall_s is not None:
+        parts.append(f"{built.wall_s:.0f} s wall")
+    if built.cpu_s is not None:
+        parts.append(f"{built.cpu_s / 60:.1f} CPU-minutes")
+    if built.wheel_bytes is not None:
+        parts.append(f"wheel {built.wheel_bytes / 1e6:.1f} MB")
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.phases.items())
     return ", ".join(parts) + (f" ({phases})" if phases else "")

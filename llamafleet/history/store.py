@@ -7,16 +7,19 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-PASS = "PASS"
-FAIL = "FAIL"
-CPU_ONLY = "CPU ONLY"
-NOT_VERIFIED = "NOT VERIFIED"
-VERDICTS = (PASS, FAIL, CPU_ONLY, NOT_VERIFIED)
+from pydantic import TypeAdapter
+
+Verdict = Literal["PASS", "FAIL", "CPU ONLY", "NOT VERIFIED"]
+
+PASS: Verdict = "PASS"
+FAIL: Verdict = "FAIL"
+CPU_ONLY: Verdict = "CPU ONLY"
+NOT_VERIFIED: Verdict = "NOT VERIFIED"
 
 LAST_RUN = "last-run.json"
 LATEST = "latest.json"
@@ -27,12 +30,22 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True)
+class Built:
+    """What a build cost, by its stamp; None: not told."""
+
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    wheel_bytes: int | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds, in the order they ran."""
+
+
+@dataclass(frozen=True)
 class Row:
     """What one run says of one host."""
 
     host: str
-    verdict: str
-    """One of VERDICTS."""
+    verdict: Verdict
     gpu: str = ""
     driver: str = ""
     toolkit: str = ""
@@ -45,8 +58,7 @@ class Row:
     changed: tuple[str, ...] = ()
     reason: tuple[str, ...] = ()
     """Why it is not PASS, one line each: found, expected, next."""
-    built: dict[str, Any] = field(default_factory=dict)
-    """Of the build's stamp: wall_s, cpu_s, phases, wheel_bytes."""
+    built: Built | None = None
 
     @classmethod
     def of(
@@ -69,12 +81,15 @@ class Row:
         try:
             row = _from_result(host, result)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            failures.append(_no_result(host, f"one that can't be understood ({error!r})"))
+            failures.append(_no_result(host, f"one that can't be understood ({_brief(error)})"))
             row = cls(host=host, verdict=NOT_VERIFIED)
         reason = list(dict.fromkeys([*failures, *row.reason]))
-        verdict = FAIL if failures and row.verdict in (PASS, CPU_ONLY) else row.verdict
-        values = {f.name: getattr(row, f.name) for f in fields(row)}
-        return cls(**{**values, "verdict": verdict, "changed": changed, "reason": tuple(reason)})
+        verdict = FAIL if reason and row.verdict in (PASS, CPU_ONLY) else row.verdict
+        return replace(row, verdict=verdict, changed=changed, reason=tuple(reason))
+
+
+_ROW = TypeAdapter(Row)
+_BUILT = TypeAdapter(Built)
 
 
 def _no_result(host: str, found: str) -> str:
@@ -84,16 +99,19 @@ def _no_result(host: str, found: str) -> str:
     )
 
 
+def _brief(error: Exception) -> str:
+    """One line of an error, with its kind: a KeyError's own text is the bare key."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def _from_result(host: str, result: Mapping[str, Any]) -> Row:
     """Raises KeyError, TypeError, ValueError or AttributeError on anything unexpected."""
     if result["version"] != 1:
         raise ValueError(f"version {result['version']}")
-    if result["verdict"] not in VERDICTS:
-        raise ValueError(f"verdict {result['verdict']}")
     system, benchmark = result["system"], result["benchmark"] or {}
     failed = [check for check in result["checks"] if check["status"] == "fail"]
     names = [str(gpu["name"]) for gpu in system["gpus"]]
-    return Row(
+    row = Row(
         host=host,
         verdict=result["verdict"],
         gpu=", ".join(
@@ -101,7 +119,7 @@ def _from_result(host: str, result: Mapping[str, Any]) -> Row:
             for name in dict.fromkeys(names)
         ),
         driver=str(system["driver"] or ""),
-        toolkit=str(result["inputs"].get("toolkit") or ""),
+        toolkit=str((result["build"].get("inputs") or {}).get("toolkit") or ""),
         build=str(result["fingerprint"]),
         pp=float(benchmark["pp"]["median_ts"]) if benchmark else None,
         tg=float(benchmark["tg"]["median_ts"]) if benchmark else None,
@@ -110,8 +128,9 @@ def _from_result(host: str, result: Mapping[str, Any]) -> Row:
             f"next: {check['next']}"
             for check in failed
         ),
-        built=dict(result["build"] or {}),
+        built=_BUILT.validate_python(result["build"]),
     )
+    return _ROW.validate_python(asdict(row))
 
 
 class Store:
@@ -157,16 +176,11 @@ class Store:
 
 def _row(entry: object, where: str) -> Row:
     try:
-        if not isinstance(entry, dict):
-            raise TypeError(f"{type(entry).__name__} in place of a row")
-        row = Row(**{**entry, "changed": tuple(entry["changed"]), "reason": tuple(entry["reason"])})
-        if row.verdict not in VERDICTS:
-            raise ValueError(f"verdict {row.verdict}")
-    except (KeyError, TypeError, ValueError) as error:
+        return _ROW.validate_python(entry)
+    except ValueError as error:
         host = str(entry.get("host", "?")) if isinstance(entry, dict) else "?"
-        reason = _no_result(host, f"{where} that can't be understood ({error!r})")
+        reason = _no_result(host, f"{where} that can't be understood ({_brief(error)})")
         return Row(host=host, verdict=NOT_VERIFIED, reason=(reason,))
-    return row
 
 
 def _timestamp(finished: object) -> str:

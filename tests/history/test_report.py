@@ -1,0 +1,85 @@
+"""The report: what a reader sees of each verdict, and the exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from llamafleet.history.report import exit_code, render
+from llamafleet.history.store import Built, Row, Verdict
+
+SOUND = Row(
+    host="gpu-a",
+    verdict="PASS",
+    gpu="NVIDIA GeForce RTX 4090",
+    driver="580.95.05",
+    toolkit="13.0",
+    build="0123456789abcdef",
+    pp=11536.25,
+    tg=150.5,
+    changed=("toolkit", "built"),
+    built=Built(
+        wall_s=333.4,
+        cpu_s=4542.0,
+        wheel_bytes=131_600_000,
+        phases={"resolve": 3.0, "compile": 301.5},
+    ),
+)
+LOCAL = Row(host="@local", verdict="CPU ONLY", build="aaaaaaaabbbbbbbb", tg=9.87, pp=20.0)
+BROKEN = Row(
+    host="gpu-b",
+    verdict="FAIL",
+    reason=(
+        "driver: found no nvidia module; expected 525.60.13 or newer; next: modprobe nvidia",
+        "disk: found 2 GiB;\nexpected 10 GiB; next: df -h",
+    ),
+)
+
+
+def test_the_whole_report() -> None:
+    assert render([SOUND, LOCAL, BROKEN]) == "\n".join(
+        (
+            "host    GPU                      driver     toolkit  build     verdict    pp t/s  "
+            "tg t/s  changed",
+            "------  -----------------------  ---------  -------  --------  --------  -------  "
+            "------  --------------",
+            "gpu-a   NVIDIA GeForce RTX 4090  580.95.05  13.0     01234567  PASS      11536.2  "
+            " 150.5  toolkit, built",
+            "@local  -                        -          -        aaaaaaaa  CPU ONLY     20.0  "
+            "   9.9  nothing",
+            "gpu-b   -                        -          -        -         FAIL            -  "
+            "     -  nothing",
+            "!!! @local: CPU ONLY. No GPU was used and nothing here proves offload. !!!",
+            "gpu-b FAIL  driver: found no nvidia module; expected 525.60.13 or newer; "
+            "next: modprobe nvidia",
+            "gpu-b FAIL  disk: found 2 GiB; expected 10 GiB; next: df -h",
+            "gpu-a build 0123456789abcdef: 333 s wall, 75.7 CPU-minutes, wheel 131.6 MB "
+            "(resolve 3.0 s, compile 301.5 s)",
+        )
+    )
+
+
+def test_only_cpu_only_is_loud() -> None:
+    assert "!!!" not in render([SOUND, BROKEN])
+
+
+def test_what_a_stamp_does_not_tell_is_left_out() -> None:
+    row = Row(host="h", verdict="PASS", build="b", built=Built(wall_s=160.0))
+    assert render([row]).endswith("h build b: 160 s wall")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        (["PASS"], 0),
+        (["PASS", "CPU ONLY"], 0),
+        (["PASS", "FAIL"], 1),
+        (["PASS", "NOT VERIFIED"], 1),
+        ([], 1),
+    ],
+)
+def test_exit_code(verdicts: list[Verdict], code: int) -> None:
+    assert exit_code([Row(host="h", verdict=verdict) for verdict in verdicts]) == code
+
+
+def test_a_run_without_hosts_proves_nothing() -> None:
+    assert render([]) == "no host was in this run: nothing is proven"

@@ -1,0 +1,356 @@
+"""Settings: what an inventory may say, and the line that each mistake gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyinfra.connectors.chroot import ChrootConnector
+from pyinfra.connectors.docker import DockerConnector
+from pyinfra.connectors.dockerssh import DockerSSHConnector
+from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
+
+from llamafleet import wheelhouse as house
+from llamafleet.settings import (
+    LLAMA_SHA256,
+    LLAMA_VERSION,
+    Settings,
+    SettingsError,
+    pyinfra_keys,
+    validate_fleet,
+)
+
+ZEROS = "0" * 64
+
+
+def lines_of(**data: Any) -> list[str]:
+    with pytest.raises(SettingsError) as refused:
+        validate_fleet({"gpu-a": data})
+    assert str(refused.value) == "\n".join(refused.value.lines)
+    return refused.value.lines
+
+
+def settings_of(**data: Any) -> Settings:
+    return validate_fleet({"gpu-a": data})["gpu-a"]
+
+
+def test_no_data_is_the_defaults() -> None:
+    assert settings_of() == Settings()
+    assert Settings().accelerator == "cuda"
+
+
+def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
+    data = {
+        "scope": "user",
+        "accelerator": "auto",
+        "compute_capabilities": ["8.9", "12.0"],
+        "toolkit_version": "13.0",
+        "toolkit_method": "present",
+        "toolkit_root": "/usr/local/cuda-13.0",
+        "host_compiler": "/usr/bin/g++-12",
+        "allow_unsupported_compiler": True,
+        "compiler_forced": True,
+        "llama_version": "0.3.35",
+        "llama_sha256": ZEROS,
+        "cmake_options": {"LLAVA_BUILD": "ON", "CMAKE_CXX_FLAGS": "-O3 -g"},
+        "jobs": 4,
+        "python": "/usr/bin/python3.12",
+        "install_packages": False,
+        "model": "/srv/models/llama-2-7b.Q4_0.gguf",
+        "bench_prompt": 256,
+        "bench_gen": 64,
+        "bench_repetitions": 3,
+        "context": 2048,
+        "wheelhouse": None,
+        "index_url": "https://pypi.example:8443/simple",
+        "build_timeout_minutes": 60,
+        "verify_timeout_minutes": 10,
+    }
+    assert set(data) == set(Settings.model_fields)
+    made = settings_of(**data)
+    assert made.model_dump() == {**data, "compute_capabilities": ("8.9", "12.0")}
+
+
+def test_keys_of_pyinfra_and_of_the_user_pass() -> None:
+    assert settings_of(_sudo=True, ssh_user="ubuntu", ssh_port=22, x_rack="b7") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("connector", "name"),
+    [(ChrootConnector, "/srv/root"), (DockerConnector, "debian"), (DockerSSHConnector, "h:debian")],
+)
+def test_keys_that_connectors_derive_from_a_name_are_known(connector: Any, name: str) -> None:
+    for _, data, _ in connector.make_names_data(name):
+        assert data and set(data) <= pyinfra_keys()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("toolkit_version=13.0", "13.0"),
+        ("compute_capabilities=8.9", ("8.9",)),
+        ('compute_capabilities=["8.9", 9.0]', ("8.9", "9.0")),
+        ("jobs=3", 3),
+        ("jobs=null", None),
+        ("install_packages=false", False),
+        ("accelerator=cpu", "cpu"),
+        ("llama_sha256=" + ZEROS[:-1] + "a", ZEROS[:-1] + "a"),
+        ('cmake_options={"LLAVA_BUILD": "ON"}', {"LLAVA_BUILD": "ON"}),
+        ("model=synthetic:160m-q4_0", "synthetic:160m-q4_0"),
+    ],
+)
+def test_values_as_pyinfra_parses_them_from_its_command_line(argument: str, value: object) -> None:
+    key, text = argument.split("=", 1)
+    assert getattr(settings_of(**{key: parse_cli_arg(text)}), key) == value
+
+
+CAPABILITY = "a compute capability from 5.0 to 12.9"
+HOST_PATH = "an absolute path on the host without blanks, quotes, $ or %"
+SHA = "64 hex digits in lower case"
+TOOLKIT = 'major.minor such as "13.0"'
+URL = "an http://, https:// or file:/// URL"
+VERSION = f'a released version such as "{LLAMA_VERSION}"'
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found", "allowed"),
+    [
+        ("scope", "root", "'root'", "system or user"),
+        ("accelerator", "rocm", "'rocm'", "cuda, cpu or auto"),
+        ("accelerator", 1, "1", "cuda, cpu or auto"),
+        ("toolkit_version", "latest", "'latest'", TOOLKIT),
+        ("toolkit_version", "13", "'13'", TOOLKIT),
+        ("toolkit_version", 13, "13 (int)", TOOLKIT),
+        ("toolkit_method", "conda", "'conda'",
+         "auto, present, wheels, apt, dnf, runfile or distro"),
+        ("toolkit_root", "cuda-13.0", "'cuda-13.0'", HOST_PATH),
+        ("toolkit_root", "/opt/my cuda", "'/opt/my cuda'", HOST_PATH),
+        ("host_compiler", "g++", "'g++'", HOST_PATH),
+        ("python", "/usr/bin/$PY", "'/usr/bin/$PY'", HOST_PATH),
+        ("python", "/usr/bin/python3\n", r"'/usr/bin/python3\n'", HOST_PATH),
+        ("allow_unsupported_compiler", "yes", "'yes' (str)", "true or false"),
+        ("compiler_forced", 1, "1 (int)", "true or false"),
+        ("install_packages", None, "None (NoneType)", "true or false"),
+        ("llama_version", "latest", "'latest'", VERSION),
+        ("llama_sha256", "832db0", "'832db0'", SHA),
+        ("llama_sha256", "G" * 64, repr("G" * 64), SHA),
+        ("cmake_options", "-DLLAVA_BUILD=ON", "'-DLLAVA_BUILD=ON' (str)",
+         'names and texts such as {"LLAVA_BUILD": "ON"}'),
+        ("jobs", 0, "0", "a whole number of jobs from 1 to 1024"),
+        ("jobs", "4", "'4' (str)", "a whole number of jobs from 1 to 1024"),
+        ("jobs", True, "True (bool)", "a whole number of jobs from 1 to 1024"),
+        ("bench_prompt", 0, "0", "a whole number of tokens from 1 to 65536"),
+        ("bench_gen", 65537, "65537", "a whole number of tokens from 1 to 65536"),
+        ("bench_repetitions", 1, "1", "a whole number of repetitions from 2 to 100"),
+        ("context", 255, "255", "a whole number of tokens from 256 to 1048576"),
+        ("build_timeout_minutes", 0, "0", "a whole number of minutes from 1 to 1440"),
+        ("verify_timeout_minutes", 1.5, "1.5 (float)", "a whole number of minutes from 1 to 1440"),
+        ("index_url", "pypi.example/simple", "'pypi.example/simple'", URL),
+        ("index_url", "ftp://pypi.example", "'ftp://pypi.example'", URL),
+        ("index_url", "https://", "'https://'", URL),
+        ("wheelhouse", "", "''",
+         "a folder on the controller made by `llamafleet wheelhouse build`"),
+        ("compute_capabilities", [], "[]",
+         'a list of compute capabilities such as ["8.9"], or no key'),
+        ("compute_capabilities", 89, "89 (int)",
+         'a list of compute capabilities such as ["8.9"], or no key'),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line(key: str, value: object, found: str, allowed: str) -> None:
+    assert lines_of(**{key: value}) == [f"host gpu-a: {key}: found {found}, allowed: {allowed}"]
+
+
+@pytest.mark.parametrize("value", ["4.9", "13.0", "0.0"])
+def test_capabilities_out_of_range(value: str) -> None:
+    assert lines_of(compute_capabilities=["8.9", value]) == [
+        f"host gpu-a: compute_capabilities[1]: found '{value}', allowed: {CAPABILITY}"
+    ]
+
+
+@pytest.mark.parametrize("value", ["89", "sm_89", "8.9a", "native", "8.90"])
+def test_capabilities_in_another_form(value: str) -> None:
+    (line,) = lines_of(compute_capabilities=[value])
+    assert line.startswith(f"host gpu-a: compute_capabilities[0]: found '{value}', allowed: ")
+
+
+@pytest.mark.parametrize("value", ["12.7", "13.9", "14.0", "10.2"])
+def test_a_toolkit_that_was_never_released(value: str) -> None:
+    (line,) = lines_of(toolkit_version=value)
+    assert line.startswith(
+        f"host gpu-a: toolkit_version: found '{value}', allowed: one of 11.8, 12"
+    )
+    assert "13.5 (impossible version" in line
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["llama.gguf", "/srv/llama.bin", "/srv/my llama.gguf", "synthetic:3b-q4_0", "synthetic:7b-q4",
+     "synthetic:7b", "Auto", "https://hub.example/llama.gguf"],
+)  # fmt: skip
+def test_models_that_are_none(value: str) -> None:
+    (line,) = lines_of(model=value)
+    assert line.startswith(f"host gpu-a: model: found '{value}', allowed: auto, the absolute path")
+    assert "tiny, 160m, 1b, 7b, 8b, 13b" in line and "q4_0, q8_0, f16" in line
+
+
+@pytest.mark.parametrize("value", ["synthetic:tiny-f16", "synthetic:13b-q8_0", "/a/b.gguf", "auto"])
+def test_models_that_are_some(value: str) -> None:
+    assert settings_of(model=value).model == value
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("LLAMA_CUBLAS", "ON", 'accelerator = "cuda" (CMake ends in FATAL_ERROR'),
+        ("LLAMA_CUDA", "ON", 'accelerator = "cuda" (deprecated'),
+        ("GGML_CUDA", "OFF", "the setting accelerator"),
+        ("ggml_cuda", "ON", "the setting accelerator"),
+        ("CMAKE_CUDA_ARCHITECTURES", "89", "the setting compute_capabilities"),
+        ("CMAKE_CUDA_ARCHITECTURES", "native", "the setting compute_capabilities"),
+        ("CMAKE_CUDA_COMPILER", "/x/nvcc", "the setting toolkit_root"),
+        ("CUDAToolkit_ROOT", "/x", "the setting toolkit_root"),
+        ("CMAKE_CUDA_COMPILER_FORCED", "ON", "the setting compiler_forced"),
+        ("CMAKE_CUDA_HOST_COMPILER", "/x/g++", "the setting host_compiler"),
+        ("CMAKE_CXX_COMPILER", "/x/g++", "the setting host_compiler"),
+        ("CMAKE_SHARED_LINKER_FLAGS", "-s", "leaving it out (it holds the toolkit's"),
+        ("GGML_BACKEND_DL", "ON", "leaving it out (a backend that can't be loaded is a silent CPU"),
+        ("GGML_CPU_ARM_ARCH", " Native", "a named architecture"),
+        ("CMAKE_CXX_FLAGS", "-O3\n-g", "printable text on one line"),
+    ],
+)
+def test_options_that_are_refused(option: str, value: str, reason: str) -> None:
+    (line,) = lines_of(cmake_options={option: value, "LLAVA_BUILD": "ON"})
+    assert line.startswith(
+        f"host gpu-a: cmake_options.{option}: found {value!r}, allowed: {reason}"
+    )
+
+
+def test_option_names_and_values() -> None:
+    assert lines_of(cmake_options={"-DGGML_LTO": "ON"}) == [
+        "host gpu-a: cmake_options.-DGGML_LTO: found '-DGGML_LTO', "
+        "allowed: the option's bare name such as LLAVA_BUILD, without -D"
+    ]
+    assert lines_of(cmake_options={"GGML_LTO": True}) == [
+        "host gpu-a: cmake_options.GGML_LTO: found True (bool), "
+        'allowed: names and texts such as {"LLAVA_BUILD": "ON"}'
+    ]
+
+
+def test_unknown_keys_name_the_nearest() -> None:
+    own = "or one of your own that begins with x_"
+    assert lines_of(toolkit_verison="13.0", _sudoo=True, ssh_usr="u", colour="red") == [
+        "host gpu-a: toolkit_verison: found '13.0', "
+        f"allowed: a known key (nearest: toolkit_version), {own}",
+        f"host gpu-a: _sudoo: found True, allowed: a known key (nearest: _sudo), {own}",
+        f"host gpu-a: ssh_usr: found 'u', allowed: a known key (nearest: ssh_user), {own}",
+        f"host gpu-a: colour: found 'red', allowed: a known key, {own}",
+    ]
+
+
+def test_contradictions() -> None:
+    beside = 'allowed: no such key beside accelerator = "cpu"'
+    assert lines_of(
+        accelerator="cpu", compute_capabilities=["8.9"], toolkit_version="13.0", toolkit_root="/c"
+    ) == [
+        f"host gpu-a: compute_capabilities: found ('8.9',), {beside}",
+        f"host gpu-a: toolkit_version: found '13.0', {beside}",
+        f"host gpu-a: toolkit_root: found '/c', {beside}",
+    ]
+    assert lines_of(toolkit_root="/c", toolkit_method="wheels") == [
+        "host gpu-a: toolkit_root: found '/c', "
+        'allowed: toolkit_method = "present" beside it, not "wheels"'
+    ]
+    assert lines_of(llama_version="0.3.35") == [
+        f"host gpu-a: llama_sha256: found the sha256 of {LLAMA_VERSION}, "
+        "allowed: the sha256 of llama_cpp_python-0.3.35.tar.gz"
+    ]
+
+
+def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
+    fleet: dict[str, dict[str, object]] = {
+        "gpu-a": {
+            "toolkit_version": "latest",
+            "jobs": 0,
+            "acelerator": "cuda",
+            "cmake_options": {"LLAMA_CUBLAS": "ON"},
+        },
+        "gpu-b": {
+            "compute_capabilities": ["8.9", "89"],
+            "model": "llama.gguf",
+            "llama_version": "0.3.35",
+        },
+        "gpu-sound": {"jobs": 4},
+        "@local": {"scope": "root", "python": 3, "wheelhouse": "/no/such/folder"},
+    }
+    with pytest.raises(SettingsError) as refused:
+        validate_fleet(fleet)
+    lines = refused.value.lines
+    assert len(lines) == 10
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["host gpu-a", "acelerator"],
+        ["host gpu-a", "toolkit_version"],
+        ["host gpu-a", "jobs"],
+        ["host gpu-a", "cmake_options.LLAMA_CUBLAS"],
+        ["host gpu-b", "compute_capabilities[1]"],
+        ["host gpu-b", "model"],
+        ["host gpu-b", "llama_sha256"],
+        ["host @local", "scope"],
+        ["host @local", "python"],
+        ["host @local", "wheelhouse"],
+    ]
+    assert all(": found " in line and ", allowed: " in line for line in lines)
+    assert all("\n" not in line for line in lines)
+
+
+def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256) -> Path:
+    """The smallest folder that is one: two files and their manifest."""
+    folder.mkdir()
+    for name in ("a.whl", "b.whl"):
+        (folder / name).write_text(name)
+    entries = {
+        path.name: {"sha256": house.sha256_of(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {
+        "version": 1,
+        "created": 0,
+        "files": entries,
+        "pythons": ["3.12"],
+        "arches": ["x86_64"],
+        "toolkits": [],
+        "slim": True,
+        "llama": {"version": LLAMA_VERSION, "sha256": ZEROS, "source_sha256": source_sha256},
+    }
+    (folder / house.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_sound_wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_wheelhouse(tmp_path / "w")
+    assert settings_of(wheelhouse=str(folder)).wheelhouse == str(folder)
+    monkeypatch.chdir(tmp_path)
+    assert settings_of(wheelhouse="w").wheelhouse == str(folder)
+
+
+def test_faults_of_a_wheelhouse_are_a_line_each(tmp_path: Path) -> None:
+    folder = make_wheelhouse(tmp_path / "w")
+    (folder / "a.whl").unlink()
+    (folder / "b.whl").write_text("other")
+    first, second = lines_of(wheelhouse=str(folder))
+    rest = f", allowed: a complete wheelhouse; next: llamafleet wheelhouse build {folder}"
+    assert first == f"host gpu-a: wheelhouse: found a.whl is missing{rest}"
+    assert second.startswith("host gpu-a: wheelhouse: found b.whl is altered: its sha256 is ")
+    assert second.endswith(rest)
+
+
+def test_a_wheelhouse_of_another_archive_or_beside_an_index(tmp_path: Path) -> None:
+    other = make_wheelhouse(tmp_path / "other", source_sha256=ZEROS)
+    (line,) = lines_of(wheelhouse=str(other))
+    assert f"found llama-cpp-python {LLAMA_VERSION} of source sha256 {ZEROS}, allowed: " in line
+    folder = make_wheelhouse(tmp_path / "w")
+    assert lines_of(wheelhouse=str(folder), index_url="https://pypi.example/simple") == [
+        "host gpu-a: index_url: found 'https://pypi.example/simple', "
+        "allowed: no index_url beside wheelhouse"
+    ]
