@@ -31,11 +31,10 @@ class Case:
 
 
 def newest_cuda(driver: Driver) -> tuple[str, str] | None:
-    """Newest CUDA version that the driver runs natively, and who says so; None: none known.
+    """Newest CUDA version that the driver runs, and who says so; None: none known.
 
-    nvidia-smi's word comes first: the driver's version alone does not tell it. Only without it
-    the documented floors count, and then no minor version above the floor's: PTX of a newer one
-    would not load.
+    nvidia-smi's word comes first: the driver's version alone does not tell it. Without it the
+    floors count, each for its own minor version only: PTX of a newer one would not load.
     """
     if driver.cuda:
         return driver.cuda, "nvidia-smi"

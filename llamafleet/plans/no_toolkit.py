@@ -6,7 +6,13 @@ from llamafleet.facts.host import Driver
 from llamafleet.plans.compatibility import Case
 from llamafleet.plans.compiler import install_version
 from llamafleet.plans.model import Problem
-from llamafleet.tables import driver_floors, parse_version, toolkits, wheel_toolkits
+from llamafleet.tables import (
+    UNVERIFIED,
+    driver_floors,
+    parse_version,
+    toolkits,
+    wheel_toolkits,
+)
 
 
 def no_cuda(driver: Driver) -> Problem:
@@ -20,8 +26,13 @@ def no_cuda(driver: Driver) -> Problem:
 
 
 def _update_driver(cuda: str) -> str:
-    floors = [f for f in driver_floors() if parse_version(f.cuda) >= parse_version(cuda)]
-    known = f", {floors[-1].driver} or newer shows {floors[-1].cuda}" if floors else ""
+    shown = [
+        floor
+        for floor in driver_floors()
+        if not floor.source.startswith(UNVERIFIED)
+        and parse_version(floor.cuda) >= parse_version(cuda)
+    ]
+    known = f", as {shown[-1].driver} or newer does ({shown[-1].cuda})" if shown else ""
     return f"install a driver whose nvidia-smi shows CUDA {cuda} or newer{known}"
 
 

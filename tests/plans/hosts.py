@@ -1,0 +1,148 @@
+"""Hosts to plan for: one that fits, to be changed by each test in one place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from llamafleet.facts.host import (
+    Compiler,
+    Driver,
+    Gpu,
+    HostSnapshot,
+    Job,
+    PciGpu,
+    Tool,
+    Toolkit,
+)
+from llamafleet.layout import Layout
+from llamafleet.plans.model import BuildPlan, Plan, Problem, ToolkitPlan
+from llamafleet.plans.plan import make_plan
+from llamafleet.plans.toolkit import choose_toolkit
+from llamafleet.settings import Settings
+
+LAYOUT = Layout.system()
+
+RTX_4090 = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-a", "00000000:01:00.0", "8.9", 24564)
+CARD_4090 = PciGpu("0000:01:00.0", "2684", "nvidia")
+
+CUDA_OF_BRANCH = {
+    "470": "11.4",
+    "535": "12.2",
+    "550": "12.4",
+    "570": "12.8",
+    "580": "13.0",
+    "590": "13.1",
+}
+
+
+def driver(branch: str = "580", **changes: Any) -> Driver:
+    """A working driver; what nvidia-smi says is an input of the plans, not their knowledge."""
+    version = {"580": "580.159.04"}.get(branch, f"{branch}.54.03")
+    working = Driver(
+        module=version,
+        module_on_disk=version,
+        library=version,
+        smi=version,
+        cuda=CUDA_OF_BRANCH[branch],
+        smi_state="ok",
+    )
+    return replace(working, **changes)
+
+
+def gcc(*majors: int) -> tuple[Compiler, ...]:
+    return tuple(Compiler(f"/usr/bin/g++-{m}", "gcc", f"{m}.2.0") for m in majors)
+
+
+def clang(*majors: int) -> tuple[Compiler, ...]:
+    return tuple(Compiler(f"/usr/bin/clang++-{m}", "clang", f"{m}.1.0") for m in majors)
+
+
+def gpu(capability: str | None, vram_mib: int = 24564, index: int = 0) -> Gpu:
+    return replace(
+        RTX_4090,
+        index=index,
+        uuid=f"GPU-{index}",
+        compute_capability=capability,
+        vram_mib=vram_mib,
+    )
+
+
+def toolkit(version: str, root: str = "", lacks: str = "") -> Toolkit:
+    """A complete toolkit, but for the part named in `lacks`."""
+    root = root or f"/usr/local/cuda-{version}"
+    return Toolkit(
+        root=root,
+        version=version,
+        nvcc=lacks != "nvcc",
+        cudart=lacks != "cudart",
+        cublas=lacks != "cublas",
+        cccl=lacks != "cccl",
+        libdir=f"{root}/lib64",
+    )
+
+
+GPU_HOST = HostSnapshot(
+    account=True,
+    os_id="debian",
+    os_name="Debian GNU/Linux 12",
+    arch="x86_64",
+    glibc="2.36",
+    package_manager="apt",
+    cpu_flags=("avx2", "fma"),
+    cores=16,
+    memory_mib=64000,
+    memory_available_mib=60000,
+    disk_free_mib={"prefix": 100_000, "state": 200_000},
+    pci_gpus=(CARD_4090,),
+    gpus=(RTX_4090,),
+    driver=driver(),
+    compilers=gcc(12),
+    pythons=(Tool("/usr/bin/python3.11", "3.11.2"),),
+    init="systemd",
+)
+
+CPU_HOST = replace(GPU_HOST, pci_gpus=(), gpus=(), driver=Driver())
+
+
+def plan(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> Plan:
+    return make_plan("lab-1", Settings(**settings), snapshot, LAYOUT)
+
+
+def build_of(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> BuildPlan:
+    made = plan(snapshot, **settings)
+    assert made.build is not None, made.problems
+    return made.build
+
+
+def toolkit_for(snapshot: HostSnapshot, **settings: Any) -> ToolkitPlan | Problem:
+    found = tuple(g.compute_capability or "" for g in snapshot.gpus)
+    return choose_toolkit(snapshot, Settings(**settings), found, LAYOUT)
+
+
+def chosen(snapshot: HostSnapshot, **settings: Any) -> ToolkitPlan:
+    made = toolkit_for(snapshot, **settings)
+    assert isinstance(made, ToolkitPlan), made
+    return made
+
+
+def refused(snapshot: HostSnapshot, **settings: Any) -> Problem:
+    made = toolkit_for(snapshot, **settings)
+    assert isinstance(made, Problem), made
+    return made
+
+
+def only_problem(made: Plan) -> Problem:
+    assert len(made.problems) == 1, made.problems
+    assert made.build is None and made.toolkit is None and made.verify is None
+    return made.problems[0]
+
+
+def built(build: BuildPlan, ok: bool = True, **stamp: Any) -> Job:
+    """The finished job of a build."""
+    return Job(
+        "build",
+        build.fingerprint,
+        alive=False,
+        stamp={"version": 1, "ok": ok, "finished": 100, "inputs": build.inputs, **stamp},
+    )

@@ -1,0 +1,197 @@
+"""CMake options, environment, jobs, and what to do about a build."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llamafleet.facts.host import Job
+from llamafleet.plans.build import jobs, sibling_c_compiler
+from llamafleet.settings import Settings
+from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, clang, gcc, toolkit
+
+ROOT = "/usr/local/cuda-13.0"
+HOST = replace(GPU_HOST, toolkits=(toolkit("13.0"),))
+
+
+def test_options_for_cuda() -> None:
+    assert build_of(HOST).cmake_args == (
+        "-DCMAKE_CUDA_ARCHITECTURES=89",
+        f"-DCMAKE_CUDA_COMPILER={ROOT}/bin/nvcc",
+        "-DCMAKE_CUDA_HOST_COMPILER=/usr/bin/g++-12",
+        "-DCMAKE_INSTALL_BINDIR=llama_cpp/bin",
+        "-DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include",
+        "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",
+        "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
+        f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,-rpath,{ROOT}/lib64",
+        f"-DCUDAToolkit_ROOT={ROOT}",
+        "-DGGML_CUDA=on",
+        "-DGGML_CUDA_NCCL=OFF",
+        "-DGGML_NATIVE=on",
+        "-DLLAMA_OPENSSL=OFF",
+        "-DLLAVA_BUILD=OFF",
+    )
+
+
+def test_options_for_the_cpu() -> None:
+    assert build_of(CPU_HOST, accelerator="auto").cmake_args == (
+        "-DCMAKE_INSTALL_BINDIR=llama_cpp/bin",
+        "-DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include",
+        "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",
+        "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
+        "-DGGML_CUDA=off",
+        "-DGGML_NATIVE=on",
+        "-DLLAMA_OPENSSL=OFF",
+        "-DLLAVA_BUILD=OFF",
+    )
+
+
+def test_options_of_the_settings_replace_and_extend() -> None:
+    args = build_of(HOST, cmake_options={"LLAVA_BUILD": "ON", "GGML_CUDA_FA_QUANTS": "all"})
+    assert "-DLLAVA_BUILD=ON" in args.cmake_args and "-DLLAVA_BUILD=OFF" not in args.cmake_args
+    assert "-DGGML_CUDA_FA_QUANTS=all" in args.cmake_args
+    assert list(args.cmake_args) == sorted(args.cmake_args)
+
+
+def test_what_hides_errors_comes_on_request_only() -> None:
+    plain = build_of(HOST)
+    assert not any("FORCED" in a for a in plain.cmake_args)
+    assert "NVCC_APPEND_FLAGS" not in plain.environment
+    forced = build_of(HOST, compiler_forced=True, allow_unsupported_compiler=True)
+    assert "-DCMAKE_CUDA_COMPILER_FORCED=ON" in forced.cmake_args
+    assert forced.environment["NVCC_APPEND_FLAGS"] == "--allow-unsupported-compiler"
+
+
+def test_environment_for_cuda() -> None:
+    assert build_of(HOST).environment == {
+        "CC": "/usr/bin/gcc-12",
+        "CMAKE_BUILD_PARALLEL_LEVEL": "16",
+        "CUDACXX": f"{ROOT}/bin/nvcc",
+        "CUDAHOSTCXX": "/usr/bin/g++-12",
+        "CXX": "/usr/bin/g++-12",
+        "FORCE_CMAKE": "1",
+        "GGML_CUDA": "1",
+        "LD_LIBRARY_PATH": f"{ROOT}/lib64",
+        "PATH": f"{ROOT}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PIP_CONFIG_FILE": "/dev/null",
+    }
+
+
+def test_environment_for_the_cpu() -> None:
+    made = build_of(CPU_HOST, accelerator="auto", allow_unsupported_compiler=True).environment
+    assert set(made) == {
+        "CC",
+        "CXX",
+        "CMAKE_BUILD_PARALLEL_LEVEL",
+        "FORCE_CMAKE",
+        "PATH",
+        "PIP_CONFIG_FILE",
+    }
+
+
+def test_the_environment_does_not_change_with_the_free_memory() -> None:
+    busy = build_of(replace(HOST, memory_available_mib=2100))
+    assert busy.jobs == 1 and busy.environment == build_of(HOST).environment
+
+
+@pytest.mark.parametrize(
+    ("cxx", "cc"),
+    [
+        ("/usr/bin/g++", "/usr/bin/gcc"),
+        ("/usr/bin/g++-12", "/usr/bin/gcc-12"),
+        ("/usr/bin/x86_64-linux-gnu-g++-12", "/usr/bin/x86_64-linux-gnu-gcc-12"),
+        ("/usr/bin/clang++", "/usr/bin/clang"),
+        ("/usr/lib/llvm-15/bin/clang++-15", "/usr/lib/llvm-15/bin/clang-15"),
+        ("/usr/bin/c++", None),
+        ("/opt/g++-12/bin/cxx", None),
+    ],
+)
+def test_the_c_compiler_beside_a_cxx_compiler(cxx: str, cc: str | None) -> None:
+    assert sibling_c_compiler(cxx) == cc
+
+
+def test_no_c_compiler_is_set_where_its_name_does_not_follow() -> None:
+    odd = replace(HOST, compilers=(replace(gcc(12)[0], path="/usr/bin/c++"),))
+    assert "CC" not in build_of(odd).environment
+    assert build_of(replace(HOST, compilers=clang(20))).environment["CC"] == "/usr/bin/clang-20"
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "memory", "backend", "expected"),
+    [
+        (None, 16, 64000, "cuda", 16),
+        (None, 16, 8192, "cuda", 4),
+        (None, 16, 8192, "cpu", 8),
+        (None, 2, 24000, "cpu", 2),
+        (None, 16, 100, "cuda", 1),
+        (None, 1, 0, "cpu", 1),
+        (3, 16, 64000, "cuda", 3),
+        (32, 16, 64000, "cuda", 16),
+        (8, 16, 4096, "cuda", 2),
+    ],
+)
+def test_jobs(asked: int | None, cores: int, memory: int, backend: Any, expected: int) -> None:
+    assert jobs(Settings(jobs=asked), cores, memory, backend) == expected
+
+
+def test_first_build() -> None:
+    made = build_of(HOST)
+    assert (made.action, made.reason) == ("build", "nothing was built on this host yet")
+    assert made.python == "/usr/bin/python3.11"
+
+
+BUILD = build_of(HOST)
+DONE = replace(HOST, jobs=(built(BUILD),), versions=(BUILD.fingerprint,), current=BUILD.fingerprint)
+
+
+def test_a_finished_build_is_never_built_again() -> None:
+    assert build_of(DONE).action == "none"
+
+
+def test_a_finished_build_that_is_not_current_is_activated() -> None:
+    for current in (None, "0123456789abcdef"):
+        assert build_of(replace(DONE, current=current)).action == "activate"
+
+
+def test_a_running_build_is_attached_to() -> None:
+    running = Job("build", BUILD.fingerprint, alive=True)
+    assert build_of(replace(HOST, jobs=(running,))).action == "attach"
+
+
+def test_a_failed_build_is_tried_again() -> None:
+    failed = built(BUILD, ok=False, error={"phase": "compile"})
+    made = build_of(replace(DONE, jobs=(failed,)))
+    assert made.action == "build" and "failed in phase compile" in made.reason
+
+
+def test_a_build_that_died_is_tried_again() -> None:
+    died = Job("build", BUILD.fingerprint, alive=False)
+    made = build_of(replace(HOST, jobs=(died,)))
+    assert made.action == "build" and "without a word" in made.reason
+
+
+def test_a_build_whose_files_are_gone_is_built_again() -> None:
+    made = build_of(replace(DONE, versions=()))
+    assert made.action == "build" and "gone" in made.reason
+
+
+def test_the_reason_of_a_rebuild_is_what_differs_from_the_active_one() -> None:
+    older = build_of(HOST, llama_version="0.3.34", llama_sha256="0" * 64)
+    newest = built(older)
+    host = replace(DONE, jobs=(built(BUILD, finished=50), newest))
+    made = build_of(host, llama_version="0.3.37", llama_sha256="1" * 64)
+    assert made.action == "build" and "llama_version 0.3.36 -> 0.3.37" in made.reason
+    made = build_of(replace(host, current=None), llama_version="0.3.37", llama_sha256="1" * 64)
+    assert "llama_version 0.3.34 -> 0.3.37" in made.reason
+
+
+def test_a_build_of_wheels_is_the_same_before_and_after_their_installation() -> None:
+    root = "/opt/llamafleet/toolkits/cuda-13.0"
+    after = replace(
+        GPU_HOST,
+        toolkits=(toolkit("13.0", root),),
+        jobs=(Job("toolkit", "13.0", alive=False, stamp={"ok": True}),),
+    )
+    assert build_of(after).fingerprint == build_of(GPU_HOST).fingerprint

@@ -1,0 +1,118 @@
+"""When a host must be verified again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.plans.model import VerifyPlan
+from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, driver, gpu, plan, toolkit
+
+BUILD = build_of(replace(GPU_HOST, toolkits=(toolkit("13.0"),)))
+BUILT = replace(
+    GPU_HOST,
+    toolkits=(toolkit("13.0"),),
+    jobs=(built(BUILD),),
+    versions=(BUILD.fingerprint,),
+    current=BUILD.fingerprint,
+)
+
+
+def verify(host: HostSnapshot = BUILT, **settings: Any) -> VerifyPlan:
+    made = plan(host, **settings)
+    assert made.verify is not None, made.problems
+    return made.verify
+
+
+def result(of: VerifyPlan, verdict: str = "PASS") -> dict[str, Any]:
+    return {"version": 1, "key": of.key, "inputs": of.inputs, "verdict": verdict}
+
+
+FIRST = verify()
+PROVEN = replace(BUILT, result=result(FIRST))
+
+
+def test_a_host_never_verified() -> None:
+    assert FIRST.needed and "never verified" in FIRST.reason
+    assert len(FIRST.key) == 16
+
+
+def test_a_proven_host_is_not_verified_again() -> None:
+    again = verify(PROVEN)
+    assert not again.needed and again.key == FIRST.key
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "CPU ONLY", "NOT VERIFIED", None])
+def test_any_other_verdict_is(verdict: str) -> None:
+    again = verify(replace(BUILT, result=result(FIRST, verdict)))
+    assert again.needed and str(verdict) in again.reason
+
+
+CHANGES: dict[str, tuple[HostSnapshot, dict[str, Any], str]] = {
+    "driver": (
+        replace(PROVEN, driver=driver("590")),
+        {},
+        "driver 580.159.04 -> 590.54.03",
+    ),
+    "another card": (
+        replace(PROVEN, gpus=(replace(gpu("8.9"), uuid="GPU-z"),)),
+        {},
+        "gpus -NVIDIA GeForce RTX 4090 GPU-a +NVIDIA GeForce RTX 4090 GPU-z",
+    ),
+    "model": (PROVEN, {"model": "/srv/m.gguf"}, "model synthetic:7b-q4_0 -> /srv/m.gguf"),
+    "benchmark": (PROVEN, {"bench_gen": 64}, "bench "),
+    "context": (PROVEN, {"context": 8192}, "context 4096 -> 8192"),
+    "build": (PROVEN, {"cmake_options": {"LLAVA_BUILD": "ON"}}, "fingerprint "),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_it_is_verified_again_after_a_change_of(what: str) -> None:
+    host, settings, reason = CHANGES[what]
+    again = verify(host, **settings)
+    assert again.needed and again.key != FIRST.key and reason in again.reason
+
+
+def test_a_driver_update_rebuilds_nothing() -> None:
+    made = plan(replace(PROVEN, driver=driver("590")))
+    assert made.build is not None and made.build.action == "none"
+    assert made.verify is not None and made.verify.needed
+
+
+def test_a_library_that_is_built_again_is_verified_again() -> None:
+    again = verify(replace(PROVEN, jobs=()))
+    assert again.key == FIRST.key and again.needed and "build" in again.reason
+    assert verify(replace(PROVEN, current=None)).needed
+
+
+@pytest.mark.parametrize(
+    ("vram", "model"),
+    [
+        ((24564,), "synthetic:7b-q4_0"),
+        ((8000,), "synthetic:7b-q4_0"),
+        ((7999,), "synthetic:1b-q4_0"),
+        ((24564, 6144), "synthetic:1b-q4_0"),
+    ],
+)
+def test_the_model_fits_the_smallest_gpu(vram: tuple[int, ...], model: str) -> None:
+    gpus = tuple(gpu("8.9", vram_mib=v, index=i) for i, v in enumerate(vram))
+    assert verify(replace(BUILT, gpus=gpus)).inputs["model"] == model
+
+
+def test_on_the_cpu_only_the_verdict_cpu_only_counts() -> None:
+    build = build_of(CPU_HOST, accelerator="auto")
+    host = replace(
+        CPU_HOST,
+        jobs=(built(build),),
+        versions=(build.fingerprint,),
+        current=build.fingerprint,
+    )
+    first = verify(host, accelerator="auto")
+    assert first.inputs["model"] == "synthetic:160m-q4_0"
+    assert first.inputs["driver"] is None and first.inputs["gpus"] == []
+    proven = replace(host, result=result(first, "CPU ONLY"))
+    assert not verify(proven, accelerator="auto").needed
+    assert verify(replace(host, result=result(first, "PASS")), accelerator="auto").needed
