@@ -97,13 +97,16 @@ limited() {
             printf '\n@rc %s\n' "$?"
         ) & } | (
             exec 3<&0
-            sed -e '/^@rc /q' -e 5000q <&3 &
+            # A loop of the shell passes each line on at once; sed would keep them in its buffer.
+            while IFS= read -r line; do
+                printf '%s\n' "$line"
+                case $line in '@rc '*) break ;; esac
+            done <&3 &
             reader=$!
             (
-                left=$seconds
-                while [ "$left" -gt 0 ]; do
+                while [ "$seconds" -gt 0 ]; do
                     sleep 1 || exit
-                    left=$((left - 1))
+                    seconds=$((seconds - 1))
                 done
                 kill "$reader"
             ) >/dev/null &
@@ -214,7 +217,7 @@ read_gpus() {
 
     smi=$(command -v nvidia-smi) || return 0
     put smi "$smi"
-    begin=$(date +%s)
+    left=${LF_SMI_LIMIT:-10}
     ask_smi query --query-gpu=index,name,uuid,pci.bus_id,memory.total,driver_version,compute_cap \
         --format=csv,noheader,nounits
     case $rc,$out in
@@ -232,9 +235,10 @@ read_gpus() {
 ask_smi() {
     name=$1
     shift
-    left=$((${LF_SMI_LIMIT:-10} - ($(date +%s) - begin)))
     if [ "$left" -gt 0 ]; then
+        begin=$(date +%s)
         limited "$left" "$smi" "$@"
+        left=$((left - $(date +%s) + begin))
     else
         rc=124 out=
     fi
@@ -430,7 +434,7 @@ read_units() {
 # job KIND KEY FOLDER
 job() {
     alive=0 pid= boot=
-    if [ -r "$3/progress.json" ]; then
+    if [ -f "$3/progress.json" ] && [ -r "$3/progress.json" ]; then
         while IFS= read -r line || [ -n "$line" ]; do
             case $line in *'"pid":'*)
                 pid=${line#*'"pid":'}
