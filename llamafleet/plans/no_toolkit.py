@@ -76,7 +76,7 @@ def no_toolkit(case: Case) -> Problem:
         return Problem(
             "driver",
             found=host,
-            expected=f"a driver of CUDA {oldest}, the oldest toolkit for the rest of this host",
+            expected=f"CUDA {oldest} or newer: no older toolkit goes with the rest of this host",
             next=_update_driver(oldest),
         )
     if versions("settings", "driver", "compiler"):
@@ -110,6 +110,8 @@ def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
             next="set toolkit_method = 'auto', which installs from wheels",
         )
     method = {"apt": "apt", "dnf": "dnf"}.get(snapshot.package_manager or "", "runfile")
+    waiting = [w for w in wheels if set(case.against[w]) == {"driver"}]
+    newer = f"; or {_update_driver(waiting[0])} and let wheels do it" if waiting else ""
     only = f"only CUDA {', '.join(wheels)}" if wheels else f"none for {snapshot.arch}"
     return Problem(
         "toolkit",
@@ -117,5 +119,5 @@ def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
         expected=f"CUDA {version} ({host}); of the wheels there is {only}, so this host needs "
         f"method {method} (of apt, dnf and runfile), which is not available yet",
         next=f"install CUDA Toolkit {version} by hand and set toolkit_root, "
-        f"as '/usr/local/cuda-{version}'",
+        f"as '/usr/local/cuda-{version}'{newer}",
     )

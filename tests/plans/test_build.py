@@ -183,6 +183,10 @@ def test_the_reason_of_a_rebuild_is_what_differs_from_the_active_one() -> None:
     host = replace(DONE, jobs=(built(BUILD, finished=50), newest))
     made = build_of(host, llama_version="0.3.37", llama_sha256="1" * 64)
     assert made.action == "build" and "llama_version 0.3.36 -> 0.3.37" in made.reason
+    # Neither a failed build nor another kind of job is what the host runs.
+    failed = replace(built(BUILD, ok=False, finished=300), key="f" * 16)
+    wheels = Job("toolkit", "13.0", alive=False, stamp={"ok": True, "finished": 200})
+    host = replace(host, jobs=(*host.jobs, failed, wheels))
     made = build_of(replace(host, current=None), llama_version="0.3.37", llama_sha256="1" * 64)
     assert "llama_version 0.3.34 -> 0.3.37" in made.reason
 

@@ -246,11 +246,13 @@ def test_a_driver_of_cuda_12_needs_a_method_that_is_not_there(manager: str, meth
     assert problem.check == "toolkit"
     assert f"needs method {method}" in problem.expected and "CUDA 12.8" in problem.expected
     assert "install CUDA Toolkit 12.8 by hand and set toolkit_root" in problem.next
+    assert "580.65.06 or newer does (13.0) and let wheels do it" in problem.next
 
 
 def test_a_gpu_that_cuda_13_dropped_needs_one_too() -> None:
     problem = refused(replace(GPU_HOST, gpus=(gpu("6.1"),)))
     assert "CUDA 12.9" in problem.expected and "12.9 by hand" in problem.next
+    assert "wheels do it" not in problem.next
 
 
 def test_a_machine_without_wheels() -> None:
