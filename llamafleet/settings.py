@@ -230,9 +230,10 @@ def _validate(data: Mapping[str, object]) -> tuple[Settings, list[Finding]]:
     """Settings from the keys that are sound, and what is wrong with the others."""
     theirs = pyinfra_keys()
     known = theirs | set(Settings.model_fields)
+    # Not the value: a mistyped ssh_password holds one.
     findings = [
-        (key, repr(value), _nearest(key, known))
-        for key, value in data.items()
+        (key, "an unknown key", _nearest(key, known))
+        for key in data
         if key not in known and not key.startswith(OWN_PREFIX)
     ]
     ours = {key: value for key, value in data.items() if key in Settings.model_fields}

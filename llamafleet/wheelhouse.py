@@ -21,7 +21,7 @@ from llamafleet import tables
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 ARCHES = ("x86_64", "aarch64")
 
 # Wheels for these need glibc 2.28 or less, so that they fit every host with a supported Python.

@@ -238,14 +238,14 @@ def test_option_names_and_values() -> None:
     ]
 
 
-def test_unknown_keys_name_the_nearest() -> None:
-    own = "or one of your own that begins with x_"
-    assert lines_of(toolkit_verison="13.0", _sudoo=True, ssh_usr="u", colour="red") == [
-        "host gpu-a: toolkit_verison: found '13.0', "
+def test_unknown_keys_name_the_nearest_and_no_value() -> None:
+    found, own = "found an unknown key", "or one of your own that begins with x_"
+    assert lines_of(toolkit_verison="13.0", _sudoo=True, ssh_pasword="hunter2", colour="red") == [
+        f"host gpu-a: toolkit_verison: {found}, "
         f"allowed: a known key (nearest: toolkit_version), {own}",
-        f"host gpu-a: _sudoo: found True, allowed: a known key (nearest: _sudo), {own}",
-        f"host gpu-a: ssh_usr: found 'u', allowed: a known key (nearest: ssh_user), {own}",
-        f"host gpu-a: colour: found 'red', allowed: a known key, {own}",
+        f"host gpu-a: _sudoo: {found}, allowed: a known key (nearest: _sudo), {own}",
+        f"host gpu-a: ssh_pasword: {found}, allowed: a known key (nearest: ssh_password), {own}",
+        f"host gpu-a: colour: {found}, allowed: a known key, {own}",
     ]
 
 

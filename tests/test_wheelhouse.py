@@ -273,10 +273,10 @@ def contents(tree: Path) -> dict[str, str]:
     }
 
 
-def test_the_cut_is_the_same_every_time(archive: Path, tmp_path: Path) -> None:
-    slim_sdist(archive, tmp_path / "a")
-    slim_sdist(archive, tmp_path / "b")
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+def test_the_cut_is_the_same_every_time(archive: Path, trees: Trees, tmp_path: Path) -> None:
+    slim_sdist(archive, tmp_path / "again")
+    first = trees[0].parent.parent / "slim.tar.gz"
+    assert (tmp_path / "again").read_bytes() == first.read_bytes()
 
 
 def test_every_file_of_the_cut_is_the_published_one(trees: Trees) -> None:
@@ -329,6 +329,8 @@ def configure(tree: Path, build: Path, tools: Path, *options: str) -> Configured
             str(path.relative_to(build)): neutral(path.read_text())
             for path in build.rglob("*")
             if path.suffix in (".h", ".cpp", ".cxx") and path.is_file()
+            # nvcc's scratch of CMake's own probe, with random names in it.
+            if "CompilerId" not in str(path)
         },
     )
 

@@ -21,7 +21,8 @@ def render(rows: Sequence[Row]) -> str:
                 f"!!! {row.host}: CPU ONLY. No GPU was used and nothing here proves offload. !!!"
             )
         parts += [f"{row.host} {row.verdict}  {' '.join(line.split())}" for line in row.reason]
-    parts += [f"{row.host} build {row.build}: {_cost(row.built)}" for row in rows if row.built]
+    costs = [(row, _cost(row.built) if row.built else "") for row in rows]
+    parts += [f"{row.host} build {row.build}: {cost}" for row, cost in costs if cost]
     return "\n".join(parts)
 
 

@@ -108,7 +108,7 @@ def _from_result(host: str, result: Mapping[str, Any]) -> Row:
     """Raises KeyError, TypeError, ValueError or AttributeError on anything unexpected."""
     if result["version"] != 1:
         raise ValueError(f"version {result['version']}")
-    system, benchmark = result["system"], result["benchmark"] or {}
+    system, build, benchmark = result["system"], result["build"], result["benchmark"] or {}
     failed = [check for check in result["checks"] if check["status"] == "fail"]
     names = [str(gpu["name"]) for gpu in system["gpus"]]
     row = Row(
@@ -119,7 +119,7 @@ def _from_result(host: str, result: Mapping[str, Any]) -> Row:
             for name in dict.fromkeys(names)
         ),
         driver=str(system["driver"] or ""),
-        toolkit=str((result["build"].get("inputs") or {}).get("toolkit") or ""),
+        toolkit=str((build.get("inputs") or {}).get("toolkit") or ""),
         build=str(result["fingerprint"]),
         pp=float(benchmark["pp"]["median_ts"]) if benchmark else None,
         tg=float(benchmark["tg"]["median_ts"]) if benchmark else None,
@@ -128,7 +128,7 @@ def _from_result(host: str, result: Mapping[str, Any]) -> Row:
             f"next: {check['next']}"
             for check in failed
         ),
-        built=_BUILT.validate_python(result["build"]),
+        built=_BUILT.validate_python({k: v for k, v in build.items() if v is not None}),
     )
     return _ROW.validate_python(asdict(row))
 

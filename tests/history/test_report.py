@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llamafleet.history.report import exit_code, render
@@ -65,6 +67,7 @@ def test_only_cpu_only_is_loud() -> None:
 def test_what_a_stamp_does_not_tell_is_left_out() -> None:
     row = Row(host="h", verdict="PASS", build="b", built=Built(wall_s=160.0))
     assert render([row]).endswith("h build b: 160 s wall")
+    assert "h build" not in render([replace(row, built=Built())])
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ def test_a_result_without_benchmark_has_no_figures() -> None:
     assert (row.pp, row.tg) == (None, None)
 
 
+def test_what_a_stamp_does_not_tell_stays_open() -> None:
+    stamp = {"wall_s": 160.0, "cpu_s": None, "wheel_bytes": None, "phases": None}
+    row = of(changed("build", stamp))
+    assert (row.verdict, row.built, row.toolkit) == ("PASS", Built(wall_s=160.0), "")
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
