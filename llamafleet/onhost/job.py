@@ -177,7 +177,7 @@ class Job:
         """Run a command, its output line by line to the log (where `keep`) and to `on_line`.
 
         Raises JobFailed where it can't be started or ends with another status than 0. The command
-        has its own process group, which is ended with everything in it if this call is left early.
+        has its own session, which is ended with everything in it if this call is left early.
         """
         self.log("$ " + " ".join(argv))
         try:
@@ -203,7 +203,7 @@ class Job:
                     on_line(line.rstrip("\n"))
             code = process.wait()
         finally:
-            end_group(process)
+            end_session(process)
             process.stdout.close()
         if code < 0:
             raise JobFailed(f"{Path(argv[0]).name} was ended by {signal.Signals(-code).name}")
@@ -211,16 +211,40 @@ class Job:
             raise JobFailed(f"{Path(argv[0]).name} ended with status {code}")
 
 
-def end_group(process: subprocess.Popen[str]) -> None:
-    """End a child that leads its own process group, and what it started."""
+def end_session(process: subprocess.Popen[str]) -> None:
+    """End a child that leads its own session, and everything in it.
+
+    Not only its process group: ninja gives each compiler a group of its own, and passes SIGTERM on
+    to them if it is left the time.
+    """
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    end = time.monotonic() + GRACE_S
+    while (members := session_members(process.pid)) and time.monotonic() < end:
+        process.poll()
+        time.sleep(0.05)
+    for pid in members:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def session_members(session: int) -> list[int]:
+    """Pids of the live processes of a session; zombies are none."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        # proc(5): the name in parentheses may hold blanks; state, ppid, pgrp, session follow it.
+        state, _, _, sid = stat.rpartition(")")[2].split()[:4]
+        if int(sid) == session and state != "Z":
+            members.append(int(entry.name))
+    return members
 
 
 @contextlib.contextmanager

@@ -141,6 +141,20 @@ def test_a_stopped_job_is_stamped_and_its_children_end(
     wait_for(lambda: not processes_below(tmp_path), 5)
 
 
+@pytest.mark.parametrize("deaf", ["", "trap '' TERM; "])
+def test_children_in_groups_of_their_own_end_too(tmp_path: Path, deaf: str) -> None:
+    # As ninja starts its compilers; with and without an ear for SIGTERM.
+    marker = tmp_path / "running"
+    child = f"{deaf}touch {marker}; sleep 77; sleep 78; : {tmp_path}"
+    argv = toy(tmp_path, f'set -m; sh -c "{child}" & sleep 77')
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(marker.exists)
+    assert processes_below(tmp_path)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    wait_for(lambda: not processes_below(tmp_path), 2)
+
+
 def test_second_runner_is_refused(tmp_path: Path) -> None:
     argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 30")
     first = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
