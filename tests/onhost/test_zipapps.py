@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -41,17 +42,30 @@ def test_bytes_change_with_content_and_not_with_order() -> None:
     assert one != zipapps.archive({"a": b"1", "b": b"3"}, zipfile.ZIP_STORED)
 
 
-def test_nothing_but_the_standard_library_is_needed(tmp_path: Path) -> None:
-    runner = Runner(tmp_path)
-    # -I -S: no site-packages at all.
-    answer = subprocess.run(
-        [PYTHON, "-I", "-S", runner.zipapp, "status", "--dir", tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd="/",
-    )
+def python(minor: int) -> str:
+    """An interpreter of that version, or the test is skipped. A shim may exist and not run."""
+    path = shutil.which(f"python3.{minor}")
+    if path and subprocess.run([path, "-V"], capture_output=True, check=False).returncode == 0:
+        return path
+    pytest.skip(f"no python3.{minor} here")
+
+
+# -I -S: no site-packages at all.
+BARE = ("-I", "-S")
+
+
+@pytest.mark.parametrize("minor", range(10, 15))
+def test_nothing_but_the_standard_library_is_needed(tmp_path: Path, minor: int) -> None:
+    command = [python(minor), *BARE, str(Runner(tmp_path).zipapp), "status", "--dir", str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     assert json.loads(answer.stdout)["state"] == "absent"
+
+
+def test_older_python_is_refused_in_words(tmp_path: Path) -> None:
+    command = [python(9), *BARE, str(Runner(tmp_path).zipapp), "status", "--dir", str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert answer.stderr == "llamafleet: found Python 3.9; expected 3.10 or newer\n"
 
 
 def test_zipapp_holds_the_table_and_no_leftovers() -> None:
