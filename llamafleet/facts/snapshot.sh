@@ -147,7 +147,6 @@ read_system() {
         [ -r "$file" ] && block os-release <"$file" && break
     done
     put glibc "$(getconf GNU_LIBC_VERSION || ldd --version)"
-    put boot_id "$(first "$R/proc/sys/kernel/random/boot_id")"
 
     container=$(first "$R/run/systemd/container")
     if [ -z "$container" ]; then
