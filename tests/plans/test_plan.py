@@ -70,7 +70,9 @@ def test_all_problems_at_once() -> None:
 
 
 def test_a_host_that_could_not_be_read() -> None:
-    problem = only_problem(plan(HostSnapshot(error="no shell answered")))
+    unread = HostSnapshot(error="no shell answered")
+    problem = only_problem(plan(unread))
+    assert plan(unread).backend == "cuda" and plan(unread, accelerator="cpu").backend == "cpu"
     assert problem.check == "snapshot" and problem.found == "no shell answered"
 
 
