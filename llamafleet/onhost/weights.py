@@ -1,0 +1,92 @@
+"""What a GGUF file holds, read from its own tensor table: an independent figure for the log's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+
+_SHAPE = (
+    ".block_count",
+    ".embedding_length",
+    ".attention.head_count",
+    ".attention.head_count_kv",
+    ".attention.key_length",
+    ".attention.value_length",
+)
+
+_INPUT = ("token_embd", "token_types", "position_embd", "per_layer_token_embd")
+"""First parts of the names of the tensors of the input layer: llama.cpp keeps it on the CPU also
+with every layer offloaded (load_tensors in src/llama-model.cpp)."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Sizes in bytes."""
+
+    layers: int
+    """Repeating layers; llama.cpp counts the output layer in addition."""
+    total_bytes: int
+    device_bytes: int
+    """What a full offload puts on the GPU: all but the input layer. A model whose output matrix is
+    its input embedding has that on the GPU as well."""
+    kv_bytes_per_token: float
+    """Of a KV cache in 16 bit, all layers; an estimate, from above where a layer sees only a
+    window."""
+
+
+def read(path: Path) -> Weights:
+    """Read all parts of a model. Raises OSError, ImportError, and ValueError for a file that is
+    no whole GGUF file."""
+    from gguf import GGUFReader
+
+    total = on_input = embedding = 0
+    shape: dict[str, float] = {}
+    has_output = False
+    for part in parts(path):
+        try:
+            reader = GGUFReader(part)
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
+            raise ValueError(f"{part} can't be read as GGUF: {error}") from error
+        for key, field in reader.fields.items():
+            if key.endswith(_SHAPE):
+                shape[key.rsplit(".", 1)[-1]] = _mean(field.contents())
+        for tensor in reader.tensors:
+            size, name = int(tensor.n_bytes), str(tensor.name)
+            total += size
+            has_output |= name == "output.weight"
+            if name.startswith(_INPUT):
+                on_input += size
+            if name == "token_embd.weight":
+                embedding = size
+    layers = int(shape.get("block_count", 0))
+    if layers <= 0:
+        raise ValueError(f"{path} states no number of layers: not a language model")
+    device = total - on_input + (0 if has_output else embedding)
+    return Weights(layers, total, device, layers * _kv_bytes(shape))
+
+
+def _kv_bytes(shape: dict[str, float]) -> float:
+    """Bytes per token and layer: keys and values of all KV heads, two bytes each."""
+    heads = shape.get("head_count", 1)
+    head = shape.get("embedding_length", 0) / heads
+    lengths = shape.get("key_length", head) + shape.get("value_length", head)
+    return 2 * shape.get("head_count_kv", heads) * lengths
+
+
+def _mean(value: Any) -> float:
+    """A figure that some models give per layer."""
+    return fmean(value) if isinstance(value, list) else float(value)
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of a model that is split as NAME-00001-of-0000N.gguf; else the file alone."""
+    match = _PART.search(path.name)
+    if not match:
+        return [path]
+    stem, count = path.name[: match.start()], int(match.group(1))
+    return [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
