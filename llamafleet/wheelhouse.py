@@ -232,6 +232,10 @@ def slim_sdist(source: Path, target: Path) -> None:
 
     Left out: llama.cpp's history, docs, sample models, tests, web front ends and the backends
     of other makers. The same source gives the same bytes on the same zlib.
+
+    Measured with 0.3.36 on gcc 12.2, 2026-11-25: libggml-cpu comes out the same byte for byte,
+    libggml-base but for ggml's commit, which is "unknown" in place of "0c1e570-dirty". With
+    -DGIT_EXE=OFF, or on a host without git, that is the same too.
     """
     with (
         tarfile.open(source) as old,
