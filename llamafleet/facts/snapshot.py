@@ -90,6 +90,10 @@ def snapshot_of(
     known = _memo.get(host)
     if known and known[0] == arguments:
         return known[1]
+    try:
+        render(layout, files, extra)
+    except ValueError as error:
+        return HostSnapshot(error=str(error))
     snapshot = cast(
         "HostSnapshot | None",
         host.get_fact(

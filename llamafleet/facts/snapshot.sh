@@ -493,7 +493,7 @@ read_managed() {
     IFS=$nl
     set -f
     # shellcheck disable=SC2086
-    [ -n "$files" ] && sha256sum -- $files | block files
+    [ -n "$files" ] && sha256sum $files | block files
     set +f
     IFS=$old_ifs
     [ -r "$manifest" ] && sha256sum "$manifest" | block wheelhouse

@@ -101,6 +101,13 @@ def test_bad_host_does_not_stop_the_others(connect: Connect, response: Any) -> N
     assert commands(bad) == 2
 
 
+def test_path_that_can_not_be_passed_on_stays_that_host_s_problem(connect: Connect) -> None:
+    (host,) = connect(GOOD)
+    snapshot = snapshot_of(host, Layout.system(), (), ("cuda-13.0",))
+    assert "found path 'cuda-13.0'" in snapshot.error
+    assert commands(host) == 0
+
+
 def test_only_the_exception_pyinfra_confines_to_a_host() -> None:
     with pytest.raises(FactProcessError, match="found a truncated snapshot"):
         Snapshot().process(GOOD[:5])
