@@ -180,6 +180,7 @@ def test_files(fake: FakeHost, shell: str) -> None:
     names = ["plain", "with blank", "it's", 'say "no"', "*", "$(touch gone)", "back\\slash", "-n"]
     paths = [fake.write(fake.folder / "etc" / name, name) for name in names]
     (fake.folder / "etc/folder").mkdir()
+    fake.write(fake.folder / "etc/unasked", "")
     fake.files = (
         *map(str, paths),
         str(fake.folder / "etc/missing"),
