@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from llamafleet.onhost import diagnose
 
@@ -48,6 +48,47 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+class Stopper:
+    """Turns the first of SIGNALS into Stopped, raised wherever the job is just then."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self._pending: int | None = None
+
+    def install(self) -> None:
+        for signum in SIGNALS:
+            signal.signal(signum, self._stop)
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        if self._held:
+            self._pending = signum
+            return
+        self.ignore()
+        raise Stopped(signum)
+
+    def ignore(self) -> None:
+        """From here on nothing interrupts the writing of the stamp."""
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Put a signal off: one that came while a child was being started would lose the child."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def check(self) -> None:
+        """Raise Stopped for a signal that was put off."""
+        if self._pending is not None:
+            self._stop(self._pending, None)
+
+
+STOPPER = Stopper()
 
 
 def write_json(path: Path, data: Data) -> None:
@@ -180,22 +221,12 @@ class Job:
         has its own session, which is ended with everything in it if this call is left early.
         """
         self.log("$ " + " ".join(argv))
+        process = None
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=cwd or self.folder,
-                start_new_session=True,
-                encoding="utf-8",
-                errors="replace",
-            )
-        except OSError as error:
-            raise JobFailed(f"can't run {argv[0]}: {error}") from error
-        assert process.stdout is not None
-        try:
+            with STOPPER.hold():
+                process = _spawn(argv, env, cwd or self.folder)
+            STOPPER.check()
+            assert process.stdout is not None
             with self.log_path.open("a", encoding="utf-8", buffering=1) as log:
                 for line in process.stdout:
                     if keep(line):
@@ -203,12 +234,30 @@ class Job:
                     on_line(line.rstrip("\n"))
             code = process.wait()
         finally:
-            end_session(process)
-            process.stdout.close()
+            if process:
+                end_session(process)
         if code < 0:
             raise JobFailed(f"{Path(argv[0]).name} was ended by {signal.Signals(-code).name}")
         if code:
             raise JobFailed(f"{Path(argv[0]).name} ended with status {code}")
+
+
+def _spawn(argv: Sequence[str], env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, stdout and stderr in one pipe."""
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError as error:
+        raise JobFailed(f"can't run {argv[0]}: {error}") from error
 
 
 def end_session(process: subprocess.Popen[str]) -> None:
@@ -259,17 +308,6 @@ def locked(folder: Path) -> Iterator[bool]:
             yield True
 
 
-def _ignore_signals() -> None:
-    """From here on nothing interrupts the writing of the stamp."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    _ignore_signals()
-    raise Stopped(signum)
-
-
 def run(kind: str, folder: Path, work: Callable[[Job], Data], done: Callable[[Data], bool]) -> int:
     """Run the job in `folder` and stamp it; the exit status of the process.
 
@@ -285,8 +323,7 @@ def run(kind: str, folder: Path, work: Callable[[Job], Data], done: Callable[[Da
         if status(folder)["state"] == "ok" and done(config):
             print(f"{kind}: done already, see {folder / 'stamp.json'}")
             return 0
-        for signum in SIGNALS:
-            signal.signal(signum, _stop)
+        STOPPER.install()
         return _run(Job(kind, folder, config), work)
 
 
@@ -305,12 +342,12 @@ def _run(job: Job, work: Callable[[Job], Data]) -> int:
                 f'"version": {VERSION}, "kind": "{job.kind}"; next: deploy again'
             )
         outcome |= work(job)
-        _ignore_signals()
+        STOPPER.ignore()
     except Stopped as stop:
         code = 128 + stop.signum
         outcome = {"ok": False, "error": _stopped(job, stop)}
     except Exception as error:
-        _ignore_signals()
+        STOPPER.ignore()
         code = EXIT_FAILED
         text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
         outcome = {"ok": False, "error": _error(job, text)}

@@ -18,7 +18,7 @@ from tests.onhost.runner import Runner, kill, processes_below, wait_for
 
 # A job of its own kind, in a process that is named as the zipapp is.
 SCRIPT = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from llamafleet.onhost import job
@@ -28,14 +28,20 @@ def work(run):
     run.command(["sh", "-c", run.config["shell"]], env=dict(os.environ))
     return {{"product": 42}}
 
+class Slow(job.subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        time.sleep({slow})
+
+job.subprocess.Popen = Slow
 sys.exit(job.run("toy", Path(sys.argv[1]), work, lambda config: config["there"]))
 """
 ROOT = str(Path(job.__file__).parents[2])
 
 
-def toy(folder: Path, shell: str, there: bool = True) -> list[str]:
+def toy(folder: Path, shell: str, there: bool = True, slow: float = 0) -> list[str]:
     script = folder / "llamafleet-host-toy.py"
-    script.write_text(SCRIPT.format(root=ROOT))
+    script.write_text(SCRIPT.format(root=ROOT, slow=slow))
     config = {"version": 1, "kind": "toy", "key": "k", "shell": shell, "there": there}
     (folder / "config.json").write_text(json.dumps(config | {"inputs": {"a": 1}}))
     return [sys.executable, str(script), str(folder)]
@@ -152,6 +158,17 @@ def test_children_in_groups_of_their_own_end_too(tmp_path: Path, deaf: str) -> N
     assert processes_below(tmp_path)
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
+    wait_for(lambda: not processes_below(tmp_path), 2)
+
+
+def test_stopped_while_a_child_is_being_started(tmp_path: Path) -> None:
+    marker = tmp_path / "running"
+    argv = toy(tmp_path, f"touch {marker}; sleep 77", slow=1)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(marker.exists)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert stamp(tmp_path)["error"]["lines"] == ["stopped by SIGTERM"]
     wait_for(lambda: not processes_below(tmp_path), 2)
 
 
