@@ -116,3 +116,17 @@ def test_on_the_cpu_only_the_verdict_cpu_only_counts() -> None:
     proven = replace(host, result=result(first, "CPU ONLY"))
     assert not verify(proven, accelerator="auto").needed
     assert verify(replace(host, result=result(first, "PASS")), accelerator="auto").needed
+
+
+@pytest.mark.parametrize(
+    ("found", "version"),
+    [
+        ({"smi": "580.1", "module": "580.2", "library": "580.2"}, "580.1"),
+        ({"smi": None, "module": "580.2", "library": None}, "580.2"),
+        ({"smi": None, "module": None, "library": "580.3"}, "580.3"),
+    ],
+)
+def test_the_drivers_version_by_the_first_source_that_has_one(
+    found: dict[str, str | None], version: str
+) -> None:
+    assert verify(replace(BUILT, driver=driver(**found))).inputs["driver"] == version
