@@ -127,6 +127,6 @@ def test_on_the_cpu_only_the_verdict_cpu_only_counts() -> None:
     ],
 )
 def test_the_drivers_version_by_the_first_source_that_has_one(
-    found: dict[str, str | None], version: str
+    found: dict[str, Any], version: str
 ) -> None:
     assert verify(replace(BUILT, driver=driver(**found))).inputs["driver"] == version
