@@ -61,10 +61,13 @@ def settings_files(
         ),
     ]
     if systemd:
-        files += [
-            ManagedFile(f"{layout.units}/{VERIFY_UNIT}", service(settings, layout).encode(), True),
-            ManagedFile(f"{layout.units}/{VERIFY_TIMER}", timer(settings).encode(), True),
-        ]
+        files.append(
+            ManagedFile(f"{layout.units}/{VERIFY_UNIT}", service(settings, layout).encode(), True)
+        )
+        if settings.verify_schedule:
+            files.append(
+                ManagedFile(f"{layout.units}/{VERIFY_TIMER}", timer(settings).encode(), True)
+            )
     return tuple(files)
 
 

@@ -177,6 +177,12 @@ class Settings(BaseModel):
     """At least 2: one has no spread."""
     context: Annotated[int, _whole(256, 1048576, "tokens")] = 4096
     """Tokens of context that the verification loads the model with."""
+    verify_schedule: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9 .,:*/~+_-]*$")] | None
+    ) = Field(
+        default="weekly", description='a time as of systemd\'s OnCalendar such as "weekly", or None'
+    )
+    """When the timer verifies again; None: no timer."""
     wheelhouse: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
         default=None, description="a folder on the controller made by `llamafleet wheelhouse build`"
     )

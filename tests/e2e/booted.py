@@ -1,0 +1,141 @@
+"""A real host for tests: Debian booted by systemd-nspawn, with sshd and systemd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
+MIRROR = "http://deb.debian.org/debian"
+PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo"
+NEEDED = ("systemd-nspawn", "debootstrap", "ssh-keygen")
+ADMIN = "admin"
+
+
+def missing_tools() -> list[str]:
+    """What this machine lacks to boot a host; empty: nothing."""
+    lacking = [tool for tool in NEEDED if shutil.which(tool) is None]
+    return lacking if os.geteuid() == 0 else [*lacking, "root"]
+
+
+def base_tree(suite: str = "bookworm") -> Path:
+    """A minimal Debian tree, made once per machine by debootstrap."""
+    tree = CACHE / suite
+    if not (tree / "etc/debian_version").exists():
+        partial = CACHE / f"{suite}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, partial, MIRROR],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        partial.rename(tree)
+    return tree
+
+
+@dataclass
+class BootedHost:
+    """One running host; `stop` ends it and removes its tree."""
+
+    name: str
+    tree: Path
+    port: int
+    key: Path
+    process: subprocess.Popen[bytes]
+
+    def data(self, **settings: object) -> dict[str, object]:
+        """Inventory data that reaches this host as its admin, by sudo."""
+        return {
+            "ssh_hostname": "127.0.0.1",
+            "ssh_port": self.port,
+            "ssh_user": ADMIN,
+            "ssh_key": str(self.key),
+            "ssh_strict_host_key_checking": "no",
+            "ssh_known_hosts_file": "/dev/null",
+            "_sudo": True,
+            **settings,
+        }
+
+    def run(self, command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+        """A command on the host over its own sshd."""
+        argv = ["ssh", "-q", "-p", str(self.port), "-i", str(self.key)]
+        argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        argv += [f"{user}@127.0.0.1", command]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.tree, ignore_errors=True)
+
+
+def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
+    """Copy the base tree, let `admin` and root in by key, boot it and wait for sshd."""
+    tree, key = folder / name, folder / f"{name}.key"
+    tree.mkdir(mode=0o755)
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{base_tree()}/.", tree], check=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    port = _free_port()
+    _prepare(tree, name, port, key.with_suffix(".key.pub").read_text())
+    log = (folder / f"{name}.console").open("wb")
+    process = subprocess.Popen(
+        ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "-D", tree]
+        + [f"--machine={name}", "--console=pipe"],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    host = BootedHost(name, tree, port, key, process)
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if host.run("systemctl is-system-running --wait >/dev/null; true").returncode == 0:
+            return host
+        time.sleep(0.5)
+    host.stop()
+    raise TimeoutError(f"{name}: no sshd within {limit} s:\n{(folder / f'{name}.console').read_text()}")
+
+
+def _prepare(tree: Path, name: str, port: int, public_key: str) -> None:
+    (tree / "etc/hostname").write_text(f"{name}\n")
+    (tree / "etc/ssh/sshd_config.d").mkdir(exist_ok=True)
+    (tree / "etc/ssh/sshd_config.d/test.conf").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nPermitRootLogin prohibit-password\n"
+    )
+    subprocess.run(["chroot", tree, "useradd", "--create-home", "-s", "/bin/sh", ADMIN], check=True)
+    (tree / "etc/sudoers.d/admin").write_text(f"{ADMIN} ALL=(ALL) NOPASSWD: ALL\n")
+    for home, owner in (("root", "root"), (f"home/{ADMIN}", ADMIN)):
+        folder = tree / home / ".ssh"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        (folder / "authorized_keys").write_text(public_key)
+        subprocess.run(["chroot", tree, "chown", "-R", owner, f"/{home}/.ssh"], check=True)
+    _carry_registry_settings(tree)
+
+
+def _carry_registry_settings(tree: Path) -> None:
+    """Give the host this machine's resolver, certificates, and apt and pip settings."""
+    shutil.copy("/etc/resolv.conf", tree / "etc/resolv.conf")
+    bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+    if bundle.exists():
+        (tree / "etc/ssl/certs").mkdir(parents=True, exist_ok=True)
+        shutil.copy(bundle, tree / "etc/ssl/certs/ca-certificates.crt")
+    for pattern, base in (("*proxy*", "etc/apt/apt.conf.d"), ("*registry*", "etc/apt/apt.conf.d")):
+        for file in Path("/", base).glob(pattern):
+            shutil.copy(file, tree / base / file.name)
+    if Path("/etc/pip.conf").exists():
+        shutil.copy("/etc/pip.conf", tree / "etc/pip.conf")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,191 @@
+"""A real host over SSH with systemd: faults first, then the whole chain, then its removal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.booted import BootedHost, boot, missing_tools
+from tests.e2e.runs import PYINFRA, checkout, environment, latest, pyinfra, write_inventory
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
+]
+HOST = "gpu-a"
+
+
+@pytest.fixture(scope="module")
+def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedHost]:
+    host = boot(HOST, tmp_path_factory.mktemp("hosts"))
+    yield host
+    host.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkout(tmp_path_factory.mktemp("fresh"))
+
+
+def stamps(host: BootedHost) -> dict[str, dict[str, Any]]:
+    """Stamps of the builds on the host, by fingerprint."""
+    out = host.run("cd /var/lib/llamafleet/build && for f in */stamp.json; do echo $f; cat $f; echo; done")
+    found: dict[str, dict[str, Any]] = {}
+    for block in out.stdout.split("\n\n"):
+        name, _, text = block.strip().partition("\n")
+        if text:
+            found[name.split("/")[0]] = json.loads(text)
+    return found
+
+
+def current(host: BootedHost) -> str:
+    return host.run("readlink /opt/llamafleet/current").stdout.strip()
+
+
+def test_cuda_without_a_gpu_fails_before_anything_is_built(
+    booted: BootedHost, folder: Path
+) -> None:
+    fleet = write_inventory(folder, {HOST: booted.data()})
+    run = pyinfra(folder, "-y", fleet, "deploy.py")
+    assert run.returncode != 0
+    assert "FAIL" in run.output and "GPU" in run.output, run.output
+    assert booted.run("test -e /opt/llamafleet").returncode != 0
+
+
+def test_a_disk_too_small_is_named_before_anything_is_built(
+    booted: BootedHost, folder: Path
+) -> None:
+    booted.run("mkdir -p /opt && mount -t tmpfs -o size=64m none /opt")
+    try:
+        fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+        run = pyinfra(folder, "-y", fleet, "deploy.py")
+    finally:
+        booted.run("umount /opt")
+    assert run.returncode != 0
+    assert "disk: found" in run.output, run.output
+    assert booted.run("test -e /opt/llamafleet").returncode != 0
+
+
+def test_ten_errors_in_an_inventory_are_ten_lines_and_no_host_is_touched(
+    booted: BootedHost, folder: Path
+) -> None:
+    wrong = {
+        "accelerator": "gpu",
+        "scope": "global",
+        "toolkit_version": "12.99",
+        "jobs": 0,
+        "compute_capabilities": ["native"],
+        "llama_sha256": "abc",
+        "model": "llama.bin",
+        "bench_gen": "many",
+        "toolkit_metod": "wheels",
+        "context": -1,
+    }
+    fleet = write_inventory(folder, {HOST: booted.data(**wrong)})
+    run = pyinfra(folder, "-y", fleet, "deploy.py")
+    assert run.returncode != 0
+    lines = [line for line in run.output.splitlines() if f"host {HOST}: " in line]
+    assert len(lines) == 10, run.output
+    assert "toolkit_method" in run.output, "the nearest known key is suggested"
+    assert booted.run("test -e /opt/llamafleet").returncode != 0
+
+
+def test_a_killed_run_is_attached_to_and_finished_by_the_next(
+    booted: BootedHost, folder: Path
+) -> None:
+    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+    first = subprocess.Popen(
+        [PYINFRA, "-y", fleet, "deploy.py"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        _wait_for_compile(booted, first)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    run = pyinfra(folder, "-y", fleet, "deploy.py")
+    assert run.returncode == 0, run.output
+    assert "attach" in run.output, run.output
+    assert latest(folder, HOST)["verdict"] == "CPU ONLY"
+    ((_, stamp),) = stamps(booted).items()
+    assert stamp["ok"] is True
+    assert stamp["phases"]["compile"] > 0
+    owner = booted.run("stat -c %U /opt/llamafleet/versions/*").stdout.split()
+    assert owner == ["llamafleet"], "the build never runs as root"
+    verify = booted.run("systemd-analyze verify llamafleet-verify.service llamafleet-verify.timer")
+    assert (verify.returncode, verify.stderr) == (0, ""), verify.stderr
+
+
+def _wait_for_compile(host: BootedHost, run: subprocess.Popen[str], limit: float = 300) -> None:
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline and run.poll() is None:
+        if '"compile"' in host.run("cat /var/lib/llamafleet/build/*/progress.json").stdout:
+            return
+        time.sleep(2)
+    raise AssertionError(f"no build reached its compile phase: {run.stdout and run.stdout.read()}")
+
+
+def test_the_next_run_changes_nothing(booted: BootedHost, folder: Path) -> None:
+    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+    run = pyinfra(folder, "-y", "--json", fleet, "deploy.py")
+    assert run.returncode == 0, run.output
+    assert run.unchanged, run.output
+    counted = pyinfra(folder, "-y", "-vv", fleet, "deploy.py")
+    assert 1 <= len(counted.commands) <= 3, counted.commands
+
+
+def test_an_unknown_cmake_option_fails_the_build_and_current_stays(
+    booted: BootedHost, folder: Path
+) -> None:
+    before = current(booted)
+    data = booted.data(accelerator="auto", cmake_options={"GGML_CUBLASS": "on"})
+    run = pyinfra(folder, "-y", write_inventory(folder, {HOST: data}), "deploy.py")
+    assert run.returncode != 0
+    assert "GGML_CUBLASS" in run.output, run.output
+    assert current(booted) == before != ""
+
+
+def test_a_compile_error_in_the_middle_fails_the_build_and_current_stays(
+    booted: BootedHost, folder: Path
+) -> None:
+    before = current(booted)
+    data = booted.data(
+        accelerator="auto", cmake_options={"CMAKE_CXX_FLAGS": "-include /no/such/header.h"}
+    )
+    run = pyinfra(folder, "-y", write_inventory(folder, {HOST: data}), "deploy.py")
+    assert run.returncode != 0
+    assert "no/such/header.h" in run.output, run.output
+    assert "build.log" in run.output
+    assert current(booted) == before != ""
+
+
+def test_a_wrong_sdist_hash_fails_the_build_with_its_cause(
+    booted: BootedHost, folder: Path
+) -> None:
+    before = current(booted)
+    data = booted.data(accelerator="auto", llama_sha256="0" * 64)
+    run = pyinfra(folder, "-y", write_inventory(folder, {HOST: data}), "deploy.py")
+    assert run.returncode != 0
+    assert "hash" in run.output.lower(), run.output
+    assert current(booted) == before != ""
+
+
+def test_uninstall_leaves_no_trace(booted: BootedHost, folder: Path) -> None:
+    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+    run = pyinfra(folder, "-y", fleet, "uninstall.py")
+    assert run.returncode == 0, run.output
+    left = booted.run("find / -xdev -name '*llamafleet*' -not -path '/proc/*' -not -path '/var/log/*'")
+    assert left.stdout == "", left.stdout
+    assert booted.run("getent passwd llamafleet").returncode != 0
+    assert booted.run("systemctl list-units --all 'llamafleet*' --no-legend").stdout == ""

@@ -1,0 +1,106 @@
+"""Each rendered file against its golden copy: a change of a template is seen as a diff."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+
+from llamafleet import render
+from llamafleet.layout import VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.model import BuildPlan, Plan, VerifyPlan
+from llamafleet.settings import Settings
+
+GOLDEN = Path(__file__).parent / "golden"
+BUILD = BuildPlan(
+    fingerprint="0123456789abcdef",
+    inputs={},
+    cmake_args=("-DGGML_CUDA=on", "-DCMAKE_CUDA_ARCHITECTURES=86;89"),
+    environment={
+        "GGML_CUDA": "1",
+        "FORCE_CMAKE": "1",
+        "LD_LIBRARY_PATH": "/usr/local/cuda-13.0/lib64",
+        "CMAKE_BUILD_PARALLEL_LEVEL": "8",
+    },
+    jobs=8,
+    python="/usr/bin/python3",
+    action="none",
+    reason="",
+)
+VERIFY = VerifyPlan(
+    key="fedcba9876543210", inputs={"model": "synthetic:7b-q4_0"}, needed=True, reason=""
+)
+PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
+
+
+def rendered(layout: Layout, settings: Settings) -> dict[str, str]:
+    files = render.settings_files(PLAN, settings, layout, systemd=True)
+    return {Path(f.path).name: f.content.decode() for f in files}
+
+
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_every_file_is_its_golden_copy(scope: str) -> None:
+    layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
+    files = rendered(layout, Settings.model_validate({"scope": scope}))
+    assert set(files) == {"llamafleet.env", "verify.json", VERIFY_UNIT, VERIFY_TIMER}
+    for name, text in files.items():
+        golden = GOLDEN / scope / name
+        if os.environ.get("LLAMAFLEET_UPDATE_GOLDEN"):
+            golden.parent.mkdir(parents=True, exist_ok=True)
+            golden.write_text(text)
+        assert text == golden.read_text(), f"LLAMAFLEET_UPDATE_GOLDEN=1 rewrites {golden}"
+
+
+def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -> None:
+    env = tmp_path / "llamafleet.env"
+    env.write_text(rendered(Layout.system(), Settings())["llamafleet.env"])
+    shell = subprocess.run(
+        ["sh", "-c", f'. {env}; printf "%s" "$CMAKE_ARGS"'], capture_output=True, text=True
+    )
+    assert shell.stdout == "-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=86;89", shell
+
+
+@pytest.mark.parametrize("bad", ['a"b', "a$HOME", "a\nb", "a`b`", "a\\b"])
+def test_a_value_that_a_shell_would_change_is_refused(bad: str) -> None:
+    build = BuildPlan(**{**vars(BUILD), "environment": {"X": bad}})
+    with pytest.raises(ValueError, match="X"):
+        render.environment(build, Layout.system())
+
+
+def test_a_variable_that_a_template_lacks_is_an_error() -> None:
+    with pytest.raises(UndefinedError):
+        render._jinja.get_template("llamafleet-verify.timer.j2").render()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
+@pytest.mark.parametrize("planted", [False, True])
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: bool) -> None:
+    runner = tmp_path / "current/bin/python"
+    runner.parent.mkdir(parents=True)
+    runner.symlink_to("/bin/true")
+    layout = Layout("user", str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path))
+    files = rendered(layout, Settings.model_validate({"scope": "user"}))
+    for name in (VERIFY_UNIT, VERIFY_TIMER):
+        text = files[name].replace("Type=oneshot", "Type=once") if planted else files[name]
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", tmp_path / VERIFY_UNIT, tmp_path / VERIFY_TIMER],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    clean = done.returncode == 0 and str(tmp_path) not in done.stderr
+    assert clean is not planted, done.stderr
+
+
+def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:
+    first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
+    assert first == second
+    assert json.loads(first)["allow_cpu_only"] is False
+    auto = Settings(accelerator="auto")
+    assert json.loads(rendered(Layout.system(), auto)["verify.json"])["allow_cpu_only"] is True
