@@ -16,11 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from llamafleet import tables
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+CMAKE_FLOOR = "3.24"
+"""CMake before 3.24 knows no architecture lists as llama.cpp's CUDA backend uses them."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 ARCHES = ("x86_64", "aarch64")
 
@@ -225,6 +228,28 @@ def llama_requirement(manifest: Manifest) -> str:
     """The requirement of llama-cpp-python with the hash of the archive in the wheelhouse."""
     llama = manifest.llama
     return f"llama-cpp-python=={llama.version} --hash=sha256:{llama.sha256}"
+
+
+def misfits(manifest: Manifest, *, python: str, arch: str, host_cmake: str | None) -> list[str]:
+    """Why a host can't build from this wheelhouse alone, one line each; empty: it can.
+
+    `python` is the version of the host's interpreter, `arch` as of uname -m, `host_cmake` the
+    version of its CMake.
+    """
+    lines = []
+    minor = ".".join(python.split(".")[:2])
+    if minor not in manifest.pythons:
+        lines.append(f"Python {minor}: the wheelhouse is for {', '.join(manifest.pythons)}")
+    if arch not in manifest.arches:
+        lines.append(f"machine {arch}: the wheelhouse is for {', '.join(manifest.arches)}")
+    if not any(name.startswith("cmake-") for name in manifest.files):
+        known = Version(host_cmake) if host_cmake else None
+        if known is None or known < Version(CMAKE_FLOOR):
+            lines.append(
+                f"CMake {host_cmake or 'none'} on the host and none in the wheelhouse: "
+                f"{CMAKE_FLOOR} or newer is needed"
+            )
+    return lines
 
 
 def slim_sdist(source: Path, target: Path) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
 
 from llamafleet import wheelhouse as house
 from llamafleet.plans.plan import host_requirements, llama_requirement
@@ -31,6 +33,9 @@ def wheelhouse() -> Generator[PyinfraCommand, None, None]:
         host.noop("registries are used")
         return
     source, target = Path(run.settings.wheelhouse), run.layout().wheelhouse
+    if lines := _misfits(run, source):
+        yield FunctionCommand(_refuse, (run, lines), {})
+        return
     if run.snapshot().wheelhouse == house.manifest_sha256(source):
         host.noop("the host has this wheelhouse")
         return
@@ -40,6 +45,25 @@ def wheelhouse() -> Generator[PyinfraCommand, None, None]:
         yield FileUploadCommand(str(source / name), f"{target}/{name}")
     yield StringCommand("chmod -R a+rX", QuoteString(target))
     run.changed("wheelhouse")
+
+
+def _misfits(run: HostRun, source: Path) -> list[str]:
+    """Why this host can't build from the wheelhouse."""
+    plan, snapshot = run.plan(), run.snapshot()
+    if plan.build is None:
+        return []
+    python = next(p.version for p in snapshot.pythons if p.path == plan.build.python)
+    cmake = snapshot.cmake.version if snapshot.cmake else None
+    return house.misfits(house.load(source), python=python, arch=snapshot.arch, host_cmake=cmake)
+
+
+def _refuse(state: State, host: Host, run: HostRun, lines: list[str]) -> bool:
+    for line in lines:
+        run.fail(
+            f"wheelhouse: found {line}; expected one that fits {run.name}; "
+            f"next: llamafleet wheelhouse build {run.settings.wheelhouse}"
+        )
+    return False
 
 
 def find_links(run: HostRun) -> str | None:

@@ -28,6 +28,7 @@ from llamafleet.wheelhouse import (
     llama_requirement,
     load,
     manifest_sha256,
+    misfits,
     requirements,
     sdist_name,
     slim_sdist,
@@ -124,6 +125,25 @@ def test_markers_are_those_of_the_host_not_of_the_controller() -> None:
 def test_without_cmake() -> None:
     lines = host_lines("3.12", cmake=False)
     assert "cmake" not in lines and "ninja" in lines
+
+
+@pytest.mark.parametrize(
+    ("python", "arch", "cmake", "red"),
+    [
+        ("3.12.3", "x86_64", "3.28.3", []),
+        ("3.12.3", "x86_64", "3.24", []),
+        ("3.13.1", "x86_64", "3.28.3", ["Python 3.13"]),
+        ("3.12.3", "aarch64", "3.28.3", ["machine aarch64"]),
+        ("3.12.3", "x86_64", "3.22.1", ["CMake 3.22.1"]),
+        ("3.11.2", "ppc64le", None, ["Python 3.11", "machine ppc64le", "CMake none"]),
+    ],
+)
+def test_a_host_that_a_wheelhouse_does_not_fit_is_told_why(
+    tmp_path: Path, python: str, arch: str, cmake: str | None, red: list[str]
+) -> None:
+    manifest = replace(load(make_wheelhouse(tmp_path / "w")), pythons=("3.12",), arches=("x86_64",))
+    lines = misfits(manifest, python=python, arch=arch, host_cmake=cmake)
+    assert [line.split(":")[0].split(" on ")[0] for line in lines] == red
 
 
 def test_requirements_are_only_what_is_there(tmp_path: Path) -> None:

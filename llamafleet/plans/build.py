@@ -31,6 +31,9 @@ CPU_OPTIONS = {
     "CMAKE_INSTALL_BINDIR": "llama_cpp/bin",
     "CMAKE_INSTALL_INCLUDEDIR": "llama_cpp/include",
     "CMAKE_PLATFORM_NO_VERSIONED_SONAME": "ON",
+    # The commit is written into the library: it must not depend on git, or on who owns the tree.
+    "GIT_EXE": "OFF",
+    "GIT_EXECUTABLE": "OFF",
 }
 
 PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_ROOT")
@@ -95,9 +98,11 @@ def environment(
         "CMAKE_BUILD_PARALLEL_LEVEL": str(
             jobs(settings, snapshot.cores, snapshot.memory_mib, backend)
         ),
-        "PATH": PATH,
-        "PIP_CONFIG_FILE": "/dev/null",
+        "PATH": search_path(snapshot),
     }
+    if settings.wheelhouse:
+        # An index or a mirror in the host's pip.conf must not be asked.
+        values["PIP_CONFIG_FILE"] = "/dev/null"
     c_compiler = sibling_c_compiler(compiler.path)
     if c_compiler:
         values["CC"] = c_compiler
@@ -107,11 +112,17 @@ def environment(
             "CUDAHOSTCXX": compiler.path,
             "GGML_CUDA": "1",
             "LD_LIBRARY_PATH": toolkit.libdir,
-            "PATH": f"{toolkit.root}/bin:{PATH}",
+            "PATH": f"{toolkit.root}/bin:{values['PATH']}",
         }
         if settings.allow_unsupported_compiler:
             values["NVCC_APPEND_FLAGS"] = "--allow-unsupported-compiler"
     return dict(sorted(values.items()))
+
+
+def search_path(snapshot: HostSnapshot) -> str:
+    """The usual folders, and last that of the host's CMake: a wheelhouse may come without one."""
+    folder = str(PurePosixPath(snapshot.cmake.path).parent) if snapshot.cmake else ""
+    return f"{PATH}:{folder}" if folder and folder not in PATH.split(":") else PATH
 
 
 def sibling_c_compiler(cxx: str) -> str | None:

@@ -89,8 +89,10 @@ def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
     _prepare(tree, name, port, key.with_suffix(".key.pub").read_text())
     log = (folder / f"{name}.console").open("wb")
     process = subprocess.Popen(
-        ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "-D", tree]
-        + [f"--machine={name}", "--console=pipe"],
+        [
+            *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
+            *("-D", tree, f"--machine={name}", "--console=pipe"),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -102,7 +104,9 @@ def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
             return host
         time.sleep(0.5)
     host.stop()
-    raise TimeoutError(f"{name}: no sshd within {limit} s:\n{(folder / f'{name}.console').read_text()}")
+    raise TimeoutError(
+        f"{name}: no sshd within {limit} s:\n{(folder / f'{name}.console').read_text()}"
+    )
 
 
 def _prepare(tree: Path, name: str, port: int, public_key: str) -> None:

@@ -36,7 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stamps(host: BootedHost) -> dict[str, dict[str, Any]]:
     """Stamps of the builds on the host, by fingerprint."""
-    out = host.run("cd /var/lib/llamafleet/build && for f in */stamp.json; do echo $f; cat $f; echo; done")
+    out = host.run(
+        "cd /var/lib/llamafleet/build && for f in */stamp.json; do echo $f; cat $f; echo; done"
+    )
     found: dict[str, dict[str, Any]] = {}
     for block in out.stdout.split("\n\n"):
         name, _, text = block.strip().partition("\n")
@@ -185,7 +187,9 @@ def test_uninstall_leaves_no_trace(booted: BootedHost, folder: Path) -> None:
     fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
     run = pyinfra(folder, "-y", fleet, "uninstall.py")
     assert run.returncode == 0, run.output
-    left = booted.run("find / -xdev -name '*llamafleet*' -not -path '/proc/*' -not -path '/var/log/*'")
+    left = booted.run(
+        "find / -xdev -name '*llamafleet*' -not -path '/proc/*' -not -path '/var/log/*'"
+    )
     assert left.stdout == "", left.stdout
     assert booted.run("getent passwd llamafleet").returncode != 0
     assert booted.run("systemctl list-units --all 'llamafleet*' --no-legend").stdout == ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import Job
+from llamafleet.facts.host import Job, Tool
 from llamafleet.plans.build import jobs, sibling_c_compiler
 from llamafleet.settings import Settings
 from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, clang, gcc, toolkit
@@ -30,6 +30,8 @@ def test_options_for_cuda() -> None:
         "-DGGML_CUDA=on",
         "-DGGML_CUDA_NCCL=OFF",
         "-DGGML_NATIVE=on",
+        "-DGIT_EXE=OFF",
+        "-DGIT_EXECUTABLE=OFF",
         "-DLLAMA_OPENSSL=OFF",
         "-DLLAVA_BUILD=OFF",
     )
@@ -43,6 +45,8 @@ def test_options_for_the_cpu() -> None:
         "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON",
         "-DGGML_CUDA=off",
         "-DGGML_NATIVE=on",
+        "-DGIT_EXE=OFF",
+        "-DGIT_EXECUTABLE=OFF",
         "-DLLAMA_OPENSSL=OFF",
         "-DLLAVA_BUILD=OFF",
     )
@@ -75,7 +79,6 @@ def test_environment_for_cuda() -> None:
         "GGML_CUDA": "1",
         "LD_LIBRARY_PATH": f"{ROOT}/lib64",
         "PATH": f"{ROOT}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "PIP_CONFIG_FILE": "/dev/null",
     }
 
 
@@ -87,8 +90,20 @@ def test_environment_for_the_cpu() -> None:
         "CMAKE_BUILD_PARALLEL_LEVEL",
         "FORCE_CMAKE",
         "PATH",
-        "PIP_CONFIG_FILE",
     }
+
+
+def test_the_host_s_pip_conf_counts_unless_there_is_a_wheelhouse() -> None:
+    made = build_of(HOST, wheelhouse="/srv/wheels").environment
+    assert made["PIP_CONFIG_FILE"] == "/dev/null"
+    assert "PIP_CONFIG_FILE" not in build_of(HOST).environment
+
+
+def test_a_cmake_off_the_usual_path_is_found_last() -> None:
+    odd = replace(HOST, cmake=Tool("/opt/tools/bin/cmake", "4.1.0"))
+    assert build_of(odd).environment["PATH"].endswith("/sbin:/bin:/opt/tools/bin")
+    usual = replace(HOST, cmake=Tool("/usr/bin/cmake", "3.25.1"))
+    assert build_of(usual).environment["PATH"].endswith("/sbin:/bin")
 
 
 def test_the_environment_does_not_change_with_the_free_memory() -> None:
