@@ -47,7 +47,6 @@ class Config:
     repetitions: int
     context: int
     allow_cpu_only: bool
-    first_after_build: bool
 
 
 def synthetic(model: str) -> tuple[str, str] | None:
@@ -120,7 +119,6 @@ def parse(path: Path, data: Mapping[str, Any]) -> Config:
         repetitions=positive(bench, "repetitions", "bench.repetitions"),
         context=positive(data, "context"),
         allow_cpu_only=get(data, "allow_cpu_only", bool, "true or false"),
-        first_after_build=get(data, "first_after_build", bool, "true or false"),
     )
     if config.backend and config.backend not in {"cuda", "cpu"}:
         errors.append(f"backend: found {json.dumps(config.backend)}, expected cuda or cpu")
