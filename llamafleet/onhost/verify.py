@@ -44,12 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(config: Config, faults: Faults) -> int:
     """Verify, write the result, print it. An old latest.json is gone before anything is done."""
-    for folder in (config.job, config.results):
-        folder.mkdir(parents=True, exist_ok=True)
     latest = config.results / "latest.json"
     stamp = config.job / "stamp.json"
-    latest.unlink(missing_ok=True)
-    stamp.unlink(missing_ok=True)
+    try:
+        for file in (latest, stamp):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"no place for the result: {error}; deploy makes the folders", file=sys.stderr)
+        return EXIT_CONFIG
     run = Verification(config, faults)
     try:
         run.run()
