@@ -508,7 +508,8 @@ def largest_context(fits: Callable[[int], bool], limit: int, guess: int) -> int:
             break
         if fits(candidate):
             low = candidate
-            candidate = low * 9 // 8 if high == limit else (low + high) // 2
+            step = max(low // 8, CONTEXT_STEP)
+            candidate = low + step if high == limit else (low + high) // 2
         else:
             high = candidate
             candidate = (low + high) // 2 if low else high * 7 // 8
