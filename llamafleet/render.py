@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -73,13 +74,15 @@ def settings_files(
 
 def environment(build: BuildPlan, layout: Layout) -> str:
     values = sorted(build.environment.items())
-    for name, value in (*values, ("CMAKE_ARGS", " ".join(build.cmake_args))):
+    # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
+    cmake_args = shlex.join(build.cmake_args)
+    for name, value in (*values, ("CMAKE_ARGS", cmake_args)):
         if any(c in value for c in '"\\$`\n'):
             raise ValueError(f"{name}: {value!r} can't stand in an environment file")
     return _jinja.get_template("llamafleet.env.j2").render(
         layout=layout,
         fingerprint=build.fingerprint,
-        cmake_args=build.cmake_args,
+        cmake_args=cmake_args,
         environment=values,
     )
 

@@ -36,6 +36,11 @@ CPU_OPTIONS = {
     "GIT_EXECUTABLE": "OFF",
 }
 
+NO_AMX = "-mno-amx-int8"
+"""Leaves llama.cpp's AMX kernels out. In a virtual machine the CPU may list AMX and fault at the
+first use: SIGSEGV at ldtilecfg (measured, Linux 6.18 under Firecracker). CPUs without AMX lose
+nothing, and layers on a GPU neither."""
+
 PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_ROOT")
 """Where a tool lies does not change the code it makes; its version is an input of its own. The
 run-time search path does stay an input: it is written into the library."""
@@ -54,8 +59,11 @@ def cmake_options(
     compiler: Compiler,
     toolkit: ToolkitPlan | None,
     capabilities: Sequence[str],
+    cpu_flags: Sequence[str] = (),
 ) -> dict[str, str]:
     """-D options by name, sorted; those of the settings win. `toolkit` None: for the CPU.
+
+    `cpu_flags`: of /proc/cpuinfo.
 
     Raises ValueError on a malformed compute capability, also one in the settings' own
     CMAKE_CUDA_ARCHITECTURES: native among them.
@@ -76,6 +84,9 @@ def cmake_options(
         if settings.compiler_forced:
             options["CMAKE_CUDA_COMPILER_FORCED"] = "ON"
     options |= settings.cmake_options
+    if "amx_int8" in cpu_flags:
+        for name in ("CMAKE_C_FLAGS", "CMAKE_CXX_FLAGS"):
+            options[name] = f"{NO_AMX} {options.get(name, '')}".strip()
     if "native" in options.get("CMAKE_CUDA_ARCHITECTURES", "").lower():
         raise ValueError(
             "CMAKE_CUDA_ARCHITECTURES = 'native' in cmake_options: expected numbers, as '89'"
@@ -178,7 +189,7 @@ def plan_build(
     python: str,
 ) -> BuildPlan:
     """The build of this host. Raises ValueError as `cmake_options` does."""
-    options = cmake_options(settings, compiler, toolkit, capabilities)
+    options = cmake_options(settings, compiler, toolkit, capabilities, snapshot.cpu_flags)
     inputs = build_inputs(
         settings,
         snapshot,

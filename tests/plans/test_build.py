@@ -59,6 +59,16 @@ def test_options_of_the_settings_replace_and_extend() -> None:
     assert list(args.cmake_args) == sorted(args.cmake_args)
 
 
+def test_amx_is_left_out_where_the_cpu_lists_it() -> None:
+    amx = replace(HOST, cpu_flags=("avx2", "amx_int8", "amx_tile"))
+    assert {"-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"} <= set(
+        build_of(amx).cmake_args
+    )
+    own = build_of(amx, cmake_options={"CMAKE_CXX_FLAGS": "-O3"})
+    assert "-DCMAKE_CXX_FLAGS=-mno-amx-int8 -O3" in own.cmake_args
+    assert not any("amx" in a for a in build_of(HOST).cmake_args)
+
+
 def test_what_hides_errors_comes_on_request_only() -> None:
     plain = build_of(HOST)
     assert not any("FORCED" in a for a in plain.cmake_args)
