@@ -184,6 +184,13 @@ def cure(outcome: Outcome) -> str:
         return _library_cure(library.group(1))
     if "No module named" in problem:
         return "run the verification with the build's own interpreter, <prefix>/bin/python"
+    if "SIGSEGV" in problem and "buffer type AMX" in outcome.log:
+        # gcc 12's _tile_loadconfig lets the compiler drop the tile configuration:
+        # github.com/ggml-org/llama.cpp/pull/26954
+        off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        return f"build with gcc 13 or newer, or with -DCMAKE_C_FLAGS and -DCMAKE_CXX_FLAGS='{off}'"
+    if "SIGILL" in problem:
+        return "the build is for another CPU (GGML_NATIVE): build it on this host"
     if "no kernel image" in outcome.log:
         return "the library has no code for this GPU: see machine_code"
     if evidence.out_of_memory(outcome.log):

@@ -35,6 +35,8 @@ _TROUBLE = re.compile(
     r"|incomplete|not found",
     re.IGNORECASE,
 )
+_ROUTINE = re.compile(r"preferred buffer type|set_abort_callback")
+"""Lines that sound like trouble and are written by every good run."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def out_of_memory(log: str) -> bool:
 def last_words(log: str, count: int = 4) -> str:
     """The last lines that speak of trouble, else the last lines; one line of text."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    trouble = [line for line in lines if _TROUBLE.search(line)]
+    trouble = [line for line in lines if _TROUBLE.search(line) and not _ROUTINE.search(line)]
     return " | ".join((trouble or lines)[-count:]) or "no output"
 
 

@@ -65,6 +65,25 @@ def test_code_for_another_gpu_has_a_cure(tmp_path: Path) -> None:
     assert "machine_code" in cure(outcome)
 
 
+@pytest.mark.parametrize(
+    ("line", "signum", "advice"),
+    [
+        ("can't be used with preferred buffer type AMX, using CPU", "SIGSEGV", "-mno-amx-tile"),
+        ("load_tensors: CPU_Mapped", "SIGSEGV", "worker-probe.log"),
+        ("load_tensors: CPU_Mapped", "SIGILL", "GGML_NATIVE"),
+    ],
+)
+def test_code_for_another_cpu_has_a_cure(
+    tmp_path: Path, line: str, signum: str, advice: str
+) -> None:
+    die = (
+        f"import os, signal\nos.write(2, {line.encode()!r})\nos.kill(os.getpid(), signal.{signum})"
+    )
+    outcome = children(tmp_path, die).run("probe")
+    assert signum in (outcome.problem or "")
+    assert advice in cure(outcome)
+
+
 def test_what_prints_to_standard_output_is_no_message(tmp_path: Path) -> None:
     outcome = children(tmp_path, "print('hello', flush=True)\nraise RuntimeError('x')\n").run(
         "probe"

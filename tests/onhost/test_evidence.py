@@ -144,5 +144,7 @@ def test_memory_errors_are_told_from_others() -> None:
 def test_last_words_are_the_trouble() -> None:
     text = "a\nCUDA error: no kernel image is available\nb\nc\nd\ne\n"
     assert last_words(text) == "CUDA error: no kernel image is available"
+    assert last_words("x: call\nset_abort_callback: call\n") == "x: call | set_abort_callback: call"
+    assert last_words("loading failed\nset_abort_callback: call\n") == "loading failed"
     assert last_words("a\nb\n\n", 1) == "b"
     assert last_words("") == "no output"
