@@ -188,7 +188,7 @@ def cure(outcome: Outcome) -> str:
         # gcc 12's _tile_loadconfig lets the compiler drop the tile configuration:
         # github.com/ggml-org/llama.cpp/pull/26954
         off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-        return f"build with gcc 13 or newer, or with -DCMAKE_C_FLAGS and -DCMAKE_CXX_FLAGS='{off}'"
+        return f"build with -DCMAKE_C_FLAGS='{off}' and the same CMAKE_CXX_FLAGS"
     if "SIGILL" in problem:
         return "the build is for another CPU (GGML_NATIVE): build it on this host"
     if "no kernel image" in outcome.log:
