@@ -37,9 +37,8 @@ CPU_OPTIONS = {
 }
 
 NO_AMX = "-mno-amx-int8"
-"""Leaves llama.cpp's AMX kernels out. In a virtual machine the CPU may list AMX and fault at the
-first use: SIGSEGV at ldtilecfg (measured, Linux 6.18 under Firecracker). CPUs without AMX lose
-nothing, and layers on a GPU neither."""
+"""Leaves llama.cpp's AMX kernels out: built by gcc 12.2 they die with SIGSEGV at ldtilecfg on the
+first decode (measured; llama.cpp PR 26954 describes it). Layers on a GPU lose nothing."""
 
 PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_ROOT")
 """Where a tool lies does not change the code it makes; its version is an input of its own. The
