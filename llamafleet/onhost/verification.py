@@ -475,10 +475,7 @@ class Verification:
             "fingerprint": config.fingerprint,
             "key": config.key,
             "inputs": config.inputs,
-            "build": {
-                name: self.stamp.get(name)
-                for name in ("wall_s", "cpu_s", "phases", "wheel_bytes", "llama_cpp_python")
-            },
+            "build": {name: self.stamp.get(name) for name in BUILD_KEYS},
             "checks": [check.as_json() for check in ordered],
             "system": {
                 "driver": self.nvml.driver() if self.nvml else None,
@@ -491,6 +488,10 @@ class Verification:
             "benchmark": self.benchmark,
             "timings": self.timings,
         }
+
+
+BUILD_KEYS = ("inputs", "wall_s", "cpu_s", "phases", "wheel_bytes", "llama_cpp_python")
+"""What a result repeats of the build's stamp."""
 
 
 def largest_context(fits: Callable[[int], bool], limit: int, guess: int) -> int:

@@ -1,0 +1,98 @@
+"""Runs on a host with a GPU, and what they measured: one JSON file, filled test by test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from llamafleet.layout import Layout
+from tests.e2e.runs import REPOSITORY, Run, pyinfra
+
+LAYOUT = Layout.system() if os.geteuid() == 0 else Layout.user(str(Path.home()))
+REPORT = Path(os.environ.get("LLAMAFLEET_GPU_REPORT", REPOSITORY / "results/gpu.json"))
+WHEELHOUSE = os.environ.get("LLAMAFLEET_GPU_WHEELHOUSE")
+"""Folder of a wheelhouse: the host is then provisioned without a network."""
+
+BENCH = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from llamafleet.onhost.child import Children
+run = Children(Path(sys.argv[2]), None).run(
+    "bench", model=sys.argv[3], n_gpu_layers=-1, discard=0,
+    bench={"prompt": 512, "gen": 128, "repetitions": 5},
+)
+print(json.dumps(run.result))
+"""
+
+
+def deploy(**data: object) -> Run:
+    """The real command on the default inventory, this machine."""
+    if WHEELHOUSE:
+        data["wheelhouse"] = WHEELHOUSE
+    options = [o for k, v in data.items() for o in ("--data", f"{k}={_text(v)}")]
+    return pyinfra(REPOSITORY, "-y", *options, "inventory", "deploy.py", limit=1800)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def result() -> dict[str, Any]:
+    """What the last run fetched."""
+    path = REPOSITORY / "results/local/latest.json"
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def check(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(c for c in found["checks"] if c["name"] == name)
+
+
+def record(name: str, **figures: object) -> None:
+    """Add figures under `name` to the report."""
+    REPORT.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    known[name] = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **figures}
+    REPORT.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def verify(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, **changes: object
+) -> dict[str, Any]:
+    """The verification by hand, with its settings changed, its result in `folder`."""
+    config = json.loads(Path(LAYOUT.verify_config).read_text())
+    config |= {"results": str(folder / "results"), "job": str(folder / "run"), **changes}
+    path = folder / "verify.json"
+    path.write_text(json.dumps(config))
+    done = subprocess.run(
+        [f"{config['prefix']}/bin/python", LAYOUT.zipapp, "verify", "--config", path, *arguments],
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    found: dict[str, Any] = json.loads((folder / "results/latest.json").read_text())
+    assert (done.returncode == 0) == (found["verdict"] != "FAIL"), done.stdout + done.stderr
+    return found
+
+
+def reds(found: dict[str, Any]) -> list[str]:
+    return [c["name"] for c in found["checks"] if c["status"] == "fail"]
+
+
+def our_bench(folder: Path, model: str) -> dict[str, Any]:
+    """pp512 and tg128 by llamafleet's benchmark, in a fresh process."""
+    argv = [f"{LAYOUT.current}/bin/python", "-c", BENCH, LAYOUT.zipapp, str(folder), model]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def synthesise(shape: str, kind: str, path: str) -> None:
+    """Write a synthetic model with the host's own tools."""
+    argv = [f"{LAYOUT.current}/bin/python", LAYOUT.zipapp, "synth"]
+    subprocess.run([*argv, "--shape", shape, "--type", kind, "-o", path], check=True, timeout=600)

@@ -1,0 +1,183 @@
+"""Proof on a host with an NVIDIA GPU: `uv run pytest -m gpu`, by hand, in this order.
+
+It provisions this machine by the real command and leaves the deployment in place. What it measured
+is in results/gpu.json. Environment: LLAMAFLEET_GPU_WHEELHOUSE (work without a network),
+LLAMAFLEET_GPU_REPORT, LLAMAFLEET_GPU_WRONG_LIBRARY (a libggml-cuda.so for another capability).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from tests.gpu import llama_bench, measure
+from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not Path("/dev/nvidiactl").exists(), reason="no NVIDIA GPU: /dev/nvidiactl is not there"
+    ),
+]
+ROUNDS = 3
+
+
+def summary(found: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The figures of one deployment that go into a table."""
+    return {
+        "run_s": round(seconds, 1),
+        "verdict": found["verdict"],
+        "gpus": found["system"]["gpus"],
+        "driver": found["system"]["driver"],
+        "build": found["build"],
+        "timings": found["timings"],
+        "benchmark": found["benchmark"],
+        "checks": {c["name"]: f"{c['status']}: {c['found']}" for c in found["checks"]},
+    }
+
+
+def test_the_build_that_a_4090_gets_passes_here() -> None:
+    run = deploy(accelerator="cuda", compute_capabilities=["8.9"])
+    assert run.returncode == 0, run.output
+    found = result()
+    record("sm_89", **summary(found, run.seconds), output=run.output[-3000:])
+    assert found["verdict"] == "PASS"
+    native = all(g["compute_capability"] == "8.9" for g in found["system"]["gpus"])
+    assert check(found, "machine_code")["status"] == ("pass" if native else "warn")
+    assert found["build"]["inputs"]["compute_capabilities"] == ["8.9"]
+
+
+def test_the_detected_capability_passes_with_machine_code() -> None:
+    run = deploy(accelerator="cuda")
+    assert run.returncode == 0, run.output
+    found = result()
+    record("detected", **summary(found, run.seconds), output=run.output[-3000:])
+    assert found["verdict"] == "PASS"
+    assert check(found, "machine_code")["status"] == "pass"
+
+
+def test_the_next_run_changes_nothing() -> None:
+    run = deploy(accelerator="cuda")
+    assert run.returncode == 0, run.output
+    record("second_run", run_s=round(run.seconds, 2))
+    assert "PASS" in run.output and "nothing" in run.output, run.output
+
+
+@pytest.mark.parametrize(
+    ("model", "pp_limit", "tg_limit"),
+    [("synthetic-7b-q4_0.gguf", 0.05, 0.02), ("synthetic-160m-q4_0.gguf", 0.05, 0.02)],
+)
+def test_the_benchmark_agrees_with_llama_bench(
+    tmp_path: Path, model: str, pp_limit: float, tg_limit: float
+) -> None:
+    path = f"{LAYOUT.models}/{model}"
+    if not Path(path).exists():
+        shape, kind = model.removeprefix("synthetic-").removesuffix(".gguf").rsplit("-", 1)
+        measure.synthesise(shape, kind, path)
+    program = llama_bench.compile_it(tmp_path)
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, float]] = []
+    for _ in range(ROUNDS):
+        ours.append(measure.our_bench(tmp_path, path))
+        theirs.append(llama_bench.run(program, path, ours[-1]["threads"]))
+    ratios = {}
+    for kind in ("pp", "tg"):
+        mine = median(o[kind]["median_ts"] for o in ours)
+        reference = median(t[kind] for t in theirs)
+        ratios[kind] = mine / reference
+    record(
+        f"llama_bench {model}",
+        ratios=ratios,
+        ours=[{k: o[k]["median_ts"] for k in ("pp", "tg")} for o in ours],
+        llama_bench=theirs,
+    )
+    assert ratios["tg"] == pytest.approx(1, abs=tg_limit), (ours, theirs)
+    assert ratios["pp"] == pytest.approx(1, abs=pp_limit), (ours, theirs)
+
+
+# -- planted faults: none may end in PASS, and the check it is about must be red ------------------
+
+
+def planted(name: str, found: dict[str, Any], *expected: str) -> None:
+    record(
+        f"fault {name}",
+        verdict=found["verdict"],
+        red={c["name"]: [c["found"], c["next"]] for c in found["checks"] if c["status"] == "fail"},
+    )
+    assert found["verdict"] == "FAIL"
+    assert set(expected) <= set(reds(found)), reds(found)
+    assert all(check(found, name)["next"] for name in reds(found))
+
+
+def test_hidden_gpus_are_red(tmp_path: Path) -> None:
+    found = verify(tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    planted("gpus hidden", found, "gpus_visible", "offload")
+    assert "CUDA_VISIBLE_DEVICES" in check(found, "gpus_visible")["next"]
+
+
+@pytest.mark.parametrize("layers", ["0", "half"])
+def test_a_model_that_stays_on_the_cpu_is_red(tmp_path: Path, layers: str) -> None:
+    found = verify(tmp_path, "--n-gpu-layers", layers)
+    planted(f"n_gpu_layers {layers}", found, "offload", "vram")
+
+
+def test_a_context_far_too_large_is_red_and_the_largest_that_fits_is_named(tmp_path: Path) -> None:
+    found = verify(tmp_path, context=1_048_576)
+    planted("out of memory", found, "context")
+    assert "set context = " in check(found, "context")["next"]
+
+
+def test_a_stale_library_in_front_is_red(tmp_path: Path) -> None:
+    stale = tmp_path / "stale"
+    stale.mkdir()
+    library = next(Path(LAYOUT.current).resolve().rglob("libggml-base.so"))
+    shutil.copy(library, stale)
+    path = os.environ.get("LD_LIBRARY_PATH", "")
+    found = verify(tmp_path, env={"LD_LIBRARY_PATH": f"{stale}:{path}"})
+    planted("stale library", found, "library_origin")
+
+
+def test_a_missing_cublas_is_red(tmp_path: Path) -> None:
+    """libcublas is hidden behind an unreadable file of its name, first on the search path."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "libcublas.so.13").write_bytes(b"")
+    (broken / "libcublas.so.12").write_bytes(b"")
+    found = verify(tmp_path, env={"LD_LIBRARY_PATH": str(broken)})
+    planted("libcublas missing", found, "library_cuda")
+    assert "libcublas" in check(found, "library_cuda")["found"]
+
+
+def test_a_cpu_build_in_the_cuda_build_s_place_is_red(tmp_path: Path) -> None:
+    run = deploy(accelerator="cpu", model="synthetic:tiny-q4_0")
+    assert run.returncode == 0, run.output
+    cpu = json.loads(Path(LAYOUT.verify_config).read_text())
+    run = deploy(accelerator="cuda")
+    assert run.returncode == 0, run.output
+    found = verify(tmp_path, prefix=cpu["prefix"], stamp=cpu["stamp"])
+    planted("cpu build", found, "library_cuda", "machine_code", "offload")
+
+
+@pytest.mark.skipif(
+    "LLAMAFLEET_GPU_WRONG_LIBRARY" not in os.environ,
+    reason="LLAMAFLEET_GPU_WRONG_LIBRARY names no library for another capability",
+)
+def test_a_library_for_another_capability_is_red(tmp_path: Path) -> None:
+    """The installed build with only its CUDA library replaced, and a stamp that agrees."""
+    config = json.loads(Path(LAYOUT.verify_config).read_text())
+    stamp = json.loads(Path(config["stamp"]).read_text())
+    prefix = tmp_path / "version"
+    shutil.copytree(config["prefix"], prefix, symlinks=True)
+    name = next(n for n in stamp["libraries"] if n.endswith("/libggml-cuda.so"))
+    shutil.copy(os.environ["LLAMAFLEET_GPU_WRONG_LIBRARY"], prefix / name)
+    stamp["libraries"][name] = hashlib.sha256((prefix / name).read_bytes()).hexdigest()
+    (tmp_path / "stamp.json").write_text(json.dumps(stamp))
+    found = verify(tmp_path, prefix=str(prefix), stamp=str(tmp_path / "stamp.json"))
+    planted("other capability", found, "machine_code")
