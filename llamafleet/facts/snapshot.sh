@@ -430,21 +430,32 @@ read_units() {
     [ "$rc" = 0 ] && printf '%s\n' "$out" | block units
 }
 
+# number NAME: sets $number from "NAME": 123 in $line.
+number() {
+    case $line in *"\"$1\":"*) ;; *) return 1 ;; esac
+    number=${line#*"\"$1\":"}
+    number=${number# }
+    number=${number%%[!0-9]*}
+}
+
+# Field 22 of proc(5)'s stat; the second may hold blanks and brackets.
+start_ticks() {
+    stat=$(first "$R/proc/$1/stat")
+    # shellcheck disable=SC2086 # words are wanted
+    set -- ${stat##*) }
+    printf %s "${20}"
+}
+
 # job KIND KEY FOLDER
 job() {
-    alive=0 pid= boot=
+    alive=0 pid= ticks=
     if [ -f "$3/progress.json" ] && [ -r "$3/progress.json" ]; then
         while IFS= read -r line || [ -n "$line" ]; do
-            case $line in *'"pid":'*)
-                pid=${line#*'"pid":'}
-                pid=${pid# }
-                pid=${pid%%[!0-9]*}
-                ;;
-            esac
-            case $line in *"\"$boot_id\""*) boot=1 ;; esac
+            number pid && pid=$number
+            number start_ticks && ticks=$number
         done <"$3/progress.json"
         # A pid alone says nothing: it may be another process's by now.
-        [ -n "$boot" ] && [ -n "$pid" ] &&
+        [ -n "$ticks" ] && [ -n "$pid" ] && [ "$(start_ticks "$pid")" = "$ticks" ] &&
             grep -q llamafleet-host "$R/proc/$pid/cmdline" && alive=1
     fi
     put job "$1" "$2" $alive
@@ -453,7 +464,6 @@ job() {
 }
 
 read_managed() {
-    boot_id=$(first "$R/proc/sys/kernel/random/boot_id")
     current=$(readlink "$LF_PREFIX/current")
     current=${current%/}
     current=${current##*/}

@@ -107,16 +107,29 @@ def read_json(path: Path) -> Data | None:
     return data if isinstance(data, dict) else None
 
 
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+def start_ticks(pid: object) -> int | None:
+    """When a process started, in clock ticks since boot (field 22 of its stat, proc(5)).
+
+    Tells a process from a later one of the same pid, also after a reboot. The boot id would not:
+    in a container it can read differently inside a sandboxed unit (measured, systemd-nspawn).
+    """
+    try:
+        # The second field may hold blanks and brackets.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
+        return int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def alive(progress: Data | None) -> bool:
-    """The process that wrote `progress` runs still: same boot, same pid, a process of ours."""
-    if not progress or progress.get("boot_id") != boot_id():
+    """The process that wrote `progress` runs still: same pid, same start, a process of ours."""
+    if not progress or not isinstance(progress.get("start_ticks"), int):
+        return False
+    pid = progress.get("pid")
+    if start_ticks(pid) != progress["start_ticks"]:
         return False
     try:
-        cmdline = Path(f"/proc/{progress.get('pid')}/cmdline").read_bytes()
+        cmdline = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
     return PROCESS_NAME.encode() in cmdline
@@ -145,7 +158,7 @@ class Progress:
             "kind": kind,
             "key": key,
             "pid": os.getpid(),
-            "boot_id": boot_id(),
+            "start_ticks": start_ticks(os.getpid()),
             "started": time.time(),
             "updated": 0.0,
             "phase": "",

@@ -12,8 +12,9 @@ import pytest
 from llamafleet.facts.host import Job, Unit
 from tests.facts.fakehost import FakeHost
 
-BOOT = "5b0e7f6a-0b7e-4c53-9d5b-0c8c4f4c6a11"
-OTHER_BOOT = "00000000-0b7e-4c53-9d5b-0c8c4f4c6a11"
+TICKS = 8_514_203
+STAT = f"4711 (a (b) c 1) S {' '.join('7' * 18)} {TICKS} 5 6\n"
+"""proc(5): the name may hold blanks and brackets, the start is the 22nd field."""
 COMMAND = b"python3\0/opt/llamafleet/llamafleet-host.pyz\0job\0--kind\0build\0"
 
 
@@ -23,7 +24,7 @@ def progress(key: str = "0123", **changes: Any) -> dict[str, Any]:
         "kind": "build",
         "key": key,
         "pid": 4711,
-        "boot_id": BOOT,
+        "start_ticks": TICKS,
         "phase": "compile",
         "line": '[7/190] "pid": 1',
         **changes,
@@ -31,8 +32,8 @@ def progress(key: str = "0123", **changes: Any) -> dict[str, Any]:
 
 
 def running(fake: FakeHost, command: bytes = COMMAND) -> None:
-    """A host booted as BOOT with one process of interest."""
-    fake.write(fake.root / "proc/sys/kernel/random/boot_id", BOOT + "\n")
+    """A host with one process of interest."""
+    fake.write(fake.root / "proc/4711/stat", STAT)
     fake.write(fake.root / "proc/4711/cmdline", command)
 
 
@@ -77,7 +78,8 @@ def test_jobs(fake: FakeHost, shell: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "command"),
     [
-        ({"boot_id": OTHER_BOOT}, COMMAND),
+        ({"start_ticks": TICKS - 1}, COMMAND),
+        ({"start_ticks": None}, COMMAND),
         ({"pid": 4712}, COMMAND),
         ({"pid": None}, COMMAND),
         ({}, b"/usr/sbin/sshd\0-D\0"),
@@ -99,7 +101,7 @@ def test_job_that_no_longer_runs(
 DAMAGED = [
     b"",
     b"{",
-    b'{"pid": 4711, "boot_id": "',
+    b'{"pid": 4711, "start_ticks": ',
     b"[1, 2]",
     b"\0" * 4096,
     b"#end\n@end\n",

@@ -205,14 +205,14 @@ def test_killed_runner_is_dead_and_may_be_replaced(tmp_path: Path) -> None:
 
 def test_absent_and_stale_jobs(tmp_path: Path) -> None:
     assert job.status(tmp_path) == {"state": "absent", "progress": None, "stamp": None}
-    progress = {"pid": os.getpid(), "boot_id": job.boot_id()}
+    progress = {"pid": os.getpid(), "start_ticks": job.start_ticks(os.getpid())}
     job.write_json(tmp_path / "progress.json", progress)
     assert job.status(tmp_path)["state"] == "dead", "this process is not the zipapp's"
     (tmp_path / "progress.json").write_text("half a fi")
     assert job.status(tmp_path)["state"] == "absent"
 
 
-def test_a_job_of_another_boot_is_dead(tmp_path: Path) -> None:
+def test_a_job_whose_pid_is_another_process_s_is_dead(tmp_path: Path) -> None:
     argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 30")
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -220,7 +220,7 @@ def test_a_job_of_another_boot_is_dead(tmp_path: Path) -> None:
         progress = job.read_json(tmp_path / "progress.json")
         assert progress is not None
         assert job.alive(progress)
-        assert not job.alive(progress | {"boot_id": "another"})
+        assert not job.alive(progress | {"start_ticks": progress["start_ticks"] - 1})
         assert not job.alive(progress | {"pid": None})
     finally:
         process.terminate()
