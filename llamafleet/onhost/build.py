@@ -35,6 +35,11 @@ FOREIGN = re.compile(
     r"|LD_PRELOAD|SOURCE_DATE_EPOCH|PYTHON.*|VIRTUAL_ENV"
 )
 
+READ_UNDECLARED = frozenset(
+    f"{name}_BUILD_{what}" for name in ("GGML", "LLAMA") for what in ("COMMIT", "NUMBER")
+)
+"""Variables that the tree reads where they are set, and never declares."""
+
 WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
 FROM_SOURCE = (
     "--progress-bar=off",
@@ -225,14 +230,26 @@ def _follow(job: Job, log: BuildLog, line: str) -> None:
     if log.phase != job.current_phase:
         job.phase(log.phase, log.line)
         if log.phase == "compile":
-            refuse_unused(log.unused, job.config["allowed_unused"])
+            cache = job.folder / "cmake" / "CMakeCache.txt"
+            undeclared = undeclared_options(cache.read_text(encoding="utf-8"))
+            refuse_unused([*log.unused, *undeclared], job.config["allowed_unused"])
     else:
         job.progress.step(log.step, log.steps, log.line)
 
 
+def undeclared_options(cache: str) -> list[str]:
+    """Options of llama.cpp's name space in CMakeCache.txt that nothing has declared.
+
+    CMake does not report a mistyped GGML_* as unused: ggml reads every variable of that prefix to
+    write its package file (measured with 0.3.36). An option that is declared has a type.
+    """
+    names = re.findall(r"^((?:GGML|LLAMA|LLAVA|MTMD)_\w+):UNINITIALIZED=", cache, re.MULTILINE)
+    return [name for name in names if name not in READ_UNDECLARED]
+
+
 def refuse_unused(unused: list[str], allowed: list[str]) -> None:
     """Raise JobFailed where CMake did not use an option: a typing error builds something else."""
-    wrong = [name for name in unused if name not in allowed]
+    wrong = [name for name in dict.fromkeys(unused) if name not in allowed]
     if wrong:
         raise JobFailed(
             f"{UNUSED}: found {', '.join(wrong)}; expected options that this version knows; "

@@ -327,6 +327,19 @@ def test_unused_options_are_listed_and_nothing_after_them() -> None:
         build.refuse_unused(log.unused, ["GGML_CUBLAS"])
 
 
+def test_an_option_of_llama_cpp_that_nothing_declares_is_a_mistyped_one() -> None:
+    """From a real CMakeCache.txt of 0.3.36 with two mistyped options."""
+    cache = (
+        "GGML_CUBLASS:UNINITIALIZED=on\n"
+        "GGML_CUDA:BOOL=off\n"
+        "//No help, variable specified on the command line.\n"
+        "LLAMA_BUILD_COMMIT:UNINITIALIZED=0c1e570\n"
+        "CMAKE_PLATFORM_NO_VERSIONED_SONAME:UNINITIALIZED=ON\n"
+        "LLAVA_BULID:UNINITIALIZED=OFF\n"
+    )
+    assert build.undeclared_options(cache) == ["GGML_CUBLASS", "LLAVA_BULID"]
+
+
 def test_link_time_counts_only_what_nothing_ran_beside() -> None:
     log = "# ninja log v7\n" + "".join(
         f"{start}\t{end}\t1\t{name}\tff\n"
