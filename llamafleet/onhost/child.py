@@ -32,7 +32,9 @@ _BOOTSTRAP = (
 )
 
 
-_MISSING_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[\d.]*): cannot open shared object file")
+_MISSING_LIBRARY = re.compile(
+    r"(lib[\w+.-]+\.so[\d.]*): (?:cannot open shared object file|file too short|invalid ELF header)"
+)
 
 
 @dataclass(frozen=True)

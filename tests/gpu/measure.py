@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,21 @@ def record(name: str, **figures: object) -> None:
 
 
 def verify(
-    folder: Path, *arguments: str, env: dict[str, str] | None = None, **changes: object
+    folder: Path,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    prefix_command: Sequence[str] = (),
+    **changes: object,
 ) -> dict[str, Any]:
     """The verification by hand, with its settings changed, its result in `folder`."""
     config = json.loads(Path(LAYOUT.verify_config).read_text())
     config |= {"results": str(folder / "results"), "job": str(folder / "run"), **changes}
     path = folder / "verify.json"
     path.write_text(json.dumps(config))
+    python = f"{config['prefix']}/bin/python"
+    argv = [python, LAYOUT.zipapp, "verify", "--config", str(path), *arguments]
     done = subprocess.run(
-        [f"{config['prefix']}/bin/python", LAYOUT.zipapp, "verify", "--config", path, *arguments],
+        [*prefix_command, *argv],
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,

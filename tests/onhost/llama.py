@@ -14,7 +14,8 @@ import pytest
 VARIABLE = "LLAMAFLEET_TEST_PYTHON"
 PYTHON = os.environ.get(VARIABLE, "")
 needs_llama = pytest.mark.skipif(
-    not PYTHON, reason=f"{VARIABLE} names no interpreter with llama-cpp-python 0.3.36"
+    not PYTHON,
+    reason=f"no {VARIABLE}: {VARIABLE}=$(uv run python -m tests.build_llama) builds one",
 )
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,73 @@
+"""`python -m tests.build_llama`: build llama-cpp-python for the CPU once, print its interpreter.
+
+For the tests that load a model: LLAMAFLEET_TEST_PYTHON=$(uv run python -m tests.build_llama).
+The build is the product's own, by snapshot, plan and job, and is kept in LLAMAFLEET_TEST_CACHE.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from llamafleet.facts.snapshot import parse, render
+from llamafleet.layout import Layout
+from llamafleet.plans.plan import (
+    allowed_unused,
+    host_requirements,
+    llama_requirement,
+    make_plan,
+)
+from llamafleet.settings import Settings
+from llamafleet.zipapps import host_zipapp, pip_zipapp
+
+CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
+
+
+def main() -> int:
+    """Build unless it is built; the job's exit status."""
+    layout = Layout("user", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama")
+    Path(layout.prefix).mkdir(parents=True, exist_ok=True)
+    read = subprocess.run(
+        ["sh", "-c", render(layout, ())], capture_output=True, text=True, check=True
+    )
+    settings = Settings(scope="user", accelerator="cpu")
+    plan = make_plan("tests", settings, parse(read.stdout.splitlines()), layout)
+    for problem in plan.problems:
+        print(problem, file=sys.stderr)
+    if plan.build is None:
+        return 1
+    Path(layout.zipapp).write_bytes(host_zipapp())
+    Path(layout.pip).write_bytes(pip_zipapp())
+    folder = Path(layout.job("build", plan.build.fingerprint))
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = layout.version(plan.build.fingerprint)
+    config = {
+        "version": 1,
+        "kind": "build",
+        "key": plan.build.fingerprint,
+        "inputs": plan.build.inputs,
+        "python": plan.build.python,
+        "pip": layout.pip,
+        "prefix": prefix,
+        "requirements": host_requirements(),
+        "llama_requirement": llama_requirement(settings),
+        "cmake_args": plan.build.cmake_args,
+        "allowed_unused": allowed_unused(),
+        "environment": plan.build.environment,
+        "jobs": plan.build.jobs,
+        "index_url": None,
+        "find_links": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    argv = [plan.build.python, layout.zipapp, "job", "--kind", "build", "--dir", str(folder)]
+    done = subprocess.run(argv, stdout=sys.stderr, check=False)
+    if done.returncode == 0:
+        print(f"{prefix}/bin/python")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
