@@ -36,7 +36,7 @@ class Run:
         """Every operation was a no-op on every host (needs a run with --json)."""
         assert self.json is not None, self.output
         results = self.json["results"]["operations"]
-        return bool(results) and all(op["no_change"] == op["hosts"] for op in results)
+        return bool(results) and all(len(op["no_change"]) == op["hosts"] for op in results)
 
 
 def checkout(folder: Path) -> Path:
@@ -56,10 +56,9 @@ def checkout(folder: Path) -> Path:
     return target
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """This environment without what would follow a developer into a run."""
-    keep = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    return {**keep, "PYINFRA_PROGRESS": "off", **extra}
+def environment(folder: Path, **extra: str) -> dict[str, str]:
+    """This environment, with the code of `folder` in front of the installed one."""
+    return {**os.environ, "PYTHONPATH": str(folder), "PYINFRA_PROGRESS": "off", **extra}
 
 
 def pyinfra(folder: Path, *arguments: str, limit: float = 900, **extra: str) -> Run:
@@ -68,7 +67,7 @@ def pyinfra(folder: Path, *arguments: str, limit: float = 900, **extra: str) -> 
     done = subprocess.run(
         [PYINFRA, *arguments],
         cwd=folder,
-        env=environment(**extra),
+        env=environment(folder, **extra),
         capture_output=True,
         text=True,
         check=False,

@@ -106,7 +106,7 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     first = subprocess.Popen(
         [PYINFRA, "-y", fleet, "deploy.py"],
         cwd=folder,
-        env=environment(),
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
