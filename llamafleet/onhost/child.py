@@ -207,8 +207,9 @@ def _library_cure(library: str) -> str:
     folders = sorted(
         {str(path.parent) for place in places for path in Path("/").glob(f"{place[1:]}/{library}")}
     )
-    there = f"it is in {', '.join(folders)}" if folders else "install the toolkit's libraries"
+    if not folders:
+        return f"install the toolkit's libraries, {library} among them, then deploy again"
     return (
-        f"put the folder of {library} into LD_LIBRARY_PATH of llamafleet.env, or into a file in "
-        f"/etc/ld.so.conf.d followed by `ldconfig`; {there}"
+        f"{library} is in {', '.join(folders)}: deploy again, or put that folder into a file in "
+        "/etc/ld.so.conf.d, followed by `ldconfig`"
     )
