@@ -45,7 +45,7 @@ def test_a_silent_end_is_no_reply(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        ("libcublas.so.13: cannot open shared object file: No such file", "LD_LIBRARY_PATH"),
+        ("libcublas.so.13: cannot open shared object file: No such file", "deploy again"),
         ("libcuda.so.1: cannot open shared object file: No such file", "NVIDIA driver"),
         ("No module named 'llama_cpp'", "<prefix>/bin/python"),
         ("something else", "worker-probe.log"),
