@@ -48,18 +48,25 @@ def settings() -> Generator[PyinfraCommand, None, None]:
         settings(name="Render environment and units")
     """
     run = here()
-    systemd = run.snapshot().init == "systemd"
-    files = _differing(run, settings_files(run.plan(), run.settings, run.layout(), systemd=systemd))
-    if not files:
+    snapshot, layout, ctl = run.snapshot(), run.layout(), systemctl(run)
+    rendered = settings_files(run.plan(), run.settings, layout, systemd=snapshot.init == "systemd")
+    files = _differing(run, rendered)
+    timer = f"{layout.units}/{VERIFY_TIMER}"
+    dropped = bool(rendered) and not run.settings.verify_schedule and timer in snapshot.files
+    if not files and not dropped:
         host.noop("environment, settings and units are as rendered")
         return
     yield from _put(files)
-    if any(f.unit for f in files):
-        ctl = systemctl(run)
+    if dropped:
+        yield StringCommand(ctl, "disable --now --quiet", VERIFY_TIMER)
+        yield StringCommand("rm -f", QuoteString(timer))
+        run.changed("timer removed")
+    if dropped or any(f.unit for f in files):
         yield StringCommand(ctl, "daemon-reload")
-        if run.settings.verify_schedule:
-            yield StringCommand(ctl, "enable --now --quiet", VERIFY_TIMER)
-    run.changed("settings " + " ".join(f.path.rsplit("/", 1)[1] for f in files))
+    if any(f.path == timer for f in files):
+        yield StringCommand(ctl, "enable --now --quiet", VERIFY_TIMER)
+    if files:
+        run.changed("settings " + " ".join(f.path.rsplit("/", 1)[1] for f in files))
 
 
 def systemctl(run: HostRun) -> str:

@@ -41,7 +41,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     layout, python = run.layout(), plan.build.python
     folder = layout.job("verify", "run")
     running = run.snapshot().verifying
-    if running is None or not running.alive:
+    if running is None or not running.alive or running.key != plan.verify.key:
         yield StringCommand(
             "rm -f", QuoteString(f"{folder}/stamp.json"), QuoteString(f"{folder}/progress.json")
         )
@@ -58,7 +58,8 @@ def verify() -> Generator[PyinfraCommand, None, None]:
 def start_verification(run: HostRun) -> StringCommand:
     layout = run.layout()
     if run.snapshot().init == "systemd":
-        return StringCommand(systemctl(run), "start --no-block", VERIFY_UNIT)
+        # restart: one that the timer began with the settings of before would end as no answer.
+        return StringCommand(systemctl(run), "restart --no-block", VERIFY_UNIT)
     return StringCommand(
         QuoteString(f"{layout.current}/bin/python"),
         QuoteString(layout.zipapp),

@@ -147,6 +147,17 @@ def test_the_next_run_changes_nothing(booted: BootedHost, folder: Path) -> None:
     assert 1 <= len(counted.commands) <= 3, counted.commands
 
 
+def test_without_a_schedule_the_timer_goes(booted: BootedHost, folder: Path) -> None:
+    timer = "systemctl is-enabled llamafleet-verify.timer"
+    assert booted.run(timer).stdout.strip() == "enabled"
+    data = booted.data(accelerator="auto", verify_schedule=None)
+    run = pyinfra(folder, "-y", write_inventory(folder, {HOST: data}), "deploy.py")
+    assert run.returncode == 0 and "timer removed" in run.output, run.output
+    assert "enabled" not in booted.run(timer).stdout
+    again = pyinfra(folder, "-y", "--json", "fleet", "deploy.py")
+    assert again.unchanged, again.output
+
+
 def test_an_unknown_cmake_option_fails_the_build_and_current_stays(
     booted: BootedHost, folder: Path
 ) -> None:
