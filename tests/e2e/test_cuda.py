@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llamafleet.onhost import fatbin
-from tests.e2e.booted import BootedHost, boot, missing_tools
-from tests.e2e.runs import PYINFRA, checkout, environment, pyinfra, write_inventory
+from tests.e2e.booted import BootedHost, missing_tools
+from tests.e2e.runs import PYINFRA, environment, pyinfra, write_inventory
 
 pytestmark = [
     pytest.mark.e2e,
@@ -32,18 +31,6 @@ case "$1" in
 *) exit 2 ;;
 esac
 """
-
-
-@pytest.fixture(scope="module")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedHost]:
-    host = boot(HOST, tmp_path_factory.mktemp("hosts"))
-    yield host
-    host.stop()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkout(tmp_path_factory.mktemp("fresh"))
 
 
 def plant_driver(host: BootedHost, driver: str, cuda: str) -> None:

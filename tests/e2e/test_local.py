@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamafleet.layout import Layout
-from tests.e2e.runs import Run, checkout, latest, pyinfra
+from tests.e2e.runs import Run, latest, pyinfra
 
 pytestmark = pytest.mark.e2e
 
@@ -29,11 +29,6 @@ def home(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> str:
     if layout.scope == "user":
         return layout.prefix.removesuffix("/.local/share/llamafleet")
     return str(tmp_path_factory.mktemp("root-home"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkout(tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.fixture(scope="module")

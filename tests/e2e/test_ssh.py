@@ -6,32 +6,19 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.booted import BootedHost, boot, missing_tools
-from tests.e2e.runs import PYINFRA, checkout, environment, latest, pyinfra, write_inventory
+from tests.e2e.booted import BootedHost, missing_tools
+from tests.e2e.runs import PYINFRA, environment, latest, pyinfra, write_inventory
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-a"
-
-
-@pytest.fixture(scope="module")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BootedHost]:
-    host = boot(HOST, tmp_path_factory.mktemp("hosts"))
-    yield host
-    host.stop()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkout(tmp_path_factory.mktemp("fresh"))
 
 
 def stamps(host: BootedHost) -> dict[str, dict[str, Any]]:
