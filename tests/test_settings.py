@@ -63,6 +63,7 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "bench_gen": 64,
         "bench_repetitions": 3,
         "context": 2048,
+        "verify_schedule": "Mon *-*-* 03:00:00",
         "wheelhouse": None,
         "index_url": "https://pypi.example:8443/simple",
         "build_timeout_minutes": 60,
