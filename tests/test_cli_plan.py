@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from llamafleet.cli import main
 from llamafleet.facts.reader import parse
+from tests.hosts.recorded import load
 
 RECORDED = Path(__file__).parent / "hosts" / "h100-ubuntu24.snapshot"
 
@@ -31,11 +32,28 @@ def test_plan_of_a_recorded_host() -> None:
     for text in (
         "Ubuntu 24.04.3 LTS",
         "gpu 0: NVIDIA H100 80GB HBM3, compute capability 9.0, 81559 MiB",
-        "driver: loaded module 580.159.04, library 580.159.04, nvidia-smi 580.159.04, CUDA up to 13",
+        "driver: loaded module 580.159.04, library 580.159.04, nvidia-smi 580.159.04, CUDA up to",
         "toolkit: use CUDA 13.0 at /usr/local/cuda-13.0",
         "-DCMAKE_CUDA_ARCHITECTURES=90 ",
     ):
         assert text in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rtx4090-hanging-smi", "driver: loaded module 580.159.04, module on disk 580.159.04, "),
+        ("rtx4090-hanging-smi", "nvidia-smi timeout\n"),
+        ("rtx4090-mismatch", "nvidia-smi failed (Failed to initialize NVML: Driver/library"),
+        ("rtx4090-no-driver", "card: 10de:2684 at 0000:01:00.0, bound to nothing\n"),
+        ("rtx4090-no-driver", "driver: nvidia-smi absent\n"),
+        ("rtx3070-470-ubuntu20", "gpu 0: NVIDIA GeForce RTX 3070, compute capability not told"),
+        ("cpu-debian12", "/usr/local/cuda-13.0 (CUDA 13.0, lacks cublas)"),
+        ("alpine-cpu", "no glibc"),
+    ],
+)
+def test_facts_of_a_host(name: str, said: str) -> None:
+    assert said in run("plan", "-", stdin=load(name).text).output
 
 
 def test_plan_from_standard_input_with_a_greeting_and_windows_line_ends() -> None:

@@ -94,7 +94,7 @@ def install_python(snapshot: HostSnapshot) -> str:
     own = [p for p in snapshot.pythons if p.path.startswith(("/usr/bin/", "/usr/libexec/"))]
     if tool and not own:
         return f"sudo {tool} install python3"
-    return "install Python 3.10 or newer, and set python to its path"
+    return "install Python 3.10 to 3.14, and set python to its path"
 
 
 def _supported(python: Tool) -> bool:

@@ -1,15 +1,15 @@
 """Recorded hosts: NAME.yaml says which recording it starts from and what was changed in it.
 
-    what: one line
-    source: where the changed lines come from
-    base: a recording's or another host's name
-    system: a name in systems.yaml, whose lines replace the base's
-    replace: text -> text, in the whole recording; each must occur
-    lines: key -> its lines in the recording, fields divided by " | "; [] removes the key
-    blocks: name -> the block's lines; null removes it
-    greeting: lines before the recording, as a login shell prints them
-    settings: as in an inventory
-    expect: what the plan must be; see test_hosts.py
+what: one line
+source: where the changed lines come from
+base: a recording's or another host's name
+system: a name in systems.yaml, whose lines replace the base's
+replace: text -> text, in the whole recording; each must occur
+lines: key -> its lines in the recording, fields divided by " | "; [] removes the key
+blocks: name -> the block's lines; null removes it
+greeting: lines before the recording, as a login shell prints them
+settings: as in an inventory
+expect: what the plan must be; see test_hosts.py
 """
 
 from __future__ import annotations
@@ -87,7 +87,13 @@ def _text(name: str) -> str:
     text = recording.read_text("utf-8") if recording.suffix == ".snapshot" else _text(base)
     if "system" in described:
         text = change(text, SYSTEMS[described["system"]])
-    return change(text, described)
+    text = change(text, {"replace": described.get("replace", {})})
+    for kind in ("lines", "blocks"):
+        for key, content in described.get(kind, {}).items():
+            changed = change(text, {kind: {key: content}})
+            assert changed != text, f"{path.name}: {kind}: {key} is so in its base already"
+            text = changed
+    return change(text, {"greeting": described.get("greeting", [])})
 
 
 def change(text: str, changes: dict[str, Any]) -> str:
