@@ -9,16 +9,12 @@ from pathlib import Path
 import click
 
 from llamafleet import wheelhouse as house
+from llamafleet.cli_errors import BadInput
+from llamafleet.cli_plan import plan, snapshot
 from llamafleet.history.report import exit_code, render
 from llamafleet.history.store import Store, StoreError
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-class BadInput(click.ClickException):
-    """One line on stderr and exit code 2."""
-
-    exit_code = 2
 
 
 @click.group()
@@ -27,6 +23,10 @@ def main() -> None:
 
     The hosts themselves are provisioned by: pyinfra -y inventory deploy.py
     """
+
+
+main.add_command(plan)
+main.add_command(snapshot)
 
 
 @main.command()

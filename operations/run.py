@@ -20,7 +20,7 @@ from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
 from llamafleet.layout import Layout
 from llamafleet.plans.model import Plan, Problem
-from llamafleet.plans.plan import layout_for, make_plan, managed_paths
+from llamafleet.plans.plan import layout_for, make_plan, to_read
 from llamafleet.settings import Settings, SettingsError, validate_fleet
 
 RESULTS = Path("results")
@@ -43,10 +43,7 @@ class HostRun:
 
     def snapshot(self) -> HostSnapshot:
         """The host as it is; read again after `changed`."""
-        placeholder = Layout.system() if self.settings.scope == "system" else Layout.user("$HOME")
-        chosen = (self.settings.toolkit_root, self.settings.host_compiler, self.settings.python)
-        extra = tuple(path for path in chosen if path)
-        return snapshot_of(self.host, placeholder, managed_paths(placeholder), extra)
+        return snapshot_of(self.host, *to_read(self.settings))
 
     def layout(self) -> Layout:
         return layout_for(self.settings, self.snapshot())

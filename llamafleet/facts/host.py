@@ -202,6 +202,11 @@ class HostSnapshot:
     wheelhouse: str | None = None
     """sha256 of the manifest in the host's copy of the wheelhouse."""
 
+    @property
+    def enterprise_linux(self) -> bool:
+        """RHEL or one that says it is like it: Rocky, Alma, CentOS Stream; not Fedora."""
+        return "rhel" in (self.os_id, *self.os_like)
+
     def job(self, kind: str, key: str) -> Job | None:
         """The job of that kind and key, if there is one."""
         return next((j for j in self.jobs if (j.kind, j.key) == (kind, key)), None)

@@ -72,9 +72,12 @@ def choose_compiler(
 
 
 def install_version(snapshot: HostSnapshot, major: int) -> str:
-    """What to type to get gcc of one major version; only apt's names are uniform enough."""
+    """What to type to get gcc of one major version, where the packages' names are uniform."""
     if snapshot.package_manager == "apt":
         return f"sudo apt-get install g++-{major}"
+    if snapshot.enterprise_linux and major <= 15:
+        # From 11 on; the snapshot looks into each toolset's folder, so no setting is needed.
+        return f"sudo dnf install gcc-toolset-{major}-gcc-c++"
     return f"install g++-{major} from the distribution and set host_compiler to its path"
 
 

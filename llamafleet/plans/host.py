@@ -75,19 +75,26 @@ def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
         f"{p.path} {p.version}" + (" (not for every user)" if _hidden(p, settings) else "")
         for p in snapshot.pythons
     )
-    install = {"apt": "apt-get", "dnf": "dnf", "zypper": "zypper"}.get(
-        snapshot.package_manager or ""
-    )
     return Problem(
         "python",
         found=seen or "no Python",
         expected=f"{wanted or 'a Python'}, version 3.10 to 3.14",
         next="set python to one of those found, or remove it"
         if wanted
-        else f"sudo {install} install python3"
-        if install
-        else "install Python 3.10 or newer, and set python to its path",
+        else install_python(snapshot),
     )
+
+
+def install_python(snapshot: HostSnapshot) -> str:
+    """What to type to get a supported Python; the distribution's python3 may be too old."""
+    if snapshot.enterprise_linux and parse_version(snapshot.os_version)[:1] in ((8,), (9,)):
+        # Their python3 is 3.6 and 3.9: docs.redhat.com, RHEL 9, Introduction to Python.
+        return "sudo dnf install python3.12"
+    tool = {"apt": "apt-get", "dnf": "dnf", "zypper": "zypper"}.get(snapshot.package_manager or "")
+    own = [p for p in snapshot.pythons if p.path.startswith(("/usr/bin/", "/usr/libexec/"))]
+    if tool and not own:
+        return f"sudo {tool} install python3"
+    return "install Python 3.10 to 3.14, and set python to its path"
 
 
 def _supported(python: Tool) -> bool:

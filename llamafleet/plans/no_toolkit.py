@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamafleet.facts.host import Driver
 from llamafleet.plans.compatibility import Case
-from llamafleet.plans.compiler import install_version
+from llamafleet.plans.compiler import MIN_MAJOR, install_version
 from llamafleet.plans.model import Problem
 from llamafleet.tables import (
     UNVERIFIED,
@@ -68,7 +68,7 @@ def no_toolkit(case: Case) -> Problem:
         return Problem(
             "compiler",
             found=against[row.version]["compiler"],
-            expected=f"gcc {row.gcc} or older, for the newest toolkit of this host ({host})",
+            expected=f"gcc {MIN_MAJOR} to {row.gcc}, for the newest toolkit of this host ({host})",
             next=install_version(snapshot, row.gcc),
         )
     if versions("driver", "compiler"):
@@ -87,13 +87,14 @@ def no_toolkit(case: Case) -> Problem:
             expected=f"one of {known}",
             next="remove toolkit_version, or set it to one of those",
         )
+    several = len(case.capabilities) > 1
     return Problem(
         "toolkit",
         found=host,
         expected="one CUDA Toolkit for all of it; "
         + "; ".join(f"{v}: {', '.join(why.values())}" for v, why in against.items()),
-        next="set compute_capabilities to those that one toolkit knows, or use a distribution "
-        "with an older glibc",
+        next=("set compute_capabilities to those that one toolkit knows, or " if several else "")
+        + "use a distribution with an older glibc",
     )
 
 

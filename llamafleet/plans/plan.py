@@ -47,6 +47,7 @@ __all__ = [
     "llama_requirement",
     "make_plan",
     "managed_paths",
+    "to_read",
     "toolkit_requirements",
 ]
 
@@ -68,6 +69,16 @@ def managed_paths(layout: Layout) -> tuple[str, ...]:
         f"{layout.units}/{VERIFY_UNIT}",
         f"{layout.units}/{VERIFY_TIMER}",
     )
+
+
+def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths.
+
+    Only the host knows its home, so the layout of scope user begins with $HOME.
+    """
+    layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
+    chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
+    return layout, managed_paths(layout), tuple(path for path in chosen if path)
 
 
 class _Problems:

@@ -100,7 +100,32 @@ def test_other_pythons(version: str) -> None:
     host = pythons(("/usr/bin/python3", version, True))
     problem = only_problem(plan(host, accelerator="auto"))
     assert problem.check == "python" and version in problem.found
-    assert problem.next == "sudo apt-get install python3"
+    # The distribution's own is not a supported one: installing it would change nothing.
+    assert problem.next == "install Python 3.10 to 3.14, and set python to its path"
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"package_manager": "apt"}, "sudo apt-get install python3"),
+        ({"package_manager": "dnf", "os_id": "fedora"}, "sudo dnf install python3"),
+        (
+            {"package_manager": "dnf", "os_id": "rhel", "os_version": "9.6"},
+            "sudo dnf install python3.12",
+        ),
+        (
+            {"package_manager": "dnf", "os_like": ("rhel", "centos"), "os_version": "8.10"},
+            "sudo dnf install python3.12",
+        ),
+        (
+            {"package_manager": "dnf", "os_id": "rhel", "os_version": "10.0"},
+            "sudo dnf install python3",
+        ),
+    ],
+)
+def test_command_that_installs_a_python(changes: dict[str, Any], command: str) -> None:
+    host = replace(pythons(), **changes)
+    assert only_problem(plan(host, accelerator="auto")).next == command
 
 
 def test_no_python_and_no_package_manager() -> None:

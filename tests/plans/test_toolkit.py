@@ -128,6 +128,22 @@ def test_a_compiler_too_new_names_the_one_to_install_for_this_driver() -> None:
     assert problem.check == "compiler" and problem.next == "sudo apt-get install g++-14"
     elsewhere = refused(replace(host, package_manager="pacman"))
     assert "g++-14" in elsewhere.next and "apt" not in elsewhere.next
+    rocky = refused(replace(host, package_manager="dnf", os_like=("rhel", "centos", "fedora")))
+    assert rocky.next == "sudo dnf install gcc-toolset-14-gcc-c++"
+    fedora = refused(replace(host, package_manager="dnf", os_id="fedora"))
+    assert "toolset" not in fedora.next
+
+
+def test_a_compiler_too_old_is_told_the_range() -> None:
+    problem = refused(replace(GPU_HOST, driver=driver("550"), compilers=gcc(8)))
+    assert problem.expected.startswith("gcc 11 to 13, ")
+
+
+def test_no_toolkit_for_the_only_gpu_does_not_advise_to_leave_it_out() -> None:
+    host = replace(GPU_HOST, glibc="2.41", gpus=(gpu("6.1"),), compilers=gcc(14))
+    assert refused(host).next == "use a distribution with an older glibc"
+    two = replace(host, gpus=(gpu("6.1"), gpu("8.9", index=1)))
+    assert refused(two).next.startswith("set compute_capabilities")
 
 
 def test_an_older_compiler_or_clang_beside_it_will_do() -> None:
