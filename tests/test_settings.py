@@ -111,6 +111,7 @@ CAPABILITY = "a compute capability from 5.0 to 12.9"
 HOST_PATH = "an absolute path on the host without blanks, quotes, $ or %"
 SHA = "64 hex digits in lower case"
 TOOLKIT = 'major.minor such as "13.0"'
+SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 URL = "an http://, https:// or file:/// URL"
 VERSION = f'a released version such as "{LLAMA_VERSION}"'
 
@@ -148,6 +149,8 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
         ("context", 255, "255", "a whole number of tokens from 256 to 1048576"),
         ("build_timeout_minutes", 0, "0", "a whole number of minutes from 1 to 1440"),
         ("verify_timeout_minutes", 1.5, "1.5 (float)", "a whole number of minutes from 1 to 1440"),
+        ("verify_schedule", "$(reboot)", "'$(reboot)'", SCHEDULE),
+        ("verify_schedule", "weekly\nUser=root", "'weekly\\nUser=root'", SCHEDULE),
         ("index_url", "pypi.example/simple", "'pypi.example/simple'", URL),
         ("index_url", "ftp://pypi.example", "'ftp://pypi.example'", URL),
         ("index_url", "https://", "'https://'", URL),
