@@ -279,8 +279,8 @@ read_driver() {
             'nvidia-open*' 'nvidia-headless-*' 'nvidia-dkms-*' 'nvidia-kernel-*' 'nvidia-tesla-*' \
             'linux-modules-nvidia-*' 'libnvidia-compute-*' 'libnvidia-*ml1' 'libcuda1' \
             'nvidia-utils-*' 'nvidia-compute-utils-*' 'nvidia-smi' 'cuda-drivers*' |
-            sed -n -e 's/^installed //p' -e 's/^\(unpacked\) \(.*\)/\2 \1/p' \
-                -e 's/^\(half-[a-z]*\) \(.*\)/\2 \1/p'
+            sed -n -e 's/^installed //p' -e 's/^triggers-[a-z]* //p' \
+                -e 's/^\(unpacked\) \(.*\)/\2 \1/p' -e 's/^\(half-[a-z]*\) \(.*\)/\2 \1/p'
     elif have rpm; then
         rpm -qa --qf '%{NAME} %{VERSION}\n' 'nvidia-driver*' 'xorg-x11-drv-nvidia*' 'kmod-nvidia*' \
             'akmod-nvidia*' 'dkms-nvidia*' 'nvidia-kmod*' 'nvidia-open*' 'libnvidia-ml' \

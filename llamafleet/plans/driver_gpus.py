@@ -40,10 +40,10 @@ def unseen_cards(snapshot: HostSnapshot) -> tuple[str, ...]:
     )
 
 
-def lost_gpu(snapshot: HostSnapshot, working: bool) -> str:
+def lost_gpu(snapshot: HostSnapshot) -> str:
     """The sentence about a GPU that is gone or not to be trusted; "": none."""
     for fatal in reversed(_fatal_xids(snapshot)):
-        if not working or _counts(fatal, snapshot):
+        if _counts(fatal, snapshot):
             return f"Xid {fatal.code} in the kernel log: {fatal.line} ({xids().fatal_source})"
     said = snapshot.driver.smi_error
     if "GPU is lost" in said or "fallen off the bus" in said:
@@ -61,10 +61,15 @@ def old_xids(snapshot: HostSnapshot) -> tuple[str, ...]:
 
 
 def _counts(fatal: _Fatal, snapshot: HostSnapshot) -> bool:
-    """It is recent, or its GPU is not shown any more."""
-    shown = any(gpu.pci_address.lower()[-12:].startswith(fatal.place) for gpu in snapshot.gpus)
-    recent = fatal.age_s is not None and fatal.age_s < xids().recent_hours * 3600
-    return recent or not shown
+    """It is recent, or its GPU should be shown and is not."""
+    if any(gpu.pci_address.lower()[-12:].startswith(fatal.place) for gpu in snapshot.gpus):
+        return fatal.age_s is not None and fatal.age_s < xids().recent_hours * 3600
+    # The log is the whole machine's: a container sees the errors of GPUs that are not its own,
+    # and a card may have been passed on to a virtual machine since.
+    if snapshot.container:
+        return not snapshot.gpus
+    card = next((c for c in snapshot.pci_gpus if c.address.startswith(fatal.place)), None)
+    return card is None or card.kernel_driver in (None, "nvidia")
 
 
 def _fatal_xids(snapshot: HostSnapshot) -> list[_Fatal]:

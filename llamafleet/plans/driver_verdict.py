@@ -207,7 +207,7 @@ def _missing_problem(snapshot: HostSnapshot, found: str) -> Problem:
 
 
 def _lost(snapshot: HostSnapshot) -> Blocked:
-    found = lost_gpu(snapshot, works(snapshot))
+    found = lost_gpu(snapshot)
     if not found:
         return None
     return "GPU lost", _problem(

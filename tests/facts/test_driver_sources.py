@@ -270,6 +270,7 @@ def test_packages(fake: FakeHost, shell: str) -> None:
 installed libnvidia-compute-580 580.95.05-0ubuntu0.24.04.1
 half-configured nvidia-dkms-580 580.95.05-0ubuntu0.24.04.1
 unpacked nvidia-utils-580 580.95.05-0ubuntu0.24.04.1
+triggers-pending nvidia-smi 580.95.05-1
 config-files nvidia-utils-570 570.195.03-0ubuntu1
 installed linux-modules-nvidia-580-generic 6.8.0-45.45
 not-installed nvidia-driver
@@ -280,9 +281,10 @@ END""",
         Package("libnvidia-compute-580", "580.95.05-0ubuntu0.24.04.1"),
         Package("nvidia-dkms-580", "580.95.05-0ubuntu0.24.04.1", "half-configured"),
         Package("nvidia-utils-580", "580.95.05-0ubuntu0.24.04.1", "unpacked"),
+        Package("nvidia-smi", "580.95.05-1"),
         Package("linux-modules-nvidia-580-generic", "6.8.0-45.45"),
     )
-    assert [package.driver for package in packages] == ["580.95.05"] * 3 + [None]
+    assert [package.driver for package in packages] == ["580.95.05"] * 4 + [None]
 
 
 def test_packages_are_bounded(fake: FakeHost) -> None:

@@ -225,6 +225,14 @@ CASES = {
         "module missing",
         f"THE NEXT BOOT LOSES THE GPUS: kernel {NEXT}",
     ),
+    "missing for the next kernel, packages newer": works(
+        host(next_kernel=NEXT, module_next=None, packages=ubuntu()),
+        "module missing",
+        f"THE NEXT BOOT LOSES THE GPUS: kernel {NEXT}",
+    ),
+    "packages of a container's image": works(
+        replace(host(packages=ubuntu(), module_on_disk=None, next_kernel=None), container="docker")
+    ),
     "missing in a container": works(replace(host(module_next=None), container="docker")),
     "missing and half updated": Case(
         failing(**{**UPDATED, "next_kernel": NEXT, "module_next": None}),
@@ -343,7 +351,7 @@ def test_verdict(name: str) -> None:
         assert case.fix in verdict.problem.next
         assert verdict.notes == ()
     elif case.note:
-        assert len(verdict.notes) == 1 and case.note in verdict.notes[0]
+        assert any(case.note in note for note in verdict.notes)
     else:
         assert verdict.notes == ()
 
@@ -421,6 +429,16 @@ def test_two_gpus_one_lost() -> None:
     assert driver_verdict(lost).state == "GPU lost"
     both = replace(lost, gpus=(RTX_4090, replace(RTX_4090, pci_address="00000000:02:00.0")))
     assert driver_verdict(both).state == "ok"
+
+
+def test_errors_of_gpus_that_are_not_this_host_s_own() -> None:
+    other = host(kernel_log=("[89000.5] " + XID_79.replace("01:00", "02:00"),))
+    assert driver_verdict(other).state == "GPU lost"
+    assert driver_verdict(replace(other, container="docker")).state == "ok"
+    passed_on = PciGpu("0000:02:00.0", "2684", "vfio-pci")
+    assert driver_verdict(replace(other, pci_gpus=(CARD_4090, passed_on))).state == "ok"
+    none_left = replace(failing(smi_error="No devices", kernel_log=(XID_79,)), container="docker")
+    assert driver_verdict(none_left).state == "GPU lost"
 
 
 def test_a_hanging_nvidia_smi_alone() -> None:
