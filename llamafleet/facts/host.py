@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 SNAPSHOT_VERSION = 1
+
+DRIVER_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?(?!\d)")
+"""Three digits or more, as 535.261.03: excludes packages that merely carry nvidia in the name."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,23 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Package:
+    """An installed package of the driver."""
+
+    name: str
+    version: str
+    """As the package manager writes it."""
+    state: str = ""
+    """unpacked, half-configured, ...: dpkg did not end its work; "": installed."""
+
+    @property
+    def driver(self) -> str | None:
+        """Version of the driver that it brings; None: a kernel's version, or another one."""
+        found = DRIVER_VERSION.match(self.version.rpartition(":")[2])
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
 class Driver:
     """The driver by its sources. None: that source is not there."""
 
@@ -53,6 +74,24 @@ class Driver:
     """ok, absent, failed (non-zero exit), timeout or garbage (exit 0, not understood)."""
     smi_error: str = ""
     """First lines of what a failing nvidia-smi printed."""
+    packages: tuple[Package, ...] = ()
+    """All installed packages of the driver, at most 60."""
+    next_kernel: str | None = None
+    """The newest kernel on disk, which boots next unless the boot loader is told otherwise.
+    None: no kernel on disk, as in containers."""
+    module_next: str | None = None
+    """Version of the module for `next_kernel`; "": it is there and does not tell its version;
+    None: missing."""
+    module_signer: str | None = None
+    """Who signed the module on disk; "": nobody; None: no module."""
+    dkms: tuple[str, ...] = ()
+    """Lines of `dkms status` about the driver."""
+    nouveau: bool = False
+    """The module nouveau is loaded."""
+    secure_boot: bool | None = None
+    """None: no UEFI, or it does not tell."""
+    kernel_log: tuple[str, ...] | None = None
+    """Lines of this boot's kernel log about the driver, the last 20; None: may not be read."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +178,8 @@ class HostSnapshot:
     """Why the host could not be read; no other field is set then."""
     time: int = 0
     """Seconds since 1970 on the host's clock."""
+    uptime_s: int | None = None
+    """Seconds since the kernel started."""
     hostname: str = ""
     uid: int = 0
     user: str = "root"

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llamafleet.facts.host import (
+    DRIVER_VERSION,
     SNAPSHOT_VERSION,
     Compiler,
     Driver,
     Gpu,
     HostSnapshot,
     Job,
+    Package,
     PciGpu,
     Tool,
     Toolkit,
@@ -23,9 +25,6 @@ from llamafleet.facts.host import (
 
 HEADER = "#llamafleet-snapshot"
 END = "#end"
-
-DRIVER_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?\b")
-"""Three digits or more, as 535.261.03: excludes packages that merely carry nvidia in the name."""
 
 # Drivers from 610 or so print "CUDA UMD Version".
 CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d+\.\d+)")
@@ -78,6 +77,7 @@ def parse(lines: list[str]) -> HostSnapshot:
     gpus, driver = _driver(record)
     return HostSnapshot(
         time=record.number("time"),
+        uptime_s=_seconds(record.text("uptime")),
         hostname=record.text("hostname"),
         uid=record.number("uid"),
         user=record.text("user"),
@@ -184,6 +184,12 @@ def _number(text: str, default: int = 0) -> int:
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else default
 
 
+def _seconds(text: str) -> int | None:
+    """The whole seconds of /proc/uptime's first field."""
+    found = re.match(r"[0-9]{1,18}", text)
+    return int(found[0]) if found else None
+
+
 def _kib(text: str) -> int:
     return _number(text.removesuffix("kB").strip())
 
@@ -233,17 +239,53 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
             library = name[1]
             if "libnvidia-ml" in path:
                 break
+    packages = _packages(record.blocks.get(("packages",), []))
+    next_kernel, module_next = _next_kernel(record)
+    log = record.blocks.get(("kernel_log",))
     driver = Driver(
         module=_driver_version(record.text("module")),
         module_on_disk=_driver_version(record.text("module_on_disk")),
         library=library,
-        package=_package(record.blocks.get(("packages",), [])),
+        package=_package(packages),
         smi=smi_version,
         cuda=cuda[1] if cuda else None,
         smi_state=state,
         smi_error=error,
+        packages=packages,
+        next_kernel=next_kernel,
+        module_next=module_next,
+        module_signer=record.text("module_signer") if "module_signer" in record.values else None,
+        dkms=_lines(record.blocks.get(("dkms",), [])),
+        nouveau=record.text("nouveau") == "1",
+        secure_boot={"0": False, "1": True}.get(record.text("secure_boot")),
+        kernel_log=None if log is None else _lines(log),
     )
     return gpus, driver
+
+
+def _lines(block: list[str]) -> tuple[str, ...]:
+    return tuple(line.rstrip() for line in block if line.strip())
+
+
+def _next_kernel(record: _Record) -> tuple[str | None, str | None]:
+    """The kernel that boots next and the version of its module; the running one's row is first."""
+    rows = record.rows("kernel_module", 4)
+    running = record.text("kernel")
+    # The debugging kernels of RHEL and Fedora never become the default by themselves.
+    bootable = [
+        row for row in rows if row[1] == "1" and (row[0] == running or "+debug" not in row[0])
+    ]
+    found = bootable or [row for row in rows if row[0] == running]
+    if not found:
+        return None, None
+    kernel, _, present, version = max(found, key=lambda row: _kernel_order(row[0]))
+    return kernel, (_driver_version(version) or "") if present == "1" else None
+
+
+def _kernel_order(kernel: str) -> list[tuple[bool, int, str]]:
+    """As RPM compares: 427.13.1.el9 comes after 427.el9, which sort -V does not know."""
+    parts = re.findall(r"\d+|[a-z]+", kernel)
+    return [(part.isdigit(), _number(part), part) for part in parts]
 
 
 def _driver_version(text: str) -> str | None:
@@ -302,19 +344,21 @@ def _smi_row(line: str) -> tuple[Gpu, str] | None:
     return gpu, match["driver"]
 
 
-def _package(lines: list[str]) -> str | None:
-    """Upstream version of the package that brings the user-space library, else of the driver."""
-    versions: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
-    texts: dict[tuple[int, ...], str] = {}
-    for line in lines:
-        name, _, version = line.partition(" ")
-        upstream = DRIVER_VERSION.match(version.strip().rpartition(":")[2])
-        if upstream:
-            number = tuple(int(part) for part in upstream[0].split("."))
-            texts[number] = upstream[0]
-            versions[name.startswith("libnvidia-compute")].append(number)
-    numbers = versions[True] or versions[False]
-    return texts[max(numbers)] if numbers else None
+def _packages(lines: list[str]) -> tuple[Package, ...]:
+    fields = [line.split() for line in lines]
+    return tuple(Package(*row[:3]) for row in fields if len(row) > 1)
+
+
+def _package(packages: tuple[Package, ...]) -> str | None:
+    """Version of the package that brings the user-space library, else the newest of the driver."""
+    found = [(p.name.startswith("libnvidia-compute"), p.driver) for p in packages if p.driver]
+    library = any(brings for brings, _ in found)
+    versions = [version for brings, version in found if version and brings == library]
+    return max(versions, key=_version_order, default=None)
+
+
+def _version_order(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def _toolkits(record: _Record) -> tuple[Toolkit, ...]:

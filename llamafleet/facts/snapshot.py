@@ -19,7 +19,7 @@ __all__ = ["Snapshot", "forget", "parse", "render", "snapshot_of"]
 
 TIMEOUT_S = 120
 """A script that takes longer hangs, on a dead network file system say; it needs under a second,
-and at most 10 s more for an nvidia-smi that hangs."""
+and at most 10 s more for an nvidia-smi that hangs, 5 s for dkms and 6 s for the kernel's log."""
 
 _memo: WeakKeyDictionary[Host, tuple[tuple[object, ...], HostSnapshot]] = WeakKeyDictionary()
 

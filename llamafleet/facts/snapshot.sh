@@ -252,8 +252,14 @@ read_driver() {
         put module "$(first "$R/proc/driver/nvidia/version")"
     fi
     # Debian's packages name it nvidia-current.
-    have modinfo && put module_on_disk \
-        "$(modinfo -F version nvidia || modinfo -F version nvidia-current)"
+    for name in nvidia nvidia-current; do
+        version=$(modinfo -F version $name) && [ -n "$version" ] || continue
+        put module_on_disk "$version"
+        # An unsigned module has none.
+        put module_signer "$(modinfo -F signer $name)"
+        break
+    done
+    [ -d "$R/sys/module/nouveau" ] && put nouveau 1
 
     paths=$(ldconfig -p | sed -n -e 's/^.*libnvidia-ml\.so\.1 .*=> //p' -e 's/^.*libcuda\.so\.1 .*=> //p')
     if [ -z "$paths" ]; then
@@ -269,14 +275,84 @@ read_driver() {
     done
 
     if have dpkg-query; then
-        dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n' 'nvidia-driver' \
-            'nvidia-driver-*' 'libnvidia-compute-*' 'nvidia-kernel-*' | sed -n 's/^installed //p'
+        dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n' 'nvidia-driver*' \
+            'nvidia-open*' 'nvidia-headless-*' 'nvidia-dkms-*' 'nvidia-kernel-*' 'nvidia-tesla-*' \
+            'linux-modules-nvidia-*' 'libnvidia-compute-*' 'libnvidia-*ml1' 'libcuda1' \
+            'nvidia-utils-*' 'nvidia-compute-utils-*' 'nvidia-smi' 'cuda-drivers*' |
+            sed -n -e 's/^installed //p' -e 's/^triggers-[a-z]* //p' \
+                -e 's/^\(unpacked\) \(.*\)/\2 \1/p' -e 's/^\(half-[a-z]*\) \(.*\)/\2 \1/p'
     elif have rpm; then
         rpm -qa --qf '%{NAME} %{VERSION}\n' 'nvidia-driver*' 'xorg-x11-drv-nvidia*' 'kmod-nvidia*' \
-            'akmod-nvidia*' 'nvidia-open*'
+            'akmod-nvidia*' 'dkms-nvidia*' 'nvidia-kmod*' 'nvidia-open*' 'libnvidia-ml' \
+            'nvidia-compute-*' 'cuda-drivers*'
     elif have pacman; then
-        pacman -Q nvidia-utils
-    fi | block packages
+        pacman -Q nvidia-utils nvidia nvidia-lts nvidia-dkms nvidia-open nvidia-open-lts \
+            nvidia-open-dkms
+    fi | sed 60q | block packages
+}
+
+# The driver's module for the kernels on disk: what the next boot will find.
+read_kernels() {
+    seen=$nl
+    # The folders that changed last, to bound the calls of modinfo.
+    { uname -r && ls -1t "$R/lib/modules"; } | sed 8q | while IFS= read -r kernel; do
+        folder=$R/lib/modules/$kernel
+        [ -d "$folder" ] && new "$kernel" || continue
+        bootable=0 present=0
+        for image in "$R/boot/vmlinuz-$kernel" "$R/boot/vmlinux-$kernel" "$folder/vmlinuz"; do
+            [ -e "$image" ] && bootable=1
+        done
+        version=$(modinfo -k "$kernel" -F version nvidia ||
+            modinfo -k "$kernel" -F version nvidia-current)
+        for file in "$folder"/updates/nvidia*.ko* "$folder"/updates/*/nvidia*.ko* \
+            "$folder"/extra/nvidia*.ko* "$folder"/extra/*/nvidia*.ko* \
+            "$folder"/extra/*/*/*/nvidia*.ko* "$folder"/weak-updates/*/nvidia*.ko* \
+            "$folder"/kernel/nvidia*/nvidia*.ko* "$folder"/kernel/drivers/video/nvidia*.ko*; do
+            case ${file##*/} in nvidia.ko* | nvidia-current.ko*) [ -e "$file" ] && present=1 ;; esac
+        done
+        [ -n "$version" ] && present=1
+        put kernel_module "$kernel" $bootable $present "$version"
+    done
+
+    for folder in "$R"/var/lib/dkms/nvidia*; do
+        [ -d "$folder" ] && have dkms || continue
+        limited 5 dkms status
+        printf '%s\n' "$out" | grep nvidia | sed 20q | block dkms
+        break
+    done
+}
+
+read_secure_boot() {
+    variable=$R/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c
+    case $(mokutil --sb-state) in
+        *'is disabled in shim'* | *'SecureBoot disabled'*) put secure_boot 0 ;;
+        *'SecureBoot enabled'*) put secure_boot 1 ;;
+        *)
+            # Four bytes of attributes come before the value.
+            [ -r "$variable" ] && case $(dd if="$variable" bs=1 skip=4 count=1) in
+                "$(printf '\001')") put secure_boot 1 ;;
+                *) put secure_boot 0 ;;
+            esac
+            ;;
+    esac
+}
+
+read_kernel_log() {
+    put uptime "$(first "$R/proc/uptime")"
+    # Often only root may read the kernel's buffer; members of some groups may read the journal.
+    kernel_log dmesg ||
+        kernel_log journalctl -k -b -q -n 2000 -o short-monotonic --no-pager
+}
+
+# kernel_log COMMAND...: the lines about the driver of the log that it prints.
+kernel_log() {
+    have "$1" || return
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    limited 3 sh -c 'log=$("$@") || exit
+        printf "%s\n" "$log" | tail -n 2000 | grep -E "NVRM: Xid|fallen off the bus|API mismatch|\
+NVRM:.* has the version|module verification failed|Key was rejected|Loading of .* is rejected|\
+module loading is restricted" | tail -n 20' sh "$@"
+    [ "$rc" = 0 ] && printf '%s\n' "$out" | block kernel_log
 }
 
 read_compilers() {
@@ -530,6 +606,9 @@ main() {
     read_machine
     read_gpus
     read_driver
+    read_kernels
+    read_secure_boot
+    read_kernel_log
     read_compilers
     read_toolkits
     read_tools

@@ -78,6 +78,16 @@ class GpuRow:
     """Of the bandwidth."""
 
 
+@dataclass(frozen=True)
+class Xids:
+    """Which Xid errors of the kernel log speak against a GPU, and for how long."""
+
+    fatal: frozenset[int]
+    fatal_source: str
+    recent_hours: int
+    recent_source: str
+
+
 @lru_cache
 def text(name: str) -> str:
     """A file of this folder. Raises FileNotFoundError."""
@@ -120,6 +130,12 @@ def driver_floors() -> tuple[DriverFloor, ...]:
 def wheel_toolkits() -> tuple[WheelToolkit, ...]:
     """Newest first."""
     return tuple(WheelToolkit(**row) for row in _toolkits_yaml()["wheels"])
+
+
+@lru_cache
+def xids() -> Xids:
+    row = yaml.safe_load(text("xids.yaml"))
+    return Xids(**{**row, "fatal": frozenset(row["fatal"])})
 
 
 @lru_cache

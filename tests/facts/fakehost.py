@@ -13,7 +13,7 @@ from llamafleet.layout import Layout
 
 BASE_TOOLS = (
     *("cat", "date", "dd", "df", "grep", "id", "ls", "nproc", "readlink", "sed", "sha256sum", "sh"),
-    *("sleep", "uname"),
+    *("sleep", "tail", "uname"),
 )
 """What every host has, busybox ones included."""
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llamafleet.facts.host import Driver, Gpu, PciGpu
+from llamafleet.facts.host import Driver, Gpu, Package, PciGpu
 from tests.facts.fakehost import FakeHost
 
 UUID = "GPU-4b7e1c9a-0d52-9a1f-6c3e-5a1d2f3b4c5d"
@@ -241,7 +241,7 @@ def test_damaged_sysfs(fake: FakeHost) -> None:
 def test_driver_by_every_source(fake: FakeHost) -> None:
     """All four differ here, as after an update without reboot."""
     fake.write(fake.root / "sys/module/nvidia/version", "535.261.03\n")
-    fake.program("modinfo", '[ "$3" = nvidia ] && echo 580.95.05')
+    fake.program("modinfo", '[ "$2 $3" = "version nvidia" ] && echo 580.95.05')
     library = fake.write(fake.root / "usr/lib64/libnvidia-ml.so.580.82.07", "")
     (library.parent / "libnvidia-ml.so.1").symlink_to(library.name)
     fake.program("ldconfig", f"echo '	libnvidia-ml.so.1 (libc6,x86-64) => {library}'")
@@ -252,6 +252,8 @@ def test_driver_by_every_source(fake: FakeHost) -> None:
         module_on_disk="580.95.05",
         library="580.82.07",
         package="570.195.03",
+        packages=(Package("libnvidia-compute-570", "570.195.03-0ubuntu1"),),
+        module_signer="",
     )
 
 
@@ -316,6 +318,8 @@ def test_management_library_decides(fake: FakeHost) -> None:
         ("dpkg-query", "installed nvidia-driver-local-repo-ubuntu2404-580.95.05 1.0-1", None),
         ("rpm", "nvidia-driver 580.95.05", "580.95.05"),
         ("rpm", "xorg-x11-drv-nvidia 570.195.03", "570.195.03"),
+        ("rpm", "nvidia-open-driver-G06-kmp-default 580.95.05_k6.4.0_150700.51", "580.95.05"),
+        ("dpkg-query", "half-configured nvidia-driver-580 580.95.05-0ubuntu1", "580.95.05"),
         ("pacman", "nvidia-utils 580.95.05-1", "580.95.05"),
     ],
 )

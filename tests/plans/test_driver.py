@@ -94,8 +94,15 @@ def test_the_card_is_named_without_a_driver() -> None:
 
 
 def test_versions_that_differ_are_a_problem_even_while_nvidia_smi_answers() -> None:
-    problem = only_problem(plan(replace(GPU_HOST, driver=driver(library="590.44.01"))))
+    new = "590.44.01"
+    problem = only_problem(plan(replace(GPU_HOST, driver=driver(library=new, module_on_disk=new))))
     assert problem.next == "sudo reboot"
+
+
+def test_the_plan_of_a_broken_driver_shows_verdict_and_evidence() -> None:
+    made = plan(replace(GPU_HOST, driver=driver(library="590.44.01")))
+    assert made.notes[0] == "driver verdict: packages split"
+    assert "library: 590.44.01" in made.notes and "loaded module: 580.159.04" in made.notes
 
 
 def test_no_gpu_where_one_is_asked_for() -> None:

@@ -21,6 +21,7 @@ def test_every_figure_says_where_it_is_from() -> None:
     said = [s for r in tables.toolkits() for s in (r.compilers_source, r.glibc_source, r.sm_source)]
     said += [floor.source for floor in tables.driver_floors()]
     said += [wheel.source for wheel in tables.wheel_toolkits()]
+    said += [tables.xids().fatal_source, tables.xids().recent_source]
     assert all(s.startswith(SOURCES) for s in said)
     assert all(g.source.startswith(("looked up", "UNVERIFIED")) for g in tables.gpus())
 

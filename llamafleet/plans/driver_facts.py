@@ -1,0 +1,140 @@
+"""What the sources of the driver's version say, each by itself: for verdicts and for people."""
+
+from __future__ import annotations
+
+import re
+
+from llamafleet.facts.host import HostSnapshot, Package
+from llamafleet.tables import parse_version
+
+NO_PART = re.compile(r"pinning|local-repo|assistant")
+"""Packages of a repository, not of the driver."""
+
+OF_KERNEL = re.compile(r"-(\d{1,2}\.\d+\.\d+-\S+)$")
+"""The kernel in the name of a package, as kmod-nvidia-6.10.3-200.fc40.x86_64."""
+
+
+def newest(a: str, b: str) -> str:
+    return max(a, b, key=parse_version)
+
+
+def missing_next(snapshot: HostSnapshot) -> bool:
+    """The kernel that boots next has no module."""
+    driver = snapshot.driver
+    return driver.next_kernel is not None and driver.module_next is None
+
+
+def coming_module(snapshot: HostSnapshot) -> str | None:
+    """Version of the module that the next boot loads; None: missing, or it can't be told."""
+    driver = snapshot.driver
+    return (driver.module_next or None) if driver.next_kernel else driver.module_on_disk
+
+
+def _counts(package: Package, kernel: str | None) -> bool:
+    """A part that must be of the driver's version; not one for a kernel that does not boot next."""
+    of_kernel = OF_KERNEL.search(package.name)
+    elsewhere = of_kernel and not (kernel or "").startswith(of_kernel[1])
+    return not NO_PART.search(package.name) and not elsewhere
+
+
+def package_versions(snapshot: HostSnapshot) -> dict[str, list[str]]:
+    """Names by the driver's version, newest first; packages without one are left out."""
+    driver = snapshot.driver
+    names: dict[str, list[str]] = {}
+    for package in driver.packages:
+        if package.driver and _counts(package, driver.next_kernel):
+            names.setdefault(package.driver, []).append(package.name)
+    if not names and driver.package:
+        names[driver.package] = ["driver package"]
+    return {v: names[v] for v in sorted(names, key=parse_version, reverse=True)}
+
+
+def versions_sentence(snapshot: HostSnapshot) -> str:
+    driver = snapshot.driver
+    return (
+        f"loaded kernel module {driver.module or 'of unknown version'}, "
+        f"library {driver.library or 'of unknown version'}"
+    )
+
+
+def disk_sentence(snapshot: HostSnapshot) -> str:
+    """As "module on disk 580.95.05; nvidia-utils-580 580.95.05; nvidia-dkms-580 580.82.07"."""
+    parts = [f"module on disk {coming_module(snapshot) or 'of unknown version'}"]
+    for version, names in package_versions(snapshot).items():
+        parts.append(f"{', '.join(names)} {version}")
+    return "; ".join(parts)
+
+
+def repair(snapshot: HostSnapshot) -> str:
+    """The command that brings the driver's parts to one version, or builds the missing module."""
+    driver = snapshot.driver
+    kernel = driver.next_kernel or snapshot.kernel or "$(uname -r)"
+    packages = package_versions(snapshot)
+    unfinished = [package.name for package in driver.packages if package.state]
+    if unfinished and snapshot.package_manager == "apt":
+        return (
+            f"sudo dpkg --configure -a (not configured: {', '.join(unfinished)}), then sudo reboot"
+        )
+    if len(packages) > 1:
+        behind = " ".join(name for names in list(packages.values())[1:] for name in names)
+        upgrade = {
+            "apt": f"apt-mark showhold; sudo apt-get install --only-upgrade {behind}",
+            "dnf": f"sudo dnf upgrade {behind} (dnf versionlock list shows locks)",
+            "zypper": f"sudo zypper update {behind}",
+            "pacman": "sudo pacman -Syu",
+        }.get(snapshot.package_manager or "", f"bring {behind} to {next(iter(packages))}")
+        return f"{upgrade}, then sudo reboot"
+    names = " ".join(package.name for package in driver.packages)
+    if driver.dkms or "dkms" in names:
+        headers = {"apt": f"sudo apt-get install linux-headers-{kernel}; "}
+        return (
+            f"{headers.get(snapshot.package_manager or '', '')}"
+            f"sudo dkms autoinstall -k {kernel}; dkms status; modinfo -k {kernel} -F version nvidia"
+        )
+    if "akmod" in names:
+        return f"sudo akmods --force --kernels {kernel}; modinfo -k {kernel} -F version nvidia"
+    return (
+        "install the driver again, so that module and library are of one version; "
+        f"modinfo -k {kernel} -F version nvidia"
+    )
+
+
+def evidence(snapshot: HostSnapshot) -> tuple[str, ...]:
+    """What each source says, a line each; sources that say nothing are left out."""
+    driver = snapshot.driver
+    lines = [
+        ("loaded module", driver.module),
+        ("library", driver.library),
+        (f"module on disk for {snapshot.kernel or 'the running kernel'}", driver.module_on_disk),
+        (f"module for {driver.next_kernel}, which boots next", _next_module(snapshot)),
+        ("packages", _package_list(snapshot)),
+        ("nvidia-smi", _smi(snapshot)),
+        ("cards", ", ".join(f"{c.address} {c.kernel_driver or '-'}" for c in snapshot.pci_gpus)),
+        ("nouveau", "loaded" if driver.nouveau else ""),
+        ("secure boot", {True: "on", False: "off", None: ""}[driver.secure_boot]),
+        ("signer of the module", "none" if driver.module_signer == "" else driver.module_signer),
+        *(("dkms", line) for line in driver.dkms),
+        *(("kernel log", line) for line in driver.kernel_log or ()),
+        ("kernel log", "may not be read by this user" if driver.kernel_log is None else ""),
+    ]
+    return tuple(f"{source}: {said}" for source, said in lines if said)
+
+
+def _next_module(snapshot: HostSnapshot) -> str:
+    driver = snapshot.driver
+    if driver.next_kernel is None:
+        return ""
+    return "missing" if driver.module_next is None else driver.module_next or "there"
+
+
+def _package_list(snapshot: HostSnapshot) -> str:
+    return ", ".join(
+        f"{package.name} {package.version}" + (f" ({package.state})" if package.state else "")
+        for package in snapshot.driver.packages
+    )
+
+
+def _smi(snapshot: HostSnapshot) -> str:
+    driver = snapshot.driver
+    said = [driver.smi_state, driver.smi, driver.cuda and f"CUDA {driver.cuda}", driver.smi_error]
+    return ", ".join(part for part in said if part)

@@ -1,0 +1,294 @@
+"""What the script finds of the driver beside its version: kernels, signature, log, packages."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import pytest
+
+from llamafleet.facts.host import Package
+from tests.facts.fakehost import FakeHost
+
+RUNNING = platform.release()
+SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+KERNEL_LOG = """\
+[    1.000000] Linux version 6.16.3-76061603-generic
+[   12.259769] NVRM: API mismatch: the client has the version 515.48.07, but
+               NVRM: this kernel module has the version 510.73.05.  Please
+               NVRM: make sure that this kernel module and all NVIDIA driver
+               NVRM: components have the same version.
+[   20.000000] NVRM: Xid (PCI:0000:06:00): 79, pid=1, GPU has fallen off the bus.
+[   21.000000] usb 1-1: new high-speed USB device
+[   22.000000] Loading of module with unavailable key is rejected
+"""
+"""Lines of saharmor/dalle-playground#104 and linux-surface/linux-surface#906 among others."""
+
+FOUND = [
+    "[   12.259769] NVRM: API mismatch: the client has the version 515.48.07, but",
+    "               NVRM: this kernel module has the version 510.73.05.  Please",
+    "[   20.000000] NVRM: Xid (PCI:0000:06:00): 79, pid=1, GPU has fallen off the bus.",
+    "[   22.000000] Loading of module with unavailable key is rejected",
+]
+
+
+def kernel(fake: FakeHost, name: str, module: str | None = None, boots: bool = True) -> Path:
+    """A kernel on disk; `module`: path of the driver's module below its folder."""
+    folder = fake.root / "lib/modules" / name
+    folder.mkdir(parents=True)
+    if boots:
+        fake.write(fake.root / "boot" / f"vmlinuz-{name}", "")
+    if module:
+        fake.write(folder / module, "")
+    return folder
+
+
+def test_no_kernel_on_disk(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    driver = fake.snapshot().driver
+    assert (driver.next_kernel, driver.module_next) == (None, None)
+    assert (driver.secure_boot, driver.kernel_log, driver.dkms) == (None, None, ())
+    assert not driver.nouveau and driver.module_signer is None
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("6.1.0-9-amd64", "6.1.0-25-amd64"),
+        ("6.8.0-45-generic", "6.11.0-9-generic"),
+        ("5.14.0-427.el9.x86_64", "5.14.0-427.13.1.el9_4.x86_64"),
+        ("6.12.0-rc7-amd64", "6.12.0-1-amd64"),
+        ("6.10.3-200.fc40.x86_64", "6.10.3-201.fc40.x86_64"),
+        ("6.4.0-150600.21-default", "6.4.0-150700.51-default"),
+    ],
+)
+def test_the_newest_kernel_boots_next(fake: FakeHost, shell: str, older: str, newer: str) -> None:
+    fake.shell = shell
+    kernel(fake, newer)
+    kernel(fake, older, "updates/dkms/nvidia.ko.zst")
+    driver = fake.snapshot().driver
+    assert (driver.next_kernel, driver.module_next) == (newer, None)
+
+
+def test_a_kernel_without_image_does_not_boot(fake: FakeHost) -> None:
+    kernel(fake, "6.1.0-25-amd64", boots=False)
+    kernel(fake, "6.1.0-9-amd64")
+    assert fake.snapshot().driver.next_kernel == "6.1.0-9-amd64"
+
+
+def test_debugging_kernels_do_not_boot_by_themselves(fake: FakeHost) -> None:
+    kernel(fake, "5.14.0-427.el9.x86_64")
+    kernel(fake, "5.14.0-427.el9.x86_64+debug")
+    assert fake.snapshot().driver.next_kernel == "5.14.0-427.el9.x86_64"
+
+
+def test_an_image_in_the_kernel_s_own_folder(fake: FakeHost) -> None:
+    folder = kernel(fake, "6.12.8-arch1-1", boots=False)
+    fake.write(folder / "vmlinuz", "")
+    assert fake.snapshot().driver.next_kernel == "6.12.8-arch1-1"
+
+
+def test_without_any_image_the_running_kernel_counts(fake: FakeHost) -> None:
+    kernel(fake, "99.0.0-1-amd64", boots=False)
+    kernel(fake, RUNNING, boots=False)
+    assert fake.snapshot().driver.next_kernel == RUNNING
+
+
+def test_version_of_the_module_for_each_kernel(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    kernel(fake, "6.1.0-25-amd64")
+    kernel(fake, "6.1.0-9-amd64")
+    fake.program(
+        "modinfo",
+        """case "$*" in
+'-k 6.1.0-25-amd64 -F version nvidia-current') echo 535.261.03 ;;
+'-k 6.1.0-9-amd64 -F version nvidia') echo 535.183.01 ;;
+*) exit 1 ;;
+esac""",
+    )
+    assert fake.snapshot().driver.module_next == "535.261.03"
+
+
+@pytest.mark.parametrize(
+    ("module", "version"),
+    [
+        ("updates/dkms/nvidia.ko.zst", ""),
+        ("updates/dkms/nvidia-current.ko", ""),
+        ("extra/nvidia/nvidia.ko.xz", ""),
+        ("extra/drivers/video/nvidia/nvidia.ko.xz", ""),
+        ("kernel/nvidia-580/nvidia.ko", ""),
+        ("kernel/drivers/video/nvidia.ko", ""),
+        ("updates/dkms/nvidia-uvm.ko.zst", None),
+        ("kernel/drivers/gpu/drm/nouveau/nouveau.ko", None),
+        (None, None),
+    ],
+)
+def test_the_module_s_file_where_modinfo_is_not_there(
+    fake: FakeHost, module: str | None, version: str | None
+) -> None:
+    kernel(fake, "6.8.0-45-generic", module)
+    assert fake.snapshot().driver.module_next == version
+
+
+def test_many_kernels_are_bounded(fake: FakeHost) -> None:
+    for number in range(30):
+        kernel(fake, f"6.1.0-{number}-amd64")
+    calls = fake.folder / "calls"
+    fake.program("modinfo", f'echo "$*" >> {calls}; exit 1')
+    rows = [line for line in fake.lines() if line.startswith("kernel_module=")]
+    assert 1 < len(rows) <= 8
+    assert len(calls.read_text().splitlines()) <= 20
+
+
+def test_signer(fake: FakeHost) -> None:
+    fake.program(
+        "modinfo",
+        """case "$*" in
+'-F version nvidia') echo 580.95.05 ;;
+'-F signer nvidia') echo 'DKMS module signing key' ;;
+*) exit 1 ;;
+esac""",
+    )
+    driver = fake.snapshot().driver
+    assert (driver.module_on_disk, driver.module_signer) == ("580.95.05", "DKMS module signing key")
+
+
+def test_unsigned(fake: FakeHost) -> None:
+    fake.program("modinfo", '[ "$*" = "-F version nvidia" ] && echo 580.95.05')
+    assert fake.snapshot().driver.module_signer == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ("SecureBoot enabled", True),
+        ("SecureBoot disabled", False),
+        ("SecureBoot disabled\nPlatform is in Setup Mode", False),
+        ("SecureBoot enabled\nSecureBoot validation is disabled in shim", False),
+        ("EFI variables are not supported on this system", None),
+    ],
+)
+def test_secure_boot_by_mokutil(fake: FakeHost, shell: str, said: str, state: bool | None) -> None:
+    fake.shell = shell
+    fake.program("mokutil", f"echo '{said}'")
+    assert fake.snapshot().driver.secure_boot is state
+
+
+@pytest.mark.parametrize(("value", "state"), [(b"\1", True), (b"\0", False)])
+def test_secure_boot_by_the_firmware_s_variable(
+    fake: FakeHost, shell: str, value: bytes, state: bool
+) -> None:
+    fake.shell = shell
+    fake.write(fake.root / SECURE_BOOT, b"\x06\0\0\0" + value)
+    assert fake.snapshot().driver.secure_boot is state
+
+
+def test_nouveau(fake: FakeHost) -> None:
+    (fake.root / "sys/module/nouveau").mkdir(parents=True)
+    assert fake.snapshot().driver.nouveau
+
+
+def test_kernel_log(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    fake.write(fake.folder / "log", KERNEL_LOG)
+    fake.program("dmesg", f"cat {fake.folder}/log")
+    fake.program("journalctl", "echo 'NVRM: Xid (PCI:0000:01:00): 62, not asked for'")
+    assert list(fake.snapshot().driver.kernel_log or ()) == FOUND
+
+
+def test_kernel_log_without_any_line_about_the_driver(fake: FakeHost) -> None:
+    fake.program("dmesg", "echo '[    1.000000] Linux version'")
+    assert fake.snapshot().driver.kernel_log == ()
+
+
+def test_journal_where_the_buffer_may_not_be_read(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    fake.write(fake.folder / "log", KERNEL_LOG)
+    fake.program("dmesg", "echo 'dmesg: read kernel buffer failed: Not permitted' >&2; exit 1")
+    fake.program("journalctl", f'[ "$1 $2" = "-k -b" ] && cat {fake.folder}/log')
+    assert list(fake.snapshot().driver.kernel_log or ()) == FOUND
+
+
+def test_log_that_may_not_be_read(fake: FakeHost) -> None:
+    fake.program("dmesg", "exit 1")
+    fake.program("journalctl", "echo 'No journal files were opened' >&2; exit 1")
+    assert fake.snapshot().driver.kernel_log is None
+
+
+def test_the_last_lines_of_a_long_log(fake: FakeHost) -> None:
+    line = "NVRM: Xid (PCI:0000:01:00): 62, number $n"
+    fake.program("dmesg", f'n=0; while [ $n -lt 3000 ]; do n=$((n + 1)); echo "{line}"; done')
+    log = fake.snapshot().driver.kernel_log
+    assert log and len(log) == 20 and log[-1].endswith("number 3000")
+
+
+def test_an_old_line_beyond_the_limit(fake: FakeHost) -> None:
+    noise = "n=0; while [ $n -lt 2000 ]; do n=$((n + 1)); echo noise; done"
+    fake.program("dmesg", f"echo 'NVRM: Xid (PCI:0000:01:00): 62, old'; {noise}")
+    assert fake.snapshot().driver.kernel_log == ()
+
+
+@pytest.mark.parametrize("program", ["dmesg", "journalctl"])
+def test_a_log_that_hangs(fake: FakeHost, program: str) -> None:
+    fake.program("dmesg", "exit 1")
+    (fake.bin / program).unlink(missing_ok=True)
+    fake.program(program, "exec sleep 20")
+    begin = time.monotonic()
+    assert fake.snapshot().driver.kernel_log is None
+    assert time.monotonic() - begin < 8
+
+
+def test_uptime(fake: FakeHost) -> None:
+    assert fake.snapshot().uptime_s is None
+    fake.write(fake.root / "proc/uptime", "350735.47 234388.90\n")
+    assert fake.snapshot().uptime_s == 350735
+
+
+def test_dkms(fake: FakeHost) -> None:
+    line = "nvidia/580.95.05, 6.8.0-45-generic, x86_64: installed"
+    fake.program("dkms", f"echo '{line}'; echo 'zfs/2.2.2, 6.8.0-45-generic, x86_64: installed'")
+    assert fake.snapshot().driver.dkms == ()
+    (fake.root / "var/lib/dkms/nvidia").mkdir(parents=True)
+    assert fake.snapshot().driver.dkms == (line,)
+
+
+def test_a_dkms_that_hangs(fake: FakeHost) -> None:
+    (fake.root / "var/lib/dkms/nvidia").mkdir(parents=True)
+    fake.program("dkms", "exec sleep 20")
+    begin = time.monotonic()
+    assert fake.snapshot().driver.dkms == ()
+    assert time.monotonic() - begin < 10
+
+
+def test_packages(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    fake.program(
+        "dpkg-query",
+        """cat <<'END'
+installed libnvidia-compute-580 580.95.05-0ubuntu0.24.04.1
+half-configured nvidia-dkms-580 580.95.05-0ubuntu0.24.04.1
+unpacked nvidia-utils-580 580.95.05-0ubuntu0.24.04.1
+triggers-pending nvidia-smi 580.95.05-1
+config-files nvidia-utils-570 570.195.03-0ubuntu1
+installed linux-modules-nvidia-580-generic 6.8.0-45.45
+not-installed nvidia-driver
+END""",
+    )
+    packages = fake.snapshot().driver.packages
+    assert packages == (
+        Package("libnvidia-compute-580", "580.95.05-0ubuntu0.24.04.1"),
+        Package("nvidia-dkms-580", "580.95.05-0ubuntu0.24.04.1", "half-configured"),
+        Package("nvidia-utils-580", "580.95.05-0ubuntu0.24.04.1", "unpacked"),
+        Package("nvidia-smi", "580.95.05-1"),
+        Package("linux-modules-nvidia-580-generic", "6.8.0-45.45"),
+    )
+    assert [package.driver for package in packages] == ["580.95.05"] * 4 + [None]
+
+
+def test_packages_are_bounded(fake: FakeHost) -> None:
+    fake.program(
+        "rpm", 'n=0; while [ $n -lt 200 ]; do n=$((n + 1)); echo "kmod-nvidia-$n 580.1"; done'
+    )
+    assert len(fake.snapshot().driver.packages) == 60
