@@ -35,9 +35,18 @@ KEYS = {
     *("kernel", "hostname", "arch", "uid", "user", "home", "glibc", "container", "package_manager"),
     *("cores", "cgroup_memory", "disk", "pci", "smi", "smi_query", "smi_banner", "module"),
     *("module_on_disk", "library", "compiler", "toolkit", "python", "cmake", "ninja", "git"),
-    "systemctl",
+    *("systemctl", "module_signer", "nouveau", "kernel_module", "secure_boot", "uptime"),
 }
-BLOCKS = {"os-release", "cpuinfo", "meminfo", "smi_query", "smi_banner", "packages"}
+BLOCKS = {
+    "os-release",
+    "cpuinfo",
+    "meminfo",
+    "smi_query",
+    "smi_banner",
+    "packages",
+    "kernel_log",
+    "dkms",
+}
 
 SYSTEMS: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / "systems.yaml").read_text("utf-8"))
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "systems")
