@@ -12,6 +12,7 @@ USER = "llamafleet"
 
 VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
+DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 
 
 @dataclass(frozen=True)

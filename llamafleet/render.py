@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from llamafleet.layout import USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.plans.model import BuildPlan, Plan, VerifyPlan
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
@@ -69,6 +69,12 @@ def settings_files(
             files.append(
                 ManagedFile(f"{layout.units}/{VERIFY_TIMER}", timer(settings).encode(), True)
             )
+        if plan.backend == "cuda":
+            files.append(
+                ManagedFile(
+                    f"{layout.units}/{DRIVER_CHECK_UNIT}", driver_check(layout).encode(), True
+                )
+            )
     return tuple(files)
 
 
@@ -101,6 +107,12 @@ def service(settings: Settings, layout: Layout) -> str:
 def timer(settings: Settings) -> str:
     return _jinja.get_template("llamafleet-verify.timer.j2").render(
         schedule=settings.verify_schedule
+    )
+
+
+def driver_check(layout: Layout) -> str:
+    return _jinja.get_template("llamafleet-driver-check.service.j2").render(
+        layout=layout, system=layout.scope == "system", user=USER
     )
 
 

@@ -9,9 +9,15 @@ from pyinfra import host
 from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.layout import VERIFY_TIMER
+from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER
 from llamafleet.render import ManagedFile, settings_files, tool_files
 from operations.run import HostRun, here
+
+# Units that a host has or not, by its settings and backend, and how each one is enabled.
+OPTIONAL_UNITS = {
+    VERIFY_TIMER: "enable --now --quiet",
+    DRIVER_CHECK_UNIT: "enable --quiet",
+}
 
 
 @operation()
@@ -51,20 +57,31 @@ def settings() -> Generator[PyinfraCommand, None, None]:
     snapshot, layout, ctl = run.snapshot(), run.layout(), systemctl(run)
     rendered = settings_files(run.plan(), run.settings, layout, systemd=snapshot.init == "systemd")
     files = _differing(run, rendered)
-    timer = f"{layout.units}/{VERIFY_TIMER}"
-    dropped = bool(rendered) and not run.settings.verify_schedule and timer in snapshot.files
+    paths = {unit: f"{layout.units}/{unit}" for unit in OPTIONAL_UNITS}
+    written = {f.path for f in files}
+    dropped = [
+        unit
+        for unit, path in paths.items()
+        if any(f.unit for f in rendered)
+        and path in snapshot.files
+        and path not in {f.path for f in rendered}
+    ]
     if not files and not dropped:
         host.noop("environment, settings and units are as rendered")
         return
     yield from _put(files)
-    if dropped:
-        yield StringCommand(ctl, "disable --now --quiet", VERIFY_TIMER)
-        yield StringCommand("rm -f", QuoteString(timer))
-        run.changed("timer removed")
+    if layout.verify_config in snapshot.files and layout.verify_config in written:
+        # What driver-check left there speaks of the settings before these.
+        yield StringCommand("rm -f", QuoteString(f"{layout.results}/stale.json"))
+    for unit in dropped:
+        yield StringCommand(ctl, "disable --now --quiet", unit)
+        yield StringCommand("rm -f", QuoteString(paths[unit]))
+        run.changed(f"{unit} removed")
     if dropped or any(f.unit for f in files):
         yield StringCommand(ctl, "daemon-reload")
-    if any(f.path == timer for f in files):
-        yield StringCommand(ctl, "enable --now --quiet", VERIFY_TIMER)
+    for unit, enable in OPTIONAL_UNITS.items():
+        if paths[unit] in written:
+            yield StringCommand(ctl, enable, unit)
     if files:
         run.changed("settings " + " ".join(f.path.rsplit("/", 1)[1] for f in files))
 

@@ -8,7 +8,7 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
 from operations.files import systemctl
 from operations.packages import INSTALLED
 from operations.run import here
@@ -78,6 +78,8 @@ def uninstall() -> Generator[StringCommand, None, None]:
             ctl,
             f"disable --now --quiet {VERIFY_TIMER} 2>/dev/null;",
             ctl,
+            f"disable --quiet {DRIVER_CHECK_UNIT} 2>/dev/null;",
+            ctl,
             "stop 'llamafleet-*' || true",
         )
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
@@ -87,8 +89,8 @@ def uninstall() -> Generator[StringCommand, None, None]:
     yield StringCommand(
         "if [ -e", packages, "]; then echo 'installed packages that stay:'; cat", packages, "; fi"
     )
-    units = (QuoteString(f"{layout.units}/{name}") for name in (VERIFY_UNIT, VERIFY_TIMER))
-    yield StringCommand("rm -f", *units)
+    names = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
+    yield StringCommand("rm -f", *(QuoteString(f"{layout.units}/{name}") for name in names))
     if snapshot.init == "systemd":
         yield StringCommand(ctl, "daemon-reload;", ctl, "reset-failed 'llamafleet-*' || true")
     # A timer with Persistent=true leaves a time stamp behind.

@@ -7,14 +7,15 @@ import os
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
 
 from llamafleet import render
-from llamafleet.layout import VERIFY_TIMER, VERIFY_UNIT, Layout
-from llamafleet.plans.model import BuildPlan, Plan, VerifyPlan
+from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.model import Backend, BuildPlan, Plan, VerifyPlan
 from llamafleet.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -37,6 +38,7 @@ VERIFY = VerifyPlan(
     key="fedcba9876543210", inputs={"model": "synthetic:7b-q4_0"}, needed=True, reason=""
 )
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
+UNITS = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
 
 
 def rendered(layout: Layout, settings: Settings) -> dict[str, str]:
@@ -48,7 +50,7 @@ def rendered(layout: Layout, settings: Settings) -> dict[str, str]:
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
-    assert set(files) == {"llamafleet.env", "verify.json", VERIFY_UNIT, VERIFY_TIMER}
+    assert set(files) == {"llamafleet.env", "verify.json", *UNITS}
     for name, text in files.items():
         golden = GOLDEN / scope / name
         if os.environ.get("LLAMAFLEET_UPDATE_GOLDEN"):
@@ -90,17 +92,27 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: boo
     runner.symlink_to("/bin/true")
     layout = Layout("user", str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path))
     files = rendered(layout, Settings.model_validate({"scope": "user"}))
-    for name in (VERIFY_UNIT, VERIFY_TIMER):
+    for name in UNITS:
         text = files[name].replace("Type=oneshot", "Type=once") if planted else files[name]
         (tmp_path / name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", tmp_path / VERIFY_UNIT, tmp_path / VERIFY_TIMER],
+        ["systemd-analyze", "verify", *(tmp_path / name for name in UNITS)],
         capture_output=True,
         text=True,
         check=False,
     )
     clean = done.returncode == 0 and str(tmp_path) not in done.stderr
     assert clean is not planted, done.stderr
+
+
+def test_a_host_without_a_driver_or_systemd_has_no_driver_check() -> None:
+    def names(backend: Backend, systemd: bool) -> set[str]:
+        plan = replace(PLAN, backend=backend)
+        files = render.settings_files(plan, Settings(), Layout.system(), systemd=systemd)
+        return {Path(f.path).name for f in files}
+
+    assert DRIVER_CHECK_UNIT in names("cuda", True)
+    assert DRIVER_CHECK_UNIT not in names("cpu", True) | names("cuda", False)
 
 
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, job, toolkit
+from llamafleet.onhost import build, detach, driver_check, job, toolkit
 
 WORKERS = {
     "build": (build.work, build.done),
@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = (args[0], args[1:]) if args else ("", [])
     if command == "start":
         return detach.main(rest)
+    if command == "driver-check":
+        return driver_check.main(rest)
     # These two import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost import verify
@@ -43,6 +45,7 @@ def _dispatch(args: list[str]) -> int:
     ask = commands.add_parser("status", help="state of a job as one line of JSON")
     ask.add_argument("--dir", type=Path, required=True)
     commands.add_parser("start", help="run a command detached; see start --help")
+    commands.add_parser("driver-check", help="see driver-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)

@@ -239,6 +239,7 @@ def test_managed_paths() -> None:
         "/etc/llamafleet/verify.json",
         "/etc/systemd/system/llamafleet-verify.service",
         "/etc/systemd/system/llamafleet-verify.timer",
+        "/etc/systemd/system/llamafleet-driver-check.service",
     )
 
 
