@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.build import allowed_unused
 from llamafleet.plans.model import BuildPlan, Plan, VerifyPlan
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
@@ -114,6 +115,35 @@ def driver_check(layout: Layout) -> str:
     return _jinja.get_template("llamafleet-driver-check.service.j2").render(
         layout=layout, system=layout.scope == "system", user=USER
     )
+
+
+def build_config(
+    build: BuildPlan,
+    settings: Settings,
+    layout: Layout,
+    *,
+    requirements: str,
+    llama_requirement: str,
+    find_links: str | None,
+) -> dict[str, Any]:
+    """config.json of the build job; `find_links` is the folder that takes an index's place."""
+    return {
+        "version": 1,
+        "kind": "build",
+        "key": build.fingerprint,
+        "inputs": build.inputs,
+        "python": build.python,
+        "pip": layout.pip,
+        "prefix": layout.version(build.fingerprint),
+        "requirements": requirements,
+        "llama_requirement": llama_requirement,
+        "cmake_args": list(build.cmake_args),
+        "allowed_unused": list(allowed_unused()),
+        "environment": build.environment,
+        "jobs": build.jobs,
+        "index_url": settings.index_url,
+        "find_links": find_links,
+    }
 
 
 def verify_config(

@@ -9,8 +9,7 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.plans.model import Plan
-from llamafleet.plans.plan import allowed_unused
+from llamafleet.render import build_config
 from operations import jobs
 from operations.run import HostRun, here
 from operations.wheelhouse import build_requirements, find_links
@@ -41,7 +40,16 @@ def build() -> Generator[PyinfraCommand, None, None]:
         return
     folder = run.layout().job("build", wanted.fingerprint)
     if wanted.action == "build":
-        yield from jobs.upload_config(run, folder, build_config(run, plan))
+        requirements, llama = build_requirements(run)
+        config = build_config(
+            wanted,
+            run.settings,
+            run.layout(),
+            requirements=requirements,
+            llama_requirement=llama,
+            find_links=find_links(run),
+        )
+        yield from jobs.upload_config(run, folder, config)
         yield jobs.start(run, "build", folder, wanted.python)
 
     def done(stamp: dict[str, Any]) -> bool:
@@ -78,31 +86,6 @@ def activate() -> Generator[PyinfraCommand, None, None]:
     )
     yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
     run.changed(f"current -> {plan.build.fingerprint[:8]}")
-
-
-def build_config(run: HostRun, plan: Plan) -> dict[str, Any]:
-    """config.json of the build job."""
-    wanted, layout = plan.build, run.layout()
-    if wanted is None:
-        raise ValueError(f"{run.name}: no build is planned")
-    requirements, llama = build_requirements(run)
-    return {
-        "version": 1,
-        "kind": "build",
-        "key": wanted.fingerprint,
-        "inputs": wanted.inputs,
-        "python": wanted.python,
-        "pip": layout.pip,
-        "prefix": layout.version(wanted.fingerprint),
-        "requirements": requirements,
-        "llama_requirement": llama,
-        "cmake_args": list(wanted.cmake_args),
-        "allowed_unused": list(allowed_unused()),
-        "environment": wanted.environment,
-        "jobs": wanted.jobs,
-        "index_url": run.settings.index_url,
-        "find_links": find_links(run),
-    }
 
 
 def report_failure(run: HostRun, kind: str, stamp: dict[str, Any]) -> bool:

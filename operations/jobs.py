@@ -126,7 +126,7 @@ def watch(
                     return False
                 _reconnect(host)
             elif status["state"] in ("ok", "failed"):
-                run.changed("")
+                run.reread()
                 return done(status["stamp"])
             elif status["state"] == "dead" or (
                 status["state"] == "absent" and time.monotonic() - begun > 30

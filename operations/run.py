@@ -54,8 +54,12 @@ class HostRun:
 
     def changed(self, what: str) -> None:
         """Record a change to the host; the next reader takes a new snapshot."""
-        if what and what not in self.changes:
+        if what not in self.changes:
             self.changes.append(what)
+        self.reread()
+
+    def reread(self) -> None:
+        """Take a new snapshot next time: a job has changed the host meanwhile."""
         forget(self.host)
 
     def fail(self, problem: Problem | str) -> None:

@@ -7,23 +7,17 @@ The build is the product's own, by snapshot, plan and job, and is kept in LLAMAF
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
-from llamafleet.plans.plan import (
-    allowed_unused,
-    host_requirements,
-    llama_requirement,
-    make_plan,
-)
+from llamafleet.plans.plan import host_requirements, llama_requirement, make_plan
+from llamafleet.render import build_config
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
-
-CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
+from tests.e2e.booted import CACHE
 
 
 def main() -> int:
@@ -43,29 +37,19 @@ def main() -> int:
     Path(layout.pip).write_bytes(pip_zipapp())
     folder = Path(layout.job("build", plan.build.fingerprint))
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = layout.version(plan.build.fingerprint)
-    config = {
-        "version": 1,
-        "kind": "build",
-        "key": plan.build.fingerprint,
-        "inputs": plan.build.inputs,
-        "python": plan.build.python,
-        "pip": layout.pip,
-        "prefix": prefix,
-        "requirements": host_requirements(),
-        "llama_requirement": llama_requirement(settings),
-        "cmake_args": plan.build.cmake_args,
-        "allowed_unused": allowed_unused(),
-        "environment": plan.build.environment,
-        "jobs": plan.build.jobs,
-        "index_url": None,
-        "find_links": None,
-    }
+    config = build_config(
+        plan.build,
+        settings,
+        layout,
+        requirements=host_requirements(),
+        llama_requirement=llama_requirement(settings),
+        find_links=None,
+    )
     (folder / "config.json").write_text(json.dumps(config))
     argv = [plan.build.python, layout.zipapp, "job", "--kind", "build", "--dir", str(folder)]
     done = subprocess.run(argv, stdout=sys.stderr, check=False)
     if done.returncode == 0:
-        print(f"{prefix}/bin/python")
+        print(f"{config['prefix']}/bin/python")
     return done.returncode
 
 

@@ -79,6 +79,18 @@ def pyinfra(folder: Path, *arguments: str, limit: float = 900, **extra: str) -> 
     return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - begun, parsed)
 
 
+def start(folder: Path, fleet: str) -> subprocess.Popen[str]:
+    """A deployment that the test ends itself."""
+    return subprocess.Popen(
+        [PYINFRA, "-y", fleet, "deploy.py"],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def latest(folder: Path, host: str) -> dict[str, Any]:
     """The result that a run fetched for a host."""
     return json.loads((folder / "results" / host / "latest.json").read_text())  # type: ignore[no-any-return]

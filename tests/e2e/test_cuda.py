@@ -17,7 +17,7 @@ import pytest
 
 from llamafleet.onhost import fatbin
 from tests.e2e.booted import BootedHost, missing_tools
-from tests.e2e.runs import PYINFRA, environment, pyinfra, write_inventory
+from tests.e2e.runs import pyinfra, start, write_inventory
 
 pytestmark = [
     pytest.mark.e2e,
@@ -60,14 +60,7 @@ def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
 ) -> None:
     plant_driver(booted, "580.95.05", "13.0")
     fleet = write_inventory(folder, {HOST: booted.data()})
-    run = subprocess.Popen(
-        [PYINFRA, "-y", fleet, "deploy.py"],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    run = start(folder, fleet)
     try:
         objects = _wait_for_units(booted, run)
     finally:

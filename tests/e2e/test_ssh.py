@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.booted import BootedHost, missing_tools
-from tests.e2e.runs import PYINFRA, environment, latest, pyinfra, write_inventory
+from tests.e2e.runs import latest, pyinfra, start, write_inventory
 
 pytestmark = [
     pytest.mark.e2e,
@@ -90,14 +90,7 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     booted: BootedHost, folder: Path
 ) -> None:
     fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
-    first = subprocess.Popen(
-        [PYINFRA, "-y", fleet, "deploy.py"],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    first = start(folder, fleet)
     try:
         _wait_for_compile(booted, first)
     finally:

@@ -47,7 +47,7 @@ class Watched:
             layout=Layout.system,
             fail=lambda text: self.failures.append(str(text)),
             say=lambda text, fg=None: self.said.append(text),
-            changed=lambda what: None,
+            reread=lambda: None,
         )
         self.host = SimpleNamespace(
             get_fact=self._answer, disconnect=lambda: None, connect=self._connect, connected=True
