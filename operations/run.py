@@ -18,6 +18,7 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
+from llamafleet.history.update import Update
 from llamafleet.layout import Layout
 from llamafleet.plans.model import Plan, Problem
 from llamafleet.plans.plan import layout_for, make_plan, to_read
@@ -35,6 +36,8 @@ class HostRun:
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     result: dict[str, Any] | None = None
+    update: Update | None = None
+    """The driver update that the result is the first to be measured after."""
     explained: bool = False
 
     @property
@@ -80,6 +83,7 @@ class HostRun:
             failures=self.failures
             if reached
             else ["not reached over its connection", *self.failures],
+            update=self.update,
         )
 
 

@@ -90,7 +90,10 @@ def result() -> Generator[PyinfraCommand, None, None]:
     run.result = run.snapshot().result
     key = plan.verify.key if plan.verify else None
     if run.result is not None and run.result.get("key") == key:
-        Store(RESULTS).write_result(run.name, run.result)
+        if run.host.state.is_executing:  # A dry run leaves nothing, here neither.
+            store = Store(RESULTS)
+            run.update = store.update(run.name, run.result)
+            store.write_result(run.name, run.result)
         if run.result.get("verdict") in OK:
             host.noop(f"{run.result['verdict']}")
             return

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llamafleet.history.store import CPU_ONLY, PASS, Built, Row
+from llamafleet.history.update import describe
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
 NUMBERS = frozenset({"pp t/s", "tg t/s"})
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The table, why hosts are not PASS, and what their builds cost."""
+    """The table, why hosts are not PASS, what a driver update changed, and what builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
     parts = [_table([_cells(row) for row in rows])]
@@ -21,6 +22,7 @@ def render(rows: Sequence[Row]) -> str:
                 f"!!! {row.host}: CPU ONLY. No GPU was used and nothing here proves offload. !!!"
             )
         parts += [f"{row.host} {row.verdict}  {' '.join(line.split())}" for line in row.reason]
+    parts += [f"{r.host} {line}" for r in rows if r.update for line in describe(r.update)]
     costs = [(row, _cost(row.built) if row.built else "") for row in rows]
     parts += [f"{row.host} build {row.build}: {cost}" for row, cost in costs if cost]
     return "\n".join(parts)

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from llamafleet.history.update import Update, find_update
+
 Verdict = Literal["PASS", "FAIL", "CPU ONLY", "NOT VERIFIED"]
 
 PASS: Verdict = "PASS"
@@ -59,6 +61,8 @@ class Row:
     reason: tuple[str, ...] = ()
     """Why it is not PASS, one line each: found, expected, next."""
     built: Built | None = None
+    update: Update | None = None
+    """The driver update that the result is the first to be measured after."""
 
     @classmethod
     def of(
@@ -67,6 +71,7 @@ class Row:
         result: Mapping[str, Any] | None,
         changed: Iterable[str],
         failures: Iterable[str],
+        update: Update | None = None,
     ) -> Row:
         """A row from a result (None: there is none) and what went wrong around it.
 
@@ -85,7 +90,7 @@ class Row:
             row = cls(host=host, verdict=NOT_VERIFIED)
         reason = list(dict.fromkeys([*failures, *row.reason]))
         verdict = FAIL if reason and row.verdict in (PASS, CPU_ONLY) else row.verdict
-        return replace(row, verdict=verdict, changed=changed, reason=tuple(reason))
+        return replace(row, verdict=verdict, changed=changed, reason=tuple(reason), update=update)
 
 
 _ROW = TypeAdapter(Row)
@@ -151,6 +156,23 @@ class Store:
         _write(path, result)
         _write(path.with_name(LATEST), result)
         return path
+
+    def update(self, host: str, result: Mapping[str, Any]) -> Update | None:
+        """The driver update that `result`, not stored yet, is the first to be measured after.
+
+        Stored results that can't be read are left out.
+        """
+        earlier = []
+        for path in self.folder(host).glob("*.json"):
+            if path.name == LATEST:
+                continue
+            try:
+                data = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(data, dict):
+                earlier.append(data)
+        return find_update(earlier, result)
 
     def write_run(self, rows: Iterable[Row]) -> None:
         """Keep the rows of a run in place of those of the one before."""

@@ -1,0 +1,120 @@
+"""A driver update in the results: found once, with figures that can be compared."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafleet.history.report import render
+from llamafleet.history.store import Row, Store
+from llamafleet.history.update import Rate, change, describe, find_update
+from tests.history import RESULT
+
+INPUTS = {"model": "synthetic:7b-q4_0", "bench": {"prompt": 512}, "context": 4096}
+
+
+def result(
+    driver: str | None,
+    tg: float | None = 341.5,
+    finished: float = 1.0,
+    verdict: str = "PASS",
+    **inputs: Any,
+) -> dict[str, Any]:
+    made = deepcopy(RESULT)
+    made |= {"finished": finished, "verdict": verdict}
+    made["inputs"] = {**INPUTS, "driver": driver, **inputs}
+    made["benchmark"] = tg and {
+        "pp": {"median_ts": 12439.3, "stdev_ts": 165.2},
+        "tg": {"median_ts": tg, "stdev_ts": 2.8},
+    }
+    return made
+
+
+OLD = result("570.86.10")
+
+
+def test_verdict_and_figures_with_their_spread_on_both_sides() -> None:
+    found = find_update([OLD], result("580.95.05", tg=310.2, finished=2.0))
+    assert found is not None
+    assert describe(found) == [
+        "driver 570.86.10 -> 580.95.05: PASS -> PASS",
+        "pp 12,439.3 ± 165.2 -> 12,439.3 ± 165.2 t/s: +0.0 %, within the spread",
+        "tg 341.5 ± 2.8 -> 310.2 ± 2.8 t/s: -9.2 %, SLOWER than the spread explains",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        (300.0, "-14.3 %, SLOWER than the spread explains"),
+        (345.6, "-1.3 %, within the spread"),
+        (354.4, "+1.3 %, within the spread"),
+        (360.0, "+2.9 %, FASTER than the spread explains"),
+    ],
+)
+def test_what_the_spread_explains(new: float, said: str) -> None:
+    assert change(Rate(350.0, 2.5), Rate(new, 2.0)) == said
+
+
+def test_the_newest_result_of_another_driver_is_the_one_before() -> None:
+    older = result("550.54.14", finished=0.5)
+    found = find_update([older, OLD], result("580.95.05", finished=2.0))
+    assert found is not None and found.before.driver == "570.86.10"
+
+
+def test_a_failed_verification_is_not_what_to_compare_with() -> None:
+    failed = result("580.95.05", tg=None, finished=1.5, verdict="FAIL")
+    found = find_update([OLD, failed], result("580.95.05", finished=2.0))
+    assert found is not None and found.before.driver == "570.86.10"
+    first = find_update([OLD], failed)
+    assert first is not None and describe(first) == ["driver 570.86.10 -> 580.95.05: PASS -> FAIL"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "driver"),
+    [
+        ([], "580.95.05"),
+        ([OLD], "570.86.10"),
+        ([OLD, result("580.95.05", finished=1.5)], "580.95.05"),
+        ([OLD], None),
+        ([result(None)], "580.95.05"),
+        ([result("570.86.10", tg=None)], "580.95.05"),
+    ],
+)
+def test_no_update(earlier: list[dict[str, Any]], driver: str | None) -> None:
+    assert find_update(earlier, result(driver, finished=2.0)) is None
+
+
+def test_figures_of_another_model_are_not_compared() -> None:
+    found = find_update([OLD], result("580.95.05", model="/m.gguf"))
+    assert found is not None
+    assert describe(found) == [
+        "driver 570.86.10 -> 580.95.05: PASS -> PASS; not compared: another model"
+    ]
+
+
+def test_another_build_is_told_and_compared() -> None:
+    rebuilt = {**result("535.183.01"), "fingerprint": "aaaaaaaabbbbbbbb"}
+    found = find_update([OLD], rebuilt)
+    assert found is not None
+    assert describe(found)[0].endswith("PASS -> PASS, build 01234567 -> aaaaaaaa")
+    assert len(describe(found)) == 3
+
+
+def test_told_once_and_again_by_the_report_of_that_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_result("gpu-a", OLD)
+    (store.folder("gpu-a") / "broken.json").write_text("{")
+    new = result("580.95.05", tg=310.2, finished=2.0)
+    update = store.update("gpu-a", new)
+    store.write_result("gpu-a", new)
+    assert update is not None and store.update("gpu-a", new) is None
+    store.write_run([Row.of("gpu-a", new, ["verified"], [], update)])
+    text = render(store.last_run())
+    assert "gpu-a driver 570.86.10 -> 580.95.05: PASS -> PASS" in text
+    assert "gpu-a tg 341.5 ± 2.8 -> 310.2 ± 2.8 t/s: -9.2 %, SLOWER" in text
+    store.write_run([Row.of("gpu-a", new, [], [])])
+    assert "->" not in render(store.last_run())
