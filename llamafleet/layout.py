@@ -14,6 +14,14 @@ VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 
+APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
+APT_PIN = "/etc/apt/preferences.d/llamafleet-cuda"
+APT_KEY = "/etc/apt/keyrings/llamafleet-cuda.asc"
+DNF_SOURCE = "/etc/yum.repos.d/llamafleet-cuda.repo"
+DNF_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda"
+REPOSITORY_FILES = (APT_SOURCE, APT_PIN, APT_KEY, DNF_SOURCE, DNF_KEY)
+"""Of a repository with CUDA Toolkits: written by the toolkit's job, removed by uninstall."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -90,9 +98,13 @@ class Layout:
         return f"{self.versions}/{fingerprint}"
 
     def toolkit(self, version: str) -> str:
-        """Root of a toolkit installed from wheels; `version` is major.minor, as "13.0"."""
+        """Root of a toolkit from wheels or a runfile; `version` is major.minor, as "13.0"."""
         return f"{self.prefix}/toolkits/cuda-{version}"
 
     def job(self, kind: str, key: str) -> str:
         """Folder of one job: config.json, progress.json, <kind>.log, stamp.json."""
         return f"{self.state}/{kind}/{key}"
+
+    def root_job(self, kind: str, key: str) -> str:
+        """The same for a job of root, where the account that builds can't reach it."""
+        return f"{self.prefix}/jobs/{kind}/{key}"

@@ -11,11 +11,26 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import (
+    APT_KEY,
+    APT_PIN,
+    APT_SOURCE,
+    DNF_KEY,
+    DNF_SOURCE,
+    DRIVER_CHECK_UNIT,
+    USER,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+)
 from llamafleet.plans.build import allowed_unused
-from llamafleet.plans.model import BuildPlan, Plan, VerifyPlan
+from llamafleet.plans.model import BuildPlan, Plan, Source, ToolkitPlan, VerifyPlan
+from llamafleet.plans.requirements import toolkit_requirements
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
+
+LABEL = "NVIDIA CUDA"
+"""Label of the Release files of NVIDIA's apt repositories; their own pin files go by it too."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -115,6 +130,81 @@ def driver_check(layout: Layout) -> str:
     return _jinja.get_template("llamafleet-driver-check.service.j2").render(
         layout=layout, system=layout.scope == "system", user=USER
     )
+
+
+def toolkit_config(
+    plan: ToolkitPlan,
+    build: BuildPlan,
+    settings: Settings,
+    layout: Layout,
+    *,
+    machine: str,
+    find_links: str | None,
+) -> dict[str, Any]:
+    """config.json of the toolkit job; `machine` as uname -m names it.
+
+    Raises OSError where the settings' toolkit_key can't be read.
+    """
+    config: dict[str, Any] = {
+        "version": 1,
+        "kind": "toolkit",
+        "key": plan.job,
+        "inputs": {"method": plan.method},
+        "method": plan.method,
+        "cuda": plan.version,
+        "root": plan.root,
+        "cxx": build.environment["CUDAHOSTCXX"],
+    }
+    if plan.method == "wheels":
+        return config | {
+            "python": build.python,
+            "pip": layout.pip,
+            "requirements": toolkit_requirements(plan.version),
+            "index_url": settings.index_url,
+            "find_links": find_links,
+        }
+    source = plan.source
+    assert source is not None
+    if plan.method == "runfile":
+        return config | {"url": source.url, "sha256": source.sha256}
+    key = Path(settings.toolkit_key).read_text(encoding="utf-8") if settings.toolkit_key else None
+    return config | {
+        "manager": source.manager,
+        "packages": list(source.packages),
+        "repository": source.repository and repository(source, machine, key),
+    }
+
+
+def repository(source: Source, machine: str, key: str | None) -> dict[str, Any]:
+    """What the toolkit job needs to set up a repository: the files, and the key to trust.
+
+    `key`: its text; None: the job downloads the pinned one.
+    """
+    assert source.repository is not None
+    if source.manager == "apt":
+        path, keyring = APT_SOURCE, APT_KEY
+        templates = {APT_SOURCE: "llamafleet-cuda.sources.j2", APT_PIN: "llamafleet-cuda.pref.j2"}
+    else:
+        path, keyring = DNF_SOURCE, DNF_KEY
+        templates = {DNF_SOURCE: "llamafleet-cuda.repo.j2"}
+    files = {
+        path: _jinja.get_template(template).render(
+            repository=source.repository,
+            architecture={"x86_64": "amd64", "aarch64": "arm64"}[machine],
+            key=keyring,
+            label=LABEL,
+        )
+        for path, template in templates.items()
+    }
+    return {
+        "url": source.repository.url,
+        "source": path,
+        "keyring": keyring,
+        "key_url": source.repository.key_url,
+        "fingerprint": source.repository.fingerprint,
+        "key": key,
+        "files": files,
+    }
 
 
 def build_config(

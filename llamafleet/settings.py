@@ -14,6 +14,7 @@ from pyinfra.api.connectors import get_all_connectors
 
 from llamafleet import wheelhouse as house
 from llamafleet.layout import Scope
+from llamafleet.onhost.openpgp import fingerprints
 from llamafleet.tables import toolkits
 
 LLAMA_VERSION = "0.3.36"
@@ -34,6 +35,8 @@ CONNECTOR_KEYS = {"chroot_directory", "docker_image"}
 
 # Values reach units, environment files and command lines, where blanks, quotes, $ and % mean more.
 _PATH = r"/[A-Za-z0-9._+@:,=~/-]*"
+
+_URL = r"^https?://[^\s/\"'$%\\]+(/[^\s\"'$%\\]*)?$"
 
 _REFUSED_OPTIONS = {
     "LLAMA_CUBLAS": 'accelerator = "cuda" (CMake ends in FATAL_ERROR: it became GGML_CUDA)',
@@ -145,6 +148,14 @@ class Settings(BaseModel):
     toolkit_method: ToolkitMethod = Field(
         default="auto", description="auto, present, wheels, apt, dnf, runfile or distro"
     )
+    toolkit_url: Annotated[str, Field(pattern=_URL)] | None = Field(
+        default=None, description="an http:// or https:// URL"
+    )
+    """Mirror of NVIDIA's downloads: what stands for developer.download.nvidia.com/compute/cuda."""
+    toolkit_key: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
+        default=None, description="a file on the controller with a public OpenPGP key"
+    )
+    """Key of a mirror that signs itself, in place of NVIDIA's pinned one."""
     toolkit_root: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Use the toolkit below this path on the host and no other."""
     host_compiler: HostPath | None = Field(default=None, description=_HOST_PATH)
@@ -297,6 +308,10 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
             repr(settings.toolkit_root),
             f'toolkit_method = "present" beside it, not "{settings.toolkit_method}"',
         )
+    if settings.toolkit_key is not None and settings.toolkit_url is None:
+        yield "toolkit_key", repr(settings.toolkit_key), "toolkit_url beside it, the mirror's URL"
+    if settings.toolkit_key is not None:
+        yield from _key_findings(Path(settings.toolkit_key))
     if settings.llama_version != LLAMA_VERSION and settings.llama_sha256 == LLAMA_SHA256:
         yield (
             "llama_sha256",
@@ -305,6 +320,13 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
         )
     if settings.wheelhouse is not None and settings.index_url is not None:
         yield "index_url", repr(settings.index_url), "no index_url beside wheelhouse"
+
+
+def _key_findings(file: Path) -> Iterator[Finding]:
+    try:
+        fingerprints(file.read_bytes())
+    except (OSError, ValueError) as error:
+        yield "toolkit_key", f"{file} ({error})", "a file with a public OpenPGP key"
 
 
 def _wheelhouse_findings(

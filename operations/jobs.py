@@ -43,9 +43,11 @@ class JobStatus(FactBase[dict[str, Any]]):
             raise FactProcessError(f"status of a job is not JSON: {output[:3]}") from error
 
 
-def upload_config(run: HostRun, folder: str, config: dict[str, Any]) -> Generator[PyinfraCommand]:
-    """Put config.json into the job's folder, readable by the account that runs the job."""
-    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" else ""
+def upload_config(
+    run: HostRun, folder: str, config: dict[str, Any], *, root: bool = False
+) -> Generator[PyinfraCommand]:
+    """Put config.json into the job's folder, which belongs to the account that runs the job."""
+    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not root else ""
     yield StringCommand("install -d -m 755", own, QuoteString(folder))
     yield FileUploadCommand(
         BytesIO(json.dumps(config, indent=1, sort_keys=True).encode()), f"{folder}/config.json"
@@ -57,8 +59,13 @@ def upload_config(run: HostRun, folder: str, config: dict[str, Any]) -> Generato
     )
 
 
-def start(run: HostRun, kind: str, folder: str, python: str) -> StringCommand:
-    """The command that starts a job and returns: a transient unit, or a detached process."""
+def start(
+    run: HostRun, kind: str, folder: str, python: str, *, root: bool = False
+) -> StringCommand:
+    """The command that starts a job and returns: a transient unit, or a detached process.
+
+    `root`: the job keeps root's rights, in scope system.
+    """
     layout = run.layout()
     job = (QuoteString(layout.zipapp), "job --kind", kind, "--dir", QuoteString(folder))
     key = folder.rsplit("/", 1)[1]
@@ -67,9 +74,8 @@ def start(run: HostRun, kind: str, folder: str, python: str) -> StringCommand:
             "systemd-run --quiet --collect",
             f"--unit=llamafleet-{kind}-{key}",
             QuoteString(f"--description=llamafleet: {kind} {key}"),
-            f"--property=User={USER}",
+            *(() if root else (f"--property=User={USER}", "--property=NoNewPrivileges=yes")),
             "--property=Nice=10",
-            "--property=NoNewPrivileges=yes",
             QuoteString(python),
             *job,
         )
@@ -79,7 +85,7 @@ def start(run: HostRun, kind: str, folder: str, python: str) -> StringCommand:
         QuoteString(layout.zipapp),
         "start --log",
         QuoteString(f"{folder}/start.log"),
-        *as_account(run),
+        *(() if root else as_account(run)),
         "--",
         *job[1:],
     )

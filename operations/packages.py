@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
@@ -10,7 +10,7 @@ from pyinfra.api import QuoteString, StringCommand, operation
 from operations.run import here
 
 INSTALLED = "installed-packages"
-"""Names that llamafleet installed, a line each, below the state folder: `uninstall` prints them."""
+"""Names that llamafleet installed, a line each, below the prefix: `uninstall` prints them."""
 
 
 @operation()
@@ -32,9 +32,14 @@ def packages() -> Generator[StringCommand, None, None]:
         return
     for command in wanted.commands:
         yield StringCommand(command)
-    state = run.layout().state
-    yield StringCommand("mkdir", "-p", QuoteString(state))
-    yield StringCommand(
-        "printf '%s\\n'", *map(QuoteString, wanted.names), ">>", QuoteString(f"{state}/{INSTALLED}")
-    )
+    prefix = run.layout().prefix
+    yield StringCommand("mkdir", "-p", QuoteString(prefix))
+    yield remember(prefix, wanted.names)
     run.changed(f"packages {' '.join(wanted.names)}")
+
+
+def remember(prefix: str, names: Iterable[str]) -> StringCommand:
+    """Note packages that llamafleet installs, for whoever uninstalls it."""
+    return StringCommand(
+        "printf '%s\\n'", *map(QuoteString, names), ">>", QuoteString(f"{prefix}/{INSTALLED}")
+    )

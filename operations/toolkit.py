@@ -9,13 +9,14 @@ from pyinfra import host
 from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.plans.plan import toolkit_requirements
+from llamafleet.render import toolkit_config
 from operations import jobs
 from operations.build import report_failure
+from operations.packages import remember
 from operations.run import here
 from operations.wheelhouse import find_links
 
-MINUTES = 60
+MINUTES = 120
 
 
 @operation()
@@ -36,27 +37,24 @@ def toolkit() -> Generator[PyinfraCommand, None, None]:
         host.noop(plan.toolkit.reason if plan.toolkit else "no toolkit is needed")
         return
     layout, chosen, python = run.layout(), plan.toolkit, plan.build.python
-    folder = layout.job("toolkit", chosen.version)
-    running = run.snapshot().job("toolkit", chosen.version)
+    packages = chosen.source.packages if chosen.source else ()
+    # Only a package manager needs root.
+    root = bool(packages)
+    folder = (layout.root_job if root else layout.job)("toolkit", chosen.job)
+    running = run.snapshot().job("toolkit", chosen.job)
     if running is None or not running.alive:
-        yield from jobs.upload_config(
-            run,
-            folder,
-            {
-                "version": 1,
-                "kind": "toolkit",
-                "key": chosen.version,
-                "inputs": {"method": chosen.method},
-                "root": chosen.root,
-                "python": python,
-                "pip": layout.pip,
-                "requirements": toolkit_requirements(chosen.version),
-                "cxx": plan.build.environment["CUDAHOSTCXX"],
-                "index_url": run.settings.index_url,
-                "find_links": find_links(run),
-            },
+        config = toolkit_config(
+            chosen,
+            plan.build,
+            run.settings,
+            layout,
+            machine=run.snapshot().arch,
+            find_links=find_links(run),
         )
-        yield jobs.start(run, "toolkit", folder, python)
+        if root:
+            yield remember(layout.prefix, packages)
+        yield from jobs.upload_config(run, folder, config, root=root)
+        yield jobs.start(run, "toolkit", folder, python, root=root)
 
     def done(stamp: dict[str, Any]) -> bool:
         if not stamp.get("ok"):

@@ -8,7 +8,14 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import (
+    DRIVER_CHECK_UNIT,
+    REPOSITORY_FILES,
+    USER,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+)
 from operations.files import systemctl
 from operations.packages import INSTALLED
 from operations.run import here
@@ -85,12 +92,18 @@ def uninstall() -> Generator[StringCommand, None, None]:
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
     if system and snapshot.account:
         yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
-    packages = QuoteString(f"{layout.state}/{INSTALLED}")
+    packages = QuoteString(f"{layout.prefix}/{INSTALLED}")
     yield StringCommand(
-        "if [ -e", packages, "]; then echo 'installed packages that stay:'; cat", packages, "; fi"
+        "if [ -e",
+        packages,
+        "]; then echo 'installed packages that stay:'; sort -u",
+        packages,
+        "; fi",
     )
     names = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
     yield StringCommand("rm -f", *(QuoteString(f"{layout.units}/{name}") for name in names))
+    if system:
+        yield StringCommand("rm -f", *map(QuoteString, REPOSITORY_FILES))
     if snapshot.init == "systemd":
         yield StringCommand(ctl, "daemon-reload;", ctl, "reset-failed 'llamafleet-*' || true")
     # A timer with Persistent=true leaves a time stamp behind.

@@ -205,6 +205,9 @@ class HostSnapshot:
     package_manager: str | None = None
     """apt, dnf, pacman, zypper, apk; None: none of them."""
 
+    cuda_repository: str | None = None
+    """File that names a package repository with CUDA Toolkits, other than llamafleet's own."""
+
     cpu: str = ""
     cpu_flags: tuple[str, ...] = ()
     cores: int = 1

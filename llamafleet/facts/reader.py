@@ -93,6 +93,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         glibc=_glibc(record.text("glibc")),
         container=record.text("container") or None,
         package_manager=record.text("package_manager") or None,
+        cuda_repository=record.text("cuda_repository") or None,
         cpu=cpu.get("model name", ""),
         # x86 says flags, Arm says Features.
         cpu_flags=tuple((cpu.get("flags") or cpu.get("Features", "")).split()),

@@ -162,6 +162,10 @@ read_system() {
     for pair in apt-get:apt dnf:dnf pacman:pacman zypper:zypper apk:apk; do
         have "${pair%:*}" && put package_manager "${pair#*:}" && break
     done
+    for file in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/* "$R"/etc/yum.repos.d/*.repo; do
+        case ${file##*/} in llamafleet-*) continue ;; *.list | *.sources | *.repo) ;; *) continue ;; esac
+        grep -q '^[^#]*/compute/cuda/repos/' "$file" && put cuda_repository "$file"
+    done
 }
 
 read_machine() {
@@ -548,16 +552,17 @@ read_managed() {
         [ -d "$path" ] && put built "${path##*/}"
     done
 
-    for kind in build toolkit; do
+    # Jobs of root lie apart.
+    for folder in "$LF_STATE/build" "$LF_STATE/toolkit" "$LF_PREFIX/jobs/toolkit"; do
         count=0
         # shellcheck disable=SC2012 # newest first; names are checked
-        ls -1t "$LF_STATE/$kind" | while IFS= read -r key; do
+        ls -1t "$folder" | while IFS= read -r key; do
             case $key in "" | .* | *[!A-Za-z0-9._+-]*) continue ;; esac
-            [ -d "$LF_STATE/$kind/$key" ] || continue
+            [ -d "$folder/$key" ] || continue
             count=$((count + 1))
             # The ten newest, to bound the output, and always the one in use.
             if [ $count -le 10 ] || [ "$key" = "$current" ]; then
-                job $kind "$key" "$LF_STATE/$kind/$key"
+                job "${folder##*/}" "$key" "$folder/$key"
             fi
         done
     done

@@ -1,4 +1,4 @@
-"""The toolkit job: a CUDA Toolkit from NVIDIA's wheels, laid out as NVIDIA's installers do.
+"""A CUDA Toolkit from NVIDIA's wheels, laid out as NVIDIA's installers do.
 
 The wheels (CUDA 13 and newer; those of CUDA 12 hold no nvcc) put everything below
 nvidia/cu<major>. Three things are missing there for CMake and the linker: lib64, the library
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-from llamafleet.onhost.build import environment, pip_install
+from llamafleet.onhost.build import pip_install
 from llamafleet.onhost.job import Data, Job, JobFailed
 
 DOWNLOAD = re.compile(r"^Progress (\d+) of (\d+)$")
@@ -21,18 +20,6 @@ WHEELS = ("--no-deps", "--only-binary", ":all:", "--progress-bar=raw")
 
 STUB_ERROR = 34
 """cudaErrorStubLibrary: what each function of NVIDIA's own stub answers."""
-
-PROBE = """\
-#include <cublas_v2.h>
-#include <cuda.h>
-__global__ void twice(float *x) { x[threadIdx.x] *= 2.0f; }
-int main() {
-    cublasHandle_t handle;
-    float *x = nullptr;
-    twice<<<1, 32>>>(x);
-    return cuInit(0) == CUDA_SUCCESS && cublasCreate(&handle) == CUBLAS_STATUS_SUCCESS ? 0 : 1;
-}
-"""
 
 
 class Downloads:
@@ -54,35 +41,10 @@ class Downloads:
         return so_far // 10**6, (so_far - current + total) // 10**6
 
 
-def done(config: Data) -> bool:
-    return Path(config["root"], "bin", "nvcc").exists()
-
-
-def work(job: Job) -> Data:
-    """Download, lay out, check, and only then give it its name; what the stamp holds of it."""
-    root = Path(job.config["root"])
-    partial = root.with_name(root.name + ".partial")
-    tmp = job.folder / "tmp"
-    for leftover in (partial, tmp):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    try:
-        tmp.mkdir()
-        product = _install(job, partial, tmp)
-        job.phase("activate")
-        if root.exists():  # without a stamp of success: what an older run left
-            shutil.rmtree(root)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(tmp, ignore_errors=True)
-    return product
-
-
-def _install(job: Job, partial: Path, tmp: Path) -> Data:
+def install(job: Job, root: Path, env: dict[str, str]) -> Data:
+    """Download and lay out at `root`; what the stamp holds of it."""
     config = job.config
-    wheels = partial / "wheels"
-    env = environment({"environment": {}, "cmake_args": [], "jobs": 1}, partial, tmp)
+    wheels = root / "wheels"
     requirements = job.folder / "requirements.txt"
     requirements.write_text(config["requirements"], encoding="utf-8")
     downloads = Downloads()
@@ -102,15 +64,10 @@ def _install(job: Job, partial: Path, tmp: Path) -> Data:
         keep=lambda line: not DOWNLOAD.match(line),
     )
     job.phase("layout")
-    lay_out(wheels, partial, config["key"])
-    link_names(partial)
-    make_stub(job, partial, config["cxx"], env)
-    job.phase("check")
-    version = nvcc_release(partial)
-    if version != config["key"]:
-        raise JobFailed(f"nvcc --version: found {version!r}; expected {config['key']}")
-    probe(job, partial, config["cxx"], env, tmp)
-    return {"download_bytes": downloads.bytes, "nvcc": version}
+    lay_out(wheels, root, config["cuda"])
+    link_names(root)
+    make_stub(job, root, config["cxx"], env)
+    return {"download_bytes": downloads.bytes}
 
 
 def lay_out(wheels: Path, root: Path, version: str) -> None:
@@ -156,30 +113,3 @@ def make_stub(job: Job, root: Path, cxx: str, env: dict[str, str]) -> None:
     stubs.mkdir()
     shared = ("-x", "c", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     job.command([cxx, *shared, "-o", str(stubs / "libcuda.so"), str(source)], env=env)
-
-
-def nvcc_release(root: Path) -> str:
-    """major.minor that nvcc tells; "" where it does not run or tells none."""
-    try:
-        answer = subprocess.run(
-            [str(root / "bin" / "nvcc"), "--version"],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
-        )
-    except OSError:
-        return ""
-    found = re.search(r"release (\d+\.\d+)", answer.stdout)
-    return found[1] if found else ""
-
-
-def probe(job: Job, root: Path, cxx: str, env: dict[str, str], tmp: Path) -> None:
-    """Compile a kernel for every architecture of this nvcc and link it with cuBLAS and the driver.
-
-    Raises JobFailed; the compiler's words are in the job's log.
-    """
-    source = tmp / "probe.cu"
-    source.write_text(PROBE, encoding="utf-8")
-    nvcc = [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major"]
-    job.command([*nvcc, "-o", str(tmp / "probe"), str(source), "-lcublas", "-lcuda"], env=env)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llamafleet.facts.host import Compiler, HostSnapshot
 from llamafleet.plans.model import PackagesPlan, Problem
 from llamafleet.settings import Settings
-from llamafleet.tables import ToolkitRow
+from llamafleet.tables import CompilerPackage, ToolkitRow, distribution
 
 MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
@@ -71,6 +71,31 @@ def choose_compiler(
     )
 
 
+def installable(
+    snapshot: HostSnapshot, settings: Settings, row: ToolkitRow | None
+) -> CompilerPackage | None:
+    """The newest compiler that the toolkit accepts and that may be installed on this host."""
+    here = distribution(snapshot.os_id, snapshot.os_version, snapshot.os_like)
+    if here is None or row is None or settings.host_compiler or not _may_install(settings):
+        return None
+    fit = [c for c in here.compilers if MIN_MAJOR <= c.major <= row.gcc]
+    return max(fit, key=lambda c: c.major, default=None)
+
+
+def plan_compiler(snapshot: HostSnapshot, package: CompilerPackage, toolkit: str) -> PackagesPlan:
+    """Install the compiler that the toolkit accepts."""
+    _, commands = _PACKAGES[snapshot.package_manager or ""]
+    return PackagesPlan(
+        names=(package.package,),
+        commands=tuple(command.format(package.package) for command in commands),
+        reason=f"no C++ compiler is on the host that CUDA {toolkit} accepts",
+    )
+
+
+def _may_install(settings: Settings) -> bool:
+    return settings.scope == "system" and settings.install_packages
+
+
 def install_version(snapshot: HostSnapshot, major: int) -> str:
     """What to type to get gcc of one major version, where the packages' names are uniform."""
     if snapshot.package_manager == "apt":
@@ -104,7 +129,7 @@ def plan_packages(snapshot: HostSnapshot, settings: Settings) -> PackagesPlan | 
         )
     name, commands = _PACKAGES[snapshot.package_manager]
     commands = tuple(command.format(name) for command in commands)
-    if settings.scope == "system" and settings.install_packages:
+    if _may_install(settings):
         return PackagesPlan(
             names=(name,), commands=commands, reason="no C++ compiler is on the host"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamafleet.tables import CompilerPackage
+
 Backend = Literal["cuda", "cpu"]
 
 
@@ -34,6 +36,32 @@ class PackagesPlan:
 
 
 @dataclass(frozen=True)
+class Repository:
+    """A package repository with CUDA Toolkits, NVIDIA's own or a mirror of it."""
+
+    url: str
+    key_url: str
+    fingerprint: str
+    """Of the key, 40 hex digits."""
+    allowed: tuple[str, ...]
+    """Patterns of the names that it may give: the toolkit's, none of the driver's."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a toolkit is installed from, other than wheels."""
+
+    manager: str = ""
+    """apt or dnf, where it is packages."""
+    packages: tuple[str, ...] = ()
+    repository: Repository | None = None
+    """None: the repositories that the host has."""
+    url: str = ""
+    """Of a runfile."""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class ToolkitPlan:
     """The CUDA Toolkit to build with."""
 
@@ -42,9 +70,15 @@ class ToolkitPlan:
     root: str
     libdir: str
     method: str
-    """present or wheels."""
+    """present, wheels, apt, dnf, runfile or distro."""
     install: bool
     reason: str
+    job: str = ""
+    """Key of the job that installs it; "": nothing is to be installed."""
+    source: Source | None = None
+    """None: wheels, or nothing is to be installed."""
+    compiler: CompilerPackage | None = None
+    """What must be installed first: no compiler on the host is one that this toolkit accepts."""
     ruled_out: tuple[tuple[str, str], ...] = ()
     """(version, why not) for each version that was not chosen."""
 

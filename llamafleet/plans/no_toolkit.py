@@ -5,6 +5,7 @@ from __future__ import annotations
 from llamafleet.facts.host import Driver
 from llamafleet.plans.compatibility import Case
 from llamafleet.plans.compiler import MIN_MAJOR, install_version
+from llamafleet.plans.methods import unoffered
 from llamafleet.plans.model import Problem
 from llamafleet.tables import (
     UNVERIFIED,
@@ -99,26 +100,16 @@ def no_toolkit(case: Case) -> Problem:
 
 
 def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
-    """A toolkit would fit, but it isn't there and the method that installs it does not exist."""
-    snapshot = case.snapshot
-    found = seen or "no CUDA Toolkit on the host"
+    """A toolkit would fit, but it isn't there, and no method may or can install it."""
+    snapshot, settings = case.snapshot, case.settings
     wheels = [w.cuda for w in wheel_toolkits() if w.machine == snapshot.arch]
-    if any(not case.against[w] for w in wheels):
-        return Problem(
-            "toolkit",
-            found=f"{found}; toolkit_method = {case.settings.toolkit_method!r}",
-            expected="a complete toolkit on the host, or a method that can install one",
-            next="set toolkit_method = 'auto', which installs from wheels",
-        )
-    method = {"apt": "apt", "dnf": "dnf"}.get(snapshot.package_manager or "", "runfile")
     waiting = [w for w in wheels if set(case.against[w]) == {"driver"}]
-    newer = f"; or {_update_driver(waiting[0])} and let wheels do it" if waiting else ""
-    only = f"only CUDA {', '.join(wheels)}" if wheels else f"none for {snapshot.arch}"
+    newer = f"; or {_update_driver(waiting[-1])} and let wheels do it" if waiting else ""
     return Problem(
         "toolkit",
-        found=found,
-        expected=f"CUDA {version} ({host}); of the wheels there is {only}, so this host needs "
-        f"method {method} (of apt, dnf and runfile), which is not available yet",
-        next=f"install CUDA Toolkit {version} by hand and set toolkit_root, "
-        f"as '/usr/local/cuda-{version}'{newer}",
+        found=seen or "no CUDA Toolkit on the host",
+        expected=f"CUDA {version} ({host}); no method installs it: "
+        + unoffered(version, snapshot, settings),
+        next="change the setting named there, or install it by hand and set toolkit_root, as "
+        f"'/usr/local/cuda-{version}'{newer}",
     )

@@ -10,7 +10,7 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.plans.architectures import capabilities_of
 from llamafleet.plans.build import allowed_unused, plan_build
-from llamafleet.plans.compiler import choose_compiler, plan_packages
+from llamafleet.plans.compiler import choose_compiler, plan_compiler, plan_packages
 from llamafleet.plans.driver import plan_acceleration
 from llamafleet.plans.host import (
     choose_python,
@@ -20,12 +20,14 @@ from llamafleet.plans.host import (
     rights_problem,
     unread_problem,
 )
+from llamafleet.plans.methods import system
 from llamafleet.plans.model import (
     Backend,
     BuildPlan,
     PackagesPlan,
     Plan,
     Problem,
+    Source,
     ToolkitPlan,
     VerifyPlan,
 )
@@ -121,8 +123,6 @@ def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Lay
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None
     capabilities: tuple[str, ...] | None = ()
-    # Without a compiler no toolkit can be judged, and without a driver none either.
-    compilers = packages is not None and not packages.commands
     cuda = backend == "cuda"
     if cuda and not acceleration.problems:
         capabilities = problems.attempt(
@@ -130,8 +130,13 @@ def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Lay
             partial(capabilities_of, snapshot, settings),
             "set compute_capabilities, as ('8.9',)",
         )
-        if compilers and capabilities is not None:
+        # Where it is not known which compilers can be installed, one must be there first.
+        judged = packages is not None and (not packages.commands or system(snapshot) is not None)
+        if judged and capabilities is not None:
             toolkit = problems.take(choose_toolkit(snapshot, settings, capabilities, layout))
+        if toolkit and toolkit.compiler:
+            packages = plan_compiler(snapshot, toolkit.compiler, toolkit.version)
+    compilers = packages is not None and not packages.commands
     if compilers and capabilities is not None and (toolkit is not None or not cuda):
         row = toolkit_row(toolkit.version) if toolkit else None
         compiler = problems.take(choose_compiler(snapshot, settings, row))
@@ -184,6 +189,8 @@ def explain(plan: Plan) -> list[str]:
             f"toolkit: {verb} CUDA {plan.toolkit.version} at {plan.toolkit.root} "
             f"({plan.toolkit.reason})"
         )
+        if plan.toolkit.source:
+            lines += _source_lines(plan.toolkit.source)
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
     if plan.build is None:
         return [*lines, "build, verify: planned once the packages are there"]
@@ -193,6 +200,19 @@ def explain(plan: Plan) -> list[str]:
     if plan.verify:
         verb = "needed" if plan.verify.needed else "not needed"
         lines.append(f"verify: {verb} ({plan.verify.reason})")
+    return lines
+
+
+def _source_lines(source: Source) -> list[str]:
+    lines = []
+    if source.repository:
+        lines.append(f"  repository {source.repository.url} (key {source.repository.fingerprint})")
+    elif source.packages:
+        lines.append("  from the repositories that the host has")
+    if source.packages:
+        lines.append(f"  packages {' '.join(source.packages)}")
+    if source.url:
+        lines.append(f"  runfile {source.url} (sha256 {source.sha256})")
     return lines
 
 

@@ -1,139 +1,167 @@
-"""The CUDA Toolkit to build with: one that is there, or one from wheels."""
+"""The CUDA Toolkit to build with: one that is there, or the newest that can be installed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from llamafleet.facts.host import HostSnapshot, Toolkit
 from llamafleet.layout import Layout
 from llamafleet.plans.compatibility import Blockers, Case, blockers, newest_cuda
+from llamafleet.plans.compiler import installable
+from llamafleet.plans.methods import Offer, offers, unoffered
 from llamafleet.plans.model import Problem, ToolkitPlan
 from llamafleet.plans.no_toolkit import no_cuda, no_toolkit
 from llamafleet.settings import Settings
-from llamafleet.tables import (
-    UNVERIFIED,
-    WheelToolkit,
-    parse_version,
-    toolkits,
-    wheel_toolkits,
-)
+from llamafleet.tables import UNVERIFIED, CompilerPackage, parse_version, toolkits
+from llamafleet.tables import toolkit as toolkit_row
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """One host's rules for any toolkit."""
+
+    snapshot: HostSnapshot
+    settings: Settings
+    against: dict[str, Blockers]
+
+    def fits(self, version: str) -> bool:
+        """Nothing speaks against it, but for a compiler that can be installed."""
+        why = self.against[version]
+        return not why or (set(why) == {"compiler"} and self.compiler(version) is not None)
+
+    def compiler(self, version: str) -> CompilerPackage | None:
+        """What must be installed for it; None: a compiler is there, or none can be installed."""
+        if "compiler" not in self.against[version]:
+            return None
+        return installable(self.snapshot, self.settings, toolkit_row(version))
 
 
 def choose_toolkit(
     snapshot: HostSnapshot, settings: Settings, capabilities: Sequence[str], layout: Layout
 ) -> ToolkitPlan | Problem:
-    """The newest fitting toolkit that is there; else one from wheels; else why not.
+    """The newest fitting toolkit that is there; else the newest to install; else why not.
 
-    Raises ValueError on a malformed compute capability.
+    One that is there and fits is never left for a newer one: a new driver alone would otherwise
+    mean a new build. Raises ValueError on a malformed compute capability.
     """
     newest = newest_cuda(snapshot.driver)
     if newest is None:
         return no_cuda(snapshot.driver)
     cuda, source = newest
     against = {r.version: blockers(r, snapshot, settings, cuda, capabilities) for r in toolkits()}
-    wheels = _wheels(snapshot, settings)
-    # Our own are judged by their job, unless the settings name one of them.
-    own = {layout.toolkit(w.cuda) for w in wheel_toolkits()} - {_root(settings)}
+    judge = _Judge(snapshot, settings, against)
+    offered = offers(snapshot, settings, layout)
 
-    unfit: list[tuple[str, str]] = []
-    there: list[Toolkit] = []
-    for tk in sorted(snapshot.toolkits, key=lambda t: t.root):
-        if tk.root in own:
-            continue
-        why = _unfit(tk, settings, against)
-        if why:
-            unfit.append((tk.version or "?", f"{tk.root}: {why}"))
-        else:
-            there.append(tk)
-    present = max(there, key=lambda t: parse_version(t.version), default=None)
-    usable = next((w for w in wheels if not against[w.cuda]), None)
-    if usable and present and not _installed(snapshot, usable, layout):
-        usable = None
-
-    said = f"driver runs CUDA up to {cuda} ({source})"
-    if usable and (present is None or parse_version(usable.cuda) >= parse_version(present.version)):
-        plan = _from_wheels(snapshot, usable, layout, said)
-    elif present:
-        plan = ToolkitPlan(
-            version=present.version,
-            root=present.root,
-            libdir=present.libdir,
-            method="present",
-            install=False,
-            reason=f"newest complete toolkit on the host that fits; {said}",
-        )
+    there, unfit = _sort(snapshot, judge, layout, {o.root for o in offered})
+    there += [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
+    to_install = [o for o in offered if judge.fits(o.version)]
+    if there:
+        # One for which a compiler must be installed comes last.
+        plan = max(there, key=lambda p: (not judge.compiler(p.version), parse_version(p.version)))
+    elif to_install:
+        plan = _to_install(snapshot, to_install[0])
     else:
         return no_toolkit(
             Case(snapshot, settings, cuda, tuple(capabilities), against, tuple(unfit))
         )
-    return _with_ruled_out(plan, against, unfit)
+    plan = replace(
+        plan,
+        reason=f"{plan.reason}; driver runs CUDA up to {cuda} ({source})",
+        compiler=judge.compiler(plan.version),
+    )
+    return replace(plan, ruled_out=(*unfit, *_not_chosen(plan, against, judge, unfit)))
+
+
+def installed(snapshot: HostSnapshot, offer: Offer) -> bool:
+    """Below our own folder, complete, and its job said so."""
+    job = snapshot.job("toolkit", offer.job)
+    complete = any(t.root == offer.root and not t.missing for t in snapshot.toolkits)
+    return complete and job is not None and job.ok and not job.alive
+
+
+def _sort(
+    snapshot: HostSnapshot, judge: _Judge, layout: Layout, roots: set[str]
+) -> tuple[list[ToolkitPlan], list[tuple[str, str]]]:
+    """Those on the host that fit, and (version, "root: why not") of the others.
+
+    Our own are judged by their job, unless the settings name one of them. `roots`: where the
+    allowed methods install to.
+    """
+    there: list[ToolkitPlan] = []
+    unfit: list[tuple[str, str]] = []
+    for tk in sorted(snapshot.toolkits, key=lambda t: t.root):
+        if tk.root.startswith(f"{layout.prefix}/toolkits/") and tk.root != _root(judge.settings):
+            continue
+        why = _unfit(tk, judge, roots)
+        if why:
+            unfit.append((tk.version or "?", f"{tk.root}: {why}"))
+        else:
+            reason = "newest complete toolkit on the host that fits"
+            there.append(ToolkitPlan(tk.version, tk.root, tk.libdir, "present", False, reason))
+    return there, unfit
 
 
 def _root(settings: Settings) -> str:
     return (settings.toolkit_root or "").rstrip("/")
 
 
-def _unfit(tk: Toolkit, settings: Settings, against: dict[str, Blockers]) -> str:
+def _unfit(tk: Toolkit, judge: _Judge, roots: set[str]) -> str:
     """Why a toolkit on the host can't be used; "": it can."""
+    settings = judge.settings
     if settings.toolkit_root and _root(settings) not in (tk.root, *tk.names):
         return f"toolkit_root = {settings.toolkit_root!r}"
-    if settings.toolkit_method not in ("auto", "present"):
+    if settings.toolkit_method not in ("auto", "present") and tk.root not in roots:
         return f"toolkit_method = {settings.toolkit_method!r}"
     if tk.missing:
         return f"incomplete, lacks {', '.join(tk.missing)}"
-    if tk.version not in against:
+    if tk.version not in judge.against:
         return f"CUDA {tk.version} is not among the known versions"
-    return "; ".join(against[tk.version].values())
+    return "" if judge.fits(tk.version) else "; ".join(judge.against[tk.version].values())
 
 
-def _wheels(snapshot: HostSnapshot, settings: Settings) -> tuple[WheelToolkit, ...]:
-    """Toolkits that may be installed from wheels on this machine."""
-    if settings.toolkit_root or settings.toolkit_method not in ("auto", "wheels"):
-        return ()
-    return tuple(w for w in wheel_toolkits() if w.machine == snapshot.arch)
+def _installed(offer: Offer) -> ToolkitPlan:
+    reason = f"installed from {offer.method}" + _doubt(offer)
+    return ToolkitPlan(offer.version, offer.root, offer.libdir, offer.method, False, reason)
 
 
-def _installed(snapshot: HostSnapshot, wheel: WheelToolkit, layout: Layout) -> bool:
-    job = snapshot.job("toolkit", wheel.cuda)
-    root = layout.toolkit(wheel.cuda)
-    complete = any(t.root == root and not t.missing for t in snapshot.toolkits)
-    return complete and job is not None and job.ok and not job.alive
-
-
-def _from_wheels(
-    snapshot: HostSnapshot, wheel: WheelToolkit, layout: Layout, said: str
-) -> ToolkitPlan:
-    root = layout.toolkit(wheel.cuda)
-    installed = _installed(snapshot, wheel, layout)
-    job = snapshot.job("toolkit", wheel.cuda)
-    if installed:
-        what = "installed from wheels"
-    elif job and job.alive:
-        what = "is being installed from wheels"
-    else:
-        what = "no fitting toolkit is on the host: install from wheels"
-    doubt = f"; {wheel.source}" if wheel.source.startswith(UNVERIFIED) else ""
+def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
+    job = snapshot.job("toolkit", offer.job)
+    what = f"no fitting toolkit is on the host: install by {offer.method}"
+    if job and job.alive:
+        what = f"is being installed by {offer.method}"
     return ToolkitPlan(
-        version=wheel.cuda,
-        root=root,
-        # Not read from the host: the path goes into the library and so into the fingerprint,
-        # which must be the same before and after the installation.
-        libdir=f"{root}/lib",
-        method="wheels",
-        install=not installed,
-        reason=f"{what}; {said}{doubt}",
+        version=offer.version,
+        root=offer.root,
+        libdir=offer.libdir,
+        method=offer.method,
+        install=True,
+        reason=what + _doubt(offer),
+        source=offer.source,
+        job=offer.job,
     )
 
 
-def _with_ruled_out(
-    plan: ToolkitPlan, against: dict[str, Blockers], unfit: list[tuple[str, str]]
-) -> ToolkitPlan:
-    known = []
+def _doubt(offer: Offer) -> str:
+    return f"; {offer.evidence}" if offer.evidence.startswith(UNVERIFIED) else ""
+
+
+def _not_chosen(
+    plan: ToolkitPlan,
+    against: dict[str, Blockers],
+    judge: _Judge,
+    unfit: list[tuple[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """Why each other known version was not chosen."""
+    told = {plan.version, *(version for version, _ in unfit)}
     for version, why in against.items():
-        if version == plan.version or version in {v for v, _ in unfit}:
+        if version in told:
             continue
-        older = parse_version(version) < parse_version(plan.version)
-        other = "older than the chosen one" if older else "not on the host"
-        known.append((version, "; ".join(why.values()) or other))
-    return replace(plan, ruled_out=(*unfit, *known))
+        if not judge.fits(version):
+            yield version, "; ".join(why.values())
+        elif parse_version(version) < parse_version(plan.version):
+            yield version, "older than the chosen one"
+        elif plan.install:
+            yield version, unoffered(version, judge.snapshot, judge.settings)
+        else:
+            yield version, "not on the host, and the chosen one is"

@@ -1,0 +1,229 @@
+"""A CUDA Toolkit from packages: of NVIDIA's repository, or of the distribution itself.
+
+Nothing of the driver may come, change or go with it. The repository is limited to the toolkit's own
+packages; and the package manager is asked first what it would do.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamafleet.onhost.job import Data, Job, JobFailed
+from llamafleet.onhost.openpgp import fingerprints
+
+APT = ("apt-get", "-y", "-o", "DPkg::Lock::Timeout=600")
+APT_INSTALL = ("--no-install-recommends", "--no-remove", "install")
+DNF = ("dnf", "--setopt=install_weak_deps=False")
+
+DRIVER = re.compile(
+    r"cuda-(?:drivers|compat)|nvidia-(?!cuda|profiler|visual-profiler|opencl-dev|container|docker)"
+    r"|libnvidia-(?!container|ml-dev)|libcuda1|libcudadebugger|libnvcuvid|libnvoptix"
+    r"|xserver-xorg-video-nvidia|xorg-x11-drv-nvidia|linux-.*-nvidia|firmware-nvidia"
+    r"|(?:kmod|akmod|dkms)-nvidia|nvidia$"
+)
+"""Names of the driver's packages in the repositories of NVIDIA, Debian, Ubuntu and RPM Fusion."""
+
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+KEY_LIMIT = 1 << 20
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a package manager says it would do."""
+
+    new: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    """Upgraded or downgraded."""
+    removed: tuple[str, ...] = ()
+
+
+def apt(job: Job, env: dict[str, str]) -> Data:
+    """Install with apt; what the stamp holds of it. Raises JobFailed."""
+    # needrestart would restart services, or ask.
+    env = env | {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+    packages: list[str] = job.config["packages"]
+    repository = job.config["repository"]
+    job.phase("index")
+    # A broken source of somebody else's must not stand in the way; what is missing shows below.
+    _tried(job, [*APT, "update"], env)
+    if repository:
+        job.phase("repository")
+        if repository["url"].startswith("https:") and not CERTIFICATES.exists():
+            job.command([*APT, *APT_INSTALL, "ca-certificates"], env=env)
+        target = job.folder / "tmp" / "key"
+        helper = ["/usr/lib/apt/apt-helper", "download-file", repository["key_url"], str(target)]
+        _install_repository(job, repository, lambda: _download_by(job, helper, env, target))
+        ours = ["-o", f"Dir::Etc::sourcelist={repository['source']}"]
+        ours += ["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]
+        job.command([*APT, *ours, "update"], env=env)
+        refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
+    job.phase("simulate")
+    said: list[str] = []
+    job.command(
+        [*APT, "--simulate", *APT_INSTALL, *packages],
+        env=env,
+        on_line=said.append,
+    )
+    refuse(apt_changes(said))
+    job.phase("install")
+    job.command([*APT, *APT_INSTALL, *packages], env=env, on_line=_follow(job))
+    query = ["dpkg-query", "-W", "-f=${Package} ${Version}\n", *packages]
+    return {"packages": _output(query, env).splitlines()}
+
+
+def dnf(job: Job, env: dict[str, str]) -> Data:
+    """Install with dnf; what the stamp holds of it. Raises JobFailed."""
+    packages: list[str] = job.config["packages"]
+    repository = job.config["repository"]
+    if repository:
+        job.phase("repository")
+        _install_repository(job, repository, lambda: _download(repository["key_url"]))
+    job.phase("simulate")
+    # It ends with 1 also where all is well, since nobody said yes.
+    said = _tried(job, [*DNF, "--assumeno", "install", *packages], env)
+    changes = dnf_changes(said)
+    if not changes.new and "Nothing to do." not in said:
+        raise JobFailed(
+            f"dnf would install nothing: found {said[-1] if said else 'no answer'}; expected "
+            f"{' '.join(packages)}; next: dnf info {packages[0]} on the host"
+        )
+    refuse(changes)
+    job.phase("install")
+    job.command([*DNF, "-y", "install", *packages], env=env, on_line=_follow(job))
+    query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
+    return {"packages": _output(query, env).splitlines()}
+
+
+def apt_changes(lines: Iterable[str]) -> Changes:
+    """Of `apt-get --simulate`: lines as "Inst name [old] (new ...)" and "Remv name [old]"."""
+    new, replaced, removed = [], [], []
+    for line in lines:
+        found = re.match(r"(Inst|Remv) (\S+?)(?::\S+)?( \[)?(?: |$)", line)
+        if not found:
+            continue
+        if found[1] == "Remv":
+            removed.append(found[2])
+        elif re.match(r"Inst \S+ \[", line):
+            replaced.append(found[2])
+        else:
+            new.append(found[2])
+    return Changes(tuple(new), tuple(replaced), tuple(removed))
+
+
+def dnf_changes(lines: Iterable[str]) -> Changes:
+    """Of dnf's table of a transaction: a heading, then lines that begin with a blank and a name.
+
+    What does not fit beside a long name follows on a line of more blanks.
+    """
+    found: dict[str, list[str]] = {"new": [], "replaced": [], "removed": []}
+    kind = None
+    for line in lines:
+        if heading := re.match(r"(\w+)[\w ]*:\s*$", line):
+            kind = {
+                "Installing": "new",
+                "Upgrading": "replaced",
+                "Downgrading": "replaced",
+                "Reinstalling": "replaced",
+                "Removing": "removed",
+            }.get(heading[1])
+        elif kind and (row := re.match(r" (\S+)", line)):
+            found[kind].append(row[1])
+        elif kind and (row := re.match(r" +replacing +([^ .]+)", line)):
+            found["replaced"].append(row[1])
+        elif line.startswith("Transaction Summary"):
+            kind = None
+    return Changes(**{name: tuple(names) for name, names in found.items()})
+
+
+def refuse(changes: Changes) -> None:
+    """Raise JobFailed where a package would go, or one of the driver would come or change."""
+    touched = [name for name in (*changes.new, *changes.replaced) if DRIVER.match(name)]
+    found = [f"install or replace {' '.join(touched)}"] if touched else []
+    found += [f"remove {' '.join(changes.removed)}"] if changes.removed else []
+    if found:
+        raise JobFailed(
+            f"found that it would {' and '.join(found)}; expected the toolkit alone, without a "
+            "change to the driver; next: read the log, or set toolkit_method = 'runfile'"
+        )
+
+
+def refuse_unpinned(policy: str, url: str) -> None:
+    """Raise JobFailed unless apt gives nothing of `url` unasked; `policy`: of apt-cache policy."""
+    rows = re.findall(r"^ *(-?\d+) (\S+)", policy, re.MULTILINE)
+    priorities = [int(priority) for priority, source in rows if source.startswith(url.rstrip("/"))]
+    if priorities and max(priorities) < 0:
+        return
+    found = f"priority {max(priorities)}" if priorities else "no packages"
+    raise JobFailed(
+        f"{url}: found {found} in `apt-cache policy`; expected a negative one, by the pin on the "
+        "label 'NVIDIA CUDA'; next: a mirror must keep the label of NVIDIA's own Release file"
+    )
+
+
+def _install_repository(job: Job, repository: Data, download: Callable[[], bytes]) -> None:
+    """Write the key, once it is proven to be the one that is pinned, then the files."""
+    wanted = repository["fingerprint"]
+    key = repository["key"].encode() if repository["key"] else download()
+    try:
+        found = fingerprints(key)
+    except ValueError as error:
+        found = [str(error)]
+    if not repository["key"] and found != [wanted]:
+        raise JobFailed(
+            f"key of {repository['url']}: found {', '.join(found)}; expected {wanted} and no "
+            "other; next: do not trust this mirror, or set toolkit_key to the key it signs with"
+        )
+    job.log(f"key {', '.join(found)}")
+    for path, content in {repository["keyring"]: key, **_files(repository)}.items():
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        target.chmod(0o644)
+
+
+def _files(repository: Data) -> dict[str, bytes]:
+    return {path: text.encode() for path, text in repository["files"].items()}
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
+            return bytes(answer.read(KEY_LIMIT))
+    except OSError as error:
+        raise JobFailed(
+            f"{url}: found no answer ({error}); expected the repository's key; next: curl -I {url} "
+            "on the host, or set toolkit_url to a mirror"
+        ) from error
+
+
+def _download_by(job: Job, argv: Sequence[str], env: dict[str, str], target: Path) -> bytes:
+    """By apt's own downloader, which knows the proxy of apt's configuration."""
+    job.command(argv, env=env)
+    return target.read_bytes()[:KEY_LIMIT]
+
+
+def _tried(job: Job, argv: Sequence[str], env: dict[str, str]) -> list[str]:
+    """Output of a command whose status does not decide."""
+    lines: list[str] = []
+    try:
+        job.command(argv, env=env, on_line=lines.append)
+    except JobFailed as error:
+        job.log(str(error))
+    return lines
+
+
+def _output(argv: Sequence[str], env: dict[str, str]) -> str:
+    done = subprocess.run(
+        argv, capture_output=True, encoding="utf-8", errors="replace", env=env, check=False
+    )
+    return done.stdout
+
+
+def _follow(job: Job) -> Callable[[str], None]:
+    return lambda line: job.progress.step(0, 0, line.strip())
