@@ -112,7 +112,7 @@ def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
         )
     method = {"apt": "apt", "dnf": "dnf"}.get(snapshot.package_manager or "", "runfile")
     waiting = [w for w in wheels if set(case.against[w]) == {"driver"}]
-    newer = f"; or {_update_driver(waiting[0])} and let wheels do it" if waiting else ""
+    newer = f"; or {_update_driver(waiting[-1])} and let wheels do it" if waiting else ""
     only = f"only CUDA {', '.join(wheels)}" if wheels else f"none for {snapshot.arch}"
     return Problem(
         "toolkit",

@@ -23,7 +23,7 @@ from llamafleet.tables import (
 def choose_toolkit(
     snapshot: HostSnapshot, settings: Settings, capabilities: Sequence[str], layout: Layout
 ) -> ToolkitPlan | Problem:
-    """The newest fitting toolkit that is there; else one from wheels; else why not.
+    """The newest fitting toolkit that is there; else the newest from wheels; else why not.
 
     Raises ValueError on a malformed compute capability.
     """
@@ -47,9 +47,11 @@ def choose_toolkit(
         else:
             there.append(tk)
     present = max(there, key=lambda t: parse_version(t.version), default=None)
-    usable = next((w for w in wheels if not against[w.cuda]), None)
-    if usable and present and not _installed(snapshot, usable, layout):
-        usable = None
+    fitting = [w for w in wheels if not against[w.cuda]]
+    # One that is there is kept though a newer one fits: a new driver alone means no new build.
+    usable = next((w for w in fitting if _installed(snapshot, w, layout)), None)
+    if usable is None and present is None:
+        usable = next(iter(fitting), None)
 
     said = f"driver runs CUDA up to {cuda} ({source})"
     if usable and (present is None or parse_version(usable.cuda) >= parse_version(present.version)):
