@@ -232,7 +232,7 @@ def cuda(cache: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     answer = runner.run("job", "--kind", "toolkit", "--dir", folder)
     assert answer.returncode == 0, answer.stderr
     yield root
-    if "LLAMAFLEET_TEST_CACHE" not in os.environ:
+    if not os.environ.get("LLAMAFLEET_TEST_CACHE"):
         shutil.rmtree(root)
 
 
