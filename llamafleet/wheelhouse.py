@@ -230,11 +230,13 @@ def llama_requirement(manifest: Manifest) -> str:
     return f"llama-cpp-python=={llama.version} --hash=sha256:{llama.sha256}"
 
 
-def misfits(manifest: Manifest, *, python: str, arch: str, host_cmake: str | None) -> list[str]:
+def misfits(
+    manifest: Manifest, *, python: str, arch: str, host_cmake: str | None, toolkit: str | None
+) -> list[str]:
     """Why a host can't build from this wheelhouse alone, one line each; empty: it can.
 
     `python` is the version of the host's interpreter, `arch` as of uname -m, `host_cmake` the
-    version of its CMake.
+    version of its CMake, `toolkit` that of the CUDA Toolkit that wheels have to bring.
     """
     lines = []
     minor = ".".join(python.split(".")[:2])
@@ -249,6 +251,11 @@ def misfits(manifest: Manifest, *, python: str, arch: str, host_cmake: str | Non
                 f"CMake {host_cmake or 'none'} on the host and none in the wheelhouse: "
                 f"{CMAKE_FLOOR} or newer is needed"
             )
+    if toolkit is not None and toolkit not in manifest.toolkits:
+        lines.append(
+            f"CUDA {toolkit}: the wheelhouse has {', '.join(manifest.toolkits) or 'no toolkit'} "
+            f"(add --toolkit {toolkit}, or set toolkit_version to one that it has)"
+        )
     return lines
 
 

@@ -54,7 +54,16 @@ def _misfits(run: HostRun, source: Path) -> list[str]:
         return []
     python = next(p.version for p in snapshot.pythons if p.path == plan.build.python)
     cmake = snapshot.cmake.version if snapshot.cmake else None
-    return house.misfits(house.load(source), python=python, arch=snapshot.arch, host_cmake=cmake)
+    chosen, toolkit = plan.toolkit, None
+    if chosen and chosen.install and chosen.method == "wheels":
+        toolkit = chosen.version
+    return house.misfits(
+        house.load(source),
+        python=python,
+        arch=snapshot.arch,
+        host_cmake=cmake,
+        toolkit=toolkit,
+    )
 
 
 def _refuse(state: State, host: Host, run: HostRun, lines: list[str]) -> bool:

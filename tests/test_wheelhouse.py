@@ -128,21 +128,29 @@ def test_without_cmake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("python", "arch", "cmake", "red"),
+    ("python", "arch", "cmake", "toolkit", "red"),
     [
-        ("3.12.3", "x86_64", "3.28.3", []),
-        ("3.12.3", "x86_64", "3.24", []),
-        ("3.13.1", "x86_64", "3.28.3", ["Python 3.13"]),
-        ("3.12.3", "aarch64", "3.28.3", ["machine aarch64"]),
-        ("3.12.3", "x86_64", "3.22.1", ["CMake 3.22.1"]),
-        ("3.11.2", "ppc64le", None, ["Python 3.11", "machine ppc64le", "CMake none"]),
+        ("3.12.3", "x86_64", "3.28.3", None, []),
+        ("3.12.3", "x86_64", "3.24", "13.0", []),
+        ("3.12.3", "x86_64", "3.24", "13.1", ["CUDA 13.1"]),
+        ("3.13.1", "x86_64", "3.28.3", None, ["Python 3.13"]),
+        ("3.12.3", "aarch64", "3.28.3", None, ["machine aarch64"]),
+        ("3.12.3", "x86_64", "3.22.1", None, ["CMake 3.22.1"]),
+        ("3.11.2", "ppc64le", None, None, ["Python 3.11", "machine ppc64le", "CMake none"]),
     ],
 )
 def test_a_host_that_a_wheelhouse_does_not_fit_is_told_why(
-    tmp_path: Path, python: str, arch: str, cmake: str | None, red: list[str]
+    tmp_path: Path,
+    *,
+    python: str,
+    arch: str,
+    cmake: str | None,
+    toolkit: str | None,
+    red: list[str],
 ) -> None:
-    manifest = replace(load(make_wheelhouse(tmp_path / "w")), pythons=("3.12",), arches=("x86_64",))
-    lines = misfits(manifest, python=python, arch=arch, host_cmake=cmake)
+    made = load(make_wheelhouse(tmp_path / "w"))
+    manifest = replace(made, pythons=("3.12",), arches=("x86_64",), toolkits=("13.0",))
+    lines = misfits(manifest, python=python, arch=arch, host_cmake=cmake, toolkit=toolkit)
     assert [line.split(":")[0].split(" on ")[0] for line in lines] == red
 
 

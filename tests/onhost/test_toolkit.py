@@ -1,27 +1,31 @@
 """The toolkit job: its parts on small folders; and, marked e2e, the real thing.
 
-The e2e tests download 528 MB. LLAMAFLEET_TEST_CACHE names a folder that keeps it between runs.
+The e2e tests download half a GB for each toolkit. LLAMAFLEET_TEST_CACHE names a folder that keeps
+what is unpacked (0.9 GB each) between runs.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamafleet import settings, zipapps
+from llamafleet import settings, tables, zipapps
 from llamafleet.onhost import fatbin, job, toolkit
 from tests.onhost.runner import PYTHON, Runner
 from tests.onhost.test_build import requirements
 
 CXX = shutil.which("g++") or "g++"
+MACHINE = platform.machine()
 HEADER = """
 #define cuMemAlloc                          cuMemAlloc_v2
 #define CUDA_VERSION 13000
@@ -206,17 +210,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def cuda(cache: Path) -> Path:
+@pytest.fixture(
+    scope="module", params=[w.cuda for w in tables.wheel_toolkits() if w.machine == MACHINE]
+)
+def cuda(cache: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """Root of a CUDA Toolkit that the job installed."""
-    runner, root = Runner(cache), cache / "toolkits" / "cuda-13.0"
+    version: str = request.param
+    runner, root = Runner(cache), cache / "toolkits" / f"cuda-{version}"
     root.parent.mkdir(exist_ok=True)
     folder = runner.job(
         "toolkit",
-        "13.0",
+        version,
         {
             "root": str(root),
-            "requirements": (zipapps.PACKAGE / "tables" / "toolkit-wheels-13.0.txt").read_text(),
+            "requirements": tables.text(f"toolkit-wheels-{version}.txt"),
             "cxx": CXX,
             "index_url": None,
             "find_links": None,
@@ -224,7 +231,9 @@ def cuda(cache: Path) -> Path:
     )
     answer = runner.run("job", "--kind", "toolkit", "--dir", folder)
     assert answer.returncode == 0, answer.stderr
-    return root
+    yield root
+    if not os.environ.get("LLAMAFLEET_TEST_CACHE"):
+        shutil.rmtree(root)
 
 
 @pytest.fixture(scope="module")
@@ -312,8 +321,8 @@ def test_real_toolkit_is_complete_and_not_installed_twice(cache: Path, cuda: Pat
     for part in ("nvvm/bin/cicc", "include/cublas_v2.h", "lib64/libcublas.so", "bin/ptxas"):
         assert (cuda / part).exists(), part
     assert not list((cuda / "lib" / "stubs").glob("libcuda.so.*"))
-    runner = Runner(cache)
-    stamp = runner.status(cache / "toolkit" / "13.0")["stamp"]
-    assert stamp["nvcc"] == "13.0"
-    again = runner.run("job", "--kind", "toolkit", "--dir", cache / "toolkit" / "13.0")
+    runner, version = Runner(cache), cuda.name.removeprefix("cuda-")
+    stamp = runner.status(cache / "toolkit" / version)["stamp"]
+    assert stamp["nvcc"] == version
+    again = runner.run("job", "--kind", "toolkit", "--dir", cache / "toolkit" / version)
     assert "done already" in again.stdout

@@ -9,7 +9,7 @@ import pytest
 
 from llamafleet.facts.host import Driver, Job, Toolkit
 from llamafleet.plans.compatibility import newest_cuda
-from llamafleet.plans.model import Problem
+from llamafleet.plans.model import Problem, ToolkitPlan
 from llamafleet.settings import Settings
 from tests.plans.hosts import (
     GPU_HOST,
@@ -250,6 +250,43 @@ def test_wheels_where_nothing_is_there() -> None:
     assert made.method == "wheels" and made.install
 
 
+MINORS = ("13.0", "13.1", "13.2", "13.3", "13.4", "13.5")
+
+
+@pytest.mark.parametrize("arch", ["x86_64", "aarch64"])
+@pytest.mark.parametrize(("cuda", "version"), [*zip(MINORS, MINORS, strict=True), ("13.9", "13.5")])
+def test_wheels_of_the_newest_minor_that_the_driver_runs(
+    cuda: str, version: str, arch: str
+) -> None:
+    made = chosen(replace(GPU_HOST, driver=driver("590", cuda=cuda), arch=arch))
+    assert (made.version, made.root) == (version, LAYOUT.toolkit(version))
+    assert made.method == "wheels" and made.install
+
+
+@pytest.mark.parametrize(
+    ("changes", "cuda", "version"),
+    [
+        ({"compilers": gcc(16)}, "13.5", "13.5"),
+        ({"compilers": gcc(16)}, "13.3", None),
+        ({"compilers": clang(22)}, "13.4", "13.4"),
+        ({"compilers": clang(22)}, "13.3", None),
+        ({"glibc": "2.42"}, "13.3", "13.3"),
+        ({"glibc": "2.42"}, "13.1", None),
+        ({"gpus": (gpu("10.7"),)}, "13.4", "13.4"),
+        ({"gpus": (gpu("10.7"),)}, "13.3", None),
+        ({"gpus": (gpu("6.1"),)}, "13.5", None),
+    ],
+)
+def test_wheels_that_the_rest_of_the_host_rules_out(
+    changes: dict[str, Any], cuda: str, version: str | None
+) -> None:
+    made = toolkit_for(replace(GPU_HOST, driver=driver("590", cuda=cuda), **changes))
+    if version is None:
+        assert isinstance(made, Problem)
+    else:
+        assert isinstance(made, ToolkitPlan) and (made.version, made.method) == (version, "wheels")
+
+
 def test_wheels_never_tried_on_a_machine_say_so() -> None:
     assert "UNVERIFIED" in chosen(replace(GPU_HOST, arch="aarch64")).reason
 
@@ -349,6 +386,55 @@ def test_an_installed_toolkit_of_wheels_is_kept_beside_an_older_or_equal_one() -
     newer = replace(INSTALLED, driver=driver("590"))
     newer = replace(newer, toolkits=(*INSTALLED.toolkits, toolkit("13.1")))
     assert chosen(newer).version == "13.1"
+
+
+@pytest.mark.parametrize("cuda", MINORS)
+@pytest.mark.parametrize("method", ["auto", "wheels"])
+def test_a_newer_driver_does_not_move_a_host_to_newer_wheels(cuda: str, method: str) -> None:
+    before = plan(INSTALLED, toolkit_method=method)
+    after = plan(replace(INSTALLED, driver=driver("590", cuda=cuda)), toolkit_method=method)
+    assert after.toolkit and (after.toolkit.root, after.toolkit.install) == (OWN, False)
+    assert before.build and after.build and before.build.fingerprint == after.build.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [
+        ({"driver": driver("590", cuda="13.4"), "gpus": (gpu("10.7"),)}, {}),
+        ({"compilers": gcc(16)}, {}),
+        ({"glibc": "2.42"}, {}),
+        ({}, {"toolkit_version": "13.4"}),
+        ({"jobs": ()}, {}),
+        ({"jobs": (Job("toolkit", "13.0", alive=False, stamp={"ok": False}),)}, {}),
+        ({"jobs": (Job("toolkit", "13.0", alive=True),)}, {}),
+        ({"toolkits": ()}, {}),
+        ({"toolkits": (toolkit("13.0", OWN, lacks="cublas"),)}, {}),
+    ],
+)
+def test_an_installed_toolkit_of_wheels_that_does_not_fit_gives_way_to_the_newest(
+    changes: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    host = replace(INSTALLED, **{"driver": driver("590", cuda="13.4"), **changes})
+    made = chosen(host, **settings)
+    assert (made.version, made.method, made.install) == ("13.4", "wheels", True)
+
+
+def test_of_two_installed_from_wheels_the_newest_that_fits() -> None:
+    newer = (
+        toolkit("13.1", LAYOUT.toolkit("13.1")),
+        Job("toolkit", "13.1", alive=False, stamp={"ok": True}),
+    )
+    both = replace(
+        INSTALLED,
+        toolkits=(*INSTALLED.toolkits, newer[0]),
+        jobs=(*INSTALLED.jobs, newer[1]),
+    )
+    for cuda, version in (("13.5", "13.1"), ("13.1", "13.1"), ("13.0", "13.0")):
+        made = chosen(replace(both, driver=driver("590", cuda=cuda)))
+        assert (made.version, made.install) == (version, False)
+    alone = replace(INSTALLED, toolkits=(newer[0],), jobs=(newer[1],))
+    made = chosen(alone)
+    assert (made.version, made.install) == ("13.0", True)
 
 
 def test_only_present_ones_or_only_wheels_on_request() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from packaging.requirements import Requirement
 
 from llamafleet import tables
 
@@ -96,7 +97,13 @@ def test_no_device_id_names_two_gpus() -> None:
     assert all(re.fullmatch(r"[0-9a-f]{4}", device) for device in ids)
 
 
-@pytest.mark.parametrize("name", ["host-requirements.txt", "toolkit-wheels-13.0.txt"])
+PINNED = (
+    "host-requirements.txt",
+    *{f"toolkit-wheels-{w.cuda}.txt" for w in tables.wheel_toolkits()},
+)
+
+
+@pytest.mark.parametrize("name", sorted(PINNED))
 def test_every_pin_is_exact_and_has_hashes_and_no_other_index(name: str) -> None:
     lines = [line for line in tables.text(name).splitlines() if line and line[0] != "#"]
     pins = [line for line in lines if line[0] != " "]
@@ -115,9 +122,27 @@ def test_the_build_backend_and_the_run_time_packages_are_pinned() -> None:
 
 @pytest.mark.parametrize("wheel", tables.wheel_toolkits(), ids=lambda w: f"{w.cuda}-{w.machine}")
 def test_a_toolkit_of_wheels_has_its_pins(wheel: tables.WheelToolkit) -> None:
-    pins = tables.text(f"toolkit-wheels-{wheel.cuda}.txt")
-    for part in ("cuda-nvcc", "nvvm", "cuda-crt", "cuda-runtime", "cublas", "cuda-cccl"):
-        assert re.search(rf"^nvidia-{part}==13\.", pins, re.M), part
+    text = tables.text(f"toolkit-wheels-{wheel.cuda}.txt")
+    pins = [Requirement(line) for line in re.findall(r"^([a-z].*?) \\$", text, re.M)]
+    host = {"sys_platform": "linux", "platform_machine": wheel.machine}
+    # pip passes over a pin that its marker excludes, without a word.
+    assert all(pin.marker is None or pin.marker.evaluate(host) for pin in pins)
+    versions = {pin.name: str(pin.specifier) for pin in pins}
+    # cuBLAS counts by itself, and so does CCCL.
+    apart = {"nvidia-cublas", "nvidia-cuda-cccl"}
+    same = {
+        "cuda-toolkit",
+        "nvidia-nvvm",
+        *(f"nvidia-cuda-{p}" for p in ("nvcc", "crt", "runtime")),
+    }
+    assert versions.keys() == apart | same
+    assert all(versions[name].startswith(f"=={wheel.cuda}.") for name in same)
+
+
+def test_wheels_are_listed_newest_first_and_once() -> None:
+    rows = [(tables.parse_version(w.cuda), w.machine) for w in tables.wheel_toolkits()]
+    assert len(set(rows)) == len(rows)
+    assert [version for version, _ in rows] == sorted((v for v, _ in rows), reverse=True)
 
 
 def test_a_file_that_is_not_there() -> None:
