@@ -53,8 +53,9 @@ def choose_toolkit(
     judge = _Judge(snapshot, settings, against)
     offered = offers(snapshot, settings, layout)
 
-    there, unfit = _sort(snapshot, judge, layout, {o.root for o in offered})
-    there += [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
+    present, unfit = _sort(snapshot, judge, layout, {o.root for o in offered})
+    ours = [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
+    there = ours + present
     to_install = [o for o in offered if judge.fits(o.version)]
     if there:
         # One for which a compiler must be installed comes last.

@@ -11,12 +11,14 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llamafleet.onhost import fatbin
 from tests.e2e.booted import BootedHost, missing_tools
+from tests.e2e.cuda_repository import REPOSITORY, Mirror, index, package, served
 from tests.e2e.runs import pyinfra, start, write_inventory
 
 pytestmark = [
@@ -26,6 +28,7 @@ pytestmark = [
 HOST = "gpu-b"
 GOLDEN = Path(__file__).parents[1] / "golden/system"
 UNITS = 3
+PARTS = ("bin/nvcc", "lib64/libcublas.so", "include/cublas_v2.h", "nvvm/bin/cicc")
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
 --query-gpu=driver_version) echo {driver} ;;
@@ -71,8 +74,10 @@ def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
     for path in objects:
         assert {str(code) for code in fatbin.read(path).codes} == {"sm_89", "compute_89"}, path
     toolkit = booted.tree / "opt/llamafleet/toolkits/cuda-13.0"
-    for part in ("bin/nvcc", "lib64/libcublas.so", "include/cublas_v2.h", "nvvm/bin/cicc"):
+    for part in PARTS:
         assert (toolkit / part).exists(), part
+    # For the packages of the tests below: this one goes with uninstall.
+    subprocess.run(["cp", "-al", toolkit, folder.parent / "toolkit"], check=True)
 
 
 def _wait_for_units(host: BootedHost, run: subprocess.Popen[str], limit: float = 900) -> list[Path]:
@@ -119,3 +124,109 @@ def test_uninstall_stops_a_build_that_runs(booted: BootedHost, folder: Path) -> 
     assert "llamafleet" not in left.replace("llamafleet' ", "") and "cicc" not in left, left
     assert booted.run("ls -d /opt/llamafleet /var/lib/llamafleet /etc/llamafleet").stdout == ""
     assert booted.run("systemctl list-unit-files 'llamafleet*' --no-legend").stdout == ""
+
+
+@pytest.fixture(scope="module")
+def mirror(booted: BootedHost, folder: Path) -> Iterator[tuple[Mirror, str]]:
+    """A lab's mirror that offers the toolkit of the wheels above as NVIDIA's packages, and its URL.
+
+    The host itself has another source, with a driver's library.
+    """
+    lab = folder.parent / "lab"
+    lab.mkdir()
+    made = Mirror(lab)
+    made.add_toolkit(folder.parent / "toolkit", "13.0")
+    made.sign()
+    own = booted.tree / "srv/own"
+    own.mkdir()
+    package(own, lab / "own", "libcuda1", "580.95.05")
+    (own / "Packages").write_text(index(own))
+    source = booted.tree / "etc/apt/sources.list.d/own.list"
+    source.write_text("deb [trusted=yes] file:/srv/own ./\n")
+    with served(made.root) as url:
+        yield made, url
+    made.gpg.stop()
+
+
+def apt_fleet(host: BootedHost, folder: Path, url: str, **settings: object) -> str:
+    data = host.data(toolkit_method="apt", toolkit_url=url, **settings)
+    return write_inventory(folder, {HOST: data})
+
+
+def test_a_repository_with_another_key_is_not_trusted(
+    booted: BootedHost, folder: Path, mirror: tuple[Mirror, str]
+) -> None:
+    run = pyinfra(folder, "-y", apt_fleet(booted, folder, mirror[1]), "deploy.py")
+    assert run.returncode != 0
+    assert (
+        f"found {mirror[0].gpg.fingerprint}; expected EB693B3035CD5710E231E123A4B469963BF863CC"
+        in run.output
+    ), run.output
+    assert not list((booted.tree / "etc/apt").rglob("llamafleet*"))
+
+
+def test_packages_that_would_bring_a_driver_are_refused(
+    booted: BootedHost, folder: Path, mirror: tuple[Mirror, str]
+) -> None:
+    repository, url = mirror
+    repository.add("cuda-cccl-13-0", "13.0.86", "libcuda1")
+    repository.sign()
+    fleet = apt_fleet(booted, folder, url, toolkit_key=str(repository.key))
+    run = pyinfra(folder, "-y", fleet, "deploy.py")
+    assert run.returncode != 0
+    assert (
+        "found that it would install or replace libcuda1; expected the toolkit alone" in run.output
+    )
+    assert booted.run("dpkg -s libcuda1 cuda-nvcc-13-0").returncode != 0
+
+
+def test_a_repository_that_the_pin_would_miss_is_refused(
+    booted: BootedHost, folder: Path, mirror: tuple[Mirror, str]
+) -> None:
+    repository, url = mirror
+    repository.sign(label="lab")
+    fleet = apt_fleet(booted, folder, url, toolkit_key=str(repository.key))
+    run = pyinfra(folder, "-y", fleet, "deploy.py")
+    assert run.returncode != 0
+    assert "found priority 500 in `apt-cache policy`; expected a negative one" in run.output
+    assert booted.run("dpkg -s cuda-nvcc-13-0").returncode != 0
+
+
+def test_apt_installs_the_toolkit_and_never_a_driver(
+    booted: BootedHost, folder: Path, mirror: tuple[Mirror, str]
+) -> None:
+    repository, url = mirror
+    repository.add_toolkit(folder.parent / "toolkit", "13.0")
+    repository.sign()
+    run = start(folder, apt_fleet(booted, folder, url, toolkit_key=str(repository.key)))
+    try:
+        objects = _wait_for_units(booted, run)
+    finally:
+        run.kill()
+        output = run.communicate()[0]
+    assert "install CUDA 13.0 at /usr/local/cuda-13.0" in output, output
+    assert f"repository {url}/{REPOSITORY}/" in output
+    for path in objects:
+        assert {str(code) for code in fatbin.read(path).codes} == {"sm_89", "compute_89"}, path
+    for part in PARTS:
+        assert (booted.tree / "usr/local/cuda-13.0" / part).exists(), part
+    assert "Candidate: (none)" in booted.run("apt-cache policy cuda-drivers").stdout
+    assert booted.run("apt-get -s install cuda-drivers").returncode != 0
+    assert booted.run("dpkg-query -W 'nvidia-*' 'cuda-drivers' libcuda1").stdout == ""
+    stamp = json.loads(
+        (booted.tree / "opt/llamafleet/jobs/toolkit/apt-13.0/stamp.json").read_text()
+    )
+    assert stamp["ok"] and "cuda-nvcc-13-0 13.0.88-1" in stamp["packages"]
+    # Nobody but root may change what a job of root does.
+    folders = booted.run("stat -c %U:%a /opt/llamafleet/jobs /opt/llamafleet/jobs/toolkit/apt-13.0")
+    assert folders.stdout.split() == ["root:755", "root:755"]
+
+
+def test_uninstall_takes_the_repository_and_names_the_packages(
+    booted: BootedHost, folder: Path
+) -> None:
+    run = pyinfra(
+        folder, "-y", "-vv", write_inventory(folder, {HOST: booted.data()}), "uninstall.py"
+    )
+    assert run.returncode == 0 and "cuda-nvcc-13-0" in run.output, run.output
+    assert booted.run("find / -xdev -name '*llamafleet*' -not -path '/proc/*'").stdout == ""

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from llamafleet import settings, tables, zipapps
-from llamafleet.onhost import fatbin, job, toolkit
+from llamafleet.onhost import fatbin, job, toolkit_wheels
 from tests.onhost.runner import PYTHON, Runner
 from tests.onhost.test_build import requirements
 
@@ -82,6 +82,8 @@ class Install:
             text=True,
         ).stdout.split()[-1]
         config = {
+            "method": "wheels",
+            "cuda": "13.0",
             "root": str(self.root),
             "requirements": f"nvidia-cuda-nvcc==13.0.88 {hashed}\n",
             "cxx": cxx,
@@ -185,11 +187,11 @@ def test_altered_wheel_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_the_driver() -> None:
-    assert toolkit.driver_names(HEADER) == ["cuInit", "cuMemAlloc", "cuMemAlloc_v2"]
+    assert toolkit_wheels.driver_names(HEADER) == ["cuInit", "cuMemAlloc", "cuMemAlloc_v2"]
 
 
 def test_downloads_are_added_up() -> None:
-    downloads = toolkit.Downloads()
+    downloads = toolkit_wheels.Downloads()
     assert downloads.feed("Collecting x") is None
     for line in ("Progress 0 of 5000000", "Progress 2000000 of 5000000"):
         seen = downloads.feed(line)
@@ -222,6 +224,8 @@ def cuda(cache: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
         "toolkit",
         version,
         {
+            "method": "wheels",
+            "cuda": version,
             "root": str(root),
             "requirements": tables.text(f"toolkit-wheels-{version}.txt"),
             "cxx": CXX,
