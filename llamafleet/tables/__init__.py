@@ -6,12 +6,15 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 UNVERIFIED = "UNVERIFIED"
 """How the source of a figure begins that was recalled, not measured or looked up."""
+
+NVIDIA_URL = "https://developer.download.nvidia.com/compute/cuda"
+"""repos/NAME/MACHINE/ holds a repository, the path of a Runfile the runfile."""
 
 Version = tuple[int, ...]
 
@@ -61,6 +64,107 @@ class WheelToolkit:
     machine: str
     """As uname -m names it."""
     source: str
+
+
+@dataclass(frozen=True)
+class CompilerPackage:
+    """A g++ that a distribution offers beside its default one."""
+
+    major: int
+    package: str
+    path: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RepositoryKey:
+    """What NVIDIA signs a repository with."""
+
+    id: str
+    file: str
+    """Beside the packages."""
+    fingerprint: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """NVIDIA's network repository for one distribution."""
+
+    name: str
+    """Of its folder below repos/."""
+    machines: dict[str, str]
+    """Folder of each machine, as uname -m names it."""
+    key: str
+    """Id of its RepositoryKey."""
+    toolkits: tuple[str, ...]
+    """major.minor, oldest first."""
+    source: str
+
+
+@dataclass(frozen=True)
+class OwnToolkit:
+    """The CUDA Toolkit that a distribution packages itself."""
+
+    cuda: str
+    packages: tuple[str, ...]
+    root: str
+    """Where the snapshot finds it."""
+    source: str
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What the package manager of one release of a distribution can install."""
+
+    id: str
+    version: str
+    """As VERSION_ID of /etc/os-release; of rhel the major version."""
+    manager: Literal["apt", "dnf"]
+    compilers: tuple[CompilerPackage, ...]
+    repository: Repository | None
+    own: OwnToolkit | None
+
+
+@dataclass(frozen=True)
+class PackageName:
+    """The name of a package of NVIDIA's, with {v} as 12-8 and {major} as 12."""
+
+    name: str
+    since: str | None = None
+    """First major.minor that has it; None: from the first on."""
+    until: str | None = None
+    """Last major.minor that has it; None: to the newest."""
+
+    def of(self, cuda: str) -> str | None:
+        """The name for that toolkit; None: it has no such package."""
+        order = parse_version(cuda)
+        if self.since and order < parse_version(self.since):
+            return None
+        if self.until and order > parse_version(self.until):
+            return None
+        return self.name.format(v=cuda.replace(".", "-"), major=order[0])
+
+
+@dataclass(frozen=True)
+class Runfile:
+    """NVIDIA's installer for any distribution."""
+
+    cuda: str
+    machine: str
+    """As uname -m names it."""
+    version: str
+    """major.minor.patch."""
+    file: str
+    sha256: str
+    mib: int | None
+    """Size, rounded up; None: not known."""
+    source: str
+
+    @property
+    def path(self) -> str:
+        """Below NVIDIA_URL."""
+        return f"{self.version}/local_installers/{self.file}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +234,80 @@ def driver_floors() -> tuple[DriverFloor, ...]:
 def wheel_toolkits() -> tuple[WheelToolkit, ...]:
     """Newest first."""
     return tuple(WheelToolkit(**row) for row in _toolkits_yaml()["wheels"])
+
+
+@lru_cache
+def _distributions_yaml() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(text("distributions.yaml"))
+    return loaded
+
+
+@lru_cache
+def repository_keys() -> tuple[RepositoryKey, ...]:
+    return tuple(RepositoryKey(**row) for row in _distributions_yaml()["keys"])
+
+
+def repository_key(id: str) -> RepositoryKey:
+    """The key of that id. Raises KeyError."""
+    return {key.id: key for key in repository_keys()}[id]
+
+
+@lru_cache
+def distributions() -> tuple[Distribution, ...]:
+    return tuple(_distribution(row) for row in _distributions_yaml()["distributions"])
+
+
+def _distribution(row: dict[str, Any]) -> Distribution:
+    repository, own = row["repository"], row["own"]
+    return Distribution(
+        **{
+            **row,
+            "compilers": tuple(CompilerPackage(**compiler) for compiler in row["compilers"]),
+            "repository": repository
+            and Repository(**{**repository, "toolkits": tuple(repository["toolkits"])}),
+            "own": own and OwnToolkit(**{**own, "packages": tuple(own["packages"])}),
+        }
+    )
+
+
+def distribution(os_id: str, version: str, os_like: tuple[str, ...] = ()) -> Distribution | None:
+    """The row for ID, VERSION_ID and ID_LIKE of /etc/os-release; None: not in the table."""
+    # Oracle Linux, a rebuild of RHEL, says only that it is like Fedora.
+    if "rhel" in (os_id, *os_like) or os_id == "ol":
+        os_id, version = "rhel", version.partition(".")[0]
+    rows = distributions()
+    return next((row for row in rows if (row.id, row.version) == (os_id, version)), None)
+
+
+def _names(manager: str, kind: str, cuda: str) -> tuple[str, ...]:
+    rows = _distributions_yaml()["packages"][manager][kind]
+    return tuple(name for row in rows if (name := PackageName(**row).of(cuda)))
+
+
+def apt_packages(cuda: str) -> tuple[str, ...]:
+    """What to install from NVIDIA's repository for that toolkit."""
+    return _names("apt", "names", cuda)
+
+
+def apt_dependencies(cuda: str) -> tuple[str, ...]:
+    """What apt_packages() depend on in NVIDIA's repository."""
+    return _names("apt", "dependencies", cuda)
+
+
+def dnf_packages(cuda: str) -> tuple[str, ...]:
+    """What to install from NVIDIA's repository for that toolkit."""
+    return _names("dnf", "names", cuda)
+
+
+@lru_cache
+def runfiles() -> tuple[Runfile, ...]:
+    """Oldest first."""
+    return tuple(Runfile(**row) for row in yaml.safe_load(text("runfiles.yaml"))["runfiles"])
+
+
+def runfile(cuda: str, machine: str) -> Runfile | None:
+    """The runfile of major.minor for that machine; None: not in the table."""
+    return next((r for r in runfiles() if (r.cuda, r.machine) == (cuda, machine)), None)
 
 
 @lru_cache
