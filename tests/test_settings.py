@@ -23,6 +23,8 @@ from llamafleet.settings import (
 )
 
 ZEROS = "0" * 64
+PUBLIC_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"
+"""The packet of a key that could sign nothing: version, time and algorithm alone."""
 
 
 def lines_of(**data: Any) -> list[str]:
@@ -42,12 +44,16 @@ def test_no_data_is_the_defaults() -> None:
 
 
 def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
+    key = tmp_path / "mirror.asc"
+    key.write_bytes(PUBLIC_KEY)
     data = {
         "scope": "user",
         "accelerator": "auto",
         "compute_capabilities": ["8.9", "12.0"],
         "toolkit_version": "13.0",
         "toolkit_method": "present",
+        "toolkit_url": "https://mirror.example/nvidia",
+        "toolkit_key": str(key),
         "toolkit_root": "/usr/local/cuda-13.0",
         "host_compiler": "/usr/bin/g++-12",
         "allow_unsupported_compiler": True,
@@ -358,3 +364,24 @@ def test_a_wheelhouse_of_another_archive_or_beside_an_index(tmp_path: Path) -> N
         "host gpu-a: index_url: found 'https://pypi.example/simple', "
         "allowed: no index_url beside wheelhouse"
     ]
+
+
+def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "key.html"
+    page.write_text("<html>404</html>")
+    for file, found in ((page, "not an OpenPGP file"), (tmp_path / "none", "No such file")):
+        (line,) = lines_of(toolkit_url="http://mirror.lab", toolkit_key=str(file))
+        assert line.startswith(f"host gpu-a: toolkit_key: found {file} (") and found in line
+
+
+def test_a_key_needs_the_mirror_that_signs_with_it(tmp_path: Path) -> None:
+    key = tmp_path / "mirror.asc"
+    key.write_bytes(PUBLIC_KEY)
+    (line,) = lines_of(toolkit_key=str(key))
+    assert line.endswith("allowed: toolkit_url beside it, the mirror's URL")
+
+
+@pytest.mark.parametrize("url", ["mirror.lab", "ftp://mirror.lab", "http://a b", "http://x/$HOME"])
+def test_a_mirror_is_an_http_url(url: str) -> None:
+    (line,) = lines_of(toolkit_url=url)
+    assert line.endswith("allowed: an http:// or https:// URL")

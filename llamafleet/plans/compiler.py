@@ -74,12 +74,15 @@ def choose_compiler(
 def installable(
     snapshot: HostSnapshot, settings: Settings, row: ToolkitRow | None
 ) -> CompilerPackage | None:
-    """The newest compiler that the toolkit accepts and that may be installed on this host."""
+    """What to install for that toolkit: the distribution's default if it will do, else the newest.
+
+    None: nothing that it accepts is offered, or nothing may be installed.
+    """
     here = distribution(snapshot.os_id, snapshot.os_version, snapshot.os_like)
     if here is None or row is None or settings.host_compiler or not _may_install(settings):
         return None
     fit = [c for c in here.compilers if MIN_MAJOR <= c.major <= row.gcc]
-    return max(fit, key=lambda c: c.major, default=None)
+    return max(fit, key=lambda c: (c.default, c.major), default=None)
 
 
 def plan_compiler(snapshot: HostSnapshot, package: CompilerPackage, toolkit: str) -> PackagesPlan:

@@ -18,8 +18,12 @@ BUILD_MIB: dict[Backend, dict[str, int]] = {
 """Free space of one build: objects and wheel below the state folder, the environment below the
 prefix. Estimated generously from a wheel of 132 MB (CUDA) and 20 MB (CPU)."""
 
-TOOLKIT_MIB = 3000
-"""Below the prefix: 841 MB unpacked and 528 MB of wheels (measured), twice while it is moved."""
+TOOLKIT_MIB: dict[str, dict[str, int]] = {
+    "wheels": {"prefix": 3000},
+    "runfile": {"state": 14000, "prefix": 9000},
+}
+"""Free space by method; package managers look for themselves. Wheels: 0.9 GB unpacked and 0.6 GB
+of downloads (measured). Runfile: files of 4 to 6 GB that unpack to about twice that (estimated)."""
 
 MODEL_MIB = {"tiny": 10, "160m": 200, "1b": 800, "7b": 4000, "8b": 5000, "13b": 7500}
 """Synthetic models by shape, in Q4_0. Measured: 7b 3653 MiB; the others by their weights."""
@@ -111,7 +115,8 @@ def disk_needs(
     """MiB needed in `state` and `prefix`; `model` None: it need not be written."""
     needs = dict(BUILD_MIB[backend]) if building else {"state": 0, "prefix": 0}
     if toolkit and toolkit.install:
-        needs["prefix"] += TOOLKIT_MIB
+        for place, mib in TOOLKIT_MIB.get(toolkit.method, {}).items():
+            needs[place] += mib
     if model and model.startswith("synthetic:"):
         needs["state"] += model_mib(model)
     return needs

@@ -15,6 +15,7 @@ from llamafleet.tables import (
     apt_dependencies,
     apt_packages,
     distribution,
+    dnf_dependencies,
     dnf_packages,
     parse_version,
     repository_key,
@@ -92,6 +93,8 @@ def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
         return f"{snapshot.os_name} has {here.manager}"
     if method == "distro" and here.own is None:
         return f"{snapshot.os_name} has no package of its own"
+    if method == "distro" and not snapshot.driver.packages:
+        return "its package would bring a driver's library, and the driver here is not of packages"
     if method != "distro" and here.repository is None:
         return f"NVIDIA has no repository for {snapshot.os_name}"
     if method != "distro" and here.repository and snapshot.arch not in here.repository.machines:
@@ -137,11 +140,12 @@ def _repository(snapshot: HostSnapshot, settings: Settings) -> Iterator[Offer]:
     for version in theirs.toolkits:
         apt = here.manager == "apt"
         packages = apt_packages(version) if apt else dnf_packages(version)
+        needed = apt_dependencies(version) if apt else dnf_dependencies(version)
         repository = Repository(
             url=f"{folder}/",
             key_url=f"{folder}/{key.file}",
             fingerprint=key.fingerprint,
-            allowed=(*packages, *apt_dependencies(version)),
+            allowed=(*packages, *needed),
         )
         source = Source(here.manager, packages, None if snapshot.cuda_repository else repository)
         root = f"/usr/local/cuda-{version}"

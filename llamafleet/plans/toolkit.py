@@ -122,15 +122,15 @@ def _unfit(tk: Toolkit, judge: _Judge, roots: set[str]) -> str:
 
 
 def _installed(offer: Offer) -> ToolkitPlan:
-    reason = f"installed from {offer.method}" + _doubt(offer)
+    reason = f"installed {_by(offer)}" + _doubt(offer)
     return ToolkitPlan(offer.version, offer.root, offer.libdir, offer.method, False, reason)
 
 
 def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
     job = snapshot.job("toolkit", offer.job)
-    what = f"no fitting toolkit is on the host: install by {offer.method}"
+    what = f"no fitting toolkit is on the host: install {_by(offer)}"
     if job and job.alive:
-        what = f"is being installed by {offer.method}"
+        what = f"is being installed {_by(offer)}"
     return ToolkitPlan(
         version=offer.version,
         root=offer.root,
@@ -141,6 +141,10 @@ def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
         source=offer.source,
         job=offer.job,
     )
+
+
+def _by(offer: Offer) -> str:
+    return "from wheels" if offer.method == "wheels" else f"by {offer.method}"
 
 
 def _doubt(offer: Offer) -> str:

@@ -68,12 +68,14 @@ class WheelToolkit:
 
 @dataclass(frozen=True)
 class CompilerPackage:
-    """A g++ that a distribution offers beside its default one."""
+    """A g++ that a distribution offers."""
 
     major: int
     package: str
     path: str
     source: str
+    default: bool = False
+    """The one that the distribution itself is built with."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,11 @@ def apt_dependencies(cuda: str) -> tuple[str, ...]:
 def dnf_packages(cuda: str) -> tuple[str, ...]:
     """What to install from NVIDIA's repository for that toolkit."""
     return _names("dnf", "names", cuda)
+
+
+def dnf_dependencies(cuda: str) -> tuple[str, ...]:
+    """What dnf_packages() depend on in NVIDIA's repository."""
+    return _names("dnf", "dependencies", cuda)
 
 
 @lru_cache

@@ -158,8 +158,10 @@ def test_compilers(os_id: str, version: str, major: int, package: str, path: str
 def test_the_name_and_the_path_of_a_compiler_tell_its_major_version() -> None:
     for row in tables.distributions():
         majors = [compiler.major for compiler in row.compilers]
-        assert majors == sorted(set(majors))
+        assert len(majors) == len(set(majors))
         for compiler in row.compilers:
+            if compiler.default:  # by the plain name
+                continue
             assert str(compiler.major) in re.findall(r"\d+", compiler.package)
             assert str(compiler.major) in re.findall(r"\d+", compiler.path)
 
