@@ -91,12 +91,15 @@ def activate() -> Generator[PyinfraCommand, None, None]:
 def report_failure(run: HostRun, kind: str, stamp: dict[str, Any]) -> bool:
     """Say why a job failed: last error lines, log, and cause and fix where they are known."""
     error = stamp.get("error") or {}
-    for line in error.get("lines", []):
+    lines = error.get("lines", [])
+    for line in lines:
         run.say(f"  {line}", fg="yellow")
-    cause = f"; cause: {error['cause']}" if error.get("cause") else ""
-    fix = error.get("fix") or "read the log"
+    said = lines[0] if lines and "next: " in lines[0] else ""
+    if error.get("cause") or not said:
+        cause = f"cause: {error['cause']}; " if error.get("cause") else ""
+        said = f"{cause}next: {error.get('fix') or 'read the log'}"
     run.fail(
-        f"{kind} failed in phase {error.get('phase', '?')}{cause}; "
-        f"next: {fix}; log on {run.name}: {error.get('log', stamp.get('log'))}"
+        f"{kind} failed in phase {error.get('phase', '?')}: {said}; "
+        f"log on {run.name}: {error.get('log', stamp.get('log'))}"
     )
     return False

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 
 from pyinfra import host
-from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
 
+from operations.preflight import judge_again
 from operations.run import here
 
 INSTALLED = "installed-packages"
@@ -14,9 +16,9 @@ INSTALLED = "installed-packages"
 
 
 @operation()
-def packages() -> Generator[StringCommand, None, None]:
+def packages() -> Generator[PyinfraCommand, None, None]:
     """
-    Install what the plan misses, a C++ compiler above all.
+    Install what the plan misses, a C++ compiler above all, and complete the plan by it.
 
     **Example:**
 
@@ -36,6 +38,7 @@ def packages() -> Generator[StringCommand, None, None]:
     yield StringCommand("mkdir", "-p", QuoteString(prefix))
     yield remember(prefix, wanted.names)
     run.changed(f"packages {' '.join(wanted.names)}")
+    yield FunctionCommand(judge_again, (run,), {})
 
 
 def remember(prefix: str, names: Iterable[str]) -> StringCommand:

@@ -10,7 +10,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
 from llamafleet.plans.plan import explain
-from operations.run import here
+from operations.run import HostRun, here
 
 
 @operation()
@@ -41,3 +41,13 @@ def preflight() -> Generator[FunctionCommand, None, None]:
         return False
 
     yield FunctionCommand(refuse, (), {})
+
+
+def judge_again(state: State, host: Host, run: HostRun) -> bool:
+    """Say the plan after a stage that completes it; fail the host on what stands in the way."""
+    plan = run.plan()
+    for line in explain(plan):
+        run.say(line)
+    for problem in plan.problems:
+        run.fail(problem)
+    return not plan.problems

@@ -63,7 +63,9 @@ def test_plan_from_standard_input_with_a_greeting_and_windows_line_ends() -> Non
 
 
 def test_plan_with_a_problem() -> None:
-    result = run("plan", RECORDED, "--set", "toolkit_version=12.8")
+    result = run(
+        "plan", RECORDED, "--set", "toolkit_version=12.8", "--set", "toolkit_method=wheels"
+    )
     assert result.exit_code == 1
     assert "PROBLEM toolkit: " in result.output
 

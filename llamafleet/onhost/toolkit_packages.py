@@ -28,6 +28,9 @@ DRIVER = re.compile(
 )
 """Names of the driver's packages in the repositories of NVIDIA, Debian, Ubuntu and RPM Fusion."""
 
+ERROR = re.compile(r"E: |Err:|Error: ")
+"""How apt and dnf begin what is wrong."""
+
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 KEY_LIMIT = 1 << 20
 TIMEOUT_S = 60
@@ -55,24 +58,18 @@ def apt(job: Job, env: dict[str, str]) -> Data:
     if repository:
         job.phase("repository")
         if repository["url"].startswith("https:") and not CERTIFICATES.exists():
-            job.command([*APT, *APT_INSTALL, "ca-certificates"], env=env)
+            _command(job, [*APT, *APT_INSTALL, "ca-certificates"], env)
         target = job.folder / "tmp" / "key"
         helper = ["/usr/lib/apt/apt-helper", "download-file", repository["key_url"], str(target)]
         _install_repository(job, repository, lambda: _download_by(job, helper, env, target))
         ours = ["-o", f"Dir::Etc::sourcelist={repository['source']}"]
         ours += ["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]
-        job.command([*APT, *ours, "update"], env=env)
+        _command(job, [*APT, *ours, "update"], env)
         refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
     job.phase("simulate")
-    said: list[str] = []
-    job.command(
-        [*APT, "--simulate", *APT_INSTALL, *packages],
-        env=env,
-        on_line=said.append,
-    )
-    refuse(apt_changes(said))
+    refuse(apt_changes(_command(job, [*APT, "--simulate", *APT_INSTALL, *packages], env)))
     job.phase("install")
-    job.command([*APT, *APT_INSTALL, *packages], env=env, on_line=_follow(job))
+    _command(job, [*APT, *APT_INSTALL, *packages], env)
     query = ["dpkg-query", "-W", "-f=${Package} ${Version}\n", *packages]
     return {"packages": _output(query, env).splitlines()}
 
@@ -95,7 +92,7 @@ def dnf(job: Job, env: dict[str, str]) -> Data:
         )
     refuse(changes)
     job.phase("install")
-    job.command([*DNF, "-y", "install", *packages], env=env, on_line=_follow(job))
+    _command(job, [*DNF, "-y", "install", *packages], env)
     query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
     return {"packages": _output(query, env).splitlines()}
 
@@ -204,8 +201,27 @@ def _download(url: str) -> bytes:
 
 def _download_by(job: Job, argv: Sequence[str], env: dict[str, str], target: Path) -> bytes:
     """By apt's own downloader, which knows the proxy of apt's configuration."""
-    job.command(argv, env=env)
+    _command(job, argv, env)
     return target.read_bytes()[:KEY_LIMIT]
+
+
+def _command(job: Job, argv: Sequence[str], env: dict[str, str]) -> list[str]:
+    """Run a package manager; its output. Raises JobFailed with its own words for what is wrong."""
+    lines: list[str] = []
+
+    def follow(line: str) -> None:
+        lines.append(line)
+        job.progress.step(0, 0, line.strip())
+
+    try:
+        job.command(argv, env=env, on_line=follow)
+    except JobFailed as error:
+        wrong = [line for line in lines if ERROR.match(line)]
+        raise JobFailed(
+            f"{error}: found {' '.join(wrong) or 'no word of an error'}; expected status 0; "
+            f"next: on the host, {' '.join(argv)}"
+        ) from error
+    return lines
 
 
 def _tried(job: Job, argv: Sequence[str], env: dict[str, str]) -> list[str]:
@@ -223,7 +239,3 @@ def _output(argv: Sequence[str], env: dict[str, str]) -> str:
         argv, capture_output=True, encoding="utf-8", errors="replace", env=env, check=False
     )
     return done.stdout
-
-
-def _follow(job: Job) -> Callable[[str], None]:
-    return lambda line: job.progress.step(0, 0, line.strip())

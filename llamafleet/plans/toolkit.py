@@ -63,9 +63,8 @@ def choose_toolkit(
     elif to_install:
         plan = _to_install(snapshot, to_install[0])
     else:
-        return no_toolkit(
-            Case(snapshot, settings, cuda, tuple(capabilities), against, tuple(unfit))
-        )
+        left = {v: {} if judge.fits(v) else why for v, why in against.items()}
+        return no_toolkit(Case(snapshot, settings, cuda, tuple(capabilities), left, tuple(unfit)))
     plan = replace(
         plan,
         reason=f"{plan.reason}; driver runs CUDA up to {cuda} ({source})",
