@@ -86,9 +86,11 @@ def dnf(job: Job, env: dict[str, str]) -> Data:
     said = _tried(job, [*DNF, "--assumeno", "install", *packages], env)
     changes = dnf_changes(said)
     if not changes.new and "Nothing to do." not in said:
+        first = next((n for n, line in enumerate(said) if ERROR.match(line)), 0)
+        found = " ".join(" ".join(said[first:]).split()) or "no answer"
         raise JobFailed(
-            f"dnf would install nothing: found {said[-1] if said else 'no answer'}; expected "
-            f"{' '.join(packages)}; next: dnf info {packages[0]} on the host"
+            f"dnf would install nothing: found {found}; expected {' '.join(packages)}; "
+            f"next: dnf info {packages[0]} on the host"
         )
     refuse(changes)
     job.phase("install")

@@ -1,0 +1,197 @@
+"""The toolkit job with the real dnf: signed packages of NVIDIA's names, from a real repository.
+
+The host is a Debian with dnf; the plan is that of a Rocky Linux 8 with driver 550. nvcc is a script
+here: what a toolkit compiles is seen in test_cuda.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamafleet.layout import Layout
+from llamafleet.plans.plan import make_plan
+from llamafleet.render import toolkit_config
+from llamafleet.settings import Settings
+from llamafleet.zipapps import host_zipapp
+from tests.e2e.booted import BootedHost, missing_tools
+from tests.e2e.cuda_repository import served
+from tests.hosts.recorded import load
+from tests.onhost.test_toolkit import ANSWERS
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
+]
+HOST = "dnf-a"
+FOLDER = "srv/mirror/repos/rhel8/x86_64"
+NVCC = "/usr/local/cuda-12.4/bin/nvcc"
+SPEC = """Name: {name}
+Version: {version}
+Release: 1
+Summary: test
+License: test
+BuildArch: x86_64
+AutoReq: no
+{requires}
+%description
+test
+%install
+{install}
+%files
+{files}
+"""
+INSTALL = "apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "
+INSTALL += "--no-install-recommends dnf rpm createrepo-c gnupg"
+
+
+class Rpms:
+    """Signed packages on the host."""
+
+    def __init__(self, host: BootedHost) -> None:
+        self.host = host
+        self.ok(INSTALL)
+        self.ok("gpg --batch --passphrase '' --quick-gen-key lab rsa3072 sign never")
+        self.ok(f"mkdir -p /{FOLDER} /srv/own /root/specs")
+        self.ok(r"printf '%%_gpg_name lab\n%%__gpg /usr/bin/gpg\n' >/root/.rpmmacros")
+        self.ok(f"gpg --armor --export lab >/{FOLDER}/D42D0685.pub")
+
+    def ok(self, command: str) -> str:
+        done = self.host.run(command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def add(self, name: str, requires: str = "", file: str = "", folder: str = FOLDER) -> None:
+        spec = SPEC.format(
+            name=name,
+            version="12.4.1",
+            requires=f"Requires: {requires}" if requires else "",
+            install=f"install -D -m 755 /root/specs/nvcc %{{buildroot}}{file}" if file else "",
+            files=file,
+        )
+        (self.host.tree / f"root/specs/{name}.spec").write_text(spec)
+        places = f"--define '_topdir /root/build' --define '_rpmdir /{folder}'"
+        self.ok(f"rm -f /{folder}/x86_64/{name}-[0-9]*.rpm")
+        self.ok(f"rpmbuild --quiet {places} -bb /root/specs/{name}.spec")
+        self.ok(f"rpmsign --addsign /{folder}/x86_64/{name}-[0-9]*.rpm")
+
+    def index(self, folder: str = FOLDER) -> None:
+        self.ok(f"createrepo_c -q /{folder} && dnf clean -q all")
+
+
+@pytest.fixture(scope="module")
+def rpms(booted: BootedHost) -> Rpms:
+    made = Rpms(booted)
+    (booted.tree / "root/specs/nvcc").write_text(
+        ANSWERS.format(release="12.4", text="compiled", status=0)
+    )
+    made.add("cuda-crt-12-4")
+    made.add("cuda-nvcc-12-4", "cuda-crt-12-4", NVCC)
+    for name in ("cuda-cudart-devel", "cuda-driver-devel", "libcublas-devel", "cuda-cccl"):
+        made.add(f"{name}-12-4")
+    made.add("nvidia-driver")
+    # A repository of somebody else's, which nothing limits.
+    made.add("nvidia-driver-libs", folder="srv/own")
+    made.index()
+    made.index("srv/own")
+    own = "[own]\nname=own\nbaseurl=file:///srv/own\ngpgcheck=0\n"
+    made.ok("mkdir -p /etc/yum.repos.d")
+    (booted.tree / "etc/yum.repos.d/own.repo").write_text(own)
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(booted: BootedHost, rpms: Rpms) -> Iterator[str]:
+    with served(booted.tree / "srv/mirror") as address:
+        yield address
+
+
+def job(host: BootedHost, url: str, **settings: Any) -> tuple[int, dict[str, Any]]:
+    """Exit status and stamp of the toolkit job of that plan."""
+    chosen = Settings(toolkit_url=url, toolkit_method="dnf", **settings)
+    snapshot = replace(load("l40s-550-rocky8-toolset").snapshot, toolkits=())
+    plan = make_plan(HOST, chosen, snapshot, Layout.system())
+    assert plan.toolkit and plan.build and plan.toolkit.version == "12.4", plan.problems
+    config = toolkit_config(
+        plan.toolkit, plan.build, chosen, Layout.system(), machine="x86_64", find_links=None
+    )
+    folder = host.tree / "root/job"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (host.tree / "root/llamafleet-host.pyz").write_bytes(host_zipapp())
+    run = host.run("python3 /root/llamafleet-host.pyz job --kind toolkit --dir /root/job")
+    return run.returncode, json.loads((folder / "stamp.json").read_text())
+
+
+def key(host: BootedHost, tmp_path: Path) -> str:
+    file = tmp_path / "mirror.asc"
+    file.write_bytes((host.tree / FOLDER / "D42D0685.pub").read_bytes())
+    return str(file)
+
+
+def test_a_key_that_is_not_nvidias_is_not_trusted(booted: BootedHost, url: str) -> None:
+    status, stamp = job(booted, url)
+    assert status == 1
+    assert "expected 610C7B14E068A878070DA4E99CD0A493D42D0685" in stamp["error"]["lines"][0]
+    assert not (booted.tree / "etc/yum.repos.d/llamafleet-cuda.repo").exists()
+
+
+def test_packages_that_would_bring_a_driver_are_refused(
+    booted: BootedHost, rpms: Rpms, url: str, tmp_path: Path
+) -> None:
+    rpms.add("libcublas-devel-12-4", "nvidia-driver-libs")
+    rpms.index()
+    status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
+    assert status == 1
+    assert "install or replace nvidia-driver-libs" in stamp["error"]["lines"][0]
+    assert booted.run("rpm -q cuda-nvcc-12-4").returncode != 0
+    rpms.add("libcublas-devel-12-4")
+    rpms.index()
+
+
+def test_a_package_that_the_repository_lacks_is_named(
+    booted: BootedHost, rpms: Rpms, url: str, tmp_path: Path
+) -> None:
+    rpms.ok(f"mv /{FOLDER}/x86_64/cuda-cccl-12-4-*.rpm /root/")
+    rpms.index()
+    status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
+    assert status == 1
+    assert "Unable to find a match: cuda-cccl-12-4" in stamp["error"]["lines"][0]
+    rpms.ok(f"mv /root/cuda-cccl-12-4-*.rpm /{FOLDER}/x86_64/")
+    rpms.index()
+
+
+def test_dnf_installs_the_toolkit_and_never_a_driver(
+    booted: BootedHost, rpms: Rpms, url: str, tmp_path: Path
+) -> None:
+    status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
+    assert status == 0, stamp
+    assert (booted.tree / NVCC.lstrip("/")).exists() and stamp["nvcc"] == "12.4"
+    assert "cuda-nvcc-12-4 12.4.1" in stamp["packages"]
+    assert booted.run("rpm -q nvidia-driver nvidia-driver-libs").returncode == 2
+    # The repository offers a driver, and gives none.
+    found = booted.run(f"test -e /{FOLDER}/x86_64/nvidia-driver-12.4.1-1.x86_64.rpm")
+    assert found.returncode == 0
+    refused = booted.run("dnf -y install nvidia-driver")
+    assert refused.returncode != 0 and "nvidia-driver" in refused.stdout + refused.stderr
+    assert (
+        "done already"
+        in booted.run("python3 /root/llamafleet-host.pyz job --kind toolkit --dir /root/job").stdout
+    )
+
+
+def test_a_package_without_the_signature_is_not_installed(
+    booted: BootedHost, rpms: Rpms, url: str, tmp_path: Path
+) -> None:
+    rpms.ok("dnf -y -q remove cuda-nvcc-12-4")
+    rpms.ok(f"rpmsign --delsign /{FOLDER}/x86_64/cuda-nvcc-12-4-*.rpm")
+    rpms.index()
+    (booted.tree / "root/job/stamp.json").unlink()
+    status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
+    assert status == 1 and stamp["error"]["phase"] == "install"
+    assert booted.run("rpm -q cuda-nvcc-12-4").returncode != 0
