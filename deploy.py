@@ -11,6 +11,7 @@ from operations.build import activate, build
 from operations.files import settings, tools
 from operations.packages import packages
 from operations.preflight import preflight
+from operations.reboot import reboot
 from operations.run import begin
 from operations.toolkit import toolkit
 from operations.verify import result, verify
@@ -21,6 +22,7 @@ config.REQUIRE_PYINFRA_VERSION = ">=3.10,<4"
 begin()  # Refuses a bad inventory for all hosts at once.
 
 preflight(name="Read the host, plan, and say why")
+reboot(name="Reboot for the updated driver", _serial=True)
 packages(name="Install what the build needs")
 account(name="Create the account and its folders")
 tools(name="Bring the job runner")

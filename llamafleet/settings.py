@@ -22,6 +22,7 @@ LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 
 Accelerator = Literal["cuda", "cpu", "auto"]
 ToolkitMethod = Literal["auto", "present", "wheels", "apt", "dnf", "runfile", "distro"]
+Reboot = Literal["never", "allow"]
 
 OWN_PREFIX = "x_"
 """Keys of host data that begin so are the user's own and are not looked at."""
@@ -167,6 +168,8 @@ class Settings(BaseModel):
     """Interpreter on the host; None: the newest supported one found."""
     install_packages: bool = Field(default=True, description=_BOOL)
     """May install missing distribution packages (a C++ compiler) in scope system."""
+    reboot: Reboot = Field(default="never", description="never or allow")
+    """allow: a host whose updated driver needs a reboot is rebooted, one host after the other."""
     model: Annotated[str, AfterValidator(_model)] = Field(
         default="auto", description="auto, the path of a .gguf file, or synthetic:<shape>-<type>"
     )
@@ -297,6 +300,8 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
             repr(settings.toolkit_root),
             f'toolkit_method = "present" beside it, not "{settings.toolkit_method}"',
         )
+    if settings.scope == "user" and settings.reboot == "allow":
+        yield "reboot", "'allow'", 'scope = "system" beside it, only root may reboot'
     if settings.llama_version != LLAMA_VERSION and settings.llama_sha256 == LLAMA_SHA256:
         yield (
             "llama_sha256",

@@ -13,6 +13,7 @@ from pyinfra import host
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
+from pyinfra.connectors.ssh import SSHConnector
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
@@ -21,6 +22,7 @@ from llamafleet.history.store import Row, Store
 from llamafleet.layout import Layout
 from llamafleet.plans.model import Plan, Problem
 from llamafleet.plans.plan import layout_for, make_plan, to_read
+from llamafleet.plans.reboot import Barred
 from llamafleet.settings import Settings, SettingsError, validate_fleet
 
 RESULTS = Path("results")
@@ -36,6 +38,7 @@ class HostRun:
     failures: list[str] = field(default_factory=list)
     result: dict[str, Any] | None = None
     explained: bool = False
+    rebooted: bool = False
 
     @property
     def name(self) -> str:
@@ -50,7 +53,13 @@ class HostRun:
 
     def plan(self) -> Plan:
         snapshot = self.snapshot()
-        return make_plan(self.name, self.settings, snapshot, layout_for(self.settings, snapshot))
+        layout = layout_for(self.settings, snapshot)
+        return make_plan(self.name, self.settings, snapshot, layout, self._barred())
+
+    def _barred(self) -> Barred | None:
+        if not isinstance(self.host.connector, SSHConnector):
+            return "not over SSH"
+        return "rebooted" if self.rebooted else None
 
     def changed(self, what: str) -> None:
         """Record a change to the host; the next reader takes a new snapshot."""

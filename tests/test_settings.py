@@ -43,7 +43,7 @@ def test_no_data_is_the_defaults() -> None:
 
 def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
     data = {
-        "scope": "user",
+        "scope": "system",
         "accelerator": "auto",
         "compute_capabilities": ["8.9", "12.0"],
         "toolkit_version": "13.0",
@@ -58,6 +58,7 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "jobs": 4,
         "python": "/usr/bin/python3.12",
         "install_packages": False,
+        "reboot": "allow",
         "model": "/srv/models/llama-2-7b.Q4_0.gguf",
         "bench_prompt": 256,
         "bench_gen": 64,
@@ -135,6 +136,8 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
         ("allow_unsupported_compiler", "yes", "'yes' (str)", "true or false"),
         ("compiler_forced", 1, "1 (int)", "true or false"),
         ("install_packages", None, "None (NoneType)", "true or false"),
+        ("reboot", True, "True", "never or allow"),
+        ("reboot", "always", "'always'", "never or allow"),
         ("llama_version", "latest", "'latest'", VERSION),
         ("llama_sha256", "832db0", "'832db0'", SHA),
         ("llama_sha256", "G" * 64, repr("G" * 64), SHA),
@@ -265,6 +268,10 @@ def test_contradictions() -> None:
     assert lines_of(toolkit_root="/c", toolkit_method="wheels") == [
         "host gpu-a: toolkit_root: found '/c', "
         'allowed: toolkit_method = "present" beside it, not "wheels"'
+    ]
+    assert lines_of(scope="user", reboot="allow") == [
+        "host gpu-a: reboot: found 'allow', "
+        'allowed: scope = "system" beside it, only root may reboot'
     ]
     assert lines_of(llama_version="0.3.35") == [
         f"host gpu-a: llama_sha256: found the sha256 of {LLAMA_VERSION}, "

@@ -24,6 +24,13 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class RebootPlan:
+    """A reboot that makes the updated driver work: what builds on that is planned after it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class PackagesPlan:
     """Distribution packages that must be there before the rest can be planned."""
 
@@ -82,7 +89,8 @@ class Plan:
     """What to do on one host, with the reason of each part.
 
     A part is None where an earlier one must be carried out first (the compiler's version is
-    unknown until its package is installed) or where a problem stops the host.
+    unknown until its package is installed, the driver's until the host has rebooted) or where a
+    problem stops the host.
     """
 
     host: str
@@ -90,6 +98,7 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     """Findings that do not stop the host."""
+    reboot: RebootPlan | None = None
     packages: PackagesPlan = PackagesPlan()
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None

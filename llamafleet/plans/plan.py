@@ -29,6 +29,7 @@ from llamafleet.plans.model import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.reboot import Barred
 from llamafleet.plans.requirements import (
     host_requirements,
     llama_requirement,
@@ -104,15 +105,24 @@ class _Problems:
             return None
 
 
-def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Plan:
-    """What to do on one host. With problems the plan holds nothing that could be carried out."""
+def make_plan(
+    host: str,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    barred: Barred | None = None,
+) -> Plan:
+    """What to do on one host. With problems the plan holds nothing that could be carried out.
+
+    `barred`: why this run can't reboot the host; None: it can.
+    """
     unread = unread_problem(snapshot)
     if unread:
         return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (unread,))
     problems = _Problems()
     for found in (rights_problem(settings, snapshot), machine_problem(snapshot)):
         problems.take(found)
-    acceleration = plan_acceleration(settings, snapshot)
+    acceleration = plan_acceleration(settings, snapshot, barred)
     problems.all += acceleration.problems
     backend = acceleration.backend
     python = problems.take(choose_python(settings, snapshot))
@@ -124,7 +134,7 @@ def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Lay
     # Without a compiler no toolkit can be judged, and without a driver none either.
     compilers = packages is not None and not packages.commands
     cuda = backend == "cuda"
-    if cuda and not acceleration.problems:
+    if cuda and not acceleration.problems and not acceleration.reboot:
         capabilities = problems.attempt(
             "compute_capabilities",
             partial(capabilities_of, snapshot, settings),
@@ -153,7 +163,8 @@ def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Lay
 
     if problems.all or packages is None:
         return Plan(host, backend, tuple(problems.all), acceleration.notes)
-    return Plan(host, backend, (), acceleration.notes, packages, toolkit, build, verify)
+    reboot = acceleration.reboot
+    return Plan(host, backend, (), acceleration.notes, reboot, packages, toolkit, build, verify)
 
 
 def _disk(
@@ -177,7 +188,11 @@ def explain(plan: Plan) -> list[str]:
     lines += [f"note: {note}" for note in plan.notes]
     if plan.problems:
         return [*lines, *(f"PROBLEM {problem}" for problem in plan.problems)]
+    if plan.reboot:
+        lines.append(f"reboot: for the updated driver ({plan.reboot.reason})")
     lines.append(_packages_line(plan.packages))
+    if plan.reboot:
+        return [*lines, "toolkit, build, verify: planned once it has rebooted"]
     if plan.toolkit:
         verb = "install" if plan.toolkit.install else "use"
         lines.append(
