@@ -9,6 +9,7 @@ from pyinfra import config
 from operations.account import account
 from operations.build import activate, build
 from operations.files import settings, tools
+from operations.hold import hold
 from operations.packages import packages
 from operations.preflight import preflight
 from operations.reboot import reboot
@@ -21,6 +22,7 @@ config.REQUIRE_PYINFRA_VERSION = ">=3.10,<4"
 
 begin()  # Refuses a bad inventory for all hosts at once.
 
+hold(name="Hold the driver's packages")  # First: a host that is stopped is protected too.
 preflight(name="Read the host, plan, and say why")
 reboot(name="Reboot for the updated driver", _serial=True)
 packages(name="Install what the build needs")

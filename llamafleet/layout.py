@@ -14,6 +14,9 @@ VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 
+HOLD_APT = "/etc/apt/apt.conf.d/52llamafleet-hold-driver"
+"""Settings of unattended-upgrades, read after its own 50unattended-upgrades."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -81,6 +84,11 @@ class Layout:
     @property
     def models(self) -> str:
         return f"{self.state}/models"
+
+    @property
+    def hold_record(self) -> str:
+        """Names of the packages that llamafleet holds, a line each."""
+        return f"{self.state}/held-packages"
 
     @property
     def wheelhouse(self) -> str:

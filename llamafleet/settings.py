@@ -168,6 +168,8 @@ class Settings(BaseModel):
     """Interpreter on the host; None: the newest supported one found."""
     install_packages: bool = Field(default=True, description=_BOOL)
     """May install missing distribution packages (a C++ compiler) in scope system."""
+    hold_driver: bool = Field(default=False, description=_BOOL)
+    """Hold all packages of the driver: its updates then come only when somebody asks for them."""
     reboot: Reboot = Field(default="never", description="never or allow")
     """allow: a host whose updated driver needs a reboot is rebooted, one host after the other."""
     model: Annotated[str, AfterValidator(_model)] = Field(
@@ -300,8 +302,10 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
             repr(settings.toolkit_root),
             f'toolkit_method = "present" beside it, not "{settings.toolkit_method}"',
         )
-    if settings.scope == "user" and settings.reboot == "allow":
-        yield "reboot", "'allow'", 'scope = "system" beside it, only root may reboot'
+    if settings.scope == "user":
+        for key, off in (("reboot", "never"), ("hold_driver", False)):
+            if getattr(settings, key) != off:
+                yield key, repr(getattr(settings, key)), 'scope = "system" beside it (root)'
     if settings.llama_version != LLAMA_VERSION and settings.llama_sha256 == LLAMA_SHA256:
         yield (
             "llama_sha256",

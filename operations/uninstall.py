@@ -8,7 +8,8 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import DRIVER_CHECK_UNIT, HOLD_APT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.driver_hold import release
 from operations.files import systemctl
 from operations.packages import INSTALLED
 from operations.run import here
@@ -55,8 +56,8 @@ def uninstall() -> Generator[StringCommand, None, None]:
     """
     Stop jobs and units, remove units, settings, builds, toolkits, results, models and account.
 
-    Distribution packages that llamafleet installed stay: others may use them by now. Their
-    names are printed.
+    Packages of the driver that llamafleet held are released. Distribution packages that it
+    installed stay: others may use them by now. Their names are printed.
 
     **Example:**
 
@@ -85,6 +86,9 @@ def uninstall() -> Generator[StringCommand, None, None]:
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
     if system and snapshot.account:
         yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
+    hold = release(snapshot)
+    for command in hold.commands if hold else ():
+        yield StringCommand(command)
     packages = QuoteString(f"{layout.state}/{INSTALLED}")
     yield StringCommand(
         "if [ -e", packages, "]; then echo 'installed packages that stay:'; cat", packages, "; fi"
@@ -98,6 +102,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
         "rm -rf",
         *map(QuoteString, (layout.prefix, layout.etc, layout.state)),
         QuoteString(f"/var/lib/systemd/timers/stamp-{VERIFY_TIMER}") if system else "",
+        HOLD_APT if system else "",
     )
     if system and snapshot.account:
         yield StringCommand("userdel", USER)

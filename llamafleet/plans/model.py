@@ -31,6 +31,19 @@ class RebootPlan:
 
 
 @dataclass(frozen=True)
+class HoldPlan:
+    """The hold on the driver's packages, against updates that nobody asked for."""
+
+    reason: str
+    hold: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    """Shell commands that hold or release, in order."""
+    record: tuple[str, ...] = ()
+    """What llamafleet, and nobody else, holds after that; empty: no record is kept."""
+
+
+@dataclass(frozen=True)
 class PackagesPlan:
     """Distribution packages that must be there before the rest can be planned."""
 
@@ -98,6 +111,8 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     """Findings that do not stop the host."""
+    hold: HoldPlan | None = None
+    """Carried out with problems too: a host that is stopped is to be protected all the same."""
     reboot: RebootPlan | None = None
     packages: PackagesPlan = PackagesPlan()
     toolkit: ToolkitPlan | None = None

@@ -7,11 +7,12 @@ from functools import partial
 from typing import TypeVar
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import DRIVER_CHECK_UNIT, HOLD_APT, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.plans.architectures import capabilities_of
 from llamafleet.plans.build import allowed_unused, plan_build
 from llamafleet.plans.compiler import choose_compiler, plan_packages
 from llamafleet.plans.driver import plan_acceleration
+from llamafleet.plans.driver_hold import plan_hold
 from llamafleet.plans.host import (
     choose_python,
     disk_needs,
@@ -23,6 +24,7 @@ from llamafleet.plans.host import (
 from llamafleet.plans.model import (
     Backend,
     BuildPlan,
+    HoldPlan,
     PackagesPlan,
     Plan,
     Problem,
@@ -62,7 +64,9 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
 
 def managed_paths(layout: Layout) -> tuple[str, ...]:
     """Files that llamafleet writes and compares by hash."""
+    hold = (layout.hold_record, HOLD_APT) if layout.scope == "system" else ()
     return (
+        *hold,
         layout.zipapp,
         layout.pip,
         layout.env,
@@ -112,7 +116,7 @@ def make_plan(
     layout: Layout,
     barred: Barred | None = None,
 ) -> Plan:
-    """What to do on one host. With problems the plan holds nothing that could be carried out.
+    """What to do on one host. With problems the plan has only the hold to carry out.
 
     `barred`: why this run can't reboot the host; None: it can.
     """
@@ -120,8 +124,10 @@ def make_plan(
     if unread:
         return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (unread,))
     problems = _Problems()
-    for found in (rights_problem(settings, snapshot), machine_problem(snapshot)):
+    rights = rights_problem(settings, snapshot)
+    for found in (rights, machine_problem(snapshot)):
         problems.take(found)
+    hold = None if rights else problems.take(plan_hold(settings, snapshot))
     acceleration = plan_acceleration(settings, snapshot, barred)
     problems.all += acceleration.problems
     backend = acceleration.backend
@@ -162,9 +168,11 @@ def make_plan(
     problems.all += disk_problems(snapshot, _disk(backend, toolkit, build, verify, snapshot))
 
     if problems.all or packages is None:
-        return Plan(host, backend, tuple(problems.all), acceleration.notes)
-    reboot = acceleration.reboot
-    return Plan(host, backend, (), acceleration.notes, reboot, packages, toolkit, build, verify)
+        return Plan(host, backend, tuple(problems.all), acceleration.notes, hold)
+    return Plan(
+        *(host, backend, (), acceleration.notes, hold, acceleration.reboot),
+        *(packages, toolkit, build, verify),
+    )
 
 
 def _disk(
@@ -186,6 +194,8 @@ def explain(plan: Plan) -> list[str]:
     """What will be done and why, a line for each part."""
     lines = [f"backend: {plan.backend}"]
     lines += [f"note: {note}" for note in plan.notes]
+    if plan.hold:
+        lines.append(_hold_line(plan.hold))
     if plan.problems:
         return [*lines, *(f"PROBLEM {problem}" for problem in plan.problems)]
     if plan.reboot:
@@ -209,6 +219,11 @@ def explain(plan: Plan) -> list[str]:
         verb = "needed" if plan.verify.needed else "not needed"
         lines.append(f"verify: {verb} ({plan.verify.reason})")
     return lines
+
+
+def _hold_line(hold: HoldPlan) -> str:
+    release = f"release {' '.join(hold.release)}" if hold.release else "nothing to do"
+    return f"hold: {' '.join(hold.hold) or release} ({hold.reason})"
 
 
 def _packages_line(packages: PackagesPlan) -> str:

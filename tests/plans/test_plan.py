@@ -233,6 +233,8 @@ def test_where_things_lie() -> None:
 
 def test_managed_paths() -> None:
     assert managed_paths(LAYOUT) == (
+        "/var/lib/llamafleet/held-packages",
+        "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
         "/opt/llamafleet/llamafleet-host.pyz",
         "/opt/llamafleet/pip.pyz",
         "/etc/llamafleet/llamafleet.env",
