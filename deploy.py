@@ -11,7 +11,7 @@ from operations.build import activate, build
 from operations.files import settings, tools
 from operations.hold import hold
 from operations.packages import packages
-from operations.preflight import preflight
+from operations.preflight import preflight, refuse
 from operations.reboot import reboot
 from operations.run import begin
 from operations.toolkit import toolkit
@@ -22,8 +22,9 @@ config.REQUIRE_PYINFRA_VERSION = ">=3.10,<4"
 
 begin()  # Refuses a bad inventory for all hosts at once.
 
-hold(name="Hold the driver's packages")  # First: a host that is stopped is protected too.
 preflight(name="Read the host, plan, and say why")
+hold(name="Hold the driver's packages")  # A host that is stopped is protected all the same.
+refuse(name="Stop where something stands in the way")
 reboot(name="Reboot for the updated driver", _serial=True)
 packages(name="Install what the build needs")
 account(name="Create the account and its folders")

@@ -19,7 +19,8 @@ def hold() -> Generator[PyinfraCommand, None, None]:
     """
     Hold the driver's packages or release what llamafleet has held, as the settings ask.
 
-    It comes before all else: no later stage changes the driver, and apt refuses to do so for one.
+    It comes before all that may fail or install: no stage is to change the driver, and with a
+    hold apt and dnf refuse to do so for one.
 
     **Example:**
 

@@ -245,6 +245,11 @@ def test_managed_paths() -> None:
     )
 
 
+def test_a_user_s_own_deployment_manages_nothing_outside_the_home() -> None:
+    paths = managed_paths(Layout.user("/home/joe"))
+    assert all(path.startswith("/home/joe/") for path in paths)
+
+
 def test_requirements() -> None:
     assert "scikit-build-core==1.1.2 \\\n    --hash=sha256:" in host_requirements()
     assert "nvidia-cuda-nvcc==13.0.88 " in toolkit_requirements("13.0")
