@@ -53,4 +53,4 @@ def hold() -> Generator[PyinfraCommand, None, None]:
     if dropped:
         yield StringCommand("rm -f", *map(QuoteString, dropped))
     released = "hold released" if wanted.release else "files of the hold"
-    run.changed(f"hold {' '.join(wanted.hold)}" if wanted.hold else released)
+    run.changed(f"{len(wanted.hold)} packages held" if wanted.hold else released)

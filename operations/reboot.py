@@ -19,8 +19,8 @@ from operations.run import HostRun, here
 LIMIT_S = 900
 """Servers test their memory for minutes before they boot."""
 
-BOOT_JOBS_S = 120
-"""How long the units of the boot are waited for: some of them load the driver."""
+BOOT_JOBS_S = 300
+"""How long the boot's units are waited for: they load the driver, and dkms may build it first."""
 
 
 class BootId(FactBase[str]):

@@ -80,7 +80,7 @@ class Driver:
     """Installed packages by name, at most 300: all whose names are the driver's or begin so. One
     of several architectures is named with its own, as libcuda1:i386."""
     held: tuple[str, ...] = ()
-    """Names among such packages that are held, or locked: then patterns are possible."""
+    """Names among such packages that are held; with dnf all that is locked, patterns too."""
     next_kernel: str | None = None
     """The newest kernel on disk, which boots next unless the boot loader is told otherwise.
     None: no kernel on disk, as in containers."""

@@ -297,11 +297,13 @@ read_parts() {
     if have dpkg-query; then
         dpkg-query -W -f='${db:Status-Want} ${db:Status-Status} ${binary:Package}\n' \
             'nvidia-*' 'libnvidia-*' 'lib*-nvidia*' 'libcuda1' 'libcudadebugger1' 'libnvcuvid1' \
-            'libnvoptix1' 'libxnvctrl0' 'xserver-xorg-video-nvidia*' 'linux-modules-nvidia-*' \
-            'linux-objects-nvidia-*' 'linux-signatures-nvidia-*' 'firmware-nvidia-*' 'cuda-drivers*'
+            'libnvoptix1' 'libnvsdm*' 'libxnvctrl0' 'xserver-xorg-video-nvidia*' 'linux-modules-nvidia-*' \
+            'linux-objects-nvidia-*' 'linux-signatures-nvidia-*' 'firmware-nvidia-*' \
+            'cuda-drivers*'
     elif have rpm; then
-        rpm -qa --qf 'install installed %{NAME}\n' 'nvidia-*' 'libnvidia-*' 'kmod-nvidia*' \
-            'akmod-nvidia*' 'dkms-nvidia*' 'xorg-x11-drv-nvidia*' 'xorg-x11-nvidia*' 'cuda-drivers*'
+        rpm -qa --qf 'install installed %{NAME}\n' 'nvidia-*' 'libnvidia-*' 'libnvsdm*' \
+            'kmod-nvidia*' 'akmod-nvidia*' 'dkms-nvidia*' 'xorg-x11-drv-nvidia*' \
+            'xorg-x11-nvidia*' 'cuda-drivers*'
     fi | sed 300q | block parts
 
     # The files themselves: dnf's own command would load the repositories.

@@ -21,12 +21,13 @@ NOT_THE_DRIVER = re.compile(
     r"|nvidia-cuda-(?!mps).*"
     r"|nvidia-(cudnn|nsight|visual-profiler|profiler|opencl-dev|cg-|texture-tools|openjdk).*"
     r"|nvidia-(gds|fs|prime|vaapi-driver).*"
-    r"|firmware-nvidia-graphics|nvidia-gpu-firmware"
+    r"|linux-modules-nvidia-fs-.*|firmware-nvidia-graphics|nvidia-gpu-firmware"
 )
 """Names like the driver's, of other origin: the container toolkit, Debian's CUDA toolkit (its
 nvidia-cuda-mps is the driver's), GPUDirect Storage, tools, and the firmware that nouveau loads."""
 
-# Without repositories dnf asks no network; a lock is for the version that is installed.
+# A lock is for the version that is installed, so no repository is needed: dnf-versionlock(8),
+# dnf5-versionlock(8). dnf5 keeps the option's old name: dnf5-changes-from-dnf4(7).
 _DNF = ("dnf", "-y", "--disablerepo=*", "versionlock")
 COMMANDS = {
     "apt": (("apt-mark", "hold"), ("apt-mark", "unhold")),
@@ -81,11 +82,11 @@ def plan_hold(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | Problem 
 
 def release(snapshot: HostSnapshot) -> HoldPlan | None:
     """Release what llamafleet has held, and no hold of others; None: it has held nothing."""
-    if not snapshot.hold_record:
+    begin = COMMANDS.get(snapshot.package_manager or "")
+    if not snapshot.hold_record or begin is None:
         return None
     held = tuple(name for name in snapshot.hold_record if is_held(snapshot.driver, name))
-    unhold = COMMANDS[snapshot.package_manager or "apt"][1]
-    commands = (shlex.join((*unhold, *held)),) if held else ()
+    commands = (shlex.join((*begin[1], *held)),) if held else ()
     return HoldPlan(release=held, commands=commands, reason="held by llamafleet before")
 
 
@@ -99,7 +100,8 @@ def _is_part(name: str) -> bool:
 
 
 def expressions(names: Iterable[str]) -> list[str]:
-    """Regular expressions of unattended-upgrades, which it matches from a name's beginning.
+    """Regular expressions of unattended-upgrades, for Python's re.match: see its own settings file,
+    50unattended-upgrades, and is_pkgname_in_blacklist.
 
     It names a package of another architecture with that, as libcuda1:i386. Backslashes mean
     something else to apt's own reader.

@@ -163,6 +163,7 @@ def test_a_release_is_explained() -> None:
         *("linux-modules-nvidia-580-6.8.0-45-generic", "linux-signatures-nvidia-6.8.0-45-generic"),
         *("firmware-nvidia-gsp", "nvidia-cuda-mps", "nvidia-firmware-580-580.95.05", "libcuda1"),
         *("nvidia-fabricmanager-580", "cuda-drivers-580", "nvidia-persistenced", "akmod-nvidia"),
+        *("libnvsdm", "libglx-nvidia0", "linux-objects-nvidia-580-6.8.0-45-generic"),
     ],
 )
 def test_parts_of_the_driver(name: str) -> None:
@@ -176,7 +177,7 @@ def test_parts_of_the_driver(name: str) -> None:
         *("nvidia-docker2", "nvidia-cuda-toolkit", "nvidia-cuda-dev:amd64", "nvidia-cudnn"),
         *("nvidia-driver-pinning-580", "nvidia-driver-local-repo-ubuntu2404-580.95.05"),
         *("nvidia-gds-13-0", "nvidia-fs-dkms", "nvidia-vaapi-driver", "nvidia-gpu-firmware"),
-        *("firmware-nvidia-graphics", "nvidia-prime"),
+        *("firmware-nvidia-graphics", "nvidia-prime", "linux-modules-nvidia-fs-6.8.0-45-generic"),
     ],
 )
 def test_what_only_sounds_like_the_driver(name: str) -> None:
