@@ -374,15 +374,17 @@ def _version_order(version: str) -> tuple[int, ...]:
 def _locked(record: _Record) -> list[str]:
     """Names in the lock file of dnf5 (TOML) or of dnf's plugin.
 
-    An entry that keeps one version out locks nothing: "!=" in the former, "!" in the latter.
+    An entry that keeps one version out locks nothing: "!=" in the former, "!" in the latter. A
+    range does: it is somebody's own, and `dnf versionlock delete` would take it away too.
     """
     names = []
-    name = ""
+    name = about = ""
     for line in record.blocks.get(("versionlock",), []):
-        key, equals, value = (part.strip(' "') for part in line.partition(" = "))
+        key, equals, value = (part.strip(" \"'") for part in line.partition("="))
         if equals:
             name = value if key == "name" else name
-            if (key, value) == ("comparator", "="):
+            about = value if key == "key" else about
+            if key == "comparator" and value != "!=" and about != "arch":
                 names.append(name)
         elif lock := re.fullmatch(r"([^!#\s]\S*)-(?:\d+:)?[^-\s]+-[^-\s]+", line.strip()):
             names.append(lock[1])

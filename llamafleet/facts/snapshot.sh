@@ -297,9 +297,9 @@ read_parts() {
     if have dpkg-query; then
         dpkg-query -W -f='${db:Status-Want} ${db:Status-Status} ${binary:Package}\n' \
             'nvidia-*' 'libnvidia-*' 'lib*-nvidia*' 'libcuda1' 'libcudadebugger1' 'libnvcuvid1' \
-            'libnvoptix1' 'libnvsdm*' 'libxnvctrl0' 'xserver-xorg-video-nvidia*' 'linux-modules-nvidia-*' \
-            'linux-objects-nvidia-*' 'linux-signatures-nvidia-*' 'firmware-nvidia-*' \
-            'cuda-drivers*'
+            'libnvoptix1' 'libnvsdm*' 'libxnvctrl0' 'xserver-xorg-video-nvidia*' \
+            'linux-modules-nvidia-*' 'linux-objects-nvidia-*' 'linux-signatures-nvidia-*' \
+            'firmware-nvidia-*' 'cuda-drivers*'
     elif have rpm; then
         rpm -qa --qf 'install installed %{NAME}\n' 'nvidia-*' 'libnvidia-*' 'libnvsdm*' \
             'kmod-nvidia*' 'akmod-nvidia*' 'dkms-nvidia*' 'xorg-x11-drv-nvidia*' \
@@ -308,12 +308,10 @@ read_parts() {
 
     # The files themselves: dnf's own command would load the repositories.
     if have dnf; then
+        locks=$R/etc/dnf/plugins/versionlock.list
+        [ -e "$R/etc/dnf/plugins/versionlock.conf" ] && put dnf_locks 1
         case $(readlink -f "$(command -v dnf)") in
-            *dnf5) put dnf_locks 1 && locks=$R/etc/dnf/versionlock.toml ;;
-            *)
-                locks=$R/etc/dnf/plugins/versionlock.list
-                [ -e "$R/etc/dnf/plugins/versionlock.conf" ] && put dnf_locks 1
-                ;;
+            *dnf5) locks=$R/etc/dnf/versionlock.toml && put dnf_locks 1 ;;
         esac
         [ -r "$locks" ] && sed 1000q "$locks" | block versionlock
     fi

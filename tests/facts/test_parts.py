@@ -47,6 +47,16 @@ name = "nvidia-settings"
 key = "evr"
 comparator = "!="
 value = "3:580.105.08-1.fc43"
+[[packages.conditions]]
+key = "arch"
+comparator = "="
+value = "x86_64"
+[[packages]]
+name = "*cuda*"
+[[packages.conditions]]
+key = "evr"
+comparator = "<"
+value = "3:581"
 """
 """As DNF5-VERSIONLOCK(8) describes the file."""
 
@@ -119,7 +129,7 @@ def test_dnf5(fake: FakeHost, shell: str) -> None:
     (fake.bin / "dnf").symlink_to("dnf5")
     assert (fake.snapshot().dnf_locks, driver(fake).held) == (True, ())
     fake.write(fake.root / "etc/dnf/versionlock.toml", DNF5)
-    assert driver(fake).held == ("akmod-nvidia",)
+    assert driver(fake).held == ("akmod-nvidia", "*cuda*")
 
 
 @pytest.mark.parametrize(
