@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -149,5 +150,5 @@ def test_they_are_bounded(fake: FakeHost) -> None:
 
 def test_the_record_of_what_llamafleet_holds(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
-    fake.write(fake.state / "held-packages", "libcuda1:amd64\nnvidia-driver\n")
+    fake.write(Path(fake.layout.hold_record), "libcuda1:amd64\nnvidia-driver\n")
     assert fake.snapshot().hold_record == ("libcuda1:amd64", "nvidia-driver")

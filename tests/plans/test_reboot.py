@@ -46,7 +46,7 @@ def test_not_without_the_setting() -> None:
 
 def test_not_in_a_container() -> None:
     # Its own kernel folder does not make it a machine.
-    inside = replace(CASES["installed for a newer kernel than the running one"].host)
+    inside = CASES["installed for a newer kernel than the running one"].host
     assert planned(inside).reboot
     assert only_problem(planned(replace(inside, container="lxc"))).next == "sudo reboot"
 
