@@ -9,8 +9,10 @@ from pyinfra import config
 from operations.account import account
 from operations.build import activate, build
 from operations.files import settings, tools
+from operations.hold import hold
 from operations.packages import packages
-from operations.preflight import preflight
+from operations.preflight import preflight, refuse
+from operations.reboot import reboot
 from operations.run import begin
 from operations.toolkit import toolkit
 from operations.verify import result, verify
@@ -21,6 +23,9 @@ config.REQUIRE_PYINFRA_VERSION = ">=3.10,<4"
 begin()  # Refuses a bad inventory for all hosts at once.
 
 preflight(name="Read the host, plan, and say why")
+hold(name="Hold the driver's packages")  # A host that is stopped is protected all the same.
+refuse(name="Stop where something stands in the way")
+reboot(name="Reboot for the updated driver", _serial=True)
 packages(name="Install what the build needs")
 account(name="Create the account and its folders")
 tools(name="Bring the job runner")

@@ -21,6 +21,8 @@ DNF_SOURCE = "/etc/yum.repos.d/llamafleet-cuda.repo"
 DNF_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda"
 REPOSITORY_FILES = (APT_SOURCE, APT_PIN, APT_KEY, DNF_SOURCE, DNF_KEY)
 """Of a repository with CUDA Toolkits: written by the toolkit's job, removed by uninstall."""
+HOLD_APT = "/etc/apt/apt.conf.d/52llamafleet-hold-driver"
+"""Settings of unattended-upgrades, read after its own 50unattended-upgrades."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Layout:
     @property
     def models(self) -> str:
         return f"{self.state}/models"
+
+    @property
+    def hold_record(self) -> str:
+        """Names of the packages that llamafleet holds, a line each."""
+        return f"{self.prefix}/held-packages"
 
     @property
     def wheelhouse(self) -> str:

@@ -18,13 +18,15 @@ from llamafleet.layout import (
     DNF_KEY,
     DNF_SOURCE,
     DRIVER_CHECK_UNIT,
+    HOLD_APT,
     USER,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
 )
 from llamafleet.plans.build import allowed_unused
-from llamafleet.plans.model import BuildPlan, Plan, Source, ToolkitPlan, VerifyPlan
+from llamafleet.plans.driver_hold import expressions
+from llamafleet.plans.model import BuildPlan, HoldPlan, Plan, Source, ToolkitPlan, VerifyPlan
 from llamafleet.plans.requirements import toolkit_requirements
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
@@ -92,6 +94,17 @@ def settings_files(
                 )
             )
     return tuple(files)
+
+
+def hold_files(hold: HoldPlan, layout: Layout, *, apt: bool) -> tuple[ManagedFile, ...]:
+    """The record of what llamafleet holds and, for apt, the same for unattended-upgrades."""
+    if not hold.record:
+        return ()
+    record = ManagedFile(layout.hold_record, "".join(f"{n}\n" for n in hold.record).encode())
+    text = _jinja.get_template("52llamafleet-hold-driver.j2").render(
+        expressions=expressions(hold.record)
+    )
+    return (record, ManagedFile(HOLD_APT, text.encode())) if apt else (record,)
 
 
 def environment(build: BuildPlan, layout: Layout) -> str:

@@ -23,6 +23,7 @@ LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 
 Accelerator = Literal["cuda", "cpu", "auto"]
 ToolkitMethod = Literal["auto", "present", "wheels", "apt", "dnf", "runfile", "distro"]
+Reboot = Literal["never", "allow"]
 
 OWN_PREFIX = "x_"
 """Keys of host data that begin so are the user's own and are not looked at."""
@@ -178,6 +179,10 @@ class Settings(BaseModel):
     """Interpreter on the host; None: the newest supported one found."""
     install_packages: bool = Field(default=True, description=_BOOL)
     """May install missing distribution packages (a C++ compiler) in scope system."""
+    hold_driver: bool = Field(default=False, description=_BOOL)
+    """Hold all packages of the driver: its updates then come only when somebody asks for them."""
+    reboot: Reboot = Field(default="never", description="never or allow")
+    """allow: a host whose updated driver needs a reboot is rebooted, one host after the other."""
     model: Annotated[str, AfterValidator(_model)] = Field(
         default="auto", description="auto, the path of a .gguf file, or synthetic:<shape>-<type>"
     )
@@ -312,6 +317,10 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
         yield "toolkit_key", repr(settings.toolkit_key), "toolkit_url beside it, the mirror's URL"
     if settings.toolkit_key is not None:
         yield from _key_findings(Path(settings.toolkit_key))
+    if settings.scope == "user":
+        for key, off in (("reboot", "never"), ("hold_driver", False)):
+            if getattr(settings, key) != off:
+                yield key, repr(getattr(settings, key)), 'scope = "system" beside it (root)'
     if settings.llama_version != LLAMA_VERSION and settings.llama_sha256 == LLAMA_SHA256:
         yield (
             "llama_sha256",

@@ -33,11 +33,11 @@ def tools() -> Generator[PyinfraCommand, None, None]:
         tools(name="Bring the job runner")
     """
     run = here()
-    files = _differing(run, tool_files(run.layout()))
+    files = differing(run, tool_files(run.layout()))
     if not files:
         host.noop("zipapp and pip are the ones of this controller")
         return
-    yield from _put(files)
+    yield from put(files)
     run.changed("tools")
 
 
@@ -56,7 +56,7 @@ def settings() -> Generator[PyinfraCommand, None, None]:
     run = here()
     snapshot, layout, ctl = run.snapshot(), run.layout(), systemctl(run)
     rendered = settings_files(run.plan(), run.settings, layout, systemd=snapshot.init == "systemd")
-    files = _differing(run, rendered)
+    files = differing(run, rendered)
     paths = {unit: f"{layout.units}/{unit}" for unit in OPTIONAL_UNITS}
     written = {f.path for f in files}
     dropped = [
@@ -69,7 +69,7 @@ def settings() -> Generator[PyinfraCommand, None, None]:
     if not files and not dropped:
         host.noop("environment, settings and units are as rendered")
         return
-    yield from _put(files)
+    yield from put(files)
     if layout.verify_config in snapshot.files and layout.verify_config in written:
         # What driver-check left there speaks of the settings before these.
         yield StringCommand("rm -f", QuoteString(f"{layout.results}/stale.json"))
@@ -90,12 +90,14 @@ def systemctl(run: HostRun) -> str:
     return "systemctl" if run.settings.scope == "system" else "systemctl --user"
 
 
-def _differing(run: HostRun, files: Iterable[ManagedFile]) -> list[ManagedFile]:
+def differing(run: HostRun, files: Iterable[ManagedFile]) -> list[ManagedFile]:
+    """Those that the host has not, or has otherwise."""
     there = run.snapshot().files
     return [f for f in files if there.get(f.path) != f.sha256]
 
 
-def _put(files: Iterable[ManagedFile]) -> Generator[PyinfraCommand, None, None]:
+def put(files: Iterable[ManagedFile]) -> Generator[PyinfraCommand, None, None]:
+    """Write each file in place of what was there."""
     for file in files:
         # An upload is not atomic; the rename is.
         partial = f"{file.path}.partial"

@@ -130,7 +130,7 @@ def watch(
                         "command again, it attaches to the job"
                     )
                     return False
-                _reconnect(host)
+                reconnect(host)
             elif status["state"] in ("ok", "failed"):
                 run.reread()
                 return done(status["stamp"])
@@ -160,7 +160,8 @@ def watch(
     return FunctionCommand(poll, (), {})
 
 
-def _reconnect(host: Host) -> None:
+def reconnect(host: Host) -> None:
+    """One attempt, after a pause; `host.connected` says whether it worked."""
     time.sleep(POLL_SECONDS)
     try:
         host.disconnect()

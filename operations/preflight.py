@@ -16,7 +16,7 @@ from operations.run import HostRun, here
 @operation()
 def preflight() -> Generator[FunctionCommand, None, None]:
     """
-    Read the host once, print its plan and fail this host, and no other, on any problem.
+    Read the host once and print its plan.
 
     **Example:**
 
@@ -31,16 +31,34 @@ def preflight() -> Generator[FunctionCommand, None, None]:
         run.explained = True
         for line in explain(plan):
             run.say(line)
+    host.noop("planned")
+    yield from ()
+
+
+@operation()
+def refuse() -> Generator[FunctionCommand, None, None]:
+    """
+    Fail this host, and no other, on any problem of its plan.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.preflight import refuse
+        refuse(name="Stop where something stands in the way")
+    """
+    run = here()
+    plan = run.plan()
     if not plan.problems:
         host.noop("nothing stands in the way")
         return
 
-    def refuse(state: State, host: Host) -> bool:
+    def fail(state: State, host: Host) -> bool:
         for problem in plan.problems:
             run.fail(problem)
         return False
 
-    yield FunctionCommand(refuse, (), {})
+    yield FunctionCommand(fail, (), {})
 
 
 def judge_again(state: State, host: Host, run: HostRun) -> bool:

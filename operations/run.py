@@ -13,6 +13,7 @@ from pyinfra import host
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
+from pyinfra.connectors.ssh import SSHConnector
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
@@ -22,6 +23,7 @@ from llamafleet.history.update import Update
 from llamafleet.layout import Layout
 from llamafleet.plans.model import Plan, Problem
 from llamafleet.plans.plan import layout_for, make_plan, to_read
+from llamafleet.plans.reboot import Barred
 from llamafleet.settings import Settings, SettingsError, validate_fleet
 
 RESULTS = Path("results")
@@ -39,6 +41,7 @@ class HostRun:
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
     explained: bool = False
+    rebooted: bool = False
 
     @property
     def name(self) -> str:
@@ -53,7 +56,13 @@ class HostRun:
 
     def plan(self) -> Plan:
         snapshot = self.snapshot()
-        return make_plan(self.name, self.settings, snapshot, layout_for(self.settings, snapshot))
+        layout = layout_for(self.settings, snapshot)
+        return make_plan(self.name, self.settings, snapshot, layout, self._barred())
+
+    def _barred(self) -> Barred | None:
+        if not isinstance(self.host.connector, SSHConnector):
+            return "not over SSH"
+        return "rebooted" if self.rebooted else None
 
     def changed(self, what: str) -> None:
         """Record a change to the host; the next reader takes a new snapshot."""

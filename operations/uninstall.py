@@ -6,16 +6,19 @@ from collections.abc import Generator
 
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.facts.files import FileContents
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import (
     DRIVER_CHECK_UNIT,
+    HOLD_APT,
     REPOSITORY_FILES,
     USER,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
 )
+from llamafleet.plans.driver_hold import release
 from operations.files import systemctl
 from operations.packages import INSTALLED
 from operations.run import here
@@ -62,8 +65,8 @@ def uninstall() -> Generator[StringCommand, None, None]:
     """
     Stop jobs and units, remove units, settings, builds, toolkits, results, models and account.
 
-    Distribution packages that llamafleet installed stay: others may use them by now. Their
-    names are printed.
+    Packages of the driver that llamafleet held are released. Distribution packages that it
+    installed stay: others may use them by now. Their names are printed.
 
     **Example:**
 
@@ -92,14 +95,12 @@ def uninstall() -> Generator[StringCommand, None, None]:
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
     if system and snapshot.account:
         yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
-    packages = QuoteString(f"{layout.prefix}/{INSTALLED}")
-    yield StringCommand(
-        "if [ -e",
-        packages,
-        "]; then echo 'installed packages that stay:'; sort -u",
-        packages,
-        "; fi",
-    )
+    hold = release(snapshot)
+    for command in hold.commands if hold else ():
+        yield StringCommand(command)
+    staying = host.get_fact(FileContents, path=f"{layout.prefix}/{INSTALLED}")
+    if staying:
+        run.say(f"packages that were installed and stay: {' '.join(sorted(set(staying)))}")
     names = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
     yield StringCommand("rm -f", *(QuoteString(f"{layout.units}/{name}") for name in names))
     if system:
@@ -111,6 +112,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
         "rm -rf",
         *map(QuoteString, (layout.prefix, layout.etc, layout.state)),
         QuoteString(f"/var/lib/systemd/timers/stamp-{VERIFY_TIMER}") if system else "",
+        HOLD_APT if system else "",
     )
     if system and snapshot.account:
         yield StringCommand("userdel", USER)

@@ -15,7 +15,7 @@ from jinja2 import UndefinedError
 
 from llamafleet import render
 from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
-from llamafleet.plans.model import Backend, BuildPlan, Plan, VerifyPlan
+from llamafleet.plans.model import Backend, BuildPlan, HoldPlan, Plan, VerifyPlan
 from llamafleet.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,17 +46,33 @@ def rendered(layout: Layout, settings: Settings) -> dict[str, str]:
     return {Path(f.path).name: f.content.decode() for f in files}
 
 
+def compare(golden: Path, text: str) -> None:
+    if os.environ.get("LLAMAFLEET_UPDATE_GOLDEN"):
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text(), f"LLAMAFLEET_UPDATE_GOLDEN=1 rewrites {golden}"
+
+
 @pytest.mark.parametrize("scope", ["system", "user"])
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
     assert set(files) == {"llamafleet.env", "verify.json", *UNITS}
     for name, text in files.items():
-        golden = GOLDEN / scope / name
-        if os.environ.get("LLAMAFLEET_UPDATE_GOLDEN"):
-            golden.parent.mkdir(parents=True, exist_ok=True)
-            golden.write_text(text)
-        assert text == golden.read_text(), f"LLAMAFLEET_UPDATE_GOLDEN=1 rewrites {golden}"
+        compare(GOLDEN / scope / name, text)
+
+
+def test_files_of_the_hold() -> None:
+    hold = HoldPlan("", record=("libcuda1:amd64", "libcuda1:i386", "nvidia-driver-580"))
+    files = render.hold_files(hold, Layout.system(), apt=True)
+    assert [file.path for file in files] == [
+        "/opt/llamafleet/held-packages",
+        "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
+    ]
+    for file in files:
+        compare(GOLDEN / "system" / Path(file.path).name, file.content.decode())
+    assert len(render.hold_files(hold, Layout.system(), apt=False)) == 1
+    assert render.hold_files(HoldPlan(""), Layout.system(), apt=True) == ()
 
 
 def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -> None:

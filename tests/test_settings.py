@@ -47,7 +47,7 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
     key = tmp_path / "mirror.asc"
     key.write_bytes(PUBLIC_KEY)
     data = {
-        "scope": "user",
+        "scope": "system",
         "accelerator": "auto",
         "compute_capabilities": ["8.9", "12.0"],
         "toolkit_version": "13.0",
@@ -64,6 +64,8 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "jobs": 4,
         "python": "/usr/bin/python3.12",
         "install_packages": False,
+        "hold_driver": True,
+        "reboot": "allow",
         "model": "/srv/models/llama-2-7b.Q4_0.gguf",
         "bench_prompt": 256,
         "bench_gen": 64,
@@ -141,6 +143,9 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
         ("allow_unsupported_compiler", "yes", "'yes' (str)", "true or false"),
         ("compiler_forced", 1, "1 (int)", "true or false"),
         ("install_packages", None, "None (NoneType)", "true or false"),
+        ("hold_driver", "driver", "'driver' (str)", "true or false"),
+        ("reboot", True, "True", "never or allow"),
+        ("reboot", "always", "'always'", "never or allow"),
         ("llama_version", "latest", "'latest'", VERSION),
         ("llama_sha256", "832db0", "'832db0'", SHA),
         ("llama_sha256", "G" * 64, repr("G" * 64), SHA),
@@ -271,6 +276,11 @@ def test_contradictions() -> None:
     assert lines_of(toolkit_root="/c", toolkit_method="wheels") == [
         "host gpu-a: toolkit_root: found '/c', "
         'allowed: toolkit_method = "present" beside it, not "wheels"'
+    ]
+    root = 'allowed: scope = "system" beside it (root)'
+    assert lines_of(scope="user", reboot="allow", hold_driver=True) == [
+        f"host gpu-a: reboot: found 'allow', {root}",
+        f"host gpu-a: hold_driver: found True, {root}",
     ]
     assert lines_of(llama_version="0.3.35") == [
         f"host gpu-a: llama_sha256: found the sha256 of {LLAMA_VERSION}, "

@@ -75,7 +75,12 @@ class Driver:
     smi_error: str = ""
     """First lines of what a failing nvidia-smi printed."""
     packages: tuple[Package, ...] = ()
-    """All installed packages of the driver, at most 60."""
+    """Installed packages that tell the driver's version, at most 60."""
+    parts: tuple[str, ...] = ()
+    """Installed packages by name, at most 300: all whose names are the driver's or begin so. One
+    of several architectures is named with its own, as libcuda1:i386."""
+    held: tuple[str, ...] = ()
+    """Names among such packages that are held; with dnf all that is locked, patterns too."""
     next_kernel: str | None = None
     """The newest kernel on disk, which boots next unless the boot loader is told otherwise.
     None: no kernel on disk, as in containers."""
@@ -243,6 +248,10 @@ class HostSnapshot:
     """The verification job, if one has begun and not been cleared."""
     result: dict[str, Any] | None = None
     """latest.json."""
+    hold_record: tuple[str, ...] = ()
+    """Names of the packages that llamafleet holds, by its own record."""
+    dnf_locks: bool = False
+    """dnf can lock versions: it is dnf5, or has the plugin."""
     wheelhouse: str | None = None
     """sha256 of the manifest in the host's copy of the wheelhouse."""
 

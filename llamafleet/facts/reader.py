@@ -29,6 +29,9 @@ END = "#end"
 # Drivers from 610 or so print "CUDA UMD Version".
 CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d+\.\d+)")
 
+NOT_INSTALLED = ("not-installed", "config-files")
+"""States of dpkg in which a package has no files of its own, beside those of its settings."""
+
 TIMED_OUT = 124
 INFOROM_CORRUPTED = 14
 """Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
@@ -121,6 +124,8 @@ def parse(lines: list[str]) -> HostSnapshot:
         jobs=tuple(job for job in jobs if job.kind != "verify"),
         verifying=next((job for job in jobs if job.kind == "verify"), None),
         result=next((record.json(*name) for name in record.blocks if name[0] == "latest"), None),
+        hold_record=_lines(record.blocks.get(("hold_record",), [])),
+        dnf_locks=record.text("dnf_locks") == "1",
         wheelhouse=next(iter(_hashes(record.blocks.get(("wheelhouse",), [])).values()), None),
     )
 
@@ -241,6 +246,8 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
             if "libnvidia-ml" in path:
                 break
     packages = _packages(record.blocks.get(("packages",), []))
+    parts = [line.split() for line in record.blocks.get(("parts",), [])]
+    parts = [row for row in parts if len(row) == 3 and row[0] in ("install", "hold")]
     next_kernel, module_next = _next_kernel(record)
     log = record.blocks.get(("kernel_log",))
     driver = Driver(
@@ -253,6 +260,9 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
         smi_state=state,
         smi_error=error,
         packages=packages,
+        # One that is there for two architectures is one name to rpm.
+        parts=tuple(dict.fromkeys(n for _, state, n in parts if state not in NOT_INSTALLED)),
+        held=(*(name for want, _, name in parts if want == "hold"), *_locked(record)),
         next_kernel=next_kernel,
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
@@ -360,6 +370,26 @@ def _package(packages: tuple[Package, ...]) -> str | None:
 
 def _version_order(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
+
+
+def _locked(record: _Record) -> list[str]:
+    """Names in the lock file of dnf5 (TOML) or of dnf's plugin.
+
+    An entry that keeps one version out locks nothing: "!=" in the former, "!" in the latter. A
+    range does: it is somebody's own, and `dnf versionlock delete` would take it away too.
+    """
+    names = []
+    name = about = ""
+    for line in record.blocks.get(("versionlock",), []):
+        key, equals, value = (part.strip(" \"'") for part in line.partition("="))
+        if equals:
+            name = value if key == "name" else name
+            about = value if key == "key" else about
+            if key == "comparator" and value != "!=" and about != "arch":
+                names.append(name)
+        elif lock := re.fullmatch(r"([^!#\s]\S*)-(?:\d+:)?[^-\s]+-[^-\s]+", line.strip()):
+            names.append(lock[1])
+    return names
 
 
 def _toolkits(record: _Record) -> tuple[Toolkit, ...]:

@@ -295,6 +295,33 @@ read_driver() {
     fi | sed 60q | block packages
 }
 
+# All installed packages of the driver, and what is held: more than the verdict looks at. A row is
+# "wanted state name", as dpkg says it.
+read_parts() {
+    if have dpkg-query; then
+        dpkg-query -W -f='${db:Status-Want} ${db:Status-Status} ${binary:Package}\n' \
+            'nvidia-*' 'libnvidia-*' 'lib*-nvidia*' 'libcuda1' 'libcudadebugger1' 'libnvcuvid1' \
+            'libnvoptix1' 'libnvsdm*' 'libxnvctrl0' 'xserver-xorg-video-nvidia*' \
+            'linux-modules-nvidia-*' 'linux-objects-nvidia-*' 'linux-signatures-nvidia-*' \
+            'firmware-nvidia-*' 'cuda-drivers*'
+    elif have rpm; then
+        rpm -qa --qf 'install installed %{NAME}\n' 'nvidia-*' 'libnvidia-*' 'libnvsdm*' \
+            'kmod-nvidia*' 'akmod-nvidia*' 'dkms-nvidia*' 'xorg-x11-drv-nvidia*' \
+            'xorg-x11-nvidia*' 'cuda-drivers*'
+    fi | sed 300q | block parts
+
+    # The files themselves: dnf's own command would load the repositories.
+    if have dnf; then
+        locks=$R/etc/dnf/plugins/versionlock.list
+        [ -e "$R/etc/dnf/plugins/versionlock.conf" ] && put dnf_locks 1
+        case $(readlink -f "$(command -v dnf)") in
+            *dnf5) locks=$R/etc/dnf/versionlock.toml && put dnf_locks 1 ;;
+        esac
+        [ -r "$locks" ] && sed 1000q "$locks" | block versionlock
+    fi
+    [ -r "$LF_PREFIX/held-packages" ] && block hold_record <"$LF_PREFIX/held-packages"
+}
+
 # The driver's module for the kernels on disk: what the next boot will find.
 read_kernels() {
     seen=$nl
@@ -611,6 +638,7 @@ main() {
     read_machine
     read_gpus
     read_driver
+    read_parts
     read_kernels
     read_secure_boot
     read_kernel_log

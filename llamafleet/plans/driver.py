@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver_gpus import describe
 from llamafleet.plans.driver_verdict import driver_verdict
-from llamafleet.plans.model import Backend, Problem
+from llamafleet.plans.model import Backend, Problem, RebootPlan
+from llamafleet.plans.reboot import Barred, plan_reboot
 from llamafleet.settings import Settings
 
 
@@ -18,9 +19,12 @@ class Acceleration:
     backend: Backend
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    reboot: RebootPlan | None = None
 
 
-def plan_acceleration(settings: Settings, snapshot: HostSnapshot) -> Acceleration:
+def plan_acceleration(
+    settings: Settings, snapshot: HostSnapshot, barred: Barred | None = None
+) -> Acceleration:
     """CUDA wherever there is a sign of a GPU; the CPU only if asked, or in auto without any sign.
 
     A card with a broken driver is a problem in auto too: a build for the CPU would hide it.
@@ -42,7 +46,12 @@ def plan_acceleration(settings: Settings, snapshot: HostSnapshot) -> Acceleratio
     verdict = driver_verdict(snapshot)
     if verdict.problem:
         said = (f"driver verdict: {verdict.state}", *verdict.evidence)
-        return Acceleration("cuda", problems=(verdict.problem,), notes=said)
+        pending: Problem | RebootPlan = verdict.problem
+        if verdict.state == "reboot needed":
+            pending = plan_reboot(settings, snapshot, verdict.problem, barred)
+        if isinstance(pending, RebootPlan):
+            return Acceleration("cuda", notes=said, reboot=pending)
+        return Acceleration("cuda", problems=(pending,), notes=said)
     return Acceleration("cuda", notes=verdict.notes)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
-from llamafleet.facts.host import HostSnapshot, Package
+from llamafleet.facts.host import Driver, HostSnapshot, Package
 from llamafleet.tables import parse_version
 
 NO_PART = re.compile(r"pinning|local-repo|assistant")
@@ -49,6 +50,15 @@ def package_versions(snapshot: HostSnapshot) -> dict[str, list[str]]:
     return {v: names[v] for v in sorted(names, key=parse_version, reverse=True)}
 
 
+def is_held(driver: Driver, name: str) -> bool:
+    """The package is held; a name without an architecture is that of any."""
+    return any(
+        fnmatchcase(name, pattern)
+        for held in driver.held
+        for pattern in (held, held.partition(":")[0])
+    )
+
+
 def versions_sentence(snapshot: HostSnapshot) -> str:
     driver = snapshot.driver
     return (
@@ -76,10 +86,14 @@ def repair(snapshot: HostSnapshot) -> str:
             f"sudo dpkg --configure -a (not configured: {', '.join(unfinished)}), then sudo reboot"
         )
     if len(packages) > 1:
-        behind = " ".join(name for names in list(packages.values())[1:] for name in names)
+        late = [name for names in list(packages.values())[1:] for name in names]
+        behind = " ".join(late)
+        held = " ".join(name for name in late if is_held(driver, name))
+        unhold = f"sudo apt-mark unhold {held}" if held else "apt-mark showhold"
+        unlock = f"sudo dnf versionlock delete {held}" if held else "dnf versionlock list"
         upgrade = {
-            "apt": f"apt-mark showhold; sudo apt-get install --only-upgrade {behind}",
-            "dnf": f"sudo dnf upgrade {behind} (dnf versionlock list shows locks)",
+            "apt": f"{unhold}; sudo apt-get install --only-upgrade {behind}",
+            "dnf": f"{unlock}; sudo dnf upgrade {behind}",
             "zypper": f"sudo zypper update {behind}",
             "pacman": "sudo pacman -Syu",
         }.get(snapshot.package_manager or "", f"bring {behind} to {next(iter(packages))}")

@@ -26,6 +26,26 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class RebootPlan:
+    """A reboot that makes the updated driver work: what builds on that is planned after it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class HoldPlan:
+    """The hold on the driver's packages, against updates that nobody asked for."""
+
+    reason: str
+    hold: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    """Shell commands that hold or release, in order."""
+    record: tuple[str, ...] = ()
+    """What llamafleet, and nobody else, holds after that; empty: no record is kept."""
+
+
+@dataclass(frozen=True)
 class PackagesPlan:
     """Distribution packages that must be there before the rest can be planned."""
 
@@ -116,7 +136,8 @@ class Plan:
     """What to do on one host, with the reason of each part.
 
     A part is None where an earlier one must be carried out first (the compiler's version is
-    unknown until its package is installed) or where a problem stops the host.
+    unknown until its package is installed, the driver's until the host has rebooted) or where a
+    problem stops the host.
     """
 
     host: str
@@ -124,6 +145,9 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     """Findings that do not stop the host."""
+    hold: HoldPlan | None = None
+    """Carried out with problems too: a host that is stopped is to be protected all the same."""
+    reboot: RebootPlan | None = None
     packages: PackagesPlan = PackagesPlan()
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None

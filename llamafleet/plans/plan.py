@@ -7,11 +7,12 @@ from functools import partial
 from typing import TypeVar
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import DRIVER_CHECK_UNIT, HOLD_APT, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.plans.architectures import capabilities_of
 from llamafleet.plans.build import allowed_unused, plan_build
 from llamafleet.plans.compiler import choose_compiler, plan_compiler, plan_packages
 from llamafleet.plans.driver import plan_acceleration
+from llamafleet.plans.driver_hold import plan_hold
 from llamafleet.plans.host import (
     choose_python,
     disk_needs,
@@ -24,6 +25,7 @@ from llamafleet.plans.methods import system
 from llamafleet.plans.model import (
     Backend,
     BuildPlan,
+    HoldPlan,
     PackagesPlan,
     Plan,
     Problem,
@@ -31,6 +33,7 @@ from llamafleet.plans.model import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.reboot import Barred
 from llamafleet.plans.requirements import (
     host_requirements,
     llama_requirement,
@@ -63,7 +66,9 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
 
 def managed_paths(layout: Layout) -> tuple[str, ...]:
     """Files that llamafleet writes and compares by hash."""
+    hold = (layout.hold_record, HOLD_APT) if layout.scope == "system" else ()
     return (
+        *hold,
         layout.zipapp,
         layout.pip,
         layout.env,
@@ -106,15 +111,26 @@ class _Problems:
             return None
 
 
-def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Plan:
-    """What to do on one host. With problems the plan holds nothing that could be carried out."""
+def make_plan(
+    host: str,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    barred: Barred | None = None,
+) -> Plan:
+    """What to do on one host. With problems the plan has only the hold to carry out.
+
+    `barred`: why this run can't reboot the host; None: it can.
+    """
     unread = unread_problem(snapshot)
     if unread:
         return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (unread,))
     problems = _Problems()
-    for found in (rights_problem(settings, snapshot), machine_problem(snapshot)):
+    rights = rights_problem(settings, snapshot)
+    for found in (rights, machine_problem(snapshot)):
         problems.take(found)
-    acceleration = plan_acceleration(settings, snapshot)
+    hold = None if rights else problems.take(plan_hold(settings, snapshot))
+    acceleration = plan_acceleration(settings, snapshot, barred)
     problems.all += acceleration.problems
     backend = acceleration.backend
     python = problems.take(choose_python(settings, snapshot))
@@ -124,7 +140,7 @@ def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Lay
     build: BuildPlan | None = None
     capabilities: tuple[str, ...] | None = ()
     cuda = backend == "cuda"
-    if cuda and not acceleration.problems:
+    if cuda and not acceleration.problems and not acceleration.reboot:
         capabilities = problems.attempt(
             "compute_capabilities",
             partial(capabilities_of, snapshot, settings),
@@ -157,8 +173,11 @@ def make_plan(host: str, settings: Settings, snapshot: HostSnapshot, layout: Lay
     problems.all += disk_problems(snapshot, _disk(backend, toolkit, build, verify, snapshot))
 
     if problems.all or packages is None:
-        return Plan(host, backend, tuple(problems.all), acceleration.notes)
-    return Plan(host, backend, (), acceleration.notes, packages, toolkit, build, verify)
+        return Plan(host, backend, tuple(problems.all), acceleration.notes, hold)
+    return Plan(
+        *(host, backend, (), acceleration.notes, hold, acceleration.reboot),
+        *(packages, toolkit, build, verify),
+    )
 
 
 def _disk(
@@ -180,9 +199,15 @@ def explain(plan: Plan) -> list[str]:
     """What will be done and why, a line for each part."""
     lines = [f"backend: {plan.backend}"]
     lines += [f"note: {note}" for note in plan.notes]
+    if plan.hold:
+        lines.append(_hold_line(plan.hold))
     if plan.problems:
         return [*lines, *(f"PROBLEM {problem}" for problem in plan.problems)]
+    if plan.reboot:
+        lines.append(f"reboot: for the updated driver ({plan.reboot.reason})")
     lines.append(_packages_line(plan.packages))
+    if plan.reboot:
+        return [*lines, "toolkit, build, verify: planned once it has rebooted"]
     if plan.toolkit:
         verb = "install" if plan.toolkit.install else "use"
         lines.append(
@@ -214,6 +239,11 @@ def _source_lines(source: Source) -> list[str]:
     if source.url:
         lines.append(f"  runfile {source.url} (sha256 {source.sha256})")
     return lines
+
+
+def _hold_line(hold: HoldPlan) -> str:
+    release = f"release {' '.join(hold.release)}" if hold.release else "nothing to do"
+    return f"hold: {' '.join(hold.hold) or release} ({hold.reason})"
 
 
 def _packages_line(packages: PackagesPlan) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo"
 NEEDED = ("systemd-nspawn", "debootstrap", "ssh-keygen")
 ADMIN = "admin"
+REBOOTS = 133
+"""Exit status of a systemd-nspawn that is to be started again, as its own unit's
+RestartForceExitStatus= says: the host asked for a reboot."""
 
 
 def missing_tools() -> list[str]:
@@ -47,7 +51,28 @@ class BootedHost:
     tree: Path
     port: int
     key: Path
-    process: subprocess.Popen[bytes]
+    console: Path
+
+    def start(self) -> None:
+        """Boot it, and again whenever it asks for a reboot."""
+        self._boot()
+        threading.Thread(target=self._boot_again, daemon=True).start()
+
+    def _boot(self) -> None:
+        with self.console.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
+                    *("-D", self.tree, f"--machine={self.name}", "--console=pipe"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _boot_again(self) -> None:
+        while self.process.wait() == REBOOTS:
+            self._boot()
 
     def data(self, **settings: object) -> dict[str, object]:
         """Inventory data that reaches this host as its admin, by sudo."""
@@ -87,26 +112,15 @@ def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     port = _free_port()
     _prepare(tree, name, port, key.with_suffix(".key.pub").read_text())
-    log = (folder / f"{name}.console").open("wb")
-    process = subprocess.Popen(
-        [
-            *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
-            *("-D", tree, f"--machine={name}", "--console=pipe"),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    host = BootedHost(name, tree, port, key, process)
+    host = BootedHost(name, tree, port, key, folder / f"{name}.console")
+    host.start()
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         if host.run("systemctl is-system-running --wait >/dev/null; true").returncode == 0:
             return host
         time.sleep(0.5)
     host.stop()
-    raise TimeoutError(
-        f"{name}: no sshd within {limit} s:\n{(folder / f'{name}.console').read_text()}"
-    )
+    raise TimeoutError(f"{name}: no sshd within {limit} s:\n{host.console.read_text()}")
 
 
 def _prepare(tree: Path, name: str, port: int, public_key: str) -> None:

@@ -230,8 +230,6 @@ def test_apt_installs_the_toolkit_and_never_a_driver(
 def test_uninstall_takes_the_repository_and_names_the_packages(
     booted: BootedHost, folder: Path
 ) -> None:
-    run = pyinfra(
-        folder, "-y", "-vv", write_inventory(folder, {HOST: booted.data()}), "uninstall.py"
-    )
+    run = pyinfra(folder, "-y", write_inventory(folder, {HOST: booted.data()}), "uninstall.py")
     assert run.returncode == 0 and "cuda-nvcc-13-0" in run.output, run.output
     assert booted.run("find / -xdev -name '*llamafleet*' -not -path '/proc/*'").stdout == ""

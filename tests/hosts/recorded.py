@@ -44,6 +44,8 @@ BLOCKS = {
     "smi_query",
     "smi_banner",
     "packages",
+    "parts",
+    "hold_record",
     "kernel_log",
     "dkms",
 }

@@ -233,6 +233,8 @@ def test_where_things_lie() -> None:
 
 def test_managed_paths() -> None:
     assert managed_paths(LAYOUT) == (
+        "/opt/llamafleet/held-packages",
+        "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
         "/opt/llamafleet/llamafleet-host.pyz",
         "/opt/llamafleet/pip.pyz",
         "/etc/llamafleet/llamafleet.env",
@@ -241,6 +243,11 @@ def test_managed_paths() -> None:
         "/etc/systemd/system/llamafleet-verify.timer",
         "/etc/systemd/system/llamafleet-driver-check.service",
     )
+
+
+def test_a_user_s_own_deployment_manages_nothing_outside_the_home() -> None:
+    paths = managed_paths(Layout.user("/home/joe"))
+    assert all(path.startswith("/home/joe/") for path in paths)
 
 
 def test_requirements() -> None:

@@ -1,0 +1,56 @@
+"""The hold on the driver's packages."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from pyinfra import host
+from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+
+from llamafleet.layout import HOLD_APT
+from llamafleet.render import hold_files
+from operations.files import differing, put
+from operations.run import here
+
+
+@operation()
+def hold() -> Generator[PyinfraCommand, None, None]:
+    """
+    Hold the driver's packages or release what llamafleet has held, as the settings ask.
+
+    It comes before all that may fail or install: no stage is to change the driver, and with a
+    hold apt and dnf refuse to do so for one.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.hold import hold
+        hold(name="Hold the driver's packages")
+    """
+    run = here()
+    wanted = run.plan().hold
+    if wanted is None:
+        host.noop("no hold is asked for")
+        return
+    snapshot, layout = run.snapshot(), run.layout()
+    rendered = hold_files(wanted, layout, apt=snapshot.package_manager == "apt")
+    files = differing(run, rendered)
+    kept = {file.path for file in rendered}
+    dropped = [
+        path
+        for path in (layout.hold_record, HOLD_APT)
+        if path in snapshot.files and path not in kept
+    ]
+    if not wanted.commands and not files and not dropped:
+        host.noop(wanted.reason)
+        return
+    # The record first: what is held without it would pass for the administrator's own hold.
+    yield from put(files)
+    for command in wanted.commands:
+        yield StringCommand(command)
+    if dropped:
+        yield StringCommand("rm -f", *map(QuoteString, dropped))
+    released = "hold released" if wanted.release else "files of the hold"
+    run.changed(f"{len(wanted.hold)} packages held" if wanted.hold else released)
