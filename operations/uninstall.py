@@ -8,8 +8,8 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
-from operations.files import systemctl
+from llamafleet.layout import USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from operations.files import OPTIONAL_UNITS, systemctl
 from operations.packages import INSTALLED
 from operations.run import here
 
@@ -74,14 +74,10 @@ def uninstall() -> Generator[StringCommand, None, None]:
     system = layout.scope == "system"
     if snapshot.init == "systemd":
         ctl = systemctl(run)
-        yield StringCommand(
-            ctl,
-            f"disable --now --quiet {VERIFY_TIMER} 2>/dev/null;",
-            ctl,
-            f"disable --quiet {DRIVER_CHECK_UNIT} 2>/dev/null;",
-            ctl,
-            "stop 'llamafleet-*' || true",
-        )
+        # One by one: systemctl refuses all of them where one is not there.
+        for unit in OPTIONAL_UNITS:
+            yield StringCommand(ctl, f"disable --now --quiet {unit} 2>/dev/null || true")
+        yield StringCommand(ctl, "stop 'llamafleet-*' || true")
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
     if system and snapshot.account:
         yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
@@ -89,7 +85,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
     yield StringCommand(
         "if [ -e", packages, "]; then echo 'installed packages that stay:'; cat", packages, "; fi"
     )
-    names = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
+    names = (VERIFY_UNIT, *OPTIONAL_UNITS)
     yield StringCommand("rm -f", *(QuoteString(f"{layout.units}/{name}") for name in names))
     if snapshot.init == "systemd":
         yield StringCommand(ctl, "daemon-reload;", ctl, "reset-failed 'llamafleet-*' || true")

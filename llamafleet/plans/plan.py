@@ -7,7 +7,13 @@ from functools import partial
 from typing import TypeVar
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import (
+    DRIVER_CHECK_PATH,
+    DRIVER_CHECK_UNIT,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+)
 from llamafleet.plans.architectures import capabilities_of
 from llamafleet.plans.build import allowed_unused, plan_build
 from llamafleet.plans.compiler import choose_compiler, plan_packages
@@ -69,6 +75,7 @@ def managed_paths(layout: Layout) -> tuple[str, ...]:
         f"{layout.units}/{VERIFY_UNIT}",
         f"{layout.units}/{VERIFY_TIMER}",
         f"{layout.units}/{DRIVER_CHECK_UNIT}",
+        f"{layout.units}/{DRIVER_CHECK_PATH}",
     )
 
 
