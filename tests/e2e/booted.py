@@ -69,6 +69,13 @@ class BootedHost:
         argv += [f"{user}@127.0.0.1", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
 
+    def reboot(self) -> None:
+        """Shut down and boot again; what is not on disk is gone."""
+        self.run("systemctl reboot")
+        self.process.wait(60)
+        self.process = _start(self.name, self.tree)
+        _wait(self)
+
     def stop(self) -> None:
         self.process.terminate()
         try:
@@ -79,7 +86,7 @@ class BootedHost:
         shutil.rmtree(self.tree, ignore_errors=True)
 
 
-def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
+def boot(name: str, folder: Path) -> BootedHost:
     """Copy the base tree, let `admin` and root in by key, boot it and wait for sshd."""
     tree, key = folder / name, folder / f"{name}.key"
     tree.mkdir(mode=0o755)
@@ -87,26 +94,38 @@ def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     port = _free_port()
     _prepare(tree, name, port, key.with_suffix(".key.pub").read_text())
-    log = (folder / f"{name}.console").open("wb")
-    process = subprocess.Popen(
-        [
-            *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
-            *("-D", tree, f"--machine={name}", "--console=pipe"),
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    host = BootedHost(name, tree, port, key, process)
+    host = BootedHost(name, tree, port, key, _start(name, tree))
+    _wait(host)
+    return host
+
+
+def _console(tree: Path) -> Path:
+    return tree.with_name(f"{tree.name}.console")
+
+
+def _start(name: str, tree: Path) -> subprocess.Popen[bytes]:
+    with _console(tree).open("wb") as log:
+        return subprocess.Popen(
+            [
+                *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
+                *("-D", tree, f"--machine={name}", "--console=pipe"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def _wait(host: BootedHost, limit: float = 60) -> None:
+    """Until its sshd answers and its boot has ended; a host that does neither is stopped."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         if host.run("systemctl is-system-running --wait >/dev/null; true").returncode == 0:
-            return host
+            return
         time.sleep(0.5)
+    said = _console(host.tree).read_text()
     host.stop()
-    raise TimeoutError(
-        f"{name}: no sshd within {limit} s:\n{(folder / f'{name}.console').read_text()}"
-    )
+    raise TimeoutError(f"{host.name}: no sshd within {limit} s:\n{said}")
 
 
 def _prepare(tree: Path, name: str, port: int, public_key: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from llamafleet.onhost import fatbin
 from tests.e2e.booted import BootedHost, missing_tools
+from tests.e2e.fake_driver import plant_nvidia_smi
 from tests.e2e.runs import pyinfra, start, write_inventory
 
 pytestmark = [
@@ -26,27 +27,12 @@ pytestmark = [
 HOST = "gpu-b"
 GOLDEN = Path(__file__).parents[1] / "golden/system"
 UNITS = 3
-NVIDIA_SMI = """#!/bin/sh
-case "$1" in
---query-gpu=driver_version) echo {driver} ;;
---query-gpu=*) echo "0, NVIDIA GeForce RTX 4090, GPU-4b7e1c9a-0d52-9a1f-6c3e-5a1d2f3b4c5d, \
-00000000:01:00.0, 24564, {driver}, 8.9" ;;
-"") echo "| NVIDIA-SMI {driver}    Driver Version: {driver}    CUDA Version: {cuda}     |" ;;
-*) exit 2 ;;
-esac
-"""
-
-
-def plant_driver(host: BootedHost, driver: str, cuda: str) -> None:
-    path = host.tree / "usr/bin/nvidia-smi"
-    path.write_text(NVIDIA_SMI.format(driver=driver, cuda=cuda))
-    path.chmod(0o755)
 
 
 def test_a_driver_that_no_installable_toolkit_fits_is_refused_with_the_method(
     booted: BootedHost, folder: Path
 ) -> None:
-    plant_driver(booted, "535.183.01", "12.2")
+    plant_nvidia_smi(booted, "535.183.01", "12.2")
     # A compiler first: without one no toolkit can be judged.
     booted.run("apt-get update -qq && apt-get install -y -qq --no-install-recommends g++")
     run = pyinfra(folder, "-y", write_inventory(folder, {HOST: booted.data()}), "deploy.py")
@@ -58,7 +44,7 @@ def test_a_driver_that_no_installable_toolkit_fits_is_refused_with_the_method(
 def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
     booted: BootedHost, folder: Path
 ) -> None:
-    plant_driver(booted, "580.95.05", "13.0")
+    plant_nvidia_smi(booted, "580.95.05", "13.0")
     fleet = write_inventory(folder, {HOST: booted.data()})
     run = start(folder, fleet)
     try:
