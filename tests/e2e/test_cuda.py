@@ -7,8 +7,6 @@ uninstalling it while it runs.
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -25,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-b"
-GOLDEN = Path(__file__).parents[1] / "golden/system"
 UNITS = 3
 
 
@@ -72,28 +69,6 @@ def _wait_for_units(host: BootedHost, run: subprocess.Popen[str], limit: float =
         time.sleep(3)
     run.kill()
     raise AssertionError(f"no {UNITS} CUDA units were compiled:\n{run.communicate()[0]}")
-
-
-def test_at_boot_an_updated_driver_makes_the_old_verdict_stale(booted: BootedHost) -> None:
-    """The unit as it is rendered, on settings of a deploy under driver 570."""
-    config = json.loads((GOLDEN / "verify.json").read_text())
-    config["inputs"]["driver"] = "570.86.10"
-    etc, results = booted.tree / "etc/llamafleet", booted.tree / "var/lib/llamafleet/results"
-    (etc / "verify.json").write_text(json.dumps(config))
-    unit = "llamafleet-driver-check.service"
-    shutil.copy(GOLDEN / unit, booted.tree / "etc/systemd/system" / unit)
-    python = "/opt/llamafleet/current/bin/python"
-    booted.run(f"mkdir -p $(dirname {python}) && ln -s /usr/bin/python3 {python}")
-    booted.run(f"systemctl daemon-reload && systemctl enable {unit}")
-    booted.run("cd /var/lib/llamafleet/results && echo '{}' >latest.json && chown llamafleet *")
-    assert booted.run(f"systemctl start {unit}").returncode == 0
-    assert not (results / "latest.json").exists(), booted.run(f"journalctl -u {unit}").stdout
-    stale = json.loads((results / "stale.json").read_text())
-    assert (stale["was"], stale["now"]) == ("570.86.10", "580.95.05")
-    config["inputs"]["driver"] = "580.95.05"
-    (etc / "verify.json").write_text(json.dumps(config))
-    assert booted.run(f"systemctl start {unit}").returncode == 0
-    assert not (results / "stale.json").exists()
 
 
 def test_uninstall_stops_a_build_that_runs(booted: BootedHost, folder: Path) -> None:

@@ -183,6 +183,33 @@ def test_packages_that_are_none_of_the_drivers_start_nothing(host: GpuHost, tmp_
     assert host.verifications() == 2 and host.latest() and host.stale() is None
 
 
+SQLITE = """import sqlite3
+db = sqlite3.connect("/{path}/rpmdb.sqlite")
+db.execute("PRAGMA journal_mode = WAL")
+db.execute("CREATE TABLE IF NOT EXISTS packages (hnum INTEGER)")
+db.execute("INSERT INTO packages VALUES (1)")
+db.commit()"""
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        # As rpm writes its database (lib/backend/sqlite.c), and pacman one folder a package.
+        ("usr/lib/sysimage/rpm", f"python3 -c '{SQLITE}'"),
+        ("var/lib/rpm", f"python3 -c '{SQLITE}'"),
+        ("var/lib/pacman/local", "mkdir /{path}/nvidia-utils-580.95.05-1"),
+    ],
+)
+def test_the_databases_of_other_package_managers_are_watched(
+    host: GpuHost, path: str, change: str
+) -> None:
+    (host.booted.tree / path).mkdir(parents=True)
+    host.settled()
+    before = host.journal().count("is the one that was verified")
+    assert host.booted.run(change.format(path=path)).returncode == 0
+    host.wait(lambda: host.journal().count("is the one that was verified") > before)
+
+
 def test_packages_that_disagree_are_named(host: GpuHost) -> None:
     host.install(NEWEST, "libnvidia-ml1")
     host.wait(host.stale)
