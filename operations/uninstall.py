@@ -74,7 +74,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
     system = layout.scope == "system"
     if snapshot.init == "systemd":
         ctl = systemctl(run)
-        # One by one: systemctl refuses all of them where one is not there.
+        # One by one, so that one that is not there stops no other.
         for unit in OPTIONAL_UNITS:
             yield StringCommand(ctl, f"disable --now --quiet {unit} 2>/dev/null || true")
         yield StringCommand(ctl, "stop 'llamafleet-*' || true")

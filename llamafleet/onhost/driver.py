@@ -18,14 +18,14 @@ _LISTED = re.compile(r"^\s*libnvidia-ml\.so\.1 \(libc6,[^)]*\) => (.+)$", re.MUL
 _FILE = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
 
 
-def root() -> Path:
+def _root() -> Path:
     """LLAMAFLEET_ROOT, put before /sys and /proc: reads a recorded host."""
     return Path(os.environ.get("LLAMAFLEET_ROOT") or "/")
 
 
 def loaded_driver() -> tuple[str | None, str]:
     """(version of the driver that is loaded, where it was read); (None, why there is none)."""
-    modules = (root() / "sys/module/nvidia/version", root() / "proc/driver/nvidia/version")
+    modules = (_root() / "sys/module/nvidia/version", _root() / "proc/driver/nvidia/version")
     for file in modules:
         try:
             match = VERSION.search(file.read_text(encoding="utf-8", errors="replace"))

@@ -131,7 +131,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _stale(path: Path, was: str, now: str | None, reason: str, advice: str) -> int:
     """Say why there is no verdict, in stale.json and in the journal."""
-    # Written once for each reason: "at" tells a verification whether it began before it.
+    # Once for each reason: a verification that runs takes another text for another driver.
     if (read_json(path) or {}).get("reason") != reason:
         data = {"at": time.time(), "was": was, "now": now, "reason": reason, "next": advice}
         write_json(path, data)

@@ -63,7 +63,8 @@ def verify(config: Config, faults: Faults) -> int:
         run.close()
         result = run.result()
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(run.started))
-        write_json(config.results / f"{name}-{config.fingerprint}.json", result)
+        file = config.results / f"{name}-{config.fingerprint}.json"
+        write_json(file, result)
         # A driver that changed meanwhile has been reported: this verdict is not on that one.
         if read_json(stale) in (reported, None):
             write_json(latest, result)
@@ -71,7 +72,7 @@ def verify(config: Config, faults: Faults) -> int:
     ok = result["verdict"] != "FAIL"
     keys = ("key", "started", "finished", "inputs", "verdict")
     write_json(stamp, {"kind": "verify", "ok": ok} | {key: result[key] for key in keys})
-    print(f"{result['verdict']}: {config.host}, result in {latest}", flush=True)
+    print(f"{result['verdict']}: {config.host}, result in {file}", flush=True)
     return EXIT_OK if ok else EXIT_FAIL
 
 

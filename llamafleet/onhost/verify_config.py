@@ -104,7 +104,8 @@ def parse(path: Path, data: Mapping[str, Any]) -> Config:
         if not (major.isdigit() and minor.isdigit()):
             errors.append(f'compute_capabilities: found {json.dumps(text)}, expected one as "8.9"')
     toolkit = data.get("toolkit", _MISSING)
-    if toolkit is not None and not re.fullmatch(r"\d+\.\d+", str(toolkit)):
+    version = isinstance(toolkit, str) and re.fullmatch(r"\d+\.\d+", toolkit)
+    if toolkit is not None and not version:
         found = "nothing" if toolkit is _MISSING else json.dumps(toolkit)
         errors.append(f'toolkit: found {found}, expected a version as "13.0", or null')
     config = Config(

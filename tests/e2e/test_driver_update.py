@@ -194,7 +194,7 @@ db.commit()"""
 @pytest.mark.parametrize(
     ("path", "change"),
     [
-        # As rpm writes its database (lib/backend/sqlite.c), and pacman one folder a package.
+        # rpm has an SQLite database with a write-ahead log, pacman a folder for each package.
         ("usr/lib/sysimage/rpm", f"python3 -c '{SQLITE}'"),
         ("var/lib/rpm", f"python3 -c '{SQLITE}'"),
         ("var/lib/pacman/local", "mkdir /{path}/nvidia-utils-580.95.05-1"),

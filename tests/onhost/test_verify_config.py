@@ -57,7 +57,7 @@ def test_synthetic_names() -> None:
     [
         ({"version": 2}, "version: found 2"),
         ({"backend": "rocm"}, 'backend: found "rocm", expected cuda or cpu'),
-        ({"toolkit": 13}, "toolkit: found 13, expected a version"),
+        ({"toolkit": 13.0}, "toolkit: found 13.0, expected a version"),
         ({"toolkit": "13"}, 'toolkit: found "13"'),
         ({"prefix": "here"}, "prefix: found"),
         ({"model": "synthetic:9b-q4_0"}, "expected auto"),
