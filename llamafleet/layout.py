@@ -13,6 +13,7 @@ USER = "llamafleet"
 VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
+DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
 
 APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
 APT_PIN = "/etc/apt/preferences.d/llamafleet-cuda"

@@ -17,6 +17,7 @@ from llamafleet.layout import (
     APT_SOURCE,
     DNF_KEY,
     DNF_SOURCE,
+    DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
     USER,
@@ -24,6 +25,7 @@ from llamafleet.layout import (
     VERIFY_UNIT,
     Layout,
 )
+from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.build import allowed_unused
 from llamafleet.plans.driver_hold import expressions
 from llamafleet.plans.model import BuildPlan, HoldPlan, Plan, Source, ToolkitPlan, VerifyPlan
@@ -88,11 +90,9 @@ def settings_files(
                 ManagedFile(f"{layout.units}/{VERIFY_TIMER}", timer(settings).encode(), True)
             )
         if plan.backend == "cuda":
-            files.append(
-                ManagedFile(
-                    f"{layout.units}/{DRIVER_CHECK_UNIT}", driver_check(layout).encode(), True
-                )
-            )
+            for unit in (DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH):
+                content = driver_check(unit, layout).encode()
+                files.append(ManagedFile(f"{layout.units}/{unit}", content, True))
     return tuple(files)
 
 
@@ -139,9 +139,14 @@ def timer(settings: Settings) -> str:
     )
 
 
-def driver_check(layout: Layout) -> str:
-    return _jinja.get_template("llamafleet-driver-check.service.j2").render(
-        layout=layout, system=layout.scope == "system", user=USER
+def driver_check(unit: str, layout: Layout) -> str:
+    return _jinja.get_template(f"{unit}.j2").render(
+        layout=layout,
+        system=layout.scope == "system",
+        user=USER,
+        verify_unit=VERIFY_UNIT,
+        verify_status=EXIT_VERIFY,
+        stale_status=EXIT_STALE,
     )
 
 
@@ -256,10 +261,10 @@ def verify_config(
     config: dict[str, Any] = {
         "version": 1,
         "host": plan.host,
-        "key": verify.key,
         "inputs": verify.inputs,
         "fingerprint": build.fingerprint,
         "backend": plan.backend,
+        "toolkit": build.inputs["toolkit"],
         "prefix": layout.version(build.fingerprint),
         "stamp": f"{layout.job('build', build.fingerprint)}/stamp.json",
         "job": layout.job("verify", "run"),

@@ -9,7 +9,7 @@ from pyinfra import host
 from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER
+from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_TIMER
 from llamafleet.render import ManagedFile, settings_files, tool_files
 from operations.run import HostRun, here
 
@@ -17,6 +17,7 @@ from operations.run import HostRun, here
 OPTIONAL_UNITS = {
     VERIFY_TIMER: "enable --now --quiet",
     DRIVER_CHECK_UNIT: "enable --quiet",
+    DRIVER_CHECK_PATH: "enable --now --quiet",
 }
 
 
@@ -70,9 +71,6 @@ def settings() -> Generator[PyinfraCommand, None, None]:
         host.noop("environment, settings and units are as rendered")
         return
     yield from put(files)
-    if layout.verify_config in snapshot.files and layout.verify_config in written:
-        # What driver-check left there speaks of the settings before these.
-        yield StringCommand("rm -f", QuoteString(f"{layout.results}/stale.json"))
     for unit in dropped:
         yield StringCommand(ctl, "disable --now --quiet", unit)
         yield StringCommand("rm -f", QuoteString(paths[unit]))

@@ -10,7 +10,6 @@ from pyinfra.facts.files import FileContents
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import (
-    DRIVER_CHECK_UNIT,
     HOLD_APT,
     REPOSITORY_FILES,
     USER,
@@ -19,7 +18,7 @@ from llamafleet.layout import (
     Layout,
 )
 from llamafleet.plans.driver_hold import release
-from operations.files import systemctl
+from operations.files import OPTIONAL_UNITS, systemctl
 from operations.packages import INSTALLED
 from operations.run import here
 
@@ -84,14 +83,10 @@ def uninstall() -> Generator[StringCommand, None, None]:
     system = layout.scope == "system"
     if snapshot.init == "systemd":
         ctl = systemctl(run)
-        yield StringCommand(
-            ctl,
-            f"disable --now --quiet {VERIFY_TIMER} 2>/dev/null;",
-            ctl,
-            f"disable --quiet {DRIVER_CHECK_UNIT} 2>/dev/null;",
-            ctl,
-            "stop 'llamafleet-*' || true",
-        )
+        # One by one, so that one that is not there stops no other.
+        for unit in OPTIONAL_UNITS:
+            yield StringCommand(ctl, f"disable --now --quiet {unit} 2>/dev/null || true")
+        yield StringCommand(ctl, "stop 'llamafleet-*' || true")
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
     if system and snapshot.account:
         yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
@@ -101,7 +96,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
     staying = host.get_fact(FileContents, path=f"{layout.prefix}/{INSTALLED}")
     if staying:
         run.say(f"packages that were installed and stay: {' '.join(sorted(set(staying)))}")
-    names = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
+    names = (VERIFY_UNIT, *OPTIONAL_UNITS)
     yield StringCommand("rm -f", *(QuoteString(f"{layout.units}/{name}") for name in names))
     if system:
         yield StringCommand("rm -f", *map(QuoteString, REPOSITORY_FILES))

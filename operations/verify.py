@@ -13,6 +13,8 @@ from pyinfra.api.state import State
 
 from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
+from llamafleet.plans.fingerprint import explain_difference
+from llamafleet.plans.model import VerifyPlan
 from operations import jobs
 from operations.files import systemctl
 from operations.run import RESULTS, HostRun, here
@@ -88,8 +90,7 @@ def result() -> Generator[PyinfraCommand, None, None]:
     run = here()
     plan = run.plan()
     run.result = run.snapshot().result
-    key = plan.verify.key if plan.verify else None
-    if run.result is not None and run.result.get("key") == key:
+    if plan.verify and run.result is not None and run.result.get("key") == plan.verify.key:
         if run.host.state.is_executing:  # A dry run leaves nothing, here neither.
             store = Store(RESULTS)
             run.update = store.update(run.name, run.result)
@@ -97,12 +98,16 @@ def result() -> Generator[PyinfraCommand, None, None]:
         if run.result.get("verdict") in OK:
             host.noop(f"{run.result['verdict']}")
             return
-    yield FunctionCommand(_judge, (run, key), {})
+    yield FunctionCommand(_judge, (run, plan.verify), {})
 
 
-def _judge(state: State, host: Host, run: HostRun, key: str | None) -> bool:
+def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) -> bool:
+    key = wanted.key if wanted else None
     if run.result is None or run.result.get("key") != key:
-        found = "no result" if run.result is None else "the result of another plan"
+        found = "no result"
+        if run.result is not None and wanted is not None:
+            differs = explain_difference(wanted.inputs, run.result.get("inputs") or {})
+            found = f"a result of something else ({differs})"
         run.result = None
         run.fail(
             f"verification: found {found} on {run.name}; expected one with key {key}; "

@@ -14,14 +14,20 @@ import pytest
 from jinja2 import UndefinedError
 
 from llamafleet import render
-from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import (
+    DRIVER_CHECK_PATH,
+    DRIVER_CHECK_UNIT,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+)
 from llamafleet.plans.model import Backend, BuildPlan, HoldPlan, Plan, VerifyPlan
 from llamafleet.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILD = BuildPlan(
     fingerprint="0123456789abcdef",
-    inputs={},
+    inputs={"toolkit": "13.0"},
     cmake_args=("-DGGML_CUDA=on", "-DCMAKE_CUDA_ARCHITECTURES=86;89", "-DCMAKE_CXX_FLAGS=-O2 -g"),
     environment={
         "GGML_CUDA": "1",
@@ -38,7 +44,7 @@ VERIFY = VerifyPlan(
     key="fedcba9876543210", inputs={"model": "synthetic:7b-q4_0"}, needed=True, reason=""
 )
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
-UNITS = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT)
+UNITS = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
 
 def rendered(layout: Layout, settings: Settings) -> dict[str, str]:
@@ -127,8 +133,9 @@ def test_a_host_without_a_driver_or_systemd_has_no_driver_check() -> None:
         files = render.settings_files(plan, Settings(), Layout.system(), systemd=systemd)
         return {Path(f.path).name for f in files}
 
-    assert DRIVER_CHECK_UNIT in names("cuda", True)
-    assert DRIVER_CHECK_UNIT not in names("cpu", True) | names("cuda", False)
+    check = {DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH}
+    assert check <= names("cuda", True)
+    assert not check & (names("cpu", True) | names("cuda", False))
 
 
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:

@@ -1,125 +1,139 @@
-"""Is the loaded driver still the one that the last deploy planned for?
+"""Does the last verdict speak of the driver that this host has now?
 
-A driver update changes what a verdict and a benchmark say. This runs at each boot: with another
-driver, or none, the last verdict is removed and stale.json says why, until a deploy verifies again.
+A driver update changes what a verdict and a benchmark say. This runs at each boot and after each
+change of packages: a verdict on another driver is removed and stale.json says why. Where the driver
+works and runs the build's toolkit the unit starts a verification; else a person must act.
 
-`driver-check --config FILE`: exit 0 when the check itself worked, whatever it found, 2 for a bad
-configuration or results that can't be written; with --exit-stale, 3 where the verdict is stale.
+`driver-check --config FILE`: exit 0 where the verdict stands, 4 where the host should be verified
+now, 3 where something else must come first, 2 for a bad configuration or results that can't be
+written.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafleet.onhost import verify_config
-from llamafleet.onhost.job import write_json
+from llamafleet.onhost import driver, gpu, job, verify_config
+from llamafleet.onhost.job import read_json, write_json
 from llamafleet.onhost.verify_config import Config, ConfigError
 
-EXIT_OK, EXIT_CONFIG, EXIT_STALE = 0, 2, 3
+EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY = 0, 2, 3, 4
 STALE = "stale.json"
-SMI_LIMIT_S = 10.0
-NEXT = "on the controller, pyinfra -y inventory deploy.py"
-
-# 535.261.03 in "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Tue Jun  3 ...".
-_VERSION = re.compile(r"(?<![\w.])\d+\.\d+(?:\.\d+)?(?![\w.])")
+DEPLOY = "on the controller, pyinfra -y inventory deploy.py"
+REBOOT = (
+    "sudo reboot; if they differ still, on the controller, pyinfra --dry inventory deploy.py, "
+    "which names the packages that disagree"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one check; the exit status is in the module's docstring."""
     parser = argparse.ArgumentParser(prog="driver-check", description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--exit-stale", action="store_true", help="exit 3 where it is stale")
     options = parser.parse_args(argv)
     try:
         config = verify_config.load(options.config)
-        was = _planned(options.config, config)
+        planned = _planned(options.config, config)
     except ConfigError as error:
-        print(f"{options.config}: {'; '.join(error.errors)}; next: {NEXT}", file=sys.stderr)
+        print(f"{options.config}: {'; '.join(error.errors)}; next: {DEPLOY}", file=sys.stderr)
         return EXIT_CONFIG
-    if was is None:
+    if planned is None:
         print("no driver is planned for (CPU backend): nothing to check")
         return EXIT_OK
     try:
-        fresh = _check(config, was)
+        return _check(config, planned)
     except OSError as error:
         print(
             f"{config.results}: found no folder to write to ({error}); expected the one that "
-            f"deploy makes; next: {NEXT}",
+            f"deploy makes; next: {DEPLOY}",
             file=sys.stderr,
         )
         return EXIT_CONFIG
-    return EXIT_STALE if options.exit_stale and not fresh else EXIT_OK
-
-
-def loaded_driver(root: Path) -> tuple[str | None, str]:
-    """(version of the driver that is loaded, where it was read); (None, why there is none)."""
-    modules = (root / "sys/module/nvidia/version", root / "proc/driver/nvidia/version")
-    for file in modules:
-        try:
-            match = _VERSION.search(file.read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            continue
-        if match:
-            return match[0], str(file)
-    version, why = _ask_smi(float(os.environ.get("LLAMAFLEET_SMI_LIMIT") or SMI_LIMIT_S))
-    if version:
-        return version, "nvidia-smi"
-    return None, f"no {' and no '.join(map(str, modules))}, and {why}"
 
 
 def _planned(path: Path, config: Config) -> str | None:
     """The driver of the last deploy; None for the CPU backend."""
-    driver = config.inputs.get("driver", "")
-    if driver is None or (isinstance(driver, str) and _VERSION.fullmatch(driver)):
-        return driver
-    found = repr(driver) if driver else "nothing"
+    planned = config.inputs.get("driver", "")
+    if planned is None or (isinstance(planned, str) and driver.VERSION.fullmatch(planned)):
+        return planned
+    found = repr(planned) if planned else "nothing"
     raise ConfigError(path, [f"inputs.driver: found {found}, expected a version or null"])
 
 
-def _check(config: Config, was: str) -> bool:
-    """Whether the driver is the planned one; if not, the last verdict goes. Raises OSError."""
-    stale = config.results / STALE
-    now, source = loaded_driver(Path(os.environ.get("LLAMAFLEET_ROOT") or "/"))
-    if now == was:
+def _check(config: Config, planned: str) -> int:
+    """The exit status. Raises OSError."""
+    latest, stale = config.results / "latest.json", config.results / STALE
+    # Before the verdict is read: one that ends just now has written it by then.
+    verifying = job.alive(read_json(config.job / "progress.json"))
+    now, source = driver.loaded_driver()
+    library = driver.library_driver()
+    halves = now is not None and library not in (None, now)
+    if now and not halves and _verified(latest, config) == now:
         stale.unlink(missing_ok=True)
-        print(f"driver {was} is the one that was planned for ({source})")
-        return True
+        print(f"driver {now} is the one that was verified ({source})")
+        return EXIT_OK
     # First, so that nothing that follows can leave an old verdict in place.
-    (config.results / "latest.json").unlink(missing_ok=True)
-    reason = (
-        f"the driver changed from {was} to {now} ({source})"
-        if now
-        else f"driver {was} is gone: {source}"
-    )
-    write_json(stale, {"at": time.time(), "was": was, "now": now, "reason": reason})
-    print(f"{reason}; the last verdict was removed; next: {NEXT}")
-    return False
+    latest.unlink(missing_ok=True)
+    if now is None:
+        return _stale(stale, planned, now, f"driver {planned} is gone: {source}", DEPLOY)
+    if halves:
+        found = f"reboot needed: loaded kernel module {now}, library {library}"
+        return _stale(stale, planned, now, found, REBOOT)
+    changed = f"the driver changed from {planned} to {now} ({source})"
+    if now == planned:
+        changed = f"driver {now} is the planned one and has no verdict ({source})"
+    if verifying:
+        print(f"{changed}; it is being verified")
+        return EXIT_OK
+    hindrance = _hindrance(config)
+    if hindrance:
+        return _stale(stale, planned, now, f"{changed}; {hindrance}", DEPLOY)
+    if now == planned:
+        stale.unlink(missing_ok=True)
+        print(f"{changed}; next: a verification")
+    else:
+        _stale(stale, planned, now, changed, "a verification")
+    return EXIT_VERIFY
 
 
-def _ask_smi(limit_s: float) -> tuple[str | None, str]:
-    """(the driver's version, ""); (None, why nvidia-smi does not tell it)."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _verified(latest: Path, config: Config) -> str | None:
+    """The driver that the last verdict on this build speaks of."""
+    result = read_json(latest) or {}
+    if result.get("fingerprint") != config.fingerprint:
+        return None
+    found = (result.get("inputs") or {}).get("driver")
+    return found if isinstance(found, str) else None
+
+
+def _hindrance(config: Config) -> str:
+    """Why a verification would be in vain; "": nothing is known to stand in its way."""
     try:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        nvml = gpu.Nvml()
+    except gpu.NvmlUnavailable as error:
+        return f"it does not answer: {error}"
+    cuda = nvml.cuda()
+    nvml.close()
+    if cuda and config.toolkit and _numbers(config.toolkit) > _numbers(cuda):
+        return (
+            f"it runs CUDA up to {cuda}, and the build's toolkit is {config.toolkit}: "
+            "a new run is needed, for another toolkit and build"
         )
-    except OSError as error:
-        return None, f"nvidia-smi does not start ({error.strerror})"
-    try:
-        output, _ = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        # Not waited for: a process that hangs in the driver does not die before the driver lets go.
-        process.kill()
-        return None, f"nvidia-smi did not answer within {limit_s:g} s"
-    # One line per GPU, all with the same version.
-    first = output.strip().split("\n")[0].strip()
-    if process.returncode == 0 and _VERSION.fullmatch(first):
-        return first, ""
-    return None, f"nvidia-smi ended with {process.returncode} and {first!r}"
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _stale(path: Path, was: str, now: str | None, reason: str, advice: str) -> int:
+    """Say why there is no verdict, in stale.json and in the journal."""
+    # Once for each reason: a verification that runs takes another text for another driver.
+    if (read_json(path) or {}).get("reason") != reason:
+        data = {"at": time.time(), "was": was, "now": now, "reason": reason, "next": advice}
+        write_json(path, data)
+    print(f"{reason}; the last verdict does not count; next: {advice}")
+    return EXIT_STALE

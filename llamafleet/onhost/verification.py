@@ -12,10 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost import checks, evidence, fatbin, gpu, synth, verify_config, weights
+from llamafleet.onhost import (
+    checks,
+    driver,
+    evidence,
+    fatbin,
+    gpu,
+    synth,
+    verify_config,
+    weights,
+)
 from llamafleet.onhost.checks import Check, failed, skipped
 from llamafleet.onhost.child import Children, Outcome, TaskProblem, cure
 from llamafleet.onhost.evidence import MIB
+from llamafleet.onhost.fingerprint import fingerprint
 from llamafleet.onhost.job import Progress, read_json
 from llamafleet.onhost.verify_config import Config
 
@@ -77,9 +87,11 @@ class Verification:
         self.timings: dict[str, Any] = {}
         self.started = time.time()
         self.stamp = read_json(config.stamp) or {}
-        self.progress = Progress(config.job, "verify", config.key)
         self.nvml, self.nvml_problem = _open_nvml() if self.cuda else (None, None)
         self.gpus = self.nvml.gpus() if self.nvml else []
+        self.inputs = self._inputs()
+        self.key = fingerprint(self.inputs)
+        self.progress = Progress(config.job, "verify", self.key)
         cache = gpu.cache_environment(dict(os.environ), str(config.job / "cuda-cache"))
         self.children = Children(config.job, self.nvml, cache, on_step=self.progress.step)
         self.model: Model | None = None
@@ -87,6 +99,15 @@ class Verification:
         self.probe: Outcome | None = None
         self.libraries: dict[str, str] = {}
         self.broken = "not reached"
+
+    def _inputs(self) -> dict[str, Any]:
+        """Those of the plan, with driver and GPUs as they are now: what is judged is no other."""
+        if not self.cuda:
+            return self.config.inputs
+        if self.nvml is None:
+            return self.config.inputs | {"driver": driver.loaded_driver()[0]}
+        gpus = [f"{one.name} {one.uuid}" for one in self.gpus]
+        return self.config.inputs | {"driver": self.nvml.driver(), "gpus": gpus}
 
     def run(self) -> None:
         """Every check; none of them can keep the others, or the result, from being written."""
@@ -473,8 +494,8 @@ class Verification:
             "finished": time.time(),
             "verdict": checks.verdict(config.backend, ordered),
             "fingerprint": config.fingerprint,
-            "key": config.key,
-            "inputs": config.inputs,
+            "key": self.key,
+            "inputs": self.inputs,
             "build": {name: self.stamp.get(name) for name in BUILD_KEYS},
             "checks": [check.as_json() for check in ordered],
             "system": {

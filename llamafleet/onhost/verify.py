@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llamafleet.onhost import verify_config
+from llamafleet.onhost.driver_check import STALE
 from llamafleet.onhost.job import read_json, write_json
 from llamafleet.onhost.verification import Faults, Verification
 from llamafleet.onhost.verify_config import Config, ConfigError
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def verify(config: Config, faults: Faults) -> int:
     """Verify, write the result, print it. An old latest.json is gone before anything is done."""
     latest = config.results / "latest.json"
-    stamp = config.job / "stamp.json"
+    stamp, stale = config.job / "stamp.json", config.results / STALE
+    reported = read_json(stale)
     try:
         for file in (latest, stamp):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +63,16 @@ def verify(config: Config, faults: Faults) -> int:
         run.close()
         result = run.result()
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(run.started))
-        write_json(config.results / f"{name}-{config.fingerprint}.json", result)
-        write_json(latest, result)
+        file = config.results / f"{name}-{config.fingerprint}.json"
+        write_json(file, result)
+        # A driver that changed meanwhile has been reported: this verdict is not on that one.
+        if read_json(stale) in (reported, None):
+            write_json(latest, result)
+            stale.unlink(missing_ok=True)
     ok = result["verdict"] != "FAIL"
     keys = ("key", "started", "finished", "inputs", "verdict")
     write_json(stamp, {"kind": "verify", "ok": ok} | {key: result[key] for key in keys})
-    print(f"{result['verdict']}: {config.host}, result in {latest}", flush=True)
+    print(f"{result['verdict']}: {config.host}, result in {file}", flush=True)
     return EXIT_OK if ok else EXIT_FAIL
 
 

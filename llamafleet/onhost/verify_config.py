@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,13 @@ class Config:
     """What to verify, and where."""
 
     host: str
-    key: str
-    """The verification key, of `inputs`."""
     inputs: dict[str, Any]
+    """What the plan knew of everything that the verdict depends on."""
     fingerprint: str
     backend: str
     """cuda or cpu."""
+    toolkit: str | None
+    """Version of the CUDA Toolkit of the build, as "13.0"; None for the CPU."""
     prefix: Path
     """The build's venv."""
     stamp: Path
@@ -101,12 +103,17 @@ def parse(path: Path, data: Mapping[str, Any]) -> Config:
         major, _, minor = str(text).partition(".")
         if not (major.isdigit() and minor.isdigit()):
             errors.append(f'compute_capabilities: found {json.dumps(text)}, expected one as "8.9"')
+    toolkit = data.get("toolkit", _MISSING)
+    version = isinstance(toolkit, str) and re.fullmatch(r"\d+\.\d+", toolkit)
+    if toolkit is not None and not version:
+        found = "nothing" if toolkit is _MISSING else json.dumps(toolkit)
+        errors.append(f'toolkit: found {found}, expected a version as "13.0", or null')
     config = Config(
         host=get(data, "host", str, "a name"),
-        key=get(data, "key", str, "the verification key"),
         inputs=get(data, "inputs", dict, "an object"),
         fingerprint=get(data, "fingerprint", str, "the build's fingerprint"),
         backend=get(data, "backend", str, "cuda or cpu"),
+        toolkit=toolkit,
         prefix=folder("prefix"),
         stamp=folder("stamp"),
         job=folder("job"),

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
+from llamafleet.onhost.fingerprint import fingerprint
 
-def fingerprint(inputs: Mapping[str, Any]) -> str:
-    """16 hex digits of sha256 over the inputs as canonical JSON."""
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return sha256(text.encode()).hexdigest()[:16]
+__all__ = ["explain_difference", "fingerprint"]
 
 
 def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -7,7 +7,14 @@ from functools import partial
 from typing import TypeVar
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import DRIVER_CHECK_UNIT, HOLD_APT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import (
+    DRIVER_CHECK_PATH,
+    DRIVER_CHECK_UNIT,
+    HOLD_APT,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+)
 from llamafleet.plans.architectures import capabilities_of
 from llamafleet.plans.build import allowed_unused, plan_build
 from llamafleet.plans.compiler import choose_compiler, plan_compiler, plan_packages
@@ -76,6 +83,7 @@ def managed_paths(layout: Layout) -> tuple[str, ...]:
         f"{layout.units}/{VERIFY_UNIT}",
         f"{layout.units}/{VERIFY_TIMER}",
         f"{layout.units}/{DRIVER_CHECK_UNIT}",
+        f"{layout.units}/{DRIVER_CHECK_PATH}",
     )
 
 

@@ -94,6 +94,24 @@ class BootedHost:
         argv += [f"{user}@127.0.0.1", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
 
+    def reboot(self) -> None:
+        """Shut down and boot again; what is not on disk is gone."""
+        before = self.process
+        self.run("systemctl reboot")
+        before.wait(60)
+        self.wait()
+
+    def wait(self, limit: float = 60) -> None:
+        """Until its sshd answers and its boot has ended; a host that does neither is stopped."""
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if self.run("systemctl is-system-running --wait >/dev/null; true").returncode == 0:
+                return
+            time.sleep(0.5)
+        said = self.console.read_text()
+        self.stop()
+        raise TimeoutError(f"{self.name}: no sshd within {limit} s:\n{said}")
+
     def stop(self) -> None:
         self.process.terminate()
         try:
@@ -104,7 +122,7 @@ class BootedHost:
         shutil.rmtree(self.tree, ignore_errors=True)
 
 
-def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
+def boot(name: str, folder: Path) -> BootedHost:
     """Copy the base tree, let `admin` and root in by key, boot it and wait for sshd."""
     tree, key = folder / name, folder / f"{name}.key"
     tree.mkdir(mode=0o755)
@@ -114,13 +132,8 @@ def boot(name: str, folder: Path, limit: float = 60) -> BootedHost:
     _prepare(tree, name, port, key.with_suffix(".key.pub").read_text())
     host = BootedHost(name, tree, port, key, folder / f"{name}.console")
     host.start()
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if host.run("systemctl is-system-running --wait >/dev/null; true").returncode == 0:
-            return host
-        time.sleep(0.5)
-    host.stop()
-    raise TimeoutError(f"{name}: no sshd within {limit} s:\n{host.console.read_text()}")
+    host.wait()
+    return host
 
 
 def _prepare(tree: Path, name: str, port: int, public_key: str) -> None:

@@ -8,7 +8,6 @@ uninstalling it while it runs.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 from llamafleet.onhost import fatbin
 from tests.e2e.booted import BootedHost, missing_tools
 from tests.e2e.cuda_repository import REPOSITORY, Mirror, index, package, served
+from tests.e2e.fake_driver import plant_nvidia_smi
 from tests.e2e.runs import pyinfra, start, write_inventory
 
 pytestmark = [
@@ -26,30 +26,14 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-b"
-GOLDEN = Path(__file__).parents[1] / "golden/system"
 UNITS = 3
 PARTS = ("bin/nvcc", "lib64/libcublas.so", "include/cublas_v2.h", "nvvm/bin/cicc")
-NVIDIA_SMI = """#!/bin/sh
-case "$1" in
---query-gpu=driver_version) echo {driver} ;;
---query-gpu=*) echo "0, NVIDIA GeForce RTX 4090, GPU-4b7e1c9a-0d52-9a1f-6c3e-5a1d2f3b4c5d, \
-00000000:01:00.0, 24564, {driver}, 8.9" ;;
-"") echo "| NVIDIA-SMI {driver}    Driver Version: {driver}    CUDA Version: {cuda}     |" ;;
-*) exit 2 ;;
-esac
-"""
-
-
-def plant_driver(host: BootedHost, driver: str, cuda: str) -> None:
-    path = host.tree / "usr/bin/nvidia-smi"
-    path.write_text(NVIDIA_SMI.format(driver=driver, cuda=cuda))
-    path.chmod(0o755)
 
 
 def test_a_driver_that_no_allowed_method_has_a_toolkit_for_is_refused(
     booted: BootedHost, folder: Path
 ) -> None:
-    plant_driver(booted, "535.183.01", "12.2")
+    plant_nvidia_smi(booted, "535.183.01", "12.2")
     fleet = write_inventory(folder, {HOST: booted.data(toolkit_method="wheels")})
     run = pyinfra(folder, "-y", fleet, "deploy.py")
     assert run.returncode != 0
@@ -61,7 +45,7 @@ def test_a_driver_that_no_allowed_method_has_a_toolkit_for_is_refused(
 def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
     booted: BootedHost, folder: Path
 ) -> None:
-    plant_driver(booted, "580.95.05", "13.0")
+    plant_nvidia_smi(booted, "580.95.05", "13.0")
     fleet = write_inventory(folder, {HOST: booted.data()})
     run = start(folder, fleet)
     try:
@@ -91,28 +75,6 @@ def _wait_for_units(host: BootedHost, run: subprocess.Popen[str], limit: float =
         time.sleep(3)
     run.kill()
     raise AssertionError(f"no {UNITS} CUDA units were compiled:\n{run.communicate()[0]}")
-
-
-def test_at_boot_an_updated_driver_makes_the_old_verdict_stale(booted: BootedHost) -> None:
-    """The unit as it is rendered, on settings of a deploy under driver 570."""
-    config = json.loads((GOLDEN / "verify.json").read_text())
-    config["inputs"]["driver"] = "570.86.10"
-    etc, results = booted.tree / "etc/llamafleet", booted.tree / "var/lib/llamafleet/results"
-    (etc / "verify.json").write_text(json.dumps(config))
-    unit = "llamafleet-driver-check.service"
-    shutil.copy(GOLDEN / unit, booted.tree / "etc/systemd/system" / unit)
-    python = "/opt/llamafleet/current/bin/python"
-    booted.run(f"mkdir -p $(dirname {python}) && ln -s /usr/bin/python3 {python}")
-    booted.run(f"systemctl daemon-reload && systemctl enable {unit}")
-    booted.run("cd /var/lib/llamafleet/results && echo '{}' >latest.json && chown llamafleet *")
-    assert booted.run(f"systemctl start {unit}").returncode == 0
-    assert not (results / "latest.json").exists(), booted.run(f"journalctl -u {unit}").stdout
-    stale = json.loads((results / "stale.json").read_text())
-    assert (stale["was"], stale["now"]) == ("570.86.10", "580.95.05")
-    config["inputs"]["driver"] = "580.95.05"
-    (etc / "verify.json").write_text(json.dumps(config))
-    assert booted.run(f"systemctl start {unit}").returncode == 0
-    assert not (results / "stale.json").exists()
 
 
 def test_uninstall_stops_a_build_that_runs(booted: BootedHost, folder: Path) -> None:

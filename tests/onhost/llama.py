@@ -49,10 +49,10 @@ class Host:
         self.config: dict[str, Any] = {
             "version": 1,
             "host": "test",
-            "key": "k0",
             "inputs": {"driver": None},
             "fingerprint": "f00",
             "backend": "cpu",
+            "toolkit": None,
             "prefix": str(prefix()),
             "stamp": str(self.stamp),
             "job": str(self.job),

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost import driver_check
+from llamafleet.onhost import driver_check, gpu, job
+from llamafleet.onhost.gpu import Nvml
 from tests.onhost.runner import Runner
+from tests.onhost.test_gpu import Recorded
 from tests.onhost.test_verify_config import good
 
 WAS = "535.261.03"
@@ -24,6 +26,22 @@ PROC = (
 GCC = "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)"
 
 
+class Driver(Recorded):
+    """NVML of a driver that runs CUDA up to `cuda`; None: it does not start."""
+
+    def __init__(self, cuda: str | None) -> None:
+        super().__init__()
+        self.cuda = cuda
+
+    def nvmlInit(self) -> None:
+        if self.cuda is None:
+            raise self.NVMLError("Driver/library version mismatch")
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        major, minor = (self.cuda or "0.0").split(".")
+        return int(major) * 1000 + int(minor) * 10
+
+
 class Host:
     """A host below `root`: its driver, its settings, and the results of a verification."""
 
@@ -32,23 +50,41 @@ class Host:
         self.results = root / "results"
         self.results.mkdir()
         self.latest, self.stale = self.results / "latest.json", self.results / "stale.json"
-        self.latest.write_text('{"verdict": "PASS"}')
         self.config = root / "verify.json"
         self.plan({"driver": WAS})
+        self.verified(WAS)
         self.bin = root / "bin"
         self.bin.mkdir()
+        self.cuda: str | None = "13.0"
         monkeypatch.setenv("LLAMAFLEET_ROOT", str(root))
-        # The nvidia-smi of this machine, if any, is not asked.
+        # nvidia-smi and ldconfig of this machine are not asked.
         monkeypatch.setenv("PATH", f"{self.bin}:/no/such")
+        monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Driver(self.cuda)))
 
     def plan(self, inputs: dict[str, Any], **change: Any) -> None:
-        data = good() | {"inputs": inputs, "results": str(self.results)} | change
-        self.config.write_text(json.dumps(data))
+        places = {"results": str(self.results), "job": str(self.root / "job")}
+        self.config.write_text(json.dumps(good() | {"inputs": inputs} | places | change))
+
+    def verified(self, driver: str, verdict: str = "PASS", fingerprint: str = "f00") -> None:
+        """A verification on that driver has ended."""
+        result = {"verdict": verdict, "fingerprint": fingerprint, "inputs": {"driver": driver}}
+        self.latest.write_text(json.dumps(result))
 
     def module(self, version: str) -> None:
         file = self.root / "sys/module/nvidia/version"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{version}\n")
+
+    def library(self, version: str) -> None:
+        """As packages lay it out; the cache lists a 32-bit one of another version before it."""
+        lines = []
+        for folder, kind, number in (("i386", "libc6", "535.1"), ("x86", "libc6,x86-64", version)):
+            link = self.root / folder / "libnvidia-ml.so.1"
+            link.parent.mkdir(exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"libnvidia-ml.so.{number}")
+            lines.append(f"\tlibnvidia-ml.so.1 ({kind}) => {link}")
+        self.script("ldconfig", "cat <<'END'\n" + "\n".join(lines) + "\nEND")
 
     def proc(self, text: str) -> None:
         file = self.root / "proc/driver/nvidia/version"
@@ -56,12 +92,15 @@ class Host:
         file.write_text(f"{text}\n{GCC}\n")
 
     def smi(self, script: str) -> None:
-        file = self.bin / "nvidia-smi"
-        file.write_text(f"#!/bin/sh\n{script}\n")
+        self.script("nvidia-smi", script)
+
+    def script(self, name: str, text: str) -> None:
+        file = self.bin / name
+        file.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{text}\n")
         file.chmod(0o755)
 
-    def check(self, *options: str) -> int:
-        return driver_check.main(["--config", str(self.config), *options])
+    def check(self) -> int:
+        return driver_check.main(["--config", str(self.config)])
 
     def mark(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.stale.read_text())
@@ -75,18 +114,20 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def test_the_same_driver_leaves_the_verdict(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.module(WAS)
-    assert host.check("--exit-stale") == 0
+    host.library(WAS)
+    assert host.check() == 0
     assert host.latest.exists() and not host.stale.exists()
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and f"driver {WAS} is the one that was planned for" in out
+    assert out.count("\n") == 1 and f"driver {WAS} is the one that was verified" in out
 
 
 def test_a_changed_driver_takes_the_verdict_away(
     host: Host, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host.module(NOW)
+    host.library(NOW)
     before = time.time()
-    assert host.check() == 0, "a oneshot unit is not failed for a changed driver"
+    assert host.check() == 4, "a driver that works is to be verified"
     assert not host.latest.exists()
     mark = host.mark()
     assert (mark["version"], mark["was"], mark["now"]) == (1, WAS, NOW)
@@ -94,37 +135,122 @@ def test_a_changed_driver_takes_the_verdict_away(
     assert f"changed from {WAS} to {NOW}" in mark["reason"]
     assert [p.name for p in host.results.iterdir()] == ["stale.json"], "written by rename"
     out = capsys.readouterr().out
-    assert mark["reason"] in out and "pyinfra -y inventory deploy.py" in out
+    assert mark["reason"] in out and "next: a verification" in out
 
 
-def test_exit_3_is_for_those_who_ask(host: Host) -> None:
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL"])
+def test_a_verdict_on_the_new_driver_stands(host: Host, verdict: str) -> None:
+    """Also a FAIL: no package that is installed later starts the verification again."""
     host.module(NOW)
-    assert host.check("--exit-stale") == 3
+    host.check()
+    host.verified(NOW, verdict)
+    assert host.check() == 0
+    assert host.latest.exists() and not host.stale.exists()
+
+
+def test_a_verdict_on_another_build_does_not(host: Host) -> None:
+    host.module(WAS)
+    host.verified(WAS, fingerprint="f01")
+    assert host.check() == 4
+    assert not host.latest.exists()
 
 
 def test_a_driver_that_is_gone(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
-    assert host.check() == 0
+    assert host.check() == 3
     assert not host.latest.exists()
     assert host.mark()["now"] is None
     out = capsys.readouterr().out
     assert f"driver {WAS} is gone: no {host.root}/sys/module/nvidia/version" in out
-    assert "nvidia-smi does not start" in out
+    assert "nvidia-smi does not start" in out and "pyinfra -y inventory deploy.py" in out
 
 
-def test_the_driver_is_back(host: Host) -> None:
+def test_the_driver_is_back(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.module(NOW)
     host.check()
     assert host.stale.exists()
     host.module(WAS)
-    assert host.check("--exit-stale") == 0
+    assert host.check() == 4, "the removed verdict does not come back: it is renewed"
+    assert not host.stale.exists() and not host.latest.exists()
+    assert f"driver {WAS} is the planned one and has no verdict" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [WAS, NOW])
+def test_half_an_update_needs_a_reboot(
+    host: Host, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    library = NOW if module == WAS else WAS
+    host.verified(module)
+    host.module(module)
+    host.library(library)
+    assert host.check() == 3
+    assert not host.latest.exists()
+    reason = host.mark()["reason"]
+    assert reason == f"reboot needed: loaded kernel module {module}, library {library}"
+    assert "next: sudo reboot" in capsys.readouterr().out and "reboot" in host.mark()["next"]
+    host.library(module)
+    assert host.check() == 4
+    assert host.stale.exists() is (module != WAS), "it says what changed until it is verified"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "toolkit", "fits"),
+    [
+        ("12.2", "13.0", False),
+        ("12.2", "12.10", False),
+        ("12.8", "12.8", True),
+        ("13.0", "12.8", True),
+    ],
+)
+def test_a_toolkit_that_the_driver_does_not_run_needs_a_deploy(
+    host: Host, capsys: pytest.CaptureFixture[str], cuda: str, toolkit: str, fits: bool
+) -> None:
+    host.plan({"driver": WAS}, toolkit=toolkit)
+    host.module(NOW)
+    host.cuda = cuda
+    assert host.check() == (4 if fits else 3)
+    assert not host.latest.exists()
+    reason, out = host.mark()["reason"], capsys.readouterr().out
+    needed = f"CUDA up to {cuda}, and the build's toolkit is {toolkit}: a new run is needed"
+    assert (needed in reason) is not fits and reason in out
+    assert ("pyinfra -y inventory deploy.py" in out) is not fits
+
+
+def test_a_driver_that_does_not_answer_is_not_verified(host: Host) -> None:
+    host.module(NOW)
+    host.cuda = None
+    assert host.check() == 3
+    assert "does not answer: NVML does not start: Driver/library" in host.mark()["reason"]
+
+
+def test_the_same_finding_is_written_once(host: Host) -> None:
+    host.module(NOW)
+    host.check()
+    first = host.mark()
+    assert host.check() == 4 and host.mark() == first
+    host.module("590.1.02")
+    host.check()
+    assert host.mark()["now"] == "590.1.02"
+
+
+def test_a_verification_that_runs_is_not_disturbed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.module(WAS)
+    host.latest.unlink()
+    monkeypatch.setattr(job, "PROCESS_NAME", "python")
+    folder = host.root / "job"
+    folder.mkdir()
+    job.Progress(folder, "verify", "k0").phase("probe")
+    assert host.check() == 0
     assert not host.stale.exists()
-    assert not host.latest.exists(), "the removed verdict does not come back"
+    host.library(NOW)
+    assert host.check() == 3, "half an update is told all the same"
 
 
 @pytest.mark.parametrize("text", PROC)
 def test_proc_is_read_where_sys_is_not(host: Host, text: str) -> None:
     host.proc(text)
-    assert host.check() == 0
+    assert host.check() == 4
     assert host.mark()["now"] == NOW
 
 
@@ -145,7 +271,7 @@ def test_proc_is_read_where_sys_is_not(host: Host, text: str) -> None:
 )
 def test_nvidia_smi_is_asked_last(host: Host, script: str, now: str | None, said: str) -> None:
     host.smi(script)
-    assert host.check() == 0
+    assert host.check() == (4 if now else 3)
     assert host.mark()["now"] == now
     assert said in host.mark()["reason"]
 
@@ -164,7 +290,7 @@ def test_a_hanging_nvidia_smi_does_not_hang_the_check(
     monkeypatch.setenv("LLAMAFLEET_SMI_LIMIT", "0.2")
     host.smi("exec /bin/sleep 30")
     begun = time.monotonic()
-    assert host.check() == 0
+    assert host.check() == 3
     assert time.monotonic() - begun < 10
     assert "nvidia-smi did not answer within 0.2 s" in host.mark()["reason"]
 
@@ -172,7 +298,7 @@ def test_a_hanging_nvidia_smi_does_not_hang_the_check(
 def test_a_cpu_backend_has_nothing_to_check(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
     host.plan({"driver": None}, backend="cpu")
     host.module(NOW)
-    assert host.check("--exit-stale") == 0
+    assert host.check() == 0
     assert host.latest.exists() and not host.stale.exists()
     assert "nothing to check" in capsys.readouterr().out
 
@@ -248,6 +374,6 @@ def test_results_that_cannot_be_written(
 
 def test_the_zipapp_has_the_command(host: Host) -> None:
     host.module(NOW)
-    answer = Runner(host.root).run("driver-check", "--config", host.config, "--exit-stale")
+    answer = Runner(host.root).run("driver-check", "--config", host.config)
     assert answer.returncode == 3, answer.stderr
     assert host.mark()["now"] == NOW and not host.latest.exists()

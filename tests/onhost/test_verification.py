@@ -20,6 +20,7 @@ import pytest
 
 from llamafleet.onhost import checks, gpu, synth, verification, verify, verify_config, weights
 from llamafleet.onhost.child import Outcome
+from llamafleet.onhost.fingerprint import fingerprint
 from llamafleet.onhost.gpu import Nvml, Recording, Sample
 from llamafleet.onhost.verification import Faults
 from tests.onhost.llama import models
@@ -159,6 +160,64 @@ def test_a_good_host_passes(host: Host) -> None:
     assert result["system"]["gpus"][0]["compute_capability"] == "8.9"
     assert result["system"]["driver"] == "580.159.04"
     assert result["timings"] == {"load_s": 1.0, "init_s": 0.5}
+
+
+PLANNED = {"driver": "570.86.10", "gpus": ["NVIDIA GeForce RTX 4090 GPU-9"], "context": 4096}
+NOW = {"driver": "580.159.04", "gpus": ["NVIDIA GeForce RTX 4090 GPU-0"], "context": 4096}
+
+
+def test_a_result_names_the_driver_and_gpus_that_were_there(host: Host, tmp_path: Path) -> None:
+    """With the very key that the next plan of this host has: it then finds nothing to do."""
+    result = host[1](inputs=PLANNED)
+    assert result["inputs"] == NOW and result["key"] == fingerprint(NOW)
+    for name in ("progress", "stamp"):
+        job = json.loads((tmp_path / "job" / f"{name}.json").read_text())
+        assert job["key"] == fingerprint(NOW), name
+
+
+def test_without_nvml_it_names_the_module(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse() -> Nvml:
+        raise gpu.NvmlUnavailable("Driver/library version mismatch")
+
+    monkeypatch.setattr(gpu, "Nvml", refuse)
+    monkeypatch.setenv("LLAMAFLEET_ROOT", str(tmp_path))
+    module = tmp_path / "sys/module/nvidia/version"
+    module.parent.mkdir(parents=True)
+    module.write_text("580.95.05\n")
+    result = host[1](inputs=PLANNED)
+    assert result["verdict"] == "FAIL" and "gpus_visible" in status(result, "fail")
+    assert result["inputs"] == PLANNED | {"driver": "580.95.05"}
+    assert result["key"] == fingerprint(result["inputs"])
+
+
+def test_a_verdict_takes_the_place_of_what_the_driver_check_said(
+    host: Host, tmp_path: Path
+) -> None:
+    stale = tmp_path / "results/stale.json"
+    stale.parent.mkdir()
+    stale.write_text('{"reason": "the driver changed"}')
+    assert host[1]()["verdict"] == "PASS"
+    assert not stale.exists()
+
+
+def test_a_driver_that_changes_meanwhile_gets_no_verdict_of_before(
+    host: Host, tmp_path: Path
+) -> None:
+    answers, run = host
+    results = tmp_path / "results"
+
+    def update(task: str, name: str = "", **request: Any) -> Outcome:
+        if task == "bench":
+            (results / "stale.json").write_text('{"reason": "reboot needed"}')
+        return Answers.run(answers, task, name, **request)
+
+    answers.run = update  # type: ignore[method-assign]
+    with pytest.raises(FileNotFoundError):
+        run()
+    assert (results / "stale.json").exists()
+    assert len(list(results.glob("*-f00.json"))) == 1, "it is kept as what it is"
 
 
 def test_ptx_alone_passes_with_a_warning(host: Host, tmp_path: Path) -> None:

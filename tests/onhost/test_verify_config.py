@@ -18,10 +18,10 @@ def good() -> dict[str, Any]:
     return {
         "version": 1,
         "host": "gpu1",
-        "key": "k0",
         "inputs": {},
         "fingerprint": "f00",
         "backend": "cuda",
+        "toolkit": "13.0",
         "prefix": "/opt/llamafleet/versions/f00",
         "stamp": "/var/lib/llamafleet/build/f00/stamp.json",
         "job": "/var/lib/llamafleet/verify/run",
@@ -57,6 +57,8 @@ def test_synthetic_names() -> None:
     [
         ({"version": 2}, "version: found 2"),
         ({"backend": "rocm"}, 'backend: found "rocm", expected cuda or cpu'),
+        ({"toolkit": 13.0}, "toolkit: found 13.0, expected a version"),
+        ({"toolkit": "13"}, 'toolkit: found "13"'),
         ({"prefix": "here"}, "prefix: found"),
         ({"model": "synthetic:9b-q4_0"}, "expected auto"),
         ({"model": "m.gguf"}, "expected auto"),

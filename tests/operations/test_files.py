@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamafleet import render
-from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_TIMER, Layout
+from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_TIMER, Layout
 from llamafleet.plans.model import Plan
 from llamafleet.settings import Settings
 from operations import files
@@ -47,11 +47,12 @@ def commands(
     return [c for c in said if c.startswith(("systemctl", "rm"))]
 
 
-def test_a_first_deploy_enables_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_deploy_enables_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert commands(monkeypatch, GPU, {}) == [
         "systemctl daemon-reload",
         f"systemctl enable --now --quiet {VERIFY_TIMER}",
         f"systemctl enable --quiet {DRIVER_CHECK_UNIT}",
+        f"systemctl enable --now --quiet {DRIVER_CHECK_PATH}",
     ]
 
 
@@ -61,9 +62,10 @@ def test_the_second_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_gpu_the_driver_check_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert commands(monkeypatch, CPU, there(GPU, Settings())) == [
-        "rm -f /var/lib/llamafleet/results/stale.json",
         f"systemctl disable --now --quiet {DRIVER_CHECK_UNIT}",
         f"rm -f /etc/systemd/system/{DRIVER_CHECK_UNIT}",
+        f"systemctl disable --now --quiet {DRIVER_CHECK_PATH}",
+        f"rm -f /etc/systemd/system/{DRIVER_CHECK_PATH}",
         "systemctl daemon-reload",
     ]
 

@@ -242,6 +242,7 @@ def test_managed_paths() -> None:
         "/etc/systemd/system/llamafleet-verify.service",
         "/etc/systemd/system/llamafleet-verify.timer",
         "/etc/systemd/system/llamafleet-driver-check.service",
+        "/etc/systemd/system/llamafleet-driver-check.path",
     )
 
 
