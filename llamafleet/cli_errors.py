@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import click
 
+RECORD = "llamafleet snapshot --script | ssh HOST sudo sh > FILE"
+"""How a host is recorded over a connection of one's own."""
+
 
 class BadInput(click.ClickException):
     """One line on stderr and exit code 2."""

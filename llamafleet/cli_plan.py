@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from llamafleet.cli_errors import BadInput
+from llamafleet.cli_errors import RECORD, BadInput
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.facts.summary import summarize
@@ -21,16 +21,13 @@ from llamafleet.facts.summary import summarize
 if TYPE_CHECKING:
     from llamafleet.settings import Settings
 
-RECORD = "llamafleet snapshot --script | ssh HOST sudo sh > FILE"
 TIMEOUT_S = 120
 
 
-def _settings(
+def _pairs(
     _context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]
-) -> Settings:
-    """The settings of KEY=VALUE pairs, checked as those of an inventory are."""
-    from llamafleet.settings import SettingsError, validate_fleet
-
+) -> dict[str, object]:
+    """Settings of KEY=VALUE pairs."""
     data: dict[str, object] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -40,6 +37,13 @@ def _settings(
             data[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise BadInput(f"--set {pair}: the value is no text, number or [list]") from error
+    return data
+
+
+def _validated(data: dict[str, object]) -> Settings:
+    """The same, checked as those of an inventory are."""
+    from llamafleet.settings import SettingsError, validate_fleet
+
     try:
         return validate_fleet({"--set": data})["--set"]
     except SettingsError as error:
@@ -50,8 +54,16 @@ set_option = click.option(
     *("--set", "settings"),
     multiple=True,
     metavar="KEY=VALUE",
-    callback=_settings,
+    callback=_pairs,
     help="A setting, as in an inventory; may be repeated.",
+)
+
+inventory_option = click.option(
+    *("--inventory", "inventory"),
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("inventory"),
+    show_default=True,
+    help="Where a HOST is looked up, with its settings.",
 )
 
 
@@ -72,20 +84,34 @@ def _parse(name: str, text: str) -> HostSnapshot:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("target", metavar="FILE|HOST", type=click.Path(path_type=Path, allow_dash=True))
 @set_option
+@inventory_option
 @click.option("--json", "as_json", is_flag=True, help="Print snapshot and plan as JSON.")
 @click.pass_context
-def plan(context: click.Context, file: Path, settings: Settings, as_json: bool) -> None:
-    """Print the plan, with reasons, of the host that FILE was recorded on; - is standard input.
+def plan(
+    context: click.Context,
+    target: Path,
+    settings: dict[str, object],
+    inventory: Path,
+    as_json: bool,
+) -> None:
+    """Print verdict and plan, with reasons, of a recorded host or of one in the inventory.
 
-    FILE holds what `llamafleet snapshot` printed. Nothing but FILE is read: it is what to attach
-    to a bug report. Exit code 0: nothing stands in the way; 1: a problem does; 2: bad input.
+    FILE holds what `llamafleet snapshot` printed, - is standard input. Nothing else is read then:
+    it is what to attach to a bug report. A HOST is read over its own connection, and not changed.
+    Exit code 0: nothing stands in the way; 1: a problem does; 2: bad input.
     """
     from llamafleet.plans.plan import explain, layout_for, make_plan
 
-    host = _parse(str(file), _read(file))
-    made = make_plan(host.hostname, settings, host, layout_for(settings, host))
+    if str(target) == "-" or target.exists():
+        chosen, text = _validated(settings), _read(target)
+    else:
+        from llamafleet.cli_host import read_host
+
+        chosen, text = read_host(str(target), inventory, settings)
+    host = _parse(str(target), text)
+    made = make_plan(host.hostname, chosen, host, layout_for(chosen, host))
     if as_json:
         click.echo(json.dumps({"snapshot": asdict(host), "plan": asdict(made)}, indent=1))
     else:
@@ -100,24 +126,36 @@ def plan(context: click.Context, file: Path, settings: Settings, as_json: bool) 
     *("-o", "--output"), type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file."
 )
 @set_option
-def snapshot(host: str | None, script: bool, output: Path | None, settings: Settings) -> None:
-    """Read HOST and print what was found, for `llamafleet plan`. HOST is @local.
+@inventory_option
+def snapshot(
+    host: str | None,
+    script: bool,
+    output: Path | None,
+    settings: dict[str, object],
+    inventory: Path,
+) -> None:
+    """Read HOST and print what was found, for `llamafleet plan`.
+
+    HOST is @local, for this machine as this user, or a host of the inventory. Any other one is
+    read over your own connection:
 
     \b
-    Another host is read over your own connection:
       llamafleet snapshot --script | ssh HOST sudo sh > FILE
     """
     from llamafleet.facts.snapshot import render
     from llamafleet.plans.plan import to_read
 
     if script == bool(host):
-        raise BadInput("expected either @local or --script; next: llamafleet snapshot @local")
+        raise BadInput("expected either a HOST or --script; next: llamafleet snapshot @local")
     if host and host != "@local":
-        raise BadInput(f"found host {host}; expected @local; next: {RECORD}")
-    text = render(*to_read(settings))
+        from llamafleet.cli_host import read_host
+
+        text = read_host(host, inventory, settings)[1]
+    else:
+        text = render(*to_read(_validated(settings)))
+        text = text if script else _run(text)
     if not script:
-        text = _run(text)
-        _parse("@local", text)
+        _parse(str(host), text)
     if output is None:
         click.echo(text, nl=False)
         return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,12 +86,47 @@ def test_plan_as_json() -> None:
     assert record["plan"]["toolkit"]["version"] == "13.0"
 
 
-def test_no_such_file(tmp_path: Path) -> None:
-    line = only_line(run("plan", tmp_path / "none"))
-    assert line == (
-        f"Error: {tmp_path / 'none'} can't be read: No such file or directory; "
-        "next: llamafleet snapshot --script | ssh HOST sudo sh > FILE"
-    )
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: pyinfra's command line patches the standard library."""
+    argv = [str(Path(sys.executable).parent / "llamafleet"), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_host_of_the_inventory_with_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "inventory").write_text('lab = (["@local"], {"accelerator": "cpu", "jobs": 1})\n')
+    done = command(tmp_path, "plan", "@local", "--set", "model=synthetic:tiny-f16", "--json")
+    assert done.returncode in (0, 1), done.stderr
+    made = json.loads(done.stdout)["plan"]
+    assert made["backend"] == "cpu" and made["host"] != "@local"
+    if made["build"]:
+        assert made["build"]["jobs"] == 1
+        assert made["verify"]["inputs"]["model"] == "synthetic:tiny-f16"
+
+
+@pytest.mark.parametrize(
+    ("inventory", "arguments", "said"),
+    [
+        (None, ("plan", "gpu-a"), "gpu-a: found no such file, and no inventory inventory; next: "),
+        ('a = ["@local"]', ("plan", "gpu-a"), "nor host in inventory; expected one of @local; "),
+        ('a = ["@local"]', ("snapshot", "gpu-a"), "nor host in inventory; expected one of"),
+        ("a = [", ("plan", "gpu-a"), "inventory can't be read: "),
+        ('a = [("@local", {"job": 1})]', ("plan", "@local"), "host @local: job: found an unknown"),
+        (
+            'a = [("gpu-a", {"ssh_hostname": "127.0.0.1", "ssh_port": 9})]',
+            ("plan", "gpu-a"),
+            "gpu-a is not reached: ",
+        ),
+    ],
+)
+def test_a_host_that_cannot_be_read(
+    tmp_path: Path, inventory: str | None, arguments: tuple[str, ...], said: str
+) -> None:
+    if inventory is not None:
+        (tmp_path / "inventory").write_text(inventory + "\n")
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.splitlines()[-1].startswith("Error: ") and said in done.stderr, done.stderr
 
 
 def test_truncated_snapshot(tmp_path: Path) -> None:
@@ -130,6 +167,6 @@ def test_snapshot_of_this_machine_is_planned(tmp_path: Path) -> None:
     assert run("plan", file, "--set", "accelerator=cpu").output.startswith("host: ")
 
 
-@pytest.mark.parametrize("arguments", [("gpu-a",), (), ("@local", "--script")])
-def test_snapshot_of_anything_else_is_refused(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [(), ("@local", "--script")])
+def test_snapshot_of_nothing_or_of_both_is_refused(arguments: tuple[str, ...]) -> None:
     assert "@local" in only_line(run("snapshot", *arguments))

@@ -15,7 +15,7 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.layout import Layout
 
-__all__ = ["Snapshot", "forget", "parse", "render", "snapshot_of"]
+__all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render", "snapshot_of"]
 
 TIMEOUT_S = 120
 """A script that takes longer hangs, on a dead network file system say; it needs under a second,
@@ -78,6 +78,29 @@ class Snapshot(FactBase[HostSnapshot]):
             raise FactProcessError(str(error)) from error
 
 
+class SnapshotText(FactBase[str]):
+    """The same, as the host printed it."""
+
+    command = Snapshot.command
+
+    def process(self, output: list[str]) -> str:
+        return "\n".join(output) + "\n"
+
+
+def arguments(
+    layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()
+) -> dict[str, object]:
+    """Of these two facts, for one host."""
+    return {
+        "scope": layout.scope,
+        "prefix": layout.prefix,
+        "state_dir": layout.state,
+        "files": files,
+        "extra": extra,
+        "_timeout": TIMEOUT_S,
+    }
+
+
 def snapshot_of(
     host: Host, layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()
 ) -> HostSnapshot:
@@ -86,9 +109,9 @@ def snapshot_of(
     A host that can't be read gets a snapshot whose `error` says so, and the run goes on: the plan
     turns it into that host's problem. It is not remembered, so the next call tries again.
     """
-    arguments = (layout, files, extra)
+    asked = (layout, files, extra)
     known = _memo.get(host)
-    if known and known[0] == arguments:
+    if known and known[0] == asked:
         return known[1]
     try:
         render(layout, files, extra)
@@ -96,22 +119,13 @@ def snapshot_of(
         return HostSnapshot(error=str(error))
     snapshot = cast(
         "HostSnapshot | None",
-        host.get_fact(
-            Snapshot,
-            scope=layout.scope,
-            prefix=layout.prefix,
-            state_dir=layout.state,
-            files=files,
-            extra=extra,
-            _ignore_errors=True,
-            _timeout=TIMEOUT_S,
-        ),
+        host.get_fact(Snapshot, **arguments(*asked), _ignore_errors=True),
     )
     if snapshot is None:
         return HostSnapshot(
             error="the host could not be read: the log above says why, with -vvv all it printed"
         )
-    _memo[host] = (arguments, snapshot)
+    _memo[host] = (asked, snapshot)
     return snapshot
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PYINFRA = str(Path(sys.executable).parent / "pyinfra")
+LLAMAFLEET = str(Path(sys.executable).parent / "llamafleet")
 
 
 @dataclass
@@ -77,6 +78,19 @@ def pyinfra(folder: Path, *arguments: str, limit: float = 900, **extra: str) -> 
     if "--json" in arguments and done.stdout.strip():
         parsed = json.loads(done.stdout.strip().splitlines()[-1])
     return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - begun, parsed)
+
+
+def llamafleet(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`llamafleet ARGUMENTS` in a checkout."""
+    return subprocess.run(
+        [LLAMAFLEET, *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 def start(folder: Path, fleet: str) -> subprocess.Popen[str]:

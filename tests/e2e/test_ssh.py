@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.booted import BootedHost, missing_tools
-from tests.e2e.runs import latest, pyinfra, start, write_inventory
+from tests.e2e.runs import latest, llamafleet, pyinfra, start, write_inventory
 
 pytestmark = [
     pytest.mark.e2e,
@@ -46,6 +46,23 @@ def test_cuda_without_a_gpu_fails_before_anything_is_built(
     assert run.returncode != 0
     assert "FAIL" in run.output and "GPU" in run.output, run.output
     assert booted.run("test -e /opt/llamafleet").returncode != 0
+
+
+def test_the_command_line_plans_a_host_over_its_connection(
+    booted: BootedHost, folder: Path
+) -> None:
+    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+    done = llamafleet(folder, "plan", HOST, "--inventory", fleet)
+    assert done.returncode == 0, done.stderr
+    assert f"host: {HOST}" in done.stdout and "packages: install g++" in done.stdout
+    gpu = llamafleet(folder, "plan", HOST, "--inventory", fleet, "--set", "accelerator=cuda")
+    assert gpu.returncode == 1 and "PROBLEM gpu: found no NVIDIA GPU" in gpu.stdout
+    file = folder / "host.snapshot"
+    llamafleet(folder, "snapshot", HOST, "--inventory", fleet, "-o", str(file))
+    same = llamafleet(folder, "plan", str(file), "--set", "accelerator=auto")
+    assert same.stdout.splitlines()[0] == done.stdout.splitlines()[0]
+    # The admin alone could not have asked: it was read by sudo, as a deploy reads it.
+    assert "uid=0" in file.read_text()
 
 
 def test_a_disk_too_small_is_named_before_anything_is_built(
