@@ -89,6 +89,12 @@ class Verification:
         self.stamp = read_json(config.stamp) or {}
         self.nvml, self.nvml_problem = _open_nvml() if self.cuda else (None, None)
         self.gpus = self.nvml.gpus() if self.nvml else []
+        # Asked now: NVML is closed before the result is written.
+        self.system = {
+            "driver": self.nvml.driver() if self.nvml else None,
+            "cuda": self.nvml.cuda() if self.nvml else None,
+            "gpus": [vars(one) for one in self.gpus],
+        }
         self.inputs = self._inputs()
         self.key = fingerprint(self.inputs)
         self.progress = Progress(config.job, "verify", self.key)
@@ -107,7 +113,7 @@ class Verification:
         if self.nvml is None:
             return self.config.inputs | {"driver": driver.loaded_driver()[0]}
         gpus = [f"{one.name} {one.uuid}" for one in self.gpus]
-        return self.config.inputs | {"driver": self.nvml.driver(), "gpus": gpus}
+        return self.config.inputs | {"driver": self.system["driver"], "gpus": gpus}
 
     def run(self) -> None:
         """Every check; none of them can keep the others, or the result, from being written."""
@@ -498,10 +504,8 @@ class Verification:
             "inputs": self.inputs,
             "build": {name: self.stamp.get(name) for name in BUILD_KEYS},
             "checks": [check.as_json() for check in ordered],
-            "system": {
-                "driver": self.nvml.driver() if self.nvml else None,
-                "cuda": self.nvml.cuda() if self.nvml else None,
-                "gpus": [vars(one) for one in self.gpus],
+            "system": self.system
+            | {
                 "system_info": probe.get("system_info"),
                 "libraries": self.libraries,
             },

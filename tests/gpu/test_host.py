@@ -61,6 +61,7 @@ def test_the_detected_capability_passes_with_machine_code() -> None:
     record("detected", **summary(found, run.seconds), output=run.output[-3000:])
     assert found["verdict"] == "PASS"
     assert check(found, "machine_code")["status"] == "pass"
+    assert found["system"]["driver"] == found["inputs"]["driver"]
 
 
 def test_the_next_run_changes_nothing() -> None:

@@ -35,8 +35,12 @@ class Recorded(ModuleType):
         self.reasons = 0x4
         self.utilisation = 97
 
-    def nvmlInit(self) -> None: ...
-    def nvmlShutdown(self) -> None: ...
+    def nvmlInit(self) -> None:
+        self.open = True
+
+    def nvmlShutdown(self) -> None:
+        self.open = False
+
     def nvmlDeviceGetCount(self) -> int:
         return self.count
 
@@ -44,10 +48,16 @@ class Recorded(ModuleType):
         return index
 
     def nvmlSystemGetDriverVersion(self) -> str:
+        self._must_be_open()
         return "580.159.04"
 
     def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        self._must_be_open()
         return 13000
+
+    def _must_be_open(self) -> None:
+        if not self.open:
+            raise NVMLError(1)  # NVML_ERROR_UNINITIALIZED
 
     def nvmlDeviceGetName(self, device: int) -> str:
         return "NVIDIA GeForce RTX 4090"
