@@ -17,12 +17,15 @@ from llamafleet import render
 from llamafleet.layout import (
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
+    REPOSITORY_FILES,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
 )
+from llamafleet.plans.methods import offers
 from llamafleet.plans.model import Backend, BuildPlan, HoldPlan, Plan, VerifyPlan
 from llamafleet.settings import Settings
+from tests.plans.hosts import GPU_HOST
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILD = BuildPlan(
@@ -79,6 +82,32 @@ def test_files_of_the_hold() -> None:
         compare(GOLDEN / "system" / Path(file.path).name, file.content.decode())
     assert len(render.hold_files(hold, Layout.system(), apt=False)) == 1
     assert render.hold_files(HoldPlan(""), Layout.system(), apt=True) == ()
+
+
+REPOSITORIES = [
+    ("ubuntu", "22.04", "x86_64", "12.8"),
+    ("ubuntu", "24.04", "aarch64", "13.3"),
+    ("debian", "12", "x86_64", "12.4"),
+    ("debian", "13", "x86_64", "13.1"),
+    ("rhel", "8", "x86_64", "12.4"),
+    ("rhel", "9", "aarch64", "13.4"),
+    ("fedora", "42", "x86_64", "13.0"),
+]
+
+
+@pytest.mark.parametrize(("os_id", "version", "arch", "cuda"), REPOSITORIES)
+def test_files_of_a_repository(os_id: str, version: str, arch: str, cuda: str) -> None:
+    manager = "apt" if os_id in ("ubuntu", "debian") else "dnf"
+    host = replace(GPU_HOST, os_id=os_id, os_version=version, arch=arch, package_manager=manager)
+    wanted = Settings.model_validate({"toolkit_method": manager})
+    offered = {o.version: o.source for o in offers(host, wanted, Layout.system())}
+    source = offered[cuda]
+    assert source is not None
+    made = render.repository(source, arch, None)
+    for path, text in made["files"].items():
+        compare(GOLDEN / "repositories" / f"{os_id}{version}-{arch}" / Path(path).name, text)
+    assert made["source"] in made["files"] and made["keyring"] in made["files"][made["source"]]
+    assert {made["keyring"], *made["files"]} < set(REPOSITORY_FILES)
 
 
 def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ read_system() {
     done
     for file in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/* "$R"/etc/yum.repos.d/*.repo; do
         case ${file##*/} in llamafleet-*) continue ;; *.list | *.sources | *.repo) ;; *) continue ;; esac
-        grep -q '^[^#]*/compute/cuda/repos/' "$file" && put cuda_repository "$file"
+        # NVIDIA's server or a mirror of it, and what NVIDIA's local-repository packages set up.
+        grep -q -e '^[^#]*/compute/cuda/repos/' -e '^[^#]*/var/cuda-repo-' "$file" &&
+            put cuda_repository "$file"
     done
 }
 

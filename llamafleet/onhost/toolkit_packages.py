@@ -161,7 +161,8 @@ def refuse_unpinned(policy: str, url: str) -> None:
     found = f"priority {max(priorities)}" if priorities else "no packages"
     raise JobFailed(
         f"{url}: found {found} in `apt-cache policy`; expected a negative one, by the pin on the "
-        "label 'NVIDIA CUDA'; next: a mirror must keep the label of NVIDIA's own Release file"
+        "label 'NVIDIA CUDA' in /etc/apt/preferences.d/; next: serve a mirror with the label of "
+        "NVIDIA's own Release file"
     )
 
 

@@ -33,8 +33,9 @@ class Case:
 def newest_cuda(driver: Driver) -> tuple[str, str] | None:
     """Newest CUDA version that the driver runs, and who says so; None: none known.
 
-    nvidia-smi's word comes first: the driver's version alone does not tell it. Without it the
-    floors count, each for its own minor version only: PTX of a newer one would not load.
+    nvidia-smi's word comes first: the driver's version alone does not tell it. Without it what
+    NVIDIA ships with each toolkit counts; what minor version compatibility would add does not:
+    PTX of a newer minor version does not load.
     """
     if driver.cuda:
         return driver.cuda, "nvidia-smi"

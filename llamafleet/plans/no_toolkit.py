@@ -8,7 +8,6 @@ from llamafleet.plans.compiler import MIN_MAJOR, install_version
 from llamafleet.plans.methods import unoffered
 from llamafleet.plans.model import Problem
 from llamafleet.tables import (
-    UNVERIFIED,
     driver_floors,
     parse_version,
     toolkits,
@@ -27,12 +26,7 @@ def no_cuda(driver: Driver) -> Problem:
 
 
 def _update_driver(cuda: str) -> str:
-    shown = [
-        floor
-        for floor in driver_floors()
-        if not floor.source.startswith(UNVERIFIED)
-        and parse_version(floor.cuda) >= parse_version(cuda)
-    ]
+    shown = [floor for floor in driver_floors() if parse_version(floor.cuda) >= parse_version(cuda)]
     known = f", as {shown[-1].driver} or newer does ({shown[-1].cuda})" if shown else ""
     return f"install a driver whose nvidia-smi shows CUDA {cuda} or newer{known}"
 

@@ -157,5 +157,5 @@ def test_a_repository_that_the_pin_holds_back() -> None:
     ],
 )
 def test_a_repository_that_the_pin_misses(policy: str, found: str) -> None:
-    with pytest.raises(JobFailed, match=f"{found}.*keep the label"):
+    with pytest.raises(JobFailed, match=f"{found}.*with the label"):
         refuse_unpinned(policy, URL)

@@ -329,7 +329,7 @@ CASES = {
     "the oldest that will do": works(
         host(
             **dict.fromkeys(
-                ("module", "library", "smi", "module_on_disk", "module_next"), "450.80.02"
+                ("module", "library", "smi", "module_on_disk", "module_next"), "520.61.05"
             ),
             packages=(),
             cuda=None,
