@@ -14,7 +14,7 @@ from pathlib import Path
 CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo"
-NEEDED = ("systemd-nspawn", "debootstrap", "ssh-keygen")
+NEEDED = ("systemd-nspawn", "debootstrap", "ssh-keygen", "gpg")
 ADMIN = "admin"
 REBOOTS = 133
 """Exit status of a systemd-nspawn that is to be started again, as its own unit's
