@@ -15,6 +15,8 @@ from tests.e2e.runs import REPOSITORY, Run, pyinfra
 
 LAYOUT = Layout.system() if os.geteuid() == 0 else Layout.user(str(Path.home()))
 REPORT = Path(os.environ.get("LLAMAFLEET_GPU_REPORT", REPOSITORY / "results/gpu.json"))
+STORED = REPOSITORY / "results/local"
+"""Results of this machine on the controller, which is the same one."""
 WHEELHOUSE = os.environ.get("LLAMAFLEET_GPU_WHEELHOUSE")
 """Folder of a wheelhouse: the host is then provisioned without a network."""
 
@@ -45,8 +47,7 @@ def _text(value: object) -> str:
 
 def result() -> dict[str, Any]:
     """What the last run fetched."""
-    path = REPOSITORY / "results/local/latest.json"
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
+    return json.loads((STORED / "latest.json").read_text())  # type: ignore[no-any-return]
 
 
 def check(found: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 
+from llamafleet.onhost.driver_check import EXIT_VERIFY
 from tests.gpu import llama_bench, measure
 from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
 
@@ -69,6 +71,30 @@ def test_the_next_run_changes_nothing() -> None:
     assert run.returncode == 0, run.output
     record("second_run", run_s=round(run.seconds, 2))
     assert "PASS" in run.output and "nothing" in run.output, run.output
+
+
+OLDER = "570.86.10"
+
+
+def test_after_a_driver_update_the_host_is_verified_and_nothing_is_built() -> None:
+    """The update is in the records alone: all results so far are made to speak of an older one."""
+    loaded = result()["inputs"]["driver"]
+    stored = [Path(LAYOUT.results, "latest.json"), *measure.STORED.glob("*.json")]
+    for file in stored:
+        data = json.loads(file.read_text())
+        data["inputs"]["driver"], data["key"] = OLDER, "0" * 16
+        file.write_text(json.dumps(data))
+    check_unit = [f"{LAYOUT.current}/bin/python", LAYOUT.zipapp, "driver-check"]
+    done = subprocess.run([*check_unit, "--config", LAYOUT.verify_config], check=False)
+    assert done.returncode == EXIT_VERIFY and not Path(LAYOUT.results, "latest.json").exists()
+    run = deploy(accelerator="cuda")
+    assert run.returncode == 0, run.output
+    record("driver_update", run_s=round(run.seconds, 1), output=run.output[-3000:])
+    assert "build: none" in run.output and "Build llama-cpp-python" in run.output
+    assert f"driver {OLDER} -> {loaded}: PASS -> PASS" in run.output, run.output
+    assert result()["inputs"]["driver"] == loaded
+    again = deploy(accelerator="cuda")
+    assert again.returncode == 0 and OLDER not in again.output, again.output
 
 
 @pytest.mark.parametrize(
