@@ -1,7 +1,8 @@
 """The toolkit job: its parts on small folders; and, marked e2e, the real thing.
 
-The e2e tests download half a GB for each toolkit. LLAMAFLEET_TEST_CACHE names a folder that keeps
-what is unpacked (0.9 GB each) between runs.
+The e2e tests download half a GB for each toolkit: the newest and the oldest, or all where
+LLAMAFLEET_TEST_TOOLKITS is set. LLAMAFLEET_TEST_CACHE names a folder that keeps what is unpacked
+(0.9 GB each) between runs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from tests.onhost.test_build import requirements
 
 CXX = shutil.which("g++") or "g++"
 MACHINE = platform.machine()
+VERSIONS = [w.cuda for w in tables.wheel_toolkits() if w.machine == MACHINE]
+ENDS = [*VERSIONS[:1], *VERSIONS[-1:]]
 HEADER = """
 #define cuMemAlloc                          cuMemAlloc_v2
 #define CUDA_VERSION 13000
@@ -213,7 +216,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(
-    scope="module", params=[w.cuda for w in tables.wheel_toolkits() if w.machine == MACHINE]
+    scope="module", params=VERSIONS if "LLAMAFLEET_TEST_TOOLKITS" in os.environ else ENDS
 )
 def cuda(cache: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """Root of a CUDA Toolkit that the job installed."""
