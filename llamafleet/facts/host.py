@@ -35,6 +35,7 @@ class Gpu:
     compute_capability: str | None
     """As 8.9; None where the driver is too old to tell."""
     vram_mib: int
+    """0: not told, as of a GPU that shares the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Driver:
     """Who signed the module on disk; "": nobody; None: no module."""
     dkms: tuple[str, ...] = ()
     """Lines of `dkms status` about the driver."""
+    mig: bool = False
+    """A GPU is divided into instances, by nvidia-smi."""
     nouveau: bool = False
     """The module nouveau is loaded."""
     secure_boot: bool | None = None

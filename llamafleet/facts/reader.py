@@ -32,6 +32,9 @@ CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d+\.\d+)")
 NOT_INSTALLED = ("not-installed", "config-files")
 """States of dpkg in which a package has no files of its own, beside those of its settings."""
 
+# The column of a GPU that tells of MIG; no other one of the banner has this word.
+MIG_ON = re.compile(r"\| +Enabled\*? +\|$", re.MULTILINE)
+
 TIMED_OUT = 124
 INFOROM_CORRUPTED = 14
 """Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
@@ -267,6 +270,7 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
         dkms=_lines(record.blocks.get(("dkms",), [])),
+        mig=bool(MIG_ON.search(banner)),
         nouveau=record.text("nouveau") == "1",
         secure_boot={"0": False, "1": True}.get(record.text("secure_boot")),
         kernel_log=None if log is None else _lines(log),

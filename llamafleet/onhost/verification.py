@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import shutil
 import time
 from array import array
 from collections.abc import Callable
@@ -38,12 +37,6 @@ SMALL_MODEL = ("tiny", "q4_0")
 CONTEXT_STEP = 256
 """llama.cpp rounds a context up to a multiple of this (src/llama-context.cpp)."""
 CONTEXT_TRIES = 6
-
-AUTO_SHAPES = (("7b", 8192), ("1b", 4096))
-"""Model `auto` on a GPU: the first shape, as q4_0, whose GPU has this much memory in MiB (weights,
-a KV cache of 4096 tokens, 1 GiB for CUDA and buffers); below all of them, and on a CPU, 160m."""
-AUTO_SMALL = ("160m", "q4_0")
-DISK_RESERVE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -248,33 +241,17 @@ class Verification:
         except synth.ModelError as error:
             self.model_error = error
         except (OSError, ValueError, ImportError) as error:
-            advice = "set model to a whole GGUF file, to auto or to synthetic:<shape>-<type>"
+            advice = "set model to a whole GGUF file or to synthetic:<shape>-<type>"
             self.model_error = synth.ModelError(str(error), advice)
 
     def _find_model(self) -> Model:
         if self.config.model.startswith("/"):
             path = Path(self.config.model)
             return Model(path.name, path, None, weights.read(path))
-        return self._synthetic(*self._shape())
-
-    def _shape(self) -> tuple[str, str]:
-        """Shape and type of the synthetic model; `auto` takes what memory and disk allow."""
         named = verify_config.synthetic(self.config.model)
-        if named:
-            return named
-        least = min((one.vram_mib for one in self.gpus), default=0)
-        if self._cuda_devices():
-            for shape, vram_mib in AUTO_SHAPES:
-                if least >= vram_mib and self._fits_disk(shape, "q4_0"):
-                    return shape, "q4_0"
-        return AUTO_SMALL
-
-    def _fits_disk(self, shape: str, type_: str) -> bool:
-        self.config.models.mkdir(parents=True, exist_ok=True)
-        if (self.config.models / synth.file_name(shape, type_)).exists():
-            return True
-        free = shutil.disk_usage(self.config.models).free
-        return free >= synth.estimate_bytes(shape, type_) + DISK_RESERVE_BYTES
+        if named is None:
+            raise ValueError(f"found model {self.config.model!r}")
+        return self._synthetic(*named)
 
     def _synthetic(self, shape: str, type_: str) -> Model:
         def on_tensor(done: int, of: int) -> None:

@@ -42,7 +42,7 @@ class Config:
     results: Path
     models: Path
     model: str
-    """auto, synthetic:<shape>-<type>, or an absolute path."""
+    """synthetic:<shape>-<type>, or an absolute path."""
     compute_capabilities: tuple[str, ...]
     prompt: int
     gen: int
@@ -119,7 +119,7 @@ def parse(path: Path, data: Mapping[str, Any]) -> Config:
         job=folder("job"),
         results=folder("results"),
         models=folder("models"),
-        model=get(data, "model", str, "auto, synthetic:<shape>-<type> or an absolute path"),
+        model=get(data, "model", str, "synthetic:<shape>-<type> or an absolute path"),
         compute_capabilities=tuple(map(str, capabilities)),
         prompt=positive(bench, "prompt", "bench.prompt"),
         gen=positive(bench, "gen", "bench.gen"),
@@ -129,11 +129,11 @@ def parse(path: Path, data: Mapping[str, Any]) -> Config:
     )
     if config.backend and config.backend not in {"cuda", "cpu"}:
         errors.append(f"backend: found {json.dumps(config.backend)}, expected cuda or cpu")
-    known = config.model == "auto" or config.model.startswith("/") or synthetic(config.model)
+    known = config.model.startswith("/") or synthetic(config.model)
     if config.model and not known:
         shapes, types = "|".join(synth.SHAPES), "|".join(synth.TYPES)
         errors.append(
-            f"model: found {json.dumps(config.model)}, expected auto, an absolute path or "
+            f"model: found {json.dumps(config.model)}, expected an absolute path or "
             f"synthetic:({shapes})-({types})"
         )
     if errors:

@@ -52,7 +52,17 @@ def plan_acceleration(
         if isinstance(pending, RebootPlan):
             return Acceleration("cuda", notes=said, reboot=pending)
         return Acceleration("cuda", problems=(pending,), notes=said)
-    return Acceleration("cuda", notes=verdict.notes)
+    return Acceleration("cuda", notes=(*verdict.notes, *_divided(snapshot)))
+
+
+def _divided(snapshot: HostSnapshot) -> tuple[str, ...]:
+    if not snapshot.driver.mig:
+        return ()
+    note = (
+        "MIG is on: CUDA uses a divided GPU by its first instance alone, and its memory here is "
+        "that of the whole; next: nvidia-smi -L, or turn it off: sudo nvidia-smi -mig 0"
+    )
+    return (note,)
 
 
 def any_sign(snapshot: HostSnapshot) -> bool:

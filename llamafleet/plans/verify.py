@@ -22,7 +22,9 @@ def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) 
         return settings.model
     if backend == "cpu":
         return "synthetic:160m-q4_0"
-    if all(gpu.vram_mib >= SMALLEST_VRAM_FOR_7B_MIB for gpu in snapshot.gpus):
+    # CUDA sees but one of a GPU's instances. A GPU that does not tell its memory shares the host's.
+    sizes = [gpu.vram_mib or snapshot.memory_mib for gpu in snapshot.gpus]
+    if not snapshot.driver.mig and all(size >= SMALLEST_VRAM_FOR_7B_MIB for size in sizes):
         return "synthetic:7b-q4_0"
     return "synthetic:1b-q4_0"
 

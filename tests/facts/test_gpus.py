@@ -88,6 +88,26 @@ def test_banner_of_newer_drivers(fake: FakeHost) -> None:
     assert fake.snapshot().driver.cuda == "13.3"
 
 
+@pytest.mark.parametrize(
+    ("column", "mig"),
+    [
+        ("             Disabled", False),
+        ("                  N/A", False),
+        ("              Enabled", True),
+        ("             Enabled*", True),
+    ],
+)
+def test_banner_tells_of_mig(fake: FakeHost, column: str, mig: bool) -> None:
+    """As in Project-HAMi/HAMi#1903; with * the change is pending."""
+    banner = (
+        "| NVIDIA-SMI 580.119.02       Driver Version: 580.119.02     CUDA Version: 13.0     |\n"
+        "|   0  NVIDIA A800 80GB PCIe   Off |   00000000:01:00.0 Off |                    0 |\n"
+        f"|                                  |                        |{column} |"
+    )
+    nvidia_smi(fake, RTX_4090, banner=banner)
+    assert fake.snapshot().driver.mig is mig
+
+
 def test_banner_without_cuda_version(fake: FakeHost) -> None:
     nvidia_smi(fake, RTX_4090, banner="| NVIDIA-SMI 390.157   Driver Version: 390.157 |")
     driver = fake.snapshot().driver

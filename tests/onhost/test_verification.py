@@ -343,19 +343,3 @@ def test_a_crash_of_a_step_leaves_a_result(host: Host, monkeypatch: pytest.Monke
     assert result["verdict"] == "FAIL"
     assert "ZeroDivisionError" in json.dumps(result["checks"])
     assert {check["name"] for check in result["checks"]} == set(checks.NAMES)
-
-
-@pytest.mark.parametrize(
-    ("vram_mib", "shape"), [(24564, "7b"), (6144, "1b"), (2048, "160m"), (0, "160m")]
-)
-def test_auto_takes_what_the_gpu_holds(
-    host: Host, tmp_path: Path, vram_mib: int, shape: str
-) -> None:
-    _, run = host
-    run()
-    config = replace(verify_config.parse(tmp_path, good()), models=tmp_path, job=tmp_path)
-    chosen = verification.Verification(config, Faults())
-    chosen.gpus = [gpu.Gpu(0, "a", "u", "8.9", vram_mib)]
-    chosen._run_probe()
-    assert chosen._shape() == (shape, "q4_0")
-    assert chosen._cuda_devices() == ["NVIDIA GeForce RTX 4090"]

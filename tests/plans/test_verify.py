@@ -102,6 +102,18 @@ def test_the_model_fits_the_smallest_gpu(vram: tuple[int, ...], model: str) -> N
     assert verify(replace(BUILT, gpus=gpus)).inputs["model"] == model
 
 
+@pytest.mark.parametrize(("memory", "model"), [(128_000, "7b"), (4000, "1b")])
+def test_a_gpu_that_does_not_tell_its_memory_shares_the_hosts(memory: int, model: str) -> None:
+    host = replace(BUILT, gpus=(gpu("12.1", vram_mib=0),), memory_mib=memory)
+    assert verify(host).inputs["model"] == f"synthetic:{model}-q4_0"
+
+
+def test_an_instance_of_a_divided_gpu_gets_the_small_model() -> None:
+    host = replace(BUILT, driver=replace(BUILT.driver, mig=True))
+    assert verify(host).inputs["model"] == "synthetic:1b-q4_0"
+    assert any("MIG is on" in note for note in plan(host).notes) and not plan(BUILT).notes
+
+
 def test_on_the_cpu_only_the_verdict_cpu_only_counts() -> None:
     build = build_of(CPU_HOST, accelerator="auto")
     host = replace(
