@@ -53,7 +53,7 @@ def choose_toolkit(
     judge = _Judge(snapshot, settings, against)
     offered = offers(snapshot, settings, layout)
 
-    present, unfit = _sort(snapshot, judge, layout, {o.root for o in offered})
+    present, unfit = _sort(snapshot, judge, layout, offered)
     ours = [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
     there = ours + present
     to_install = [o for o in offered if judge.fits(o.version)]
@@ -81,25 +81,38 @@ def installed(snapshot: HostSnapshot, offer: Offer) -> bool:
 
 
 def _sort(
-    snapshot: HostSnapshot, judge: _Judge, layout: Layout, roots: set[str]
+    snapshot: HostSnapshot, judge: _Judge, layout: Layout, offered: Sequence[Offer]
 ) -> tuple[list[ToolkitPlan], list[tuple[str, str]]]:
     """Those on the host that fit, and (version, "root: why not") of the others.
 
-    Our own are judged by their job, unless the settings name one of them. `roots`: where the
-    allowed methods install to.
+    Our own are judged by their job, unless the settings name one of them.
     """
+    roots = {offer.root for offer in offered}
+    unproven = {o.root: why for o in offered if (why := _unproven(snapshot, o))}
     there: list[ToolkitPlan] = []
     unfit: list[tuple[str, str]] = []
     for tk in sorted(snapshot.toolkits, key=lambda t: t.root):
         if tk.root.startswith(f"{layout.prefix}/toolkits/") and tk.root != _root(judge.settings):
             continue
-        why = _unfit(tk, judge, roots)
+        why = unproven.get(tk.root) or _unfit(tk, judge, roots)
         if why:
             unfit.append((tk.version or "?", f"{tk.root}: {why}"))
         else:
             reason = "newest complete toolkit on the host that fits"
             there.append(ToolkitPlan(tk.version, tk.root, tk.libdir, "present", False, reason))
     return there, unfit
+
+
+def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
+    """Why what lies at the offer's root is no toolkit yet; "": no job of ours speaks against it.
+
+    A package manager's files may all be there before it has ended, or before they were tried.
+    """
+    job = snapshot.job("toolkit", offer.job)
+    if job and job.alive:
+        return f"is being installed {_by(offer)}"
+    phase = ((job.stamp if job else None) or {}).get("error", {}).get("phase")
+    return f"its installation failed in phase {phase}" if phase in ("install", "check") else ""
 
 
 def _root(settings: Settings) -> str:

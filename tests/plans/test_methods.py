@@ -253,6 +253,25 @@ def test_an_installed_toolkit_of_a_method_is_used_and_the_build_is_the_same(
     assert first.fingerprint == second.fingerprint
 
 
+@pytest.mark.parametrize(
+    ("job", "install"),
+    [
+        (None, False),
+        ({"alive": True}, True),
+        ({"stamp": {"ok": False, "error": {"phase": "check"}}}, True),
+        ({"stamp": {"ok": False, "error": {"phase": "install"}}}, True),
+        # The administrator has done what the job could not.
+        ({"stamp": {"ok": False, "error": {"phase": "repository"}}}, False),
+    ],
+)
+def test_packages_that_are_there_but_not_proven(job: dict[str, Any] | None, install: bool) -> None:
+    host = replace(JAMMY, driver=driver("570"), toolkits=(there("12.8"),))
+    jobs = (Job("toolkit", "apt-12.8", **{"alive": False, **job}),) if job else ()
+    made = chosen(replace(host, jobs=jobs))
+    assert (made.install, made.root) == (install, "/usr/local/cuda-12.8")
+    assert (made.method, made.job) == (("apt", "apt-12.8") if install else ("present", ""))
+
+
 def test_a_runfile_that_is_half_installed_is_installed_again() -> None:
     host = replace(MINT, driver=driver("570"))
     root = chosen(host).root
