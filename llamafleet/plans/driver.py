@@ -44,15 +44,16 @@ def plan_acceleration(
         )
         return Acceleration("cuda", problems=(problem,))
     verdict = driver_verdict(snapshot)
+    state = f"driver verdict: {verdict.state}"
     if verdict.problem:
-        said = (f"driver verdict: {verdict.state}", *verdict.evidence)
+        said = (state, *verdict.evidence)
         pending: Problem | RebootPlan = verdict.problem
         if verdict.state == "reboot needed":
             pending = plan_reboot(settings, snapshot, verdict.problem, barred)
         if isinstance(pending, RebootPlan):
             return Acceleration("cuda", notes=said, reboot=pending)
         return Acceleration("cuda", problems=(pending,), notes=said)
-    return Acceleration("cuda", notes=(*verdict.notes, *_divided(snapshot)))
+    return Acceleration("cuda", notes=(state, *verdict.notes, *_divided(snapshot)))
 
 
 def _divided(snapshot: HostSnapshot) -> tuple[str, ...]:
