@@ -95,6 +95,11 @@ class Layout:
         return f"{self.state}/models"
 
     @property
+    def installed_packages(self) -> str:
+        """Names of the packages that llamafleet installed, a line each; some may be repeated."""
+        return f"{self.prefix}/installed-packages"
+
+    @property
     def hold_record(self) -> str:
         """Names of the packages that llamafleet holds, a line each."""
         return f"{self.prefix}/held-packages"

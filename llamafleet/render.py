@@ -189,6 +189,7 @@ def toolkit_config(
     return config | {
         "manager": source.manager,
         "packages": list(source.packages),
+        "record": layout.installed_packages,
         "repository": source.repository and repository(source, machine, key),
     }
 

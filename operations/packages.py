@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
@@ -10,9 +10,6 @@ from pyinfra.api.command import PyinfraCommand
 
 from operations.preflight import judge_again
 from operations.run import here
-
-INSTALLED = "installed-packages"
-"""Names that llamafleet installed, a line each, below the prefix: `uninstall` prints them."""
 
 
 @operation()
@@ -34,15 +31,9 @@ def packages() -> Generator[PyinfraCommand, None, None]:
         return
     for command in wanted.commands:
         yield StringCommand(command)
-    prefix = run.layout().prefix
-    yield StringCommand("mkdir", "-p", QuoteString(prefix))
-    yield remember(prefix, wanted.names)
+    layout = run.layout()
+    yield StringCommand("mkdir", "-p", QuoteString(layout.prefix))
+    record = QuoteString(layout.installed_packages)
+    yield StringCommand("printf '%s\\n'", *map(QuoteString, wanted.names), ">>", record)
     run.changed(f"packages {' '.join(wanted.names)}")
     yield FunctionCommand(judge_again, (run,), {})
-
-
-def remember(prefix: str, names: Iterable[str]) -> StringCommand:
-    """Note packages that llamafleet installs, for whoever uninstalls it."""
-    return StringCommand(
-        "printf '%s\\n'", *map(QuoteString, names), ">>", QuoteString(f"{prefix}/{INSTALLED}")
-    )

@@ -12,7 +12,6 @@ from pyinfra.api.command import PyinfraCommand
 from llamafleet.render import toolkit_config
 from operations import jobs
 from operations.build import report_failure
-from operations.packages import remember
 from operations.run import here
 from operations.wheelhouse import find_links
 
@@ -37,9 +36,8 @@ def toolkit() -> Generator[PyinfraCommand, None, None]:
         host.noop(plan.toolkit.reason if plan.toolkit else "no toolkit is needed")
         return
     layout, chosen, python = run.layout(), plan.toolkit, plan.build.python
-    packages = chosen.source.packages if chosen.source else ()
     # Only a package manager needs root.
-    root = bool(packages)
+    root = bool(chosen.source and chosen.source.packages)
     folder = (layout.root_job if root else layout.job)("toolkit", chosen.job)
     running = run.snapshot().job("toolkit", chosen.job)
     if running is None or not running.alive:
@@ -51,8 +49,6 @@ def toolkit() -> Generator[PyinfraCommand, None, None]:
             machine=run.snapshot().arch,
             find_links=find_links(run),
         )
-        if root:
-            yield remember(layout.prefix, packages)
         yield from jobs.upload_config(run, folder, config, root=root)
         yield jobs.start(run, "toolkit", folder, python, root=root)
 

@@ -19,7 +19,6 @@ from llamafleet.layout import (
 )
 from llamafleet.plans.driver_hold import release
 from operations.files import OPTIONAL_UNITS, systemctl
-from operations.packages import INSTALLED
 from operations.run import here
 
 # Jobs end their own children on TERM; what is left of the account after that is killed.
@@ -93,7 +92,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
     hold = release(snapshot)
     for command in hold.commands if hold else ():
         yield StringCommand(command)
-    staying = host.get_fact(FileContents, path=f"{layout.prefix}/{INSTALLED}")
+    staying = host.get_fact(FileContents, path=layout.installed_packages)
     if staying:
         run.say(f"packages that were installed and stay: {' '.join(sorted(set(staying)))}")
     names = (VERIFY_UNIT, *OPTIONAL_UNITS)

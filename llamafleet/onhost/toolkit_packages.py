@@ -70,6 +70,7 @@ def apt(job: Job, env: dict[str, str]) -> Data:
     refuse(apt_changes(_command(job, [*APT, "--simulate", *APT_INSTALL, *packages], env)))
     job.phase("install")
     _command(job, [*APT, *APT_INSTALL, *packages], env)
+    _remember(job)
     query = ["dpkg-query", "-W", "-f=${Package} ${Version}\n", *packages]
     return {"packages": _output(query, env).splitlines()}
 
@@ -95,6 +96,7 @@ def dnf(job: Job, env: dict[str, str]) -> Data:
     refuse(changes)
     job.phase("install")
     _command(job, [*DNF, "-y", "install", *packages], env)
+    _remember(job)
     query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
     return {"packages": _output(query, env).splitlines()}
 
@@ -235,6 +237,12 @@ def _tried(job: Job, argv: Sequence[str], env: dict[str, str]) -> list[str]:
     except JobFailed as error:
         job.log(str(error))
     return lines
+
+
+def _remember(job: Job) -> None:
+    """Note what was installed, for whoever uninstalls llamafleet."""
+    with Path(job.config["record"]).open("a", encoding="utf-8") as record:
+        record.write("".join(f"{name}\n" for name in job.config["packages"]))
 
 
 def _output(argv: Sequence[str], env: dict[str, str]) -> str:

@@ -30,6 +30,7 @@ pytestmark = [
 ]
 HOST = "dnf-a"
 FOLDER = "srv/mirror/repos/rhel8/x86_64"
+RECORD = "root/installed-packages"
 NVCC = "/usr/local/cuda-12.4/bin/nvcc"
 SPEC = """Name: {name}
 Version: {version}
@@ -122,6 +123,7 @@ def job(host: BootedHost, url: str, **settings: Any) -> tuple[int, dict[str, Any
     )
     folder = host.tree / "root/job"
     folder.mkdir(exist_ok=True)
+    config["record"] = f"/{RECORD}"
     (folder / "config.json").write_text(json.dumps(config))
     (host.tree / "root/llamafleet-host.pyz").write_bytes(host_zipapp())
     run = host.run("python3 /root/llamafleet-host.pyz job --kind toolkit --dir /root/job")
@@ -150,6 +152,7 @@ def test_packages_that_would_bring_a_driver_are_refused(
     assert status == 1
     assert "install or replace nvidia-driver-libs" in stamp["error"]["lines"][0]
     assert booted.run("rpm -q cuda-nvcc-12-4").returncode != 0
+    assert not (booted.tree / RECORD).exists()
     rpms.add("libcublas-devel-12-4")
     rpms.index()
 
@@ -173,6 +176,7 @@ def test_dnf_installs_the_toolkit_and_never_a_driver(
     assert status == 0, stamp
     assert (booted.tree / NVCC.lstrip("/")).exists() and stamp["nvcc"] == "12.4"
     assert "cuda-nvcc-12-4 12.4.1" in stamp["packages"]
+    assert "cuda-nvcc-12-4" in (booted.tree / RECORD).read_text().split()
     assert booted.run("rpm -q nvidia-driver nvidia-driver-libs").returncode == 2
     # The repository offers a driver, and gives none.
     found = booted.run(f"test -e /{FOLDER}/x86_64/nvidia-driver-12.4.1-1.x86_64.rpm")
