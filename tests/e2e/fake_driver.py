@@ -27,7 +27,9 @@ NAME, UUID = "NVIDIA GeForce RTX 4090", "GPU-4b7e1c9a-0d52-9a1f-6c3e-5a1d2f3b4c5
 NVIDIA_SMI = """#!/bin/sh
 library=$(readlink /usr/lib/*-linux-gnu/libnvidia-ml.so.1)
 library=${{library#libnvidia-ml.so.}}
-if [ -n "$library" ] && [ "$library" != "$(cat /sys/module/nvidia/version)" ]; then
+loaded=$(cat /sys/module/nvidia/version 2>/dev/null ||
+    sed -n 's/.*Kernel Module  \\([0-9.]*\\).*/\\1/p' /proc/driver/nvidia/version)
+if [ -n "$library" ] && [ "$library" != "$loaded" ]; then
     echo "Failed to initialize NVML: Driver/library version mismatch"
     echo "NVML library version: ${{library%.*}}"
     exit 18

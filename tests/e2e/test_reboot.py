@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.booted import BootedHost, boot, missing_tools
+from tests.e2e.fake_driver import plant_nvidia_smi
 from tests.e2e.runs import Run, pyinfra, write_inventory
-from tests.e2e.test_cuda import NVIDIA_SMI
 
 pytestmark = [
     pytest.mark.e2e,
@@ -45,14 +45,6 @@ WantedBy=multi-user.target
 """
 MODINFO = f"""#!/bin/sh
 [ "$*" = '-F version nvidia' ] && cat /{DRIVER}/on-disk
-"""
-MISMATCH = """#!/bin/sh
-module=$(sed -n 's/.*Kernel Module  \\([0-9.]*\\).*/\\1/p' /proc/driver/nvidia/version)
-library=$(readlink -f /usr/lib/*-linux-gnu/libnvidia-ml.so.1)
-if [ "$module" != "${library##*.so.}" ]; then
-    echo 'Failed to initialize NVML: Driver/library version mismatch'
-    exit 18
-fi
 """
 TOOLKIT = "/usr/local/cuda-13.0"
 PARTS = (
@@ -90,8 +82,7 @@ def plant(host: BootedHost) -> None:
     tree = host.tree
     program(tree / DRIVER / "load", LOAD)
     program(tree / "usr/local/sbin/modinfo", MODINFO)
-    smi = NVIDIA_SMI.format(driver=NEW, cuda="13.0")
-    program(tree / "usr/bin/nvidia-smi", MISMATCH + smi)
+    plant_nvidia_smi(host, NEW, "13.0")
     (tree / DRIVER / "on-disk").write_text(OLD)
     (tree / "etc/systemd/system/driver.service").write_text(UNIT)
     assert host.run("systemctl enable -q --now driver").returncode == 0
