@@ -36,7 +36,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Update:
-    """The last result under another driver, and the first under this one."""
+    """The last result under the driver before, and the first since under this one."""
 
     before: Side
     after: Side
@@ -51,13 +51,13 @@ def find_update(earlier: Iterable[Mapping[str, Any]], result: Mapping[str, Any])
     the search: a failed verification after an update is not the one to compare with.
     """
     driver = _driver(result)
-    measured = [r for r in earlier if r.get("benchmark")]
-    if not driver or any(_driver(r) == driver for r in measured):
+    measured = [r for r in earlier if r.get("benchmark") and _driver(r)]
+    if not driver or not measured:
         return None
-    others = [r for r in measured if _driver(r)]
-    if not others:
+    before = max(measured, key=lambda r: float(r.get("finished") or 0))
+    # An older result under this driver does not count: going back to it is an update too.
+    if _driver(before) == driver:
         return None
-    before = max(others, key=lambda r: float(r.get("finished") or 0))
     old, new = before.get("inputs") or {}, result.get("inputs") or {}
     differs = tuple(name for name in SAME if old.get(name) != new.get(name))
     return Update(_side(before), _side(result), differs)

@@ -65,6 +65,14 @@ def test_the_newest_result_of_another_driver_is_the_one_before() -> None:
     assert found is not None and found.before.driver == "570.86.10"
 
 
+def test_going_back_to_a_driver_is_an_update() -> None:
+    new, back = result("580.95.05", finished=2.0), result("570.86.10", finished=3.0)
+    found = find_update([OLD, new], back)
+    assert found is not None
+    assert describe(found)[0] == "driver 580.95.05 -> 570.86.10: PASS -> PASS"
+    assert find_update([OLD, new, back], back) is None
+
+
 def test_a_failed_verification_is_not_what_to_compare_with() -> None:
     failed = result("580.95.05", tg=None, finished=1.5, verdict="FAIL")
     found = find_update([OLD, failed], result("580.95.05", finished=2.0))
