@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 SMI_LIMIT_S = 10.0
 LDCONFIG_LIMIT_S = 10.0
+
+FOLDERS = ("usr/sbin", "sbin", "usr/local/nvidia/bin", "opt/nvidia/bin", "usr/lib/wsl/lib")
+"""Where else programs lie, as snapshot.sh looks for them: units have fewer folders on PATH."""
 
 # 535.261.03 in "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Tue Jun  3 ...".
 VERSION = re.compile(r"(?<![\w.])\d+\.\d+(?:\.\d+)?(?![\w.])")
@@ -21,6 +25,12 @@ _FILE = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
 def _root() -> Path:
     """LLAMAFLEET_ROOT, put before /sys and /proc: reads a recorded host."""
     return Path(os.environ.get("LLAMAFLEET_ROOT") or "/")
+
+
+def _program(name: str) -> str:
+    """Its path; the bare name where it is not found."""
+    folders = (os.environ.get("PATH", os.defpath), *(str(_root() / one) for one in FOLDERS))
+    return shutil.which(name, path=os.pathsep.join(folders)) or name
 
 
 def loaded_driver() -> tuple[str | None, str]:
@@ -43,7 +53,7 @@ def library_driver() -> str | None:
     """Version in the file name that libnvidia-ml.so.1 resolves to; None: nothing tells it."""
     try:
         listed = subprocess.run(
-            ["ldconfig", "-p"],
+            [_program("ldconfig"), "-p"],
             capture_output=True,
             text=True,
             check=False,
@@ -60,7 +70,7 @@ def library_driver() -> str | None:
 
 def _ask_smi(limit_s: float) -> tuple[str | None, str]:
     """(the driver's version, ""); (None, why nvidia-smi does not tell it)."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = [_program("nvidia-smi"), "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

@@ -276,6 +276,25 @@ def test_nvidia_smi_is_asked_last(host: Host, script: str, now: str | None, said
     assert said in host.mark()["reason"]
 
 
+@pytest.mark.parametrize("folder", ["usr/local/nvidia/bin", "opt/nvidia/bin", "usr/lib/wsl/lib"])
+def test_nvidia_smi_off_the_path_of_a_unit(host: Host, folder: str) -> None:
+    """As the snapshot of the deploy found it: else each boot would take the verdict away."""
+    host.smi(f"echo {WAS}")
+    (host.root / folder).mkdir(parents=True)
+    (host.bin / "nvidia-smi").rename(host.root / folder / "nvidia-smi")
+    assert host.check() == 0
+    assert host.latest.exists()
+
+
+@pytest.mark.parametrize("folder", ["usr/sbin", "sbin"])
+def test_ldconfig_off_the_path_of_a_user(host: Host, folder: str) -> None:
+    host.module(WAS)
+    host.library(NOW)
+    (host.root / folder).mkdir(parents=True)
+    (host.bin / "ldconfig").rename(host.root / folder / "ldconfig")
+    assert host.check() == 3
+
+
 def test_nvidia_smi_is_not_asked_where_the_module_tells(host: Host) -> None:
     host.module(WAS)
     host.smi(f"touch {host.root}/asked; echo {NOW}")
