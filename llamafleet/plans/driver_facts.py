@@ -75,16 +75,19 @@ def disk_sentence(snapshot: HostSnapshot) -> str:
     return "; ".join(parts)
 
 
+def unfinished(snapshot: HostSnapshot) -> str:
+    """Names of packages whose installation has not ended; "": none."""
+    return ", ".join(package.name for package in snapshot.driver.packages if package.state)
+
+
 def repair(snapshot: HostSnapshot) -> str:
     """The command that brings the driver's parts to one version, or builds the missing module."""
     driver = snapshot.driver
     kernel = driver.next_kernel or snapshot.kernel or "$(uname -r)"
     packages = package_versions(snapshot)
-    unfinished = [package.name for package in driver.packages if package.state]
-    if unfinished and snapshot.package_manager == "apt":
-        return (
-            f"sudo dpkg --configure -a (not configured: {', '.join(unfinished)}), then sudo reboot"
-        )
+    half_installed = unfinished(snapshot)
+    if half_installed and snapshot.package_manager == "apt":
+        return f"sudo dpkg --configure -a (not configured: {half_installed}), then sudo reboot"
     if len(packages) > 1:
         late = [name for names in list(packages.values())[1:] for name in names]
         behind = " ".join(late)

@@ -20,6 +20,7 @@ from llamafleet.plans.driver_facts import (
     newest,
     package_versions,
     repair,
+    unfinished,
     versions_sentence,
 )
 from llamafleet.plans.driver_gpus import describe, lost_gpu, old_xids, unseen_cards
@@ -76,7 +77,8 @@ def driver_verdict(snapshot: HostSnapshot) -> Verdict:
     for look in looks:
         blocked = look(snapshot)
         if blocked:
-            return Verdict(blocked[0], blocked[1], evidence=said)
+            state, problem = _finish_first(snapshot, *blocked)
+            return Verdict(state, problem, evidence=said)
     state, after = _next_boot(snapshot)
     notes = (*after, *_odd_packages(snapshot), *old_xids(snapshot), *unseen_cards(snapshot))
     return Verdict(state, None, notes, said)
@@ -84,6 +86,18 @@ def driver_verdict(snapshot: HostSnapshot) -> Verdict:
 
 def works(snapshot: HostSnapshot) -> bool:
     return snapshot.driver.smi_state == "ok" and bool(snapshot.gpus)
+
+
+def _finish_first(snapshot: HostSnapshot, state: State, problem: Problem) -> tuple[State, Problem]:
+    """No reboot amid an installation: the versions on disk are not the last ones yet."""
+    names = unfinished(snapshot)
+    if state != "reboot needed" or not names:
+        return state, problem
+    return "packages split", _problem(
+        f"{problem.found}; not configured: {names}",
+        "packages of the driver that are installed to their end; a reboot would interrupt that",
+        repair(snapshot),
+    )
 
 
 def _problem(found: str, expected: str, fix: str) -> Problem:

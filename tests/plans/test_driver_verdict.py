@@ -45,6 +45,13 @@ def ubuntu(compute: str = NEW, dkms: str = NEW) -> tuple[Package, ...]:
     )
 
 
+HALF_INSTALLED = (
+    *ubuntu()[:1],
+    replace(ubuntu()[1], state="unpacked"),
+    *ubuntu()[2:],
+)
+
+
 def host(base: HostSnapshot = GPU_HOST, **found: Any) -> HostSnapshot:
     """A working host with driver OLD in all places; `found` changes the driver."""
     known = {
@@ -191,6 +198,17 @@ CASES = {
         ),
         "packages split",
         fix="dpkg --configure -a (not configured: nvidia-dkms-580)",
+    ),
+    "not configured, module on disk is the new one": Case(
+        failing(**{**UPDATED, "packages": HALF_INSTALLED}),
+        "packages split",
+        "not configured: nvidia-utils-580",
+        fix="dpkg --configure -a (not configured: nvidia-utils-580)",
+    ),
+    "not configured, module there for the next kernel": Case(
+        unbound(next_kernel=NEXT, module_next=NEW, packages=HALF_INSTALLED),
+        "packages split",
+        fix="dpkg --configure -a",
     ),
     "runfile, module of the old one on disk": Case(
         failing(library=NEW, packages=()), "packages split", fix="install the driver again"

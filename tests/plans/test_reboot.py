@@ -13,7 +13,7 @@ from llamafleet.plans.plan import explain, make_plan
 from llamafleet.plans.reboot import Barred
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST, LAYOUT, only_problem
-from tests.plans.test_driver_verdict import CASES, NEW, OLD, UPDATED, failing
+from tests.plans.test_driver_verdict import CASES, HALF_INSTALLED, NEW, OLD, UPDATED, failing
 
 PENDING = failing(**UPDATED)
 
@@ -49,6 +49,11 @@ def test_not_in_a_container() -> None:
     inside = CASES["installed for a newer kernel than the running one"].host
     assert planned(inside).reboot
     assert only_problem(planned(replace(inside, container="lxc"))).next == "sudo reboot"
+
+
+def test_not_amid_an_installation() -> None:
+    amid = failing(**{**UPDATED, "packages": HALF_INSTALLED})
+    assert only_problem(planned(amid)).next.startswith("sudo dpkg --configure -a")
 
 
 def test_not_the_controller() -> None:
