@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import FactBase, FunctionCommand, StringCommand, operation
@@ -23,6 +24,9 @@ BOOT_JOBS_S = 300
 """How long the boot's units are waited for: they load the driver, and dkms may build it first."""
 
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
 class BootId(FactBase[str]):
     """The kernel's random name for this boot.
 
@@ -31,7 +35,7 @@ class BootId(FactBase[str]):
     """
 
     def command(self) -> str:
-        return "cat /proc/sys/kernel/random/boot_id"
+        return f"cat {BOOT_ID}"
 
     @staticmethod
     def default() -> str:
@@ -64,10 +68,18 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
         return
     before: list[str] = []
 
-    def remember(state: State, host: Host) -> None:
+    def remember(state: State, host: Host) -> bool:
+        before.append(host.get_fact(BootId))
+        if before[0] == _own_boot():
+            run.fail(
+                f"reboot: found the controller's own kernel on {run.name}; expected another "
+                "machine, since a reboot would end this run; next: sudo reboot, then run the same "
+                "command again"
+            )
+            return False
         # Its file would be gone after the reboot.
         remove_any_sudo_askpass_file(host)
-        before.append(host.get_fact(BootId))
+        return True
 
     yield FunctionCommand(remember, (), {})
     # Later, and in a session of its own: neither this command nor sudo's terminal ends it.
@@ -82,6 +94,11 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
         f"timeout {BOOT_JOBS_S} systemctl is-system-running --wait || true; fi",
     )
     yield FunctionCommand(judge_again, (run,), {})
+
+
+def _own_boot() -> str:
+    """The controller's, which may be reached over SSH too; "": it runs no Linux."""
+    return BOOT_ID.read_text(encoding="ascii").strip() if BOOT_ID.exists() else ""
 
 
 def _wait(run: HostRun, host: Host, before: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -88,6 +89,20 @@ def test_a_driver_that_stays_broken_fails_the_host(monkeypatch: pytest.MonkeyPat
     host = Rebooted(monkeypatch, ["a", "b"], [PENDING, BROKEN])
     assert not host.carry_out()[0]
     assert host.failures == [str(BROKEN.problems[0])]
+
+
+def test_the_controller_over_ssh_is_not_rebooted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "boot_id"
+    own.write_text("a\n")
+    monkeypatch.setattr(reboot, "BOOT_ID", own)
+    host = Rebooted(monkeypatch, ["a", "b"], [PENDING, READY])
+    assert host.carry_out() == (False, [])
+    assert "found the controller's own kernel on gpu-a" in host.failures[0]
+    assert not host.run.rebooted
+    own.write_text("another\n")
+    assert host.carry_out()[0]
 
 
 @pytest.mark.parametrize(
