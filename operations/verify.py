@@ -44,6 +44,8 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     folder = layout.job("verify", "run")
     running = run.snapshot().verifying
     if running is None or not running.alive or running.key != plan.verify.key:
+        if running and running.alive and running.progress and run.snapshot().init != "systemd":
+            yield stop_verification(running.progress["pid"])
         yield StringCommand(
             "rm -f", QuoteString(f"{folder}/stamp.json"), QuoteString(f"{folder}/progress.json")
         )
@@ -55,6 +57,14 @@ def verify() -> Generator[PyinfraCommand, None, None]:
 
     limit = run.settings.verify_timeout_minutes
     yield jobs.watch(run, "verify", folder, python, minutes=limit, done=done)
+
+
+def stop_verification(pid: int) -> StringCommand:
+    """End one that no unit restarts, with its worker: two would measure each other."""
+    # The worker is of the same process group, the third field behind the name: proc(5). dash's
+    # kill takes no --.
+    script = f"set -- $(sed 's/.*) //' /proc/{pid}/stat) && kill -TERM -$3 || true"
+    return StringCommand("sh -c", QuoteString(script))
 
 
 def start_verification(run: HostRun) -> StringCommand:

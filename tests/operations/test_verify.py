@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from llamafleet.facts.host import Job
 from llamafleet.layout import Layout
 from llamafleet.plans.model import VerifyPlan
+from llamafleet.settings import Settings
 from operations import verify
+from tests.plans.hosts import GPU_HOST, plan, toolkit
 
 WANTED = VerifyPlan("k1", {"driver": "580.95.05", "gpus": ["A"]}, needed=True, reason="")
 
@@ -34,3 +41,44 @@ def test_red_checks_are_told_one_by_one() -> None:
     green = check | {"name": "busy", "status": "pass"}
     result = {"key": "k1", "verdict": "FAIL", "checks": [check, green]}
     assert judged(result) == ["vram: found 0; expected 9; next: look"]
+
+
+def started(monkeypatch: pytest.MonkeyPatch, running: Job | None, **found: Any) -> list[str]:
+    """The commands for a host that is to be verified."""
+    host = replace(GPU_HOST, toolkits=(toolkit("13.0"),), verifying=running, **found)
+    made = plan(host)
+    assert made.verify and made.verify.needed
+    run = SimpleNamespace(
+        plan=lambda: made, layout=Layout.system, snapshot=lambda: host, settings=Settings()
+    )
+    monkeypatch.setattr(verify, "here", lambda: run)
+    operation: Any = verify.verify._inner  # type: ignore[attr-defined]
+    return [str(command) for command in operation() if hasattr(command, "bits")]
+
+
+def test_without_systemd_a_verification_of_something_else_is_ended_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = Job("verify", "k0", alive=True, progress={"pid": 4242, "key": "k0"})
+    assert "/proc/4242/stat" in started(monkeypatch, other, init="none")[0]
+    ended = replace(other, alive=False)
+    for commands in (
+        started(monkeypatch, None, init="none"),
+        started(monkeypatch, ended, init="none"),
+        started(monkeypatch, other, init="systemd"),
+    ):
+        assert len(commands) == 2 and not any("kill" in command for command in commands)
+
+
+def test_it_is_ended_with_its_worker() -> None:
+    script = "sleep 60 & echo $!; wait"
+    parent = subprocess.Popen(
+        ["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    stop = str(verify.stop_verification(parent.pid))
+    assert subprocess.run(["sh", "-c", stop], check=False).returncode == 0
+    assert parent.wait(5) == -15
+    assert parent.stdout.read() == "", "the worker, which holds the pipe too, has ended"
+    assert subprocess.run(["sh", "-c", stop], check=False).returncode == 0, "gone already"
