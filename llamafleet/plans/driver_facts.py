@@ -14,6 +14,9 @@ NO_PART = re.compile(r"pinning|local-repo|assistant")
 OF_KERNEL = re.compile(r"-(\d{1,2}\.\d+\.\d+-\S+)$")
 """The kernel in the name of a package, as kmod-nvidia-6.10.3-200.fc40.x86_64."""
 
+PREBUILT = re.compile(r"linux-modules-nvidia-(\d+(?:-server)?(?:-open)?)-")
+"""The branch in the name of Ubuntu's packages of modules, each for one kernel."""
+
 
 def newest(a: str, b: str) -> str:
     return max(a, b, key=parse_version)
@@ -107,6 +110,13 @@ def repair(snapshot: HostSnapshot) -> str:
         return (
             f"{headers.get(snapshot.package_manager or '', '')}"
             f"sudo dkms autoinstall -k {kernel}; dkms status; modinfo -k {kernel} -F version nvidia"
+        )
+    if prebuilt := PREBUILT.search(names):
+        held = " ".join(one.name for one in driver.packages if is_held(driver, one.name))
+        unhold = f"sudo apt-mark unhold {held}; " if held else ""
+        return (
+            f"{unhold}sudo apt-get install linux-modules-nvidia-{prebuilt[1]}-{kernel}; "
+            f"modinfo -k {kernel} -F version nvidia"
         )
     if "akmod" in names:
         return f"sudo akmods --force --kernels {kernel}; modinfo -k {kernel} -F version nvidia"

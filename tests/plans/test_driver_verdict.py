@@ -52,6 +52,15 @@ HALF_INSTALLED = (
 )
 
 
+def prebuilt(branch: str) -> tuple[Package, ...]:
+    """Ubuntu's modules for one kernel: their version is the kernel's."""
+    return (
+        ubuntu(OLD)[0],
+        Package(f"linux-modules-nvidia-{branch}-generic", "6.8.0-45.45"),
+        Package(f"linux-modules-nvidia-{branch}-{RUNNING}", "6.8.0-45.45"),
+    )
+
+
 def host(base: HostSnapshot = GPU_HOST, **found: Any) -> HostSnapshot:
     """A working host with driver OLD in all places; `found` changes the driver."""
     known = {
@@ -462,3 +471,13 @@ def test_errors_of_gpus_that_are_not_this_host_s_own() -> None:
 def test_a_hanging_nvidia_smi_alone() -> None:
     odd = replace(CPU_HOST, driver=Driver(smi_state="timeout"))
     assert driver_verdict(odd).state == "no answer"
+
+
+@pytest.mark.parametrize("branch", ["580", "580-open", "580-server", "580-server-open"])
+@pytest.mark.parametrize("held", [(), ("libnvidia-compute-580",)])
+def test_a_prebuilt_module_comes_from_its_package(branch: str, held: tuple[str, ...]) -> None:
+    bare = host(next_kernel=NEXT, module_next=None, packages=prebuilt(branch), held=held)
+    note = driver_verdict(bare).notes[0]
+    unhold = f"sudo apt-mark unhold {held[0]}; " if held else ""
+    install = f"sudo apt-get install linux-modules-nvidia-{branch}-{NEXT}; "
+    assert f"next: {unhold}{install}" in note
