@@ -56,8 +56,10 @@ def _text(host: Host, settings: Settings) -> str:
         host.connect(raise_exceptions=True, show_errors=False)
     except ConnectError as error:
         raise BadInput(f"{host.name} is not reached: {error}; next: ssh to it by hand") from error
-    text = host.get_fact(SnapshotText, **arguments(*to_read(settings)), _ignore_errors=True)
-    host.disconnect()
+    try:
+        text = host.get_fact(SnapshotText, **arguments(*to_read(settings)), _ignore_errors=True)
+    finally:  # It also removes the file that answers sudo's question for a password.
+        host.disconnect()
     if not text:
         raise BadInput(f"{host.name} can't be read; next: pyinfra -vvv {host.name} exec -- true")
     return text

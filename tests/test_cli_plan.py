@@ -129,6 +129,35 @@ def test_a_host_that_cannot_be_read(
     assert done.stderr.splitlines()[-1].startswith("Error: ") and said in done.stderr, done.stderr
 
 
+# A process of its own, as above.
+INTERRUPTED = """
+from types import SimpleNamespace
+from llamafleet import cli_host
+from llamafleet.settings import Settings
+
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+
+host = SimpleNamespace(
+    name="gpu-a",
+    connect=lambda **options: None,
+    get_fact=interrupt,
+    disconnect=lambda: print("disconnected"),
+)
+try:
+    cli_host._text(host, Settings())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_host_is_left_as_it_was_also_after_control_c(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    argv = [sys.executable, "-c", INTERRUPTED]
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["disconnected", "interrupted"], done.stderr
+
+
 def test_truncated_snapshot(tmp_path: Path) -> None:
     file = tmp_path / "host.snapshot"
     file.write_text("\n".join(RECORDED.read_text("utf-8").splitlines()[:40]))
