@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from llamafleet.facts.host import Job
+from llamafleet.history.store import Store
 from llamafleet.layout import Layout
 from llamafleet.plans.model import VerifyPlan
 from llamafleet.settings import Settings
 from operations import verify
+from tests.history.test_update import result as under
 from tests.plans.hosts import GPU_HOST, plan, toolkit
 
 WANTED = VerifyPlan("k1", {"driver": "580.95.05", "gpus": ["A"]}, needed=True, reason="")
@@ -83,3 +86,27 @@ def test_it_is_ended_with_its_worker() -> None:
     parent.communicate(timeout=5)
     assert parent.returncode == -15
     assert subprocess.run(["sh", "-c", stop], check=False).returncode == 0, "gone already"
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_only_a_run_that_is_carried_out_keeps_the_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry: bool
+) -> None:
+    monkeypatch.setattr(verify, "RESULTS", tmp_path)
+    store = Store(tmp_path)
+    store.write_result("gpu-a", under("570.86.10"))
+    before = sorted(tmp_path.rglob("*.json"))
+    new = under("580.95.05", finished=2.0) | {"key": "k1"}
+    run = SimpleNamespace(
+        name="gpu-a",
+        plan=lambda: SimpleNamespace(verify=WANTED),
+        snapshot=lambda: SimpleNamespace(result=new),
+        host=SimpleNamespace(state=SimpleNamespace(is_executing=not dry)),
+        update=None,
+    )
+    monkeypatch.setattr(verify, "here", lambda: run)
+    monkeypatch.setattr(verify, "host", SimpleNamespace(noop=lambda text: None))
+    operation: Any = verify.result._inner  # type: ignore[attr-defined]
+    assert list(operation()) == []
+    assert (run.update is None) is dry
+    assert (sorted(tmp_path.rglob("*.json")) == before) is dry

@@ -9,10 +9,12 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver_hold import driver_parts, expressions, plan_hold, release
+from llamafleet.plans.driver_verdict import driver_verdict
 from llamafleet.plans.model import HoldPlan, Problem
 from llamafleet.plans.plan import explain
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST, driver, only_problem, plan
+from tests.plans.test_driver_verdict import CASES as VERDICTS
 from tests.plans.test_driver_verdict import NEW, OLD, failing, ubuntu
 
 PARTS = ("libcuda1:amd64", "nvidia-driver", "nvidia-kernel-dkms")
@@ -120,6 +122,13 @@ def test_packages_that_disagree_are_not_held_together() -> None:
     made = held_by(split)
     assert made.hold == () and made.commands == ()
     assert made.reason == f"not held until the packages agree: {', '.join(PARTS)}"
+
+
+def test_a_driver_that_works_is_held_though_another_kernel_has_another_module() -> None:
+    found = VERDICTS["another kernel's module differs"].host
+    works = replace(found, driver=replace(found.driver, parts=PARTS))
+    assert driver_verdict(works).state == "packages split"
+    assert held_by(works).hold == PARTS
 
 
 def test_release_only_what_llamafleet_holds() -> None:
