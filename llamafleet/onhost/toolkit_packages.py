@@ -21,9 +21,11 @@ APT_INSTALL = ("--no-install-recommends", "--no-remove", "install")
 DNF = ("dnf", "--setopt=install_weak_deps=False")
 
 DRIVER = re.compile(
-    r"cuda-(?:drivers|compat)|nvidia-(?!cuda|profiler|visual-profiler|opencl-dev|container|docker)"
-    r"|libnvidia-(?!container|ml-dev)|libcuda1|libcudadebugger|libnvcuvid|libnvoptix"
-    r"|xserver-xorg-video-nvidia|xorg-x11-drv-nvidia|linux-.*-nvidia|firmware-nvidia"
+    r"cuda-(?:drivers|compat)"
+    r"|nvidia-(?!cuda-(?!mps)|profiler|visual-profiler|opencl-dev|container|docker)"
+    r"|libnvidia-(?!container|ml-dev)|lib[^-]+-nvidia|libcuda1|libcudadebugger|libnvcuvid"
+    r"|libnvoptix|libnvsdm|libxnvctrl0|xserver-xorg-video-nvidia|xorg-x11-(?:drv-)?nvidia"
+    r"|linux-.*-nvidia|firmware-nvidia"
     r"|(?:kmod|akmod|dkms)-nvidia|nvidia$"
 )
 """Names of the driver's packages in the repositories of NVIDIA, Debian, Ubuntu and RPM Fusion."""

@@ -101,6 +101,12 @@ def test_dnf_that_would_change_the_driver() -> None:
         "akmod-nvidia",
         "dkms-nvidia",
         "xorg-x11-drv-nvidia-cuda-libs",
+        "xorg-x11-nvidia",
+        "nvidia-cuda-mps",
+        "libegl-nvidia0",
+        "libglx-nvidia0",
+        "libnvsdm",
+        "libxnvctrl0",
     ],
 )
 def test_names_of_the_driver(name: str) -> None:
