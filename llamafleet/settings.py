@@ -333,9 +333,14 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
 
 def _key_findings(file: Path) -> Iterator[Finding]:
     try:
-        fingerprints(file.read_bytes())
+        key = file.read_bytes()
+        fingerprints(key)
     except (OSError, ValueError) as error:
         yield "toolkit_key", f"{file} ({error})", "a file with a public OpenPGP key"
+        return
+    # apt and rpm read it by the name of an armored one; config.json carries text.
+    if not key.isascii():
+        yield "toolkit_key", f"{file} (not armored)", "what gpg --armor --export writes"
 
 
 def _wheelhouse_findings(

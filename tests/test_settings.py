@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,13 @@ from llamafleet.settings import (
 )
 
 ZEROS = "0" * 64
-PUBLIC_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"
+BINARY_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"
 """The packet of a key that could sign nothing: version, time and algorithm alone."""
+PUBLIC_KEY = (
+    b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n"
+    + base64.encodebytes(BINARY_KEY)
+    + b"-----END PGP PUBLIC KEY BLOCK-----\n"
+)
 
 
 def lines_of(**data: Any) -> list[str]:
@@ -379,7 +385,13 @@ def test_a_wheelhouse_of_another_archive_or_beside_an_index(tmp_path: Path) -> N
 def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "key.html"
     page.write_text("<html>404</html>")
-    for file, found in ((page, "not an OpenPGP file"), (tmp_path / "none", "No such file")):
+    binary = tmp_path / "mirror.gpg"
+    binary.write_bytes(BINARY_KEY)
+    for file, found in (
+        (page, "not an OpenPGP file"),
+        (tmp_path / "none", "No such file"),
+        (binary, "not armored"),
+    ):
         (line,) = lines_of(toolkit_url="http://mirror.lab", toolkit_key=str(file))
         assert line.startswith(f"host gpu-a: toolkit_key: found {file} (") and found in line
 
