@@ -111,9 +111,9 @@ class Layout:
     def version(self, fingerprint: str) -> str:
         return f"{self.versions}/{fingerprint}"
 
-    def toolkit(self, version: str) -> str:
-        """Root of a toolkit from wheels or a runfile; `version` is major.minor, as "13.0"."""
-        return f"{self.prefix}/toolkits/cuda-{version}"
+    def toolkit(self, name: str) -> str:
+        """Root of a toolkit in a folder of our own, as "13.0" or "13.0-runfile"."""
+        return f"{self.prefix}/toolkits/cuda-{name}"
 
     def job(self, kind: str, key: str) -> str:
         """Folder of one job: config.json, progress.json, <kind>.log, stamp.json."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from llamafleet.facts.host import Compiler, HostSnapshot
+from llamafleet.plans.methods import system
 from llamafleet.plans.model import PackagesPlan, Problem
 from llamafleet.settings import Settings
-from llamafleet.tables import CompilerPackage, ToolkitRow, distribution
+from llamafleet.tables import CompilerPackage, ToolkitRow
 
 MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
@@ -78,7 +79,7 @@ def installable(
 
     None: nothing that it accepts is offered, or nothing may be installed.
     """
-    here = distribution(snapshot.os_id, snapshot.os_version, snapshot.os_like)
+    here = system(snapshot)
     if here is None or row is None or settings.host_compiler or not _may_install(settings):
         return None
     fit = [c for c in here.compilers if MIN_MAJOR <= c.major <= row.gcc]

@@ -88,7 +88,8 @@ def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
         return "install_packages = False"
     here = system(snapshot)
     if here is None:
-        return f"not known for {snapshot.os_name or 'this system'}"
+        manager = snapshot.package_manager or "no known package manager"
+        return f"not known for {snapshot.os_name or 'this system'} with {manager}"
     if method not in ("distro", here.manager):
         return f"{snapshot.os_name} has {here.manager}"
     if method == "distro" and here.own is None:
@@ -111,7 +112,9 @@ def unoffered(version: str, snapshot: HostSnapshot, settings: Settings) -> str:
 
 
 def system(snapshot: HostSnapshot) -> Distribution | None:
-    return distribution(snapshot.os_id, snapshot.os_version, snapshot.os_like)
+    """What is known of the distribution; None: not in the table, or with another manager."""
+    here = distribution(snapshot.os_id, snapshot.os_version, snapshot.os_like)
+    return here if here and here.manager == snapshot.package_manager else None
 
 
 def _wheels(snapshot: HostSnapshot, layout: Layout) -> Iterator[Offer]:
@@ -125,7 +128,7 @@ def _runfiles(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> Ite
     for row in toolkits():
         file = runfile(row.version, snapshot.arch)
         if file:
-            root = layout.toolkit(row.version)
+            root = layout.toolkit(f"{row.version}-runfile")
             source = Source(url=f"{_base(settings)}/{file.path}", sha256=file.sha256)
             yield Offer(row.version, "runfile", root, f"{root}/lib64", file.source, source)
 

@@ -111,8 +111,11 @@ def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
     job = snapshot.job("toolkit", offer.job)
     if job and job.alive:
         return f"is being installed {_by(offer)}"
-    phase = ((job.stamp if job else None) or {}).get("error", {}).get("phase")
-    return f"its installation failed in phase {phase}" if phase in ("install", "check") else ""
+    if job and job.stamp is None:  # killed, or the host went down
+        phase, ended = (job.progress or {}).get("phase"), "was cut off"
+    else:
+        phase, ended = ((job and job.stamp) or {}).get("error", {}).get("phase"), "failed"
+    return f"its installation {ended} in phase {phase}" if phase in ("install", "check") else ""
 
 
 def _root(settings: Settings) -> str:

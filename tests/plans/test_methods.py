@@ -152,7 +152,7 @@ def test_the_sbsa_folder_and_runfile_for_arm64() -> None:
 
 def test_a_runfile_has_a_url_a_hash_and_a_folder_of_our_own() -> None:
     made = chosen(replace(MINT, driver=driver("570")))
-    assert made.root == LAYOUT.toolkit("12.8") and made.libdir == f"{made.root}/lib64"
+    assert made.root == LAYOUT.toolkit("12.8-runfile") and made.libdir == f"{made.root}/lib64"
     assert made.source and made.source.url.startswith(f"{NVIDIA}/12.8.")
     assert len(made.source.sha256) == 64 and made.job == "runfile-12.8"
 
@@ -260,6 +260,9 @@ def test_an_installed_toolkit_of_a_method_is_used_and_the_build_is_the_same(
         ({"alive": True}, True),
         ({"stamp": {"ok": False, "error": {"phase": "check"}}}, True),
         ({"stamp": {"ok": False, "error": {"phase": "install"}}}, True),
+        # Killed, or the host went down: no stamp, and the files may all be there.
+        ({"progress": {"phase": "install"}}, True),
+        ({"progress": {"phase": "simulate"}}, False),
         # The administrator has done what the job could not.
         ({"stamp": {"ok": False, "error": {"phase": "repository"}}}, False),
     ],
@@ -270,6 +273,22 @@ def test_packages_that_are_there_but_not_proven(job: dict[str, Any] | None, inst
     made = chosen(replace(host, jobs=jobs))
     assert (made.install, made.root) == (install, "/usr/local/cuda-12.8")
     assert (made.method, made.job) == (("apt", "apt-12.8") if install else ("present", ""))
+
+
+def test_wheels_and_runfile_of_one_version_do_not_take_each_others_place() -> None:
+    wheels = chosen(JAMMY, toolkit_method="wheels")
+    runfile = chosen(JAMMY, toolkit_method="runfile")
+    assert wheels.version == runfile.version and wheels.root != runfile.root
+
+
+@pytest.mark.parametrize("manager", ["apt", None])
+def test_a_distribution_without_its_own_package_manager_is_not_known(manager: str | None) -> None:
+    """Fedora has a package with apt-get, and images of it come without dnf."""
+    host = replace(FEDORA41, driver=driver("570"), package_manager=manager)
+    assert chosen(host).method == "runfile"
+    assert refused(replace(FEDORA40, driver=driver("550"), package_manager=manager)).check == (
+        "compiler"
+    )
 
 
 def test_a_runfile_that_is_half_installed_is_installed_again() -> None:
