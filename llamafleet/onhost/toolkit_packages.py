@@ -6,10 +6,11 @@ packages; and the package manager is asked first what it would do.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def apt(job: Job, env: dict[str, str]) -> Data:
         ours = ["-o", f"Dir::Etc::sourcelist={repository['source']}"]
         ours += ["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]
         _command(job, [*APT, *ours, "update"], env)
-        refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
+        with _taken_back(repository):
+            refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
     job.phase("simulate")
     refuse(apt_changes(_command(job, [*APT, "--simulate", *APT_INSTALL, *packages], env)))
     job.phase("install")
@@ -81,10 +83,22 @@ def dnf(job: Job, env: dict[str, str]) -> Data:
     """Install with dnf; what the stamp holds of it. Raises JobFailed."""
     packages: list[str] = job.config["packages"]
     repository = job.config["repository"]
-    if repository:
-        job.phase("repository")
-        _install_repository(job, repository, lambda: _download(repository["key_url"]))
-    job.phase("simulate")
+    # Without skip_if_unavailable a repository that does not answer ends every command of dnf.
+    with _taken_back(repository):
+        if repository:
+            job.phase("repository")
+            _install_repository(job, repository, lambda: _download(repository["key_url"]))
+        job.phase("simulate")
+        refuse(_dnf_simulated(job, packages, env))
+    job.phase("install")
+    _command(job, [*DNF, "-y", "install", *packages], env)
+    _remember(job)
+    query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
+    return {"packages": _output(query, env).splitlines()}
+
+
+def _dnf_simulated(job: Job, packages: list[str], env: dict[str, str]) -> Changes:
+    """What dnf would do. Raises JobFailed where that is nothing, for want of a package."""
     # It ends with 1 also where all is well, since nobody said yes.
     said = _tried(job, [*DNF, "--assumeno", "install", *packages], env)
     changes = dnf_changes(said)
@@ -95,12 +109,7 @@ def dnf(job: Job, env: dict[str, str]) -> Data:
             f"dnf would install nothing: found {found}; expected {' '.join(packages)}; "
             f"next: dnf info {packages[0]} on the host"
         )
-    refuse(changes)
-    job.phase("install")
-    _command(job, [*DNF, "-y", "install", *packages], env)
-    _remember(job)
-    query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
-    return {"packages": _output(query, env).splitlines()}
+    return changes
 
 
 def apt_changes(lines: Iterable[str]) -> Changes:
@@ -189,6 +198,17 @@ def _install_repository(job: Job, repository: Data, download: Callable[[], bytes
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         target.chmod(0o644)
+
+
+@contextlib.contextmanager
+def _taken_back(repository: Data | None) -> Iterator[None]:
+    """Remove the repository's files where the job fails within."""
+    try:
+        yield
+    except JobFailed:
+        for path in (repository["keyring"], *repository["files"]) if repository else ():
+            Path(path).unlink(missing_ok=True)
+        raise
 
 
 def _files(repository: Data) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llamafleet.layout import Layout
+from llamafleet.layout import DNF_SOURCE, Layout
 from llamafleet.plans.plan import make_plan
 from llamafleet.render import toolkit_config
 from llamafleet.settings import Settings
@@ -31,6 +31,7 @@ pytestmark = [
 HOST = "dnf-a"
 FOLDER = "srv/mirror/repos/rhel8/x86_64"
 RECORD = "root/installed-packages"
+SOURCE = DNF_SOURCE.lstrip("/")
 NVCC = "/usr/local/cuda-12.4/bin/nvcc"
 SPEC = """Name: {name}
 Version: {version}
@@ -140,7 +141,7 @@ def test_a_key_that_is_not_nvidias_is_not_trusted(booted: BootedHost, url: str) 
     status, stamp = job(booted, url)
     assert status == 1
     assert "expected 610C7B14E068A878070DA4E99CD0A493D42D0685" in stamp["error"]["lines"][0]
-    assert not (booted.tree / "etc/yum.repos.d/llamafleet-cuda.repo").exists()
+    assert not (booted.tree / SOURCE).exists()
 
 
 def test_packages_that_would_bring_a_driver_are_refused(
@@ -153,8 +154,20 @@ def test_packages_that_would_bring_a_driver_are_refused(
     assert "install or replace nvidia-driver-libs" in stamp["error"]["lines"][0]
     assert booted.run("rpm -q cuda-nvcc-12-4").returncode != 0
     assert not (booted.tree / RECORD).exists()
+    assert not (booted.tree / SOURCE).exists()
     rpms.add("libcublas-devel-12-4")
     rpms.index()
+
+
+def test_a_mirror_that_does_not_answer_leaves_dnf_as_it_was(
+    booted: BootedHost, rpms: Rpms, tmp_path: Path
+) -> None:
+    status, stamp = job(booted, "http://127.0.0.1:9", toolkit_key=key(booted, tmp_path))
+    assert status == 1 and stamp["error"]["phase"] == "simulate"
+    assert "metadata for repo 'llamafleet-cuda'" in stamp["error"]["lines"][0]
+    # Debian's dnf.conf says True; dnf's own default, which stands elsewhere, is False.
+    strict = "--setopt=skip_if_unavailable=False"
+    rpms.ok(f"dnf -y {strict} install --downloadonly nvidia-driver-libs")
 
 
 def test_a_package_that_the_repository_lacks_is_named(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.onhost.job import JobFailed
+from llamafleet.onhost import toolkit_packages
+from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit_packages import (
     DRIVER,
     Changes,
@@ -135,6 +136,11 @@ def test_names_that_are_not_the_drivers(name: str) -> None:
     assert not DRIVER.match(name)
 
 
+KEY = """-----BEGIN PGP PUBLIC KEY BLOCK-----
+
+mAYEAAAAAAE=
+-----END PGP PUBLIC KEY BLOCK-----
+"""
 POLICY = """Package files:
  100 /var/lib/dpkg/status
      release a=now
@@ -165,3 +171,30 @@ def test_a_repository_that_the_pin_holds_back() -> None:
 def test_a_repository_that_the_pin_misses(policy: str, found: str) -> None:
     with pytest.raises(JobFailed, match=f"{found}.*with the label"):
         refuse_unpinned(policy, URL)
+
+
+@pytest.mark.parametrize(("priority", "left"), [(500, False), (-1, True)])
+def test_a_source_that_the_pin_misses_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, priority: int, left: bool
+) -> None:
+    """The next upgrade would take a driver from it."""
+    source, keyring = tmp_path / "cuda.sources", tmp_path / "cuda.asc"
+    repository = {
+        "url": URL,
+        "source": str(source),
+        "keyring": str(keyring),
+        "key": KEY,
+        "key_url": "",
+        "fingerprint": "",
+        "files": {str(source): "Types: deb\n"},
+    }
+    config = {"packages": ["cuda-nvcc-12-8"], "repository": repository}
+    monkeypatch.setattr(toolkit_packages, "CERTIFICATES", tmp_path)
+    monkeypatch.setattr(toolkit_packages, "_tried", lambda *_: [])
+    monkeypatch.setattr(toolkit_packages, "_command", lambda *_: ["Inst libcuda1 (1 x [amd64])"])
+    policy = POLICY.format(priority=priority, label="lab")
+    monkeypatch.setattr(toolkit_packages, "_output", lambda *_: policy)
+    wanted = "would install or replace libcuda1" if left else f"found priority {priority}"
+    with pytest.raises(JobFailed, match=wanted):
+        toolkit_packages.apt(Job("toolkit", tmp_path, config), {})
+    assert (source.exists(), keyring.exists()) == (left, left)
