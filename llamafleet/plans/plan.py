@@ -11,6 +11,7 @@ from llamafleet.layout import (
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
+    REPOSITORY_FILES,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
@@ -72,10 +73,10 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
 
 
 def managed_paths(layout: Layout) -> tuple[str, ...]:
-    """Files that llamafleet writes and compares by hash."""
-    hold = (layout.hold_record, HOLD_APT) if layout.scope == "system" else ()
+    """Files that llamafleet writes: what it compares by hash, and what uninstall looks for."""
+    of_root = (layout.hold_record, HOLD_APT, layout.installed_packages, *REPOSITORY_FILES)
     return (
-        *hold,
+        *(of_root if layout.scope == "system" else ()),
         layout.zipapp,
         layout.pip,
         layout.env,

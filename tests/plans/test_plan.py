@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import HostSnapshot, Tool
-from llamafleet.layout import Layout
+from llamafleet.layout import REPOSITORY_FILES, Layout
 from llamafleet.plans.plan import (
     explain,
     host_requirements,
@@ -235,6 +235,9 @@ def test_managed_paths() -> None:
     assert managed_paths(LAYOUT) == (
         "/opt/llamafleet/held-packages",
         "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
+        # There alone where a run ended early: uninstall must see them.
+        "/opt/llamafleet/installed-packages",
+        *REPOSITORY_FILES,
         "/opt/llamafleet/llamafleet-host.pyz",
         "/opt/llamafleet/pip.pyz",
         "/etc/llamafleet/llamafleet.env",
