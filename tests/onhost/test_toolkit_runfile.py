@@ -25,13 +25,17 @@ from tests.onhost.test_toolkit import ANSWERS, CXX
 RUNFILE = """#!/bin/sh
 for option in "$@"; do
   case $option in
-    --silent | --toolkit | --override | --no-man-page | --no-opengl-libs) ;;
+    --silent) silent=1 ;;
+    --toolkit) toolkit=1 ;;
+    --override | --no-man-page | --no-opengl-libs) ;;
     --toolkitpath=*) root=${{option#*=}} ;;
     --tmpdir=*) [ -d "${{option#*=}}" ] || exit 3 ;;
     *) echo "unknown option $option"; exit 2 ;;
   esac
 done
 [ -n "$root" ] || exit 4
+# Without the one it asks, without the other it brings a driver.
+[ "$silent$toolkit" = 11 ] || exit 5
 mkdir -p "$root/{folder}"
 cat >"$root/{folder}/nvcc" <<'END'
 {nvcc}
