@@ -164,6 +164,9 @@ read_system() {
     done
     for file in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/* "$R"/etc/yum.repos.d/*.repo; do
         case ${file##*/} in llamafleet-*) continue ;; *.list | *.sources | *.repo) ;; *) continue ;; esac
+        # One that is switched off gives nothing.
+        [ "$(grep -c -e '^\[' -e '^Types:' "$file")" = 1 ] && grep -q -i \
+            -e '^enabled *[:=] *0' -e '^enabled *[:=] *no' -e '^enabled *[:=] *false' "$file" && continue
         # NVIDIA's server or a mirror of it, and what NVIDIA's local-repository packages set up.
         grep -q -e '^[^#]*/compute/cuda/repos/' -e '^[^#]*/var/cuda-repo-' "$file" &&
             put cuda_repository "$file"
