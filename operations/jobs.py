@@ -20,6 +20,9 @@ from operations.run import HostRun
 # pyinfra's command line makes time.sleep yield to the other hosts (gevent).
 POLL_SECONDS = 5.0
 SAY_SECONDS = 15.0
+UNPRIVILEGED = (f"--property=User={USER}", "--property=NoNewPrivileges=yes")
+PACKAGE_MANAGER = ("--property=KillMode=mixed", "--property=TimeoutStopSec=30min")
+"""Stopped, or at a shutdown, the job alone is told, and it lets the package manager end."""
 LOST_LIMIT = 6
 """Polls without an answer, each with an attempt to reconnect, before the host is given up."""
 
@@ -74,7 +77,7 @@ def start(
             "systemd-run --quiet --collect",
             f"--unit=llamafleet-{kind}-{key}",
             QuoteString(f"--description=llamafleet: {kind} {key}"),
-            *(() if root else (f"--property=User={USER}", "--property=NoNewPrivileges=yes")),
+            *(PACKAGE_MANAGER if root else UNPRIVILEGED),
             "--property=Nice=10",
             QuoteString(python),
             *job,

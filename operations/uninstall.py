@@ -21,7 +21,8 @@ from llamafleet.plans.driver_hold import release
 from operations.files import OPTIONAL_UNITS, systemctl
 from operations.run import here
 
-# Jobs end their own children on TERM; what is left of the account after that is killed.
+# Jobs end their own children on TERM, but for a package manager, which they let end; what is left
+# of the account after that is killed.
 STOP_JOBS = """
 hunt() {
   found=1
@@ -33,7 +34,7 @@ hunt() {
   return $found
 }
 hunt '[l]lamafleet-host.pyz' TERM
-for second in 1 2 3 4 5 6 7 8 9 10; do
+for second in $(seq 1800); do
   hunt '[l]lamafleet-host.pyz' 0 || break
   sleep 1
 done

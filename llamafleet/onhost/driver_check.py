@@ -1,8 +1,9 @@
-"""Does the last verdict speak of the driver that this host has now?
+"""Does the last verdict speak of the driver and the GPUs that this host has now?
 
 A driver update changes what a verdict and a benchmark say. This runs at each boot and after each
 change of packages: a verdict on another driver is removed and stale.json says why. Where the driver
-works and runs the build's toolkit the unit starts a verification; else a person must act.
+works and runs the build's toolkit the unit starts a verification; else, and where other GPUs are in
+the host, a person must act.
 
 `driver-check --config FILE`: exit 0 where the verdict stands, 4 where the host should be verified
 now, 3 where something else must come first, 2 for a bad configuration or results that can't be
@@ -72,7 +73,8 @@ def _check(config: Config, planned: str) -> int:
     now, source = driver.loaded_driver()
     library = driver.library_driver()
     halves = now is not None and library not in (None, now)
-    if now and not halves and _verified(latest, config) == now:
+    others = "" if now is None or halves else _other_gpus(config)
+    if now and not halves and not others and _verified(latest, config) == now:
         stale.unlink(missing_ok=True)
         print(f"driver {now} is the one that was verified ({source})")
         return EXIT_OK
@@ -83,6 +85,8 @@ def _check(config: Config, planned: str) -> int:
     if halves:
         found = f"reboot needed: loaded kernel module {now}, library {library}"
         return _stale(stale, planned, now, found, REBOOT)
+    if others:
+        return _stale(stale, planned, now, others, DEPLOY)
     changed = f"the driver changed from {planned} to {now} ({source})"
     if now == planned:
         changed = f"driver {now} is the planned one and has no verdict ({source})"
@@ -107,6 +111,20 @@ def _verified(latest: Path, config: Config) -> str | None:
         return None
     found = (result.get("inputs") or {}).get("driver")
     return found if isinstance(found, str) else None
+
+
+def _other_gpus(config: Config) -> str:
+    """How the GPUs differ from those of the last deploy; "": they don't, or they can't be asked."""
+    planned = config.inputs.get("gpus")
+    try:
+        nvml = gpu.Nvml()
+    except gpu.NvmlUnavailable:
+        return ""
+    now = [f"{one.name} {one.uuid}" for one in nvml.gpus()]
+    nvml.close()
+    if not isinstance(planned, list) or sorted(now) == sorted(planned):
+        return ""
+    return f"the GPUs changed: found {', '.join(now) or 'none'}; expected {', '.join(planned)}"
 
 
 def _hindrance(config: Config) -> str:

@@ -75,12 +75,15 @@ class Stopper:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Put a signal off: one that came while a child was being started would lose the child."""
-        self._held = True
+        """Put a signal off: one that came while a child was being started would lose the child.
+
+        May be nested; `check` raises what came, once the outermost has ended.
+        """
+        before, self._held = self._held, True
         try:
             yield
         finally:
-            self._held = False
+            self._held = before
 
     def check(self) -> None:
         """Raise Stopped for a signal that was put off."""

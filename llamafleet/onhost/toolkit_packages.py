@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamafleet.onhost.job import Data, Job, JobFailed
+from llamafleet.onhost.job import STOPPER, Data, Job, JobFailed
 from llamafleet.onhost.openpgp import fingerprints
 
 APT = ("apt-get", "-y", "-o", "DPkg::Lock::Timeout=600")
@@ -58,23 +58,15 @@ def apt(job: Job, env: dict[str, str]) -> Data:
     job.phase("index")
     # A broken source of somebody else's must not stand in the way; what is missing shows below.
     _tried(job, [*APT, "update"], env)
-    if repository:
-        job.phase("repository")
-        if repository["url"].startswith("https:") and not CERTIFICATES.exists():
-            _command(job, [*APT, *APT_INSTALL, "ca-certificates"], env)
-        target = job.folder / "tmp" / "key"
-        helper = ["/usr/lib/apt/apt-helper", "download-file", repository["key_url"], str(target)]
-        _install_repository(job, repository, lambda: _download_by(job, helper, env, target))
-        ours = ["-o", f"Dir::Etc::sourcelist={repository['source']}"]
-        ours += ["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]
-        _command(job, [*APT, *ours, "update"], env)
-        with _taken_back(repository):
-            refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
-    job.phase("simulate")
-    refuse(apt_changes(_command(job, [*APT, "--simulate", *APT_INSTALL, *packages], env)))
-    job.phase("install")
-    _command(job, [*APT, *APT_INSTALL, *packages], env)
-    _remember(job)
+    # Left behind, a source that fails stands in the way of each later update.
+    with _taken_back(repository):
+        if repository:
+            job.phase("repository")
+            _apt_repository(job, repository, env)
+        job.phase("simulate")
+        changes = apt_changes(_command(job, [*APT, "--simulate", *APT_INSTALL, *packages], env))
+        refuse(changes)
+    _install(job, [*APT, *APT_INSTALL, *packages], env, changes)
     query = ["dpkg-query", "-W", "-f=${Package} ${Version}\n", *packages]
     return {"packages": _output(query, env).splitlines()}
 
@@ -89,12 +81,28 @@ def dnf(job: Job, env: dict[str, str]) -> Data:
             job.phase("repository")
             _install_repository(job, repository, lambda: _download(repository["key_url"]))
         job.phase("simulate")
-        refuse(_dnf_simulated(job, packages, env))
-    job.phase("install")
-    _command(job, [*DNF, "-y", "install", *packages], env)
-    _remember(job)
+        changes = _dnf_simulated(job, packages, env)
+        refuse(changes)
+    keys = _keys(env)
+    try:
+        _install(job, [*DNF, "-y", "install", *packages], env, changes)
+    finally:
+        _remember(job, _keys(env) - keys)
     query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
     return {"packages": _output(query, env).splitlines()}
+
+
+def _apt_repository(job: Job, repository: Data, env: dict[str, str]) -> None:
+    """Set the repository up and read its index. Raises JobFailed where the pin misses it."""
+    if repository["url"].startswith("https:") and not CERTIFICATES.exists():
+        _command(job, [*APT, *APT_INSTALL, "ca-certificates"], env)
+    target = job.folder / "tmp" / "key"
+    helper = ["/usr/lib/apt/apt-helper", "download-file", repository["key_url"], str(target)]
+    _install_repository(job, repository, lambda: _download_by(job, helper, env, target))
+    ours = ["-o", f"Dir::Etc::sourcelist={repository['source']}"]
+    ours += ["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]
+    _command(job, [*APT, *ours, "update"], env)
+    refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
 
 
 def _dnf_simulated(job: Job, packages: list[str], env: dict[str, str]) -> Changes:
@@ -202,10 +210,10 @@ def _install_repository(job: Job, repository: Data, download: Callable[[], bytes
 
 @contextlib.contextmanager
 def _taken_back(repository: Data | None) -> Iterator[None]:
-    """Remove the repository's files where the job fails within."""
+    """Remove the repository's files where the job fails or is stopped within."""
     try:
         yield
-    except JobFailed:
+    except BaseException:
         for path in (repository["keyring"], *repository["files"]) if repository else ():
             Path(path).unlink(missing_ok=True)
         raise
@@ -261,10 +269,29 @@ def _tried(job: Job, argv: Sequence[str], env: dict[str, str]) -> list[str]:
     return lines
 
 
-def _remember(job: Job) -> None:
-    """Note what was installed, for whoever uninstalls llamafleet."""
-    with Path(job.config["record"]).open("a", encoding="utf-8") as record:
-        record.write("".join(f"{name}\n" for name in job.config["packages"]))
+def _install(job: Job, argv: Sequence[str], env: dict[str, str], changes: Changes) -> None:
+    """Run the package manager to its end, whoever asks the job to stop.
+
+    Ended halfway it would leave packages that only a person sets right.
+    """
+    job.phase("install")
+    # Before: what was installed when the host went down must be known too.
+    _remember(job, set(job.config["packages"]) & set(changes.new))
+    with STOPPER.hold():
+        _command(job, argv, env)
+    STOPPER.check()
+
+
+def _remember(job: Job, names: Iterable[str]) -> None:
+    """Note what llamafleet installed, for whoever uninstalls it."""
+    if lines := "".join(f"{name}\n" for name in sorted(names)):
+        with Path(job.config["record"]).open("a", encoding="utf-8") as record:
+            record.write(lines)
+
+
+def _keys(env: dict[str, str]) -> set[str]:
+    """Keys that rpm trusts. It keeps each as a package, and dnf adds the repository's."""
+    return set(_output(["rpm", "-qa", "gpg-pubkey*"], env).split())
 
 
 def _output(argv: Sequence[str], env: dict[str, str]) -> str:

@@ -12,7 +12,14 @@ MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
 
 _PACKAGES = {
-    "apt": ("g++", ("apt-get update", "DEBIAN_FRONTEND=noninteractive apt-get install -y {}")),
+    # A host that has just booted updates itself; and a source of somebody else's may be broken.
+    "apt": (
+        "g++",
+        (
+            "apt-get -o DPkg::Lock::Timeout=600 update || true",
+            "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y {}",
+        ),
+    ),
     "dnf": ("gcc-c++", ("dnf install -y {}",)),
     "pacman": ("gcc", ("pacman -Sy --noconfirm {}",)),
     "zypper": ("gcc-c++", ("zypper --non-interactive install {}",)),
@@ -142,5 +149,5 @@ def plan_packages(snapshot: HostSnapshot, settings: Settings) -> PackagesPlan | 
         "compiler",
         found=f"no C++ compiler, and {why} forbids to install one",
         expected=f"g++ or clang++ {MIN_MAJOR} or newer",
-        next=f"sudo sh -c '{' && '.join(commands)}'",
+        next=f"sudo sh -c '{'; '.join(commands)}'",
     )

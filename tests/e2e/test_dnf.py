@@ -185,11 +185,17 @@ def test_a_package_that_the_repository_lacks_is_named(
 def test_dnf_installs_the_toolkit_and_never_a_driver(
     booted: BootedHost, rpms: Rpms, url: str, tmp_path: Path
 ) -> None:
+    rpms.ok(f"rpm -i --nosignature /{FOLDER}/x86_64/cuda-cccl-12-4-*.rpm")
     status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
     assert status == 0, stamp
     assert (booted.tree / NVCC.lstrip("/")).exists() and stamp["nvcc"] == "12.4"
     assert "cuda-nvcc-12-4 12.4.1" in stamp["packages"]
-    assert "cuda-nvcc-12-4" in (booted.tree / RECORD).read_text().split()
+    record = (booted.tree / RECORD).read_text().split()
+    # What was there before is not llamafleet's; the key that rpm trusts now is.
+    assert "cuda-nvcc-12-4" in record and "cuda-cccl-12-4" not in record
+    assert [name for name in record if name.startswith("gpg-pubkey-")] == (
+        booted.run("rpm -qa 'gpg-pubkey*'").stdout.split()
+    )
     assert booted.run("rpm -q nvidia-driver nvidia-driver-libs").returncode == 2
     # The repository offers a driver, and gives none.
     found = booted.run(f"test -e /{FOLDER}/x86_64/nvidia-driver-12.4.1-1.x86_64.rpm")

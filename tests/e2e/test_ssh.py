@@ -106,6 +106,9 @@ def test_ten_errors_in_an_inventory_are_ten_lines_and_no_host_is_touched(
 def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     booted: BootedHost, folder: Path
 ) -> None:
+    # A compiler is installed all the same.
+    broken = booted.tree / "etc/apt/sources.list.d/broken.list"
+    broken.write_text("deb http://127.0.0.1:9/ ./\n")
     fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
     first = start(folder, fleet)
     try:
@@ -113,6 +116,7 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
+    broken.unlink()
     run = pyinfra(folder, "-y", fleet, "deploy.py")
     assert run.returncode == 0, run.output
     assert "attach" in run.output, run.output

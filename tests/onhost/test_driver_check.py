@@ -222,6 +222,37 @@ def test_a_driver_that_does_not_answer_is_not_verified(host: Host) -> None:
     assert "does not answer: NVML does not start: Driver/library" in host.mark()["reason"]
 
 
+@pytest.mark.parametrize(
+    ("planned", "same"),
+    [
+        (["NVIDIA GeForce RTX 4090 GPU-0"], True),
+        (["NVIDIA GeForce RTX 4090 GPU-7"], False),
+        (["NVIDIA GeForce RTX 4080 GPU-0"], False),
+        (["NVIDIA GeForce RTX 4090 GPU-0", "NVIDIA GeForce RTX 4090 GPU-1"], False),
+    ],
+)
+def test_other_gpus_under_the_same_driver_need_a_deploy(
+    host: Host, capsys: pytest.CaptureFixture[str], planned: list[str], same: bool
+) -> None:
+    host.plan({"driver": WAS, "gpus": planned})
+    host.module(WAS)
+    assert host.check() == (0 if same else 3)
+    assert host.latest.exists() is same and host.stale.exists() is not same
+    if not same:
+        assert host.mark()["reason"] == (
+            "the GPUs changed: found NVIDIA GeForce RTX 4090 GPU-0; expected " + ", ".join(planned)
+        )
+        assert "pyinfra -y inventory deploy.py" in capsys.readouterr().out
+        assert host.check() == 3, "no verification by itself: it would be of another machine"
+
+
+def test_gpus_that_cannot_be_asked_are_not_said_to_have_changed(host: Host) -> None:
+    host.plan({"driver": WAS, "gpus": ["NVIDIA GeForce RTX 4090 GPU-7"]})
+    host.module(WAS)
+    host.cuda = None
+    assert host.check() == 0
+
+
 def test_the_same_finding_is_written_once(host: Host) -> None:
     host.module(NOW)
     host.check()

@@ -19,13 +19,16 @@ from tests.onhost.runner import Runner, kill, processes_below, wait_for
 # A job of its own kind, in a process that is named as the zipapp is.
 SCRIPT = """
 import os, sys, time
+from contextlib import nullcontext
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from llamafleet.onhost import job
 
 def work(run):
     run.phase("one")
-    run.command(["sh", "-c", run.config["shell"]], env=dict(os.environ))
+    with job.STOPPER.hold() if run.config["held"] else nullcontext():
+        run.command(["sh", "-c", run.config["shell"]], env=dict(os.environ))
+    job.STOPPER.check()
     return {{"product": 42}}
 
 class Slow(job.subprocess.Popen):
@@ -39,10 +42,12 @@ sys.exit(job.run("toy", Path(sys.argv[1]), work, lambda config: config["there"])
 ROOT = str(Path(job.__file__).parents[2])
 
 
-def toy(folder: Path, shell: str, there: bool = True, slow: float = 0) -> list[str]:
+def toy(
+    folder: Path, shell: str, there: bool = True, slow: float = 0, held: bool = False
+) -> list[str]:
     script = folder / "llamafleet-host-toy.py"
     script.write_text(SCRIPT.format(root=ROOT, slow=slow))
-    config = {"version": 1, "kind": "toy", "key": "k", "shell": shell, "there": there}
+    config = {"version": 1, "kind": "toy", "key": "k", "shell": shell, "there": there, "held": held}
     (folder / "config.json").write_text(json.dumps(config | {"inputs": {"a": 1}}))
     return [sys.executable, str(script), str(folder)]
 
@@ -170,6 +175,16 @@ def test_stopped_while_a_child_is_being_started(tmp_path: Path) -> None:
     assert process.wait(20) == 128 + signal.SIGTERM
     assert stamp(tmp_path)["error"]["lines"] == ["stopped by SIGTERM"]
     wait_for(lambda: not processes_below(tmp_path), 2)
+
+
+def test_a_child_that_must_end_by_itself_is_let(tmp_path: Path) -> None:
+    marker, ended = tmp_path / "running", tmp_path / "ended"
+    argv = toy(tmp_path, f"touch {marker}; sleep 1; touch {ended}", held=True)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(marker.exists)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert ended.exists() and stamp(tmp_path)["error"]["lines"] == ["stopped by SIGTERM"]
 
 
 def test_second_runner_is_refused(tmp_path: Path) -> None:

@@ -173,11 +173,13 @@ def test_a_repository_that_the_pin_misses(policy: str, found: str) -> None:
         refuse_unpinned(policy, URL)
 
 
-@pytest.mark.parametrize(("priority", "left"), [(500, False), (-1, True)])
-def test_a_source_that_the_pin_misses_does_not_stay(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, priority: int, left: bool
+@pytest.mark.parametrize(
+    ("priority", "wanted"), [(500, "found priority 500"), (-1, "would install or replace libcuda1")]
+)
+def test_a_source_that_is_refused_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, priority: int, wanted: str
 ) -> None:
-    """The next upgrade would take a driver from it."""
+    """Where the pin misses it, the next upgrade would take a driver from it."""
     source, keyring = tmp_path / "cuda.sources", tmp_path / "cuda.asc"
     repository = {
         "url": URL,
@@ -194,7 +196,6 @@ def test_a_source_that_the_pin_misses_does_not_stay(
     monkeypatch.setattr(toolkit_packages, "_command", lambda *_: ["Inst libcuda1 (1 x [amd64])"])
     policy = POLICY.format(priority=priority, label="lab")
     monkeypatch.setattr(toolkit_packages, "_output", lambda *_: policy)
-    wanted = "would install or replace libcuda1" if left else f"found priority {priority}"
     with pytest.raises(JobFailed, match=wanted):
         toolkit_packages.apt(Job("toolkit", tmp_path, config), {})
-    assert (source.exists(), keyring.exists()) == (left, left)
+    assert not source.exists() and not keyring.exists()
