@@ -108,7 +108,7 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
 ) -> None:
     # A compiler is installed all the same.
     broken = booted.tree / "etc/apt/sources.list.d/broken.list"
-    broken.write_text("deb http://127.0.0.1:9/ ./\n")
+    broken.write_text("deb file:/no/such ./\n")
     fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
     first = start(folder, fleet)
     try:
