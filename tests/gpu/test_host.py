@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.driver_check import EXIT_VERIFY
+from llamafleet.onhost.driver_check import EXIT_OK, EXIT_STALE, EXIT_VERIFY
 from tests.gpu import llama_bench, measure
 from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
 
@@ -84,9 +84,7 @@ def test_after_a_driver_update_the_host_is_verified_and_nothing_is_built() -> No
         data = json.loads(file.read_text())
         data["inputs"]["driver"], data["key"] = OLDER, "0" * 16
         file.write_text(json.dumps(data))
-    check_unit = [f"{LAYOUT.current}/bin/python", LAYOUT.zipapp, "driver-check"]
-    done = subprocess.run([*check_unit, "--config", LAYOUT.verify_config], check=False)
-    assert done.returncode == EXIT_VERIFY and not Path(LAYOUT.results, "latest.json").exists()
+    assert driver_check() == EXIT_VERIFY and not Path(LAYOUT.results, "latest.json").exists()
     run = deploy(accelerator="cuda")
     assert run.returncode == 0, run.output
     record("driver_update", run_s=round(run.seconds, 1), output=run.output[-3000:])
@@ -95,6 +93,29 @@ def test_after_a_driver_update_the_host_is_verified_and_nothing_is_built() -> No
     assert result()["inputs"]["driver"] == loaded
     again = deploy(accelerator="cuda")
     assert again.returncode == 0 and OLDER not in again.output, again.output
+    assert driver_check() == EXIT_OK
+
+
+def test_other_gpus_take_the_verdict_away() -> None:
+    """The exchange is in the settings alone: they are made to speak of another GPU."""
+    file = Path(LAYOUT.verify_config)
+    text = file.read_text()
+    (planned,) = json.loads(text)["inputs"]["gpus"]
+    file.write_text(text.replace(planned, "NVIDIA GeForce RTX 4090 GPU-0"))
+    assert driver_check() == EXIT_STALE and not Path(LAYOUT.results, "latest.json").exists()
+    mark = json.loads(Path(LAYOUT.results, "stale.json").read_text())
+    assert mark["reason"] == (
+        f"the GPUs changed: found {planned}; expected NVIDIA GeForce RTX 4090 GPU-0"
+    )
+    run = deploy(accelerator="cuda")
+    assert run.returncode == 0 and result()["verdict"] == "PASS", run.output
+    assert driver_check() == EXIT_OK
+
+
+def driver_check() -> int:
+    """Exit status of what the unit of that name runs."""
+    command = [f"{LAYOUT.current}/bin/python", LAYOUT.zipapp, "driver-check"]
+    return subprocess.run([*command, "--config", LAYOUT.verify_config], check=False).returncode
 
 
 @pytest.mark.parametrize(
