@@ -100,12 +100,13 @@ def test_other_gpus_take_the_verdict_away() -> None:
     """The exchange is in the settings alone: they are made to speak of another GPU."""
     file = Path(LAYOUT.verify_config)
     text = file.read_text()
-    (planned,) = json.loads(text)["inputs"]["gpus"]
-    file.write_text(text.replace(planned, "NVIDIA GeForce RTX 4090 GPU-0"))
+    planned = json.loads(text)["inputs"]["gpus"]
+    file.write_text(text.replace(planned[0], "NVIDIA GeForce RTX 4090 GPU-0"))
     assert driver_check() == EXIT_STALE and not Path(LAYOUT.results, "latest.json").exists()
     mark = json.loads(Path(LAYOUT.results, "stale.json").read_text())
     assert mark["reason"] == (
-        f"the GPUs changed: found {planned}; expected NVIDIA GeForce RTX 4090 GPU-0"
+        f"the GPUs changed: found {', '.join(planned)}; expected "
+        + ", ".join(("NVIDIA GeForce RTX 4090 GPU-0", *planned[1:]))
     )
     run = deploy(accelerator="cuda")
     assert run.returncode == 0 and result()["verdict"] == "PASS", run.output
