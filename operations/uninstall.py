@@ -34,10 +34,14 @@ hunt() {
   return $found
 }
 hunt '[l]lamafleet-host.pyz' TERM
-for second in $(seq 1800); do
-  hunt '[l]lamafleet-host.pyz' 0 || break
-  sleep 1
-done
+wait_for() {
+  for second in $(seq "$2"); do
+    hunt "$1" 0 || break
+    sleep 1
+  done
+}
+wait_for '[l]lamafleet-host.pyz.*/jobs/toolkit/' 1800
+wait_for '[l]lamafleet-host.pyz' 10
 """
 
 KILL_ACCOUNT = f"""

@@ -78,9 +78,10 @@ def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
         return f"toolkit_method = {settings.toolkit_method!r}"
     if method == "wheels":
         return ""
-    if settings.wheelhouse and (method == "distro" or not settings.toolkit_url):
-        mirror = "" if method == "distro" else "; toolkit_url may name a mirror"
-        return f"wheelhouse: no network is used{mirror}"
+    if settings.wheelhouse and method == "distro":
+        return "wheelhouse: no network is used"
+    if settings.wheelhouse and not settings.toolkit_url:
+        return "wheelhouse: no network is used; toolkit_url may name a mirror"
     if method == "runfile":
         return ""
     if settings.scope == "user":

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
+import pytest
+
 from llamafleet.plans.plan import managed_paths
-from operations.uninstall import traces
+from operations.uninstall import STOP_JOBS, traces
 from tests.facts.fakehost import FakeHost
 
 
@@ -17,3 +21,27 @@ def test_a_run_that_ended_with_its_packages_is_seen(tmp_path: Path) -> None:
     record = Path(host.layout.installed_packages)
     host.write(record, "g++\n")
     assert traces(host.snapshot(), host.layout) == [str(record)]
+
+
+JOB = """
+trap 'sleep 14; touch {folder}/ended; exit' TERM
+touch {folder}/running
+while :; do sleep 0.1; done
+"""
+SCRIPT = """
+sh {folder}/llamafleet-host.pyz job --kind toolkit --dir /opt/llamafleet/jobs/toolkit/apt-13.0 &
+until [ -e {folder}/running ]; do sleep 0.1; done
+{stop}
+test -e {folder}/ended
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a namespace of processes needs root")
+def test_without_systemd_too_a_package_manager_is_let_end(tmp_path: Path) -> None:
+    """In a namespace of its own: jobs of this machine are none of the test's."""
+    (tmp_path / "llamafleet-host.pyz").write_text(JOB.format(folder=tmp_path))
+    script = tmp_path / "script"
+    script.write_text(SCRIPT.format(folder=tmp_path, stop=STOP_JOBS))
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "sh", str(script)]
+    done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
