@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -23,6 +22,7 @@ def test_a_run_that_ended_with_its_packages_is_seen(tmp_path: Path) -> None:
     assert traces(host.snapshot(), host.layout) == [str(record)]
 
 
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc")
 JOB = """
 trap 'sleep 14; touch {folder}/ended; exit' TERM
 touch {folder}/running
@@ -36,12 +36,16 @@ test -e {folder}/ended
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="a namespace of processes needs root")
+def no_namespace() -> bool:
+    return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.skipif(no_namespace(), reason="a namespace of processes needs root")
 def test_without_systemd_too_a_package_manager_is_let_end(tmp_path: Path) -> None:
     """In a namespace of its own: jobs of this machine are none of the test's."""
     (tmp_path / "llamafleet-host.pyz").write_text(JOB.format(folder=tmp_path))
     script = tmp_path / "script"
     script.write_text(SCRIPT.format(folder=tmp_path, stop=STOP_JOBS))
-    inside = ["unshare", "--pid", "--fork", "--mount-proc", "sh", str(script)]
+    inside = [*NAMESPACE, "sh", str(script)]
     done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
