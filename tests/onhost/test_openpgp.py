@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,17 @@ class Gpg:
         return next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
 
 
+@pytest.fixture
+def gpg(tmp_path: Path) -> Iterator[Gpg]:
+    ring = Gpg(tmp_path / "ring")
+    yield ring
+    # The agent that gpg started for this folder outlives it.
+    subprocess.run(["gpgconf", "--homedir", ring.home, "--kill", "all"], check=False)
+
+
 @needs_gpg
 @pytest.mark.parametrize("kind", ["rsa3072", "ed25519"])
-def test_as_gpg_says_armored_or_not(tmp_path: Path, kind: str) -> None:
-    gpg = Gpg(tmp_path / "ring")
+def test_as_gpg_says_armored_or_not(gpg: Gpg, kind: str) -> None:
     wanted = gpg.key("lab mirror", kind)
     armored = gpg.run("--armor", "--export", "lab mirror")
     assert fingerprints(armored) == [wanted]
@@ -43,8 +51,7 @@ def test_as_gpg_says_armored_or_not(tmp_path: Path, kind: str) -> None:
 
 
 @needs_gpg
-def test_a_second_key_in_the_file_is_seen(tmp_path: Path) -> None:
-    gpg = Gpg(tmp_path / "ring")
+def test_a_second_key_in_the_file_is_seen(gpg: Gpg) -> None:
     both = {gpg.key("one", "ed25519"), gpg.key("another", "ed25519")}
     assert set(fingerprints(gpg.run("--armor", "--export"))) == both
     separate = gpg.run("--armor", "--export", "one") + gpg.run("--armor", "--export", "another")
@@ -52,8 +59,7 @@ def test_a_second_key_in_the_file_is_seen(tmp_path: Path) -> None:
 
 
 @needs_gpg
-def test_a_changed_key_has_another_fingerprint(tmp_path: Path) -> None:
-    gpg = Gpg(tmp_path / "ring")
+def test_a_changed_key_has_another_fingerprint(gpg: Gpg) -> None:
     wanted = gpg.key("lab mirror", "rsa3072")
     changed = bytearray(gpg.run("--export", "lab mirror"))
     changed[40] ^= 1
