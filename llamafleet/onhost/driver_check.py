@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llamafleet.onhost import driver, gpu, job, verify_config
@@ -73,27 +74,30 @@ def _check(config: Config, planned: str) -> int:
     now, source = driver.loaded_driver()
     library = driver.library_driver()
     halves = now is not None and library not in (None, now)
-    others = "" if now is None or halves else _other_gpus(config)
-    if now and not halves and not others and _verified(latest, config) == now:
-        stale.unlink(missing_ok=True)
-        print(f"driver {now} is the one that was verified ({source})")
-        return EXIT_OK
-    # First, so that nothing that follows can leave an old verdict in place.
-    latest.unlink(missing_ok=True)
+    current = now is not None and not halves and _verified(latest, config) == now
+    if not current:
+        # First, so that nothing that follows can leave an old verdict in place: NVML may hang.
+        latest.unlink(missing_ok=True)
     if now is None:
         return _stale(stale, planned, now, f"driver {planned} is gone: {source}", DEPLOY)
     if halves:
         found = f"reboot needed: loaded kernel module {now}, library {library}"
         return _stale(stale, planned, now, found, REBOOT)
-    if others:
+    answer = _ask()
+    if others := _other_gpus(config, answer):
+        latest.unlink(missing_ok=True)
         return _stale(stale, planned, now, others, DEPLOY)
+    if current:
+        stale.unlink(missing_ok=True)
+        print(f"driver {now} is the one that was verified ({source})")
+        return EXIT_OK
     changed = f"the driver changed from {planned} to {now} ({source})"
     if now == planned:
         changed = f"driver {now} is the planned one and has no verdict ({source})"
     if verifying:
         print(f"{changed}; it is being verified")
         return EXIT_OK
-    hindrance = _hindrance(config)
+    hindrance = _hindrance(config, answer)
     if hindrance:
         return _stale(stale, planned, now, f"{changed}; {hindrance}", DEPLOY)
     if now == planned:
@@ -113,28 +117,39 @@ def _verified(latest: Path, config: Config) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _other_gpus(config: Config) -> str:
-    """How the GPUs differ from those of the last deploy; "": they don't, or they can't be asked."""
-    planned = config.inputs.get("gpus")
+@dataclass(frozen=True)
+class _Answer:
+    """What NVML says."""
+
+    gpus: tuple[str, ...] = ()
+    cuda: str = ""
+    problem: str = ""
+    """Why it says nothing."""
+
+
+def _ask() -> _Answer:
     try:
         nvml = gpu.Nvml()
-    except gpu.NvmlUnavailable:
-        return ""
-    now = [f"{one.name} {one.uuid}" for one in nvml.gpus()]
+    except gpu.NvmlUnavailable as error:
+        return _Answer(problem=str(error))
+    answer = _Answer(tuple(one.identity for one in nvml.gpus()), nvml.cuda())
     nvml.close()
-    if not isinstance(planned, list) or sorted(now) == sorted(planned):
+    return answer
+
+
+def _other_gpus(config: Config, answer: _Answer) -> str:
+    """How the GPUs differ from those of the last deploy; "": they don't, or they can't be asked."""
+    planned, now = config.inputs.get("gpus"), answer.gpus
+    if answer.problem or not isinstance(planned, list) or sorted(now) == sorted(planned):
         return ""
     return f"the GPUs changed: found {', '.join(now) or 'none'}; expected {', '.join(planned)}"
 
 
-def _hindrance(config: Config) -> str:
+def _hindrance(config: Config, answer: _Answer) -> str:
     """Why a verification would be in vain; "": nothing is known to stand in its way."""
-    try:
-        nvml = gpu.Nvml()
-    except gpu.NvmlUnavailable as error:
-        return f"it does not answer: {error}"
-    cuda = nvml.cuda()
-    nvml.close()
+    if answer.problem:
+        return f"it does not answer: {answer.problem}"
+    cuda = answer.cuda
     if cuda and config.toolkit and _numbers(config.toolkit) > _numbers(cuda):
         return (
             f"it runs CUDA up to {cuda}, and the build's toolkit is {config.toolkit}: "

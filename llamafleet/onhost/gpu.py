@@ -51,6 +51,11 @@ class Gpu:
     def __str__(self) -> str:
         return f"{self.name}, {self.compute_capability}"
 
+    @property
+    def identity(self) -> str:
+        """As a verification's inputs name it."""
+        return f"{self.name} {self.uuid}"
+
 
 @dataclass(frozen=True)
 class Sample:

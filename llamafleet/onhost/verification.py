@@ -105,7 +105,7 @@ class Verification:
             return self.config.inputs
         if self.nvml is None:
             return self.config.inputs | {"driver": driver.loaded_driver()[0]}
-        gpus = [f"{one.name} {one.uuid}" for one in self.gpus]
+        gpus = [one.identity for one in self.gpus]
         return self.config.inputs | {"driver": self.system["driver"], "gpus": gpus}
 
     def run(self) -> None:

@@ -246,6 +246,21 @@ def test_other_gpus_under_the_same_driver_need_a_deploy(
         assert host.check() == 3, "no verification by itself: it would be of another machine"
 
 
+def test_the_old_verdict_goes_before_nvml_is_asked(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that has fallen off the bus can hang NVML until the unit's time is over."""
+    found = []
+
+    def asked() -> Nvml:
+        found.append(host.latest.exists())
+        return Nvml(Driver("13.0"))
+
+    monkeypatch.setattr(gpu, "Nvml", asked)
+    host.module(NOW)
+    assert host.check() == 4 and found == [False]
+
+
 def test_gpus_that_cannot_be_asked_are_not_said_to_have_changed(host: Host) -> None:
     host.plan({"driver": WAS, "gpus": ["NVIDIA GeForce RTX 4090 GPU-7"]})
     host.module(WAS)
