@@ -77,16 +77,13 @@ class Stopper:
     def hold(self) -> Iterator[None]:
         """Put a signal off: one that came while a child was being started would lose the child.
 
-        May be nested; `check` raises what came, once the outermost has ended.
+        May be nested. Raises Stopped for what came, once the outermost has ended.
         """
         before, self._held = self._held, True
         try:
             yield
         finally:
             self._held = before
-
-    def check(self) -> None:
-        """Raise Stopped for a signal that was put off."""
         if self._pending is not None:
             self._stop(self._pending, None)
 
@@ -241,7 +238,6 @@ class Job:
         try:
             with STOPPER.hold():
                 process = _spawn(argv, env, cwd or self.folder)
-            STOPPER.check()
             assert process.stdout is not None
             with self.log_path.open("a", encoding="utf-8", buffering=1) as log:
                 for line in process.stdout:

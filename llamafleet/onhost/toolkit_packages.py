@@ -279,7 +279,6 @@ def _install(job: Job, argv: Sequence[str], env: dict[str, str], changes: Change
     _remember(job, set(job.config["packages"]) & set(changes.new))
     with STOPPER.hold():
         _command(job, argv, env)
-    STOPPER.check()
 
 
 def _remember(job: Job, names: Iterable[str]) -> None:
