@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
 
+from tests.gpg import Gpg
+
 LABEL = "NVIDIA CUDA"
 REPOSITORY = "repos/debian12/x86_64"
 TARGET = "targets/x86_64-linux"
@@ -45,26 +47,6 @@ def parts(version: str) -> dict[str, tuple[str, tuple[str, ...], str]]:
     }
 
 
-class Gpg:
-    """A key of the test's own, to sign with."""
-
-    def __init__(self, folder: Path) -> None:
-        self.home = folder / "gnupg"
-        self.home.mkdir(mode=0o700)
-        self.run("--passphrase", "", "--quick-gen-key", "lab mirror", "rsa3072", "sign", "never")
-        self.public = self.run("--armor", "--export")
-        listed = self.run("--with-colons", "--list-keys").decode().splitlines()
-        self.fingerprint = next(x.split(":")[9] for x in listed if x.startswith("fpr:"))
-
-    def run(self, *arguments: str, data: bytes = b"") -> bytes:
-        argv = ["gpg", "--homedir", str(self.home), "--batch", "--quiet", "--yes", *arguments]
-        return subprocess.run(argv, input=data, check=True, capture_output=True).stdout
-
-    def stop(self) -> None:
-        """End the agent that gpg started for this folder."""
-        subprocess.run(["gpgconf", "--homedir", self.home, "--kill", "all"], check=False)
-
-
 class Mirror:
     """What a lab's mirror of NVIDIA's downloads serves."""
 
@@ -73,11 +55,13 @@ class Mirror:
         self.folder = self.root / REPOSITORY
         self.folder.mkdir(parents=True)
         self.work = folder / "debs"
-        self.gpg = Gpg(folder)
+        self.gpg = Gpg(folder / "gnupg")
+        self.fingerprint = self.gpg.key("lab mirror", "rsa3072", "sign")
+        public = self.gpg.run("--armor", "--export")
         self.key = folder / "mirror.asc"
-        self.key.write_bytes(self.gpg.public)
+        self.key.write_bytes(public)
         # By NVIDIA's name, and not NVIDIA's key.
-        (self.folder / "3bf863cc.pub").write_bytes(self.gpg.public)
+        (self.folder / "3bf863cc.pub").write_bytes(public)
 
     def add_toolkit(self, toolkit: Path, version: str) -> None:
         """Packages of the toolkit at `toolkit`, as one from wheels is laid out."""

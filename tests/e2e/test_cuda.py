@@ -126,7 +126,7 @@ def test_a_repository_with_another_key_is_not_trusted(
     run = pyinfra(folder, "-y", apt_fleet(booted, folder, mirror[1]), "deploy.py")
     assert run.returncode != 0
     assert (
-        f"found {mirror[0].gpg.fingerprint}; expected EB693B3035CD5710E231E123A4B469963BF863CC"
+        f"found {mirror[0].fingerprint}; expected EB693B3035CD5710E231E123A4B469963BF863CC"
         in run.output
     ), run.output
     assert not list((booted.tree / "etc/apt").rglob("*llamafleet*"))

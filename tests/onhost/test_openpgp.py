@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llamafleet.onhost.openpgp import fingerprints
+from tests.gpg import Gpg
 
 needs_gpg = pytest.mark.skipif(shutil.which("gpg") is None, reason="gpg is not installed")
-
-
-class Gpg:
-    """A key ring of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        home.mkdir(mode=0o700)
-
-    def run(self, *arguments: str) -> bytes:
-        argv = ["gpg", "--homedir", str(self.home), "--batch", "--quiet", "--yes"]
-        return subprocess.run([*argv, *arguments], check=True, capture_output=True).stdout
-
-    def key(self, name: str, kind: str) -> str:
-        """Make a key; its fingerprint by gpg."""
-        self.run("--passphrase", "", "--quick-gen-key", name, kind, "default", "never")
-        listed = self.run("--with-colons", "--list-keys", name).decode().splitlines()
-        return next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
 
 
 @pytest.fixture
 def gpg(tmp_path: Path) -> Iterator[Gpg]:
     ring = Gpg(tmp_path / "ring")
     yield ring
-    # The agent that gpg started for this folder outlives it.
-    subprocess.run(["gpgconf", "--homedir", ring.home, "--kill", "all"], check=False)
+    ring.stop()
 
 
 @needs_gpg
