@@ -11,14 +11,13 @@ from llamafleet.tables import CompilerPackage, ToolkitRow
 MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
 
+# A host that has just booted updates itself.
+_APT = "apt-get -o DPkg::Lock::Timeout=600"
 _PACKAGES = {
-    # A host that has just booted updates itself; and a source of somebody else's may be broken.
+    # A source of somebody else's may be broken.
     "apt": (
         "g++",
-        (
-            "apt-get -o DPkg::Lock::Timeout=600 update || true",
-            "DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y {}",
-        ),
+        (f"{_APT} update || true", f"DEBIAN_FRONTEND=noninteractive {_APT} install -y {{}}"),
     ),
     "dnf": ("gcc-c++", ("dnf install -y {}",)),
     "pacman": ("gcc", ("pacman -Sy --noconfirm {}",)),

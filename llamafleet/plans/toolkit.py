@@ -109,12 +109,14 @@ def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
     A package manager's files may all be there before it has ended, or before they were tried.
     """
     job = snapshot.job("toolkit", offer.job)
-    if job and job.alive:
+    if job is None:
+        return ""
+    if job.alive:
         return f"is being installed {_by(offer)}"
-    if job and job.stamp is None:  # killed, or the host went down
+    if job.stamp is None:  # killed, or the host went down
         phase, ended = (job.progress or {}).get("phase"), "was cut off"
     else:
-        phase, ended = ((job and job.stamp) or {}).get("error", {}).get("phase"), "failed"
+        phase, ended = job.stamp.get("error", {}).get("phase"), "failed"
     return f"its installation {ended} in phase {phase}" if phase in ("install", "check") else ""
 
 

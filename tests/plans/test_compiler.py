@@ -99,7 +99,7 @@ def test_a_compiler_of_the_settings_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("manager", "package", "command"),
     [
-        ("apt", "g++", "Timeout=600 install -y g++"),
+        ("apt", "g++", "apt-get -o DPkg::Lock::Timeout=600 install -y g++"),
         ("dnf", "gcc-c++", "dnf install -y gcc-c++"),
         ("pacman", "gcc", "pacman -Sy --noconfirm gcc"),
         ("zypper", "gcc-c++", "zypper --non-interactive install gcc-c++"),
