@@ -27,8 +27,8 @@ from llamafleet.layout import (
 )
 from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.build import allowed_unused
-from llamafleet.plans.driver_hold import expressions
-from llamafleet.plans.model import BuildPlan, HoldPlan, Plan, Source, ToolkitPlan, VerifyPlan
+from llamafleet.plans.driver.hold import expressions
+from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan, Source, ToolkitPlan, VerifyPlan
 from llamafleet.plans.requirements import toolkit_requirements
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp

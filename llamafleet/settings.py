@@ -12,10 +12,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pyinfra.api.arguments import all_argument_meta
 from pyinfra.api.connectors import get_all_connectors
 
-from llamafleet import wheelhouse as house
 from llamafleet.layout import Scope
-from llamafleet.onhost.openpgp import fingerprints
+from llamafleet.onhost.toolkit.openpgp import fingerprints
 from llamafleet.tables import toolkits
+from llamafleet.wheelhouse import collect as house
 
 LLAMA_VERSION = "0.3.36"
 LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"

@@ -1,4 +1,4 @@
-"""What the controller ships to a host: llamafleet.onhost and pip, each as one runnable archive.
+"""What the controller ships to a host: its own code for hosts, and pip, as runnable archives.
 
 The bytes depend on the files in it alone, so a host that has the right hash needs no upload.
 """
@@ -63,10 +63,11 @@ def archive(files: dict[str, bytes], compression: int) -> bytes:
 
 @cache
 def host_zipapp() -> bytes:
-    """llamafleet.onhost with the table of failures; runs under any Python 3.10 or newer."""
+    """The code for hosts and the table of failures; runs under any Python 3.10 or newer."""
     files = {
-        f"llamafleet/onhost/{path.name}": path.read_bytes()
-        for path in (PACKAGE / "onhost").glob("*.py")
+        f"llamafleet/{path.relative_to(PACKAGE)}": path.read_bytes()
+        for room in ("onhost", "protocol")
+        for path in (PACKAGE / room).rglob("*.py")
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
     files[f"llamafleet/onhost/{diagnose.TABLE}"] = json.dumps(failures(), indent=1).encode()

@@ -9,7 +9,7 @@ from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from llamafleet.plans.plan import explain
+from llamafleet.plans.make import explain
 from operations.run import HostRun, here
 
 

@@ -21,9 +21,9 @@ from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
 from llamafleet.history.update import Update
 from llamafleet.layout import Layout
-from llamafleet.plans.model import Plan, Problem
-from llamafleet.plans.plan import layout_for, make_plan, to_read
-from llamafleet.plans.reboot import Barred
+from llamafleet.plans.driver.reboot import Barred
+from llamafleet.plans.make import layout_for, make_plan, to_read
+from llamafleet.plans.plan import Plan, Problem
 from llamafleet.settings import Settings, SettingsError, validate_fleet
 
 RESULTS = Path("results")

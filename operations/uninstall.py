@@ -9,15 +9,8 @@ from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.facts.files import FileContents
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import (
-    HOLD_APT,
-    REPOSITORY_FILES,
-    USER,
-    VERIFY_TIMER,
-    VERIFY_UNIT,
-    Layout,
-)
-from llamafleet.plans.driver_hold import release
+from llamafleet.layout import HOLD_APT, REPOSITORY_FILES, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.driver.hold import release
 from operations.files import OPTIONAL_UNITS, systemctl
 from operations.run import here
 

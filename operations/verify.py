@@ -13,8 +13,8 @@ from pyinfra.api.state import State
 
 from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
-from llamafleet.plans.fingerprint import explain_difference
-from llamafleet.plans.model import VerifyPlan
+from llamafleet.plans.plan import VerifyPlan
+from llamafleet.protocol.fingerprint import explain_difference
 from operations import jobs
 from operations.files import systemctl
 from operations.run import RESULTS, HostRun, here

@@ -11,8 +11,8 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from llamafleet import wheelhouse as house
-from llamafleet.plans.plan import host_requirements, llama_requirement
+from llamafleet.plans.make import host_requirements, llama_requirement
+from llamafleet.wheelhouse import collect as house
 from operations.run import HostRun, here
 
 

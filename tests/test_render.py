@@ -22,8 +22,8 @@ from llamafleet.layout import (
     VERIFY_UNIT,
     Layout,
 )
-from llamafleet.plans.methods import offers
-from llamafleet.plans.model import Backend, BuildPlan, HoldPlan, Plan, VerifyPlan
+from llamafleet.plans.plan import Backend, BuildPlan, HoldPlan, Plan, VerifyPlan
+from llamafleet.plans.toolkit.methods import offers
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST
 

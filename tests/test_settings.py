@@ -13,7 +13,6 @@ from pyinfra.connectors.docker import DockerConnector
 from pyinfra.connectors.dockerssh import DockerSSHConnector
 from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
 
-from llamafleet import wheelhouse as house
 from llamafleet.settings import (
     LLAMA_SHA256,
     LLAMA_VERSION,
@@ -22,6 +21,7 @@ from llamafleet.settings import (
     pyinfra_keys,
     validate_fleet,
 )
+from llamafleet.wheelhouse import collect as house
 
 ZEROS = "0" * 64
 BINARY_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, driver_check, job, toolkit
+from llamafleet.onhost import build, detach, driver_check, job
+from llamafleet.onhost.toolkit import install as toolkit
 
 WORKERS = {
     "build": (build.work, build.done),
@@ -26,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return driver_check.main(rest)
     # These two import llama_cpp, from a build's venv.
     if command == "verify":
-        from llamafleet.onhost import verify
+        from llamafleet.onhost.verify import run as verify
 
         return verify.main(rest)
     if command == "synth":
-        from llamafleet.onhost import synth
+        from llamafleet.onhost.verify import synth
 
         return synth.main(rest)
     return _dispatch(args)

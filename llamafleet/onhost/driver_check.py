@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamafleet.onhost import driver, gpu, job, verify_config
+from llamafleet.onhost import driver, job
 from llamafleet.onhost.job import read_json, write_json
-from llamafleet.onhost.verify_config import Config, ConfigError
+from llamafleet.onhost.verify import gpu
+from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.verify import Config, ConfigError
 
 EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY = 0, 2, 3, 4
 STALE = "stale.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llamafleet.facts.host import HostSnapshot, Tool
-from llamafleet.plans.model import Backend, Problem, ToolkitPlan
+from llamafleet.plans.plan import Backend, Problem, ToolkitPlan
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.fingerprint import explain_difference, fingerprint
-from llamafleet.plans.model import Backend, BuildPlan, VerifyPlan
+from llamafleet.plans.plan import Backend, BuildPlan, VerifyPlan
+from llamafleet.protocol.fingerprint import explain_difference, fingerprint
 from llamafleet.settings import Settings
 
 SMALLEST_VRAM_FOR_7B_MIB = 8000

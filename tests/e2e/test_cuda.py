@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.onhost import fatbin
+from llamafleet.onhost.verify import fatbin
 from tests.e2e.booted import BootedHost, missing_tools
 from tests.e2e.cuda_repository import REPOSITORY, Mirror, index, package, served
 from tests.e2e.fake_driver import plant_nvidia_smi

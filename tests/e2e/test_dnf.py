@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from llamafleet.layout import DNF_SOURCE, Layout
-from llamafleet.plans.plan import make_plan
+from llamafleet.plans.make import make_plan
 from llamafleet.render import toolkit_config
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp
 from tests.e2e.booted import BootedHost, missing_tools
 from tests.e2e.cuda_repository import served
 from tests.hosts.recorded import load
-from tests.onhost.test_toolkit import ANSWERS
+from tests.onhost.toolkit.test_install import ANSWERS
 
 pytestmark = [
     pytest.mark.e2e,

@@ -19,8 +19,8 @@ import pytest
 
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
-from llamafleet.plans.model import Plan
-from llamafleet.plans.plan import make_plan, to_read
+from llamafleet.plans.make import make_plan, to_read
+from llamafleet.plans.plan import Plan
 from llamafleet.settings import Settings
 from tests.e2e import fake_driver
 from tests.e2e.booted import BootedHost, missing_tools

@@ -24,7 +24,7 @@ BENCH = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from llamafleet.onhost.child import Children
+from llamafleet.onhost.verify.child import Children
 run = Children(Path(sys.argv[2]), None).run(
     "bench", model=sys.argv[3], n_gpu_layers=-1, discard=0,
     bench={"prompt": 512, "gen": 128, "repetitions": 5},

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost import driver_check, gpu, job
-from llamafleet.onhost.gpu import Nvml
+from llamafleet.onhost import driver_check, job
+from llamafleet.onhost.verify import gpu
+from llamafleet.onhost.verify.gpu import Nvml
 from tests.onhost.runner import Runner
-from tests.onhost.test_gpu import Recorded
-from tests.onhost.test_verify_config import good
+from tests.onhost.verify.test_gpu import Recorded
+from tests.protocol.test_verify import good
 
 WAS = "535.261.03"
 NOW = "580.95.05"

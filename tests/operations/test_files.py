@@ -10,7 +10,7 @@ import pytest
 
 from llamafleet import render
 from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_TIMER, Layout
-from llamafleet.plans.model import Plan
+from llamafleet.plans.plan import Plan
 from llamafleet.settings import Settings
 from operations import files
 from tests.test_render import PLAN

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from llamafleet.layout import HOLD_APT, Layout
-from llamafleet.plans.driver_hold import plan_hold
-from llamafleet.plans.model import HoldPlan
+from llamafleet.plans.driver.hold import plan_hold
+from llamafleet.plans.plan import HoldPlan
 from llamafleet.render import hold_files
 from llamafleet.settings import Settings
 from operations import hold
-from tests.plans.test_driver_hold import PARTS, host
+from tests.plans.driver.test_hold import PARTS, host
 
 LAYOUT = Layout.system()
 RECORD = LAYOUT.hold_record

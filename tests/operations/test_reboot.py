@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from pyinfra.api import FunctionCommand
 
-from llamafleet.plans.model import Plan, Problem, RebootPlan
+from llamafleet.plans.plan import Plan, Problem, RebootPlan
 from operations import jobs, reboot
 from operations.run import HostRun
 from tests.operations.test_jobs import Clock

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.plans.plan import managed_paths
+from llamafleet.plans.make import managed_paths
 from operations.uninstall import STOP_JOBS, traces
 from tests.facts.fakehost import FakeHost
 

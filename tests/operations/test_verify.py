@@ -13,7 +13,7 @@ import pytest
 from llamafleet.facts.host import Job
 from llamafleet.history.store import Store
 from llamafleet.layout import Layout
-from llamafleet.plans.model import VerifyPlan
+from llamafleet.plans.plan import VerifyPlan
 from llamafleet.settings import Settings
 from operations import verify
 from tests.history.test_update import result as under

@@ -13,7 +13,7 @@ from llamafleet.facts.host import Job
 from operations.run import HostRun
 from operations.wheelhouse import _misfits
 from tests.plans.hosts import GPU_HOST, LAYOUT, driver, plan, toolkit
-from tests.test_wheelhouse import make_wheelhouse
+from tests.wheelhouse.test_wheelhouse import make_wheelhouse
 
 INSTALLED = replace(
     GPU_HOST,

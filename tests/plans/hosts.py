@@ -5,20 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from llamafleet.facts.host import (
-    Compiler,
-    Driver,
-    Gpu,
-    HostSnapshot,
-    Job,
-    PciGpu,
-    Tool,
-    Toolkit,
-)
+from llamafleet.facts.host import Compiler, Driver, Gpu, HostSnapshot, Job, PciGpu, Tool, Toolkit
 from llamafleet.layout import Layout
-from llamafleet.plans.model import BuildPlan, Plan, Problem, ToolkitPlan
-from llamafleet.plans.plan import make_plan
-from llamafleet.plans.toolkit import choose_toolkit
+from llamafleet.plans.make import make_plan
+from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan
+from llamafleet.plans.toolkit.choice import choose_toolkit
 from llamafleet.settings import Settings
 
 LAYOUT = Layout.system()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.model import VerifyPlan
+from llamafleet.plans.plan import VerifyPlan
 from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, driver, gpu, plan, toolkit
 
 BUILD = build_of(replace(GPU_HOST, toolkits=(toolkit("13.0"),)))

@@ -1,0 +1,1 @@
+"""The command `llamafleet`: one module a command."""

@@ -1,0 +1,65 @@
+"""One host of an inventory, read over its own connection as a deploy reads it."""
+
+# pyinfra's command line patches the standard library, and must be the first to be imported.
+from pyinfra_cli.inventory import make_inventory  # type: ignore[import-untyped]  # isort: skip
+
+from pathlib import Path
+
+from pyinfra.api import Config, State
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
+from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
+
+from llamafleet.cli.errors import RECORD, BadInput
+from llamafleet.facts.snapshot import SnapshotText, arguments
+from llamafleet.plans.make import to_read
+from llamafleet.settings import Settings, SettingsError, validate_fleet
+
+
+def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Settings, str]:
+    """Settings of a host of the inventory, those of `extra` on top, and the text of its snapshot.
+
+    Raises BadInput, as click's commands end with.
+    """
+    if not inventory.is_file():
+        # pyinfra would take its name for that of a host.
+        raise BadInput(f"{name}: found no such file, and no inventory {inventory}; next: {RECORD}")
+    state, config = State(), Config()  # type: ignore[no-untyped-call]
+    with ctx_state.use(state), ctx_config.use(config):
+        try:
+            hosts = make_inventory(str(inventory), cwd=str(inventory.parent))
+        except Exception as error:  # It is a program, which may fail in any way.
+            raise BadInput(f"{inventory} can't be read: {error}") from error
+        state.init(hosts, config)
+        host = hosts.get_host(name, default=None)
+        if host is None:
+            known = ", ".join(h.name for h in hosts) or "no host"
+            raise BadInput(
+                f"{name}: found no such file, nor host in {inventory}; expected one of {known}; "
+                f"next: {RECORD}"
+            )
+        settings = _settings(host, extra)
+        with ctx_inventory.use(hosts), ctx_host.use(host):
+            return settings, _text(host, settings)
+
+
+def _settings(host: Host, extra: dict[str, object]) -> Settings:
+    data = {**host.data.dict(), **extra}  # type: ignore[no-untyped-call]
+    try:
+        return validate_fleet({host.name: data})[host.name]
+    except SettingsError as error:
+        raise BadInput("; ".join(error.lines)) from error
+
+
+def _text(host: Host, settings: Settings) -> str:
+    try:
+        host.connect(raise_exceptions=True, show_errors=False)
+    except ConnectError as error:
+        raise BadInput(f"{host.name} is not reached: {error}; next: ssh to it by hand") from error
+    try:
+        text = host.get_fact(SnapshotText, **arguments(*to_read(settings)), _ignore_errors=True)
+    finally:  # It also removes the file that answers sudo's question for a password.
+        host.disconnect()
+    if not text:
+        raise BadInput(f"{host.name} can't be read; next: pyinfra -vvv {host.name} exec -- true")
+    return text

@@ -1,0 +1,180 @@
+"""The commands `llamafleet plan` and `llamafleet snapshot`: a host's plan without touching it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from llamafleet.cli.errors import RECORD, BadInput
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.summary import summarize
+
+# Settings and plans bring pyinfra with them, which no other command needs.
+if TYPE_CHECKING:
+    from llamafleet.settings import Settings
+
+TIMEOUT_S = 120
+
+
+def _pairs(
+    _context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, object]:
+    """Settings of KEY=VALUE pairs."""
+    data: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not key or not equals:
+            raise BadInput(f"--set {pair}: found no key and value; expected as --set scope=user")
+        try:
+            data[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise BadInput(f"--set {pair}: the value is no text, number or [list]") from error
+    return data
+
+
+def _validated(data: dict[str, object]) -> Settings:
+    """The same, checked as those of an inventory are."""
+    from llamafleet.settings import SettingsError, validate_fleet
+
+    try:
+        return validate_fleet({"--set": data})["--set"]
+    except SettingsError as error:
+        raise BadInput("; ".join(line.removeprefix("host ") for line in error.lines)) from error
+
+
+set_option = click.option(
+    *("--set", "settings"),
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_pairs,
+    help="A setting, as in an inventory; may be repeated.",
+)
+
+inventory_option = click.option(
+    *("--inventory", "inventory"),
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("inventory"),
+    show_default=True,
+    help="Where a HOST is looked up, with its settings.",
+)
+
+
+def _read(file: Path) -> str:
+    """Text of the file, or of standard input for -."""
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror}; next: {RECORD}") from error
+    return raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
+
+
+def _parse(name: str, text: str) -> HostSnapshot:
+    try:
+        return parse(text.split("\n"))
+    except SnapshotError as error:
+        raise BadInput(f"{name}: {error}") from error
+
+
+@click.command()
+@click.argument("target", metavar="FILE|HOST", type=click.Path(path_type=Path, allow_dash=True))
+@set_option
+@inventory_option
+@click.option("--json", "as_json", is_flag=True, help="Print snapshot and plan as JSON.")
+@click.pass_context
+def plan(
+    context: click.Context,
+    target: Path,
+    settings: dict[str, object],
+    inventory: Path,
+    as_json: bool,
+) -> None:
+    """Print verdict and plan, with reasons, of a recorded host or of one in the inventory.
+
+    FILE holds what `llamafleet snapshot` printed, - is standard input. Nothing else is read then:
+    it is what to attach to a bug report. A HOST is read over its own connection, and not changed.
+    Exit code 0: nothing stands in the way; 1: a problem does; 2: bad input.
+    """
+    from llamafleet.plans.make import explain, layout_for, make_plan
+
+    if str(target) == "-" or target.exists():
+        chosen, text = _validated(settings), _read(target)
+    else:
+        from llamafleet.cli.host import read_host
+
+        chosen, text = read_host(str(target), inventory, settings)
+    host = _parse(str(target), text)
+    made = make_plan(host.hostname, chosen, host, layout_for(chosen, host))
+    if as_json:
+        click.echo(json.dumps({"snapshot": asdict(host), "plan": asdict(made)}, indent=1))
+    else:
+        click.echo("\n".join([*summarize(host), "", *explain(made)]))
+    context.exit(1 if made.problems else 0)
+
+
+@click.command()
+@click.argument("host", required=False)
+@click.option("--script", is_flag=True, help="Print the script that reads a host, and run nothing.")
+@click.option(
+    *("-o", "--output"), type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file."
+)
+@set_option
+@inventory_option
+def snapshot(
+    host: str | None,
+    script: bool,
+    output: Path | None,
+    settings: dict[str, object],
+    inventory: Path,
+) -> None:
+    """Read HOST and print what was found, for `llamafleet plan`.
+
+    HOST is @local, for this machine as this user, or a host of the inventory. Any other one is
+    read over your own connection:
+
+    \b
+      llamafleet snapshot --script | ssh HOST sudo sh > FILE
+    """
+    from llamafleet.facts.snapshot import render
+    from llamafleet.plans.make import to_read
+
+    if script == bool(host):
+        raise BadInput("expected either a HOST or --script; next: llamafleet snapshot @local")
+    if host and host != "@local":
+        from llamafleet.cli.host import read_host
+
+        text = read_host(host, inventory, settings)[1]
+    else:
+        text = render(*to_read(_validated(settings)))
+        text = text if script else _run(text)
+    if not script:
+        _parse(str(host), text)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(str(error)) from error
+
+
+def _run(script: str) -> str:
+    """What the script prints on this machine."""
+    try:
+        done = subprocess.run(
+            ["sh"],
+            input=script.encode(),
+            stdout=subprocess.PIPE,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInput(f"this machine can't be read: {error}") from error
+    return done.stdout.decode("utf-8", errors="replace")

@@ -1,0 +1,215 @@
+"""The parent's side of worker.py: start a process for one task, watch it, tell how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llamafleet.onhost.verify import llama_log as evidence
+from llamafleet.onhost.verify.gpu import Nvml, Recording, Sampler
+
+TIMEOUT_S = 900.0
+"""Per task. The longest known start is about 60 s, compiling PTX; a slow disk may take minutes."""
+
+ROOT = str(Path(__file__).parents[3])
+"""The zipapp, or the source tree: what must be on the worker's path."""
+
+# The current folder, which -c puts first on the path, must not shadow the venv's packages.
+_BOOTSTRAP = (
+    "import sys; sys.path[0] = sys.argv[1]; "
+    "from llamafleet.onhost.verify import worker; sys.exit(worker.main())"
+)
+
+
+_MISSING_LIBRARY = re.compile(
+    r"(lib[\w+.-]+\.so[\d.]*): (?:cannot open shared object file|file too short|invalid ELF header)"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: with a reply, or with a problem in words."""
+
+    task: str
+    reply: dict[str, Any] | None
+    problem: str | None
+    log: str
+    log_path: Path
+    wall_s: float
+    recording: Recording = field(default_factory=Recording)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The reply. Raises TaskProblem where there is none."""
+        if self.reply is None:
+            raise TaskProblem(self)
+        return self.reply
+
+
+class TaskProblem(Exception):
+    """A task ended without a reply."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.problem or "no reply")
+        self.outcome = outcome
+
+
+class Children:
+    """Runs tasks one after the other, their logs in `folder`, their GPU figures from `nvml`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        nvml: Nvml | None,
+        environment: dict[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        on_step: Callable[[int, int, str], object] = lambda step, steps, line: None,
+    ) -> None:
+        self._folder, self._nvml, self._timeout_s = folder, nvml, timeout_s
+        # gdb, which ggml calls for a backtrace where it is installed, can hang in a container.
+        self._environment = os.environ | {"GGML_NO_BACKTRACE": "1"} | (environment or {})
+        self._on_step = on_step
+
+    def run(self, task: str, name: str = "", **request: Any) -> Outcome:
+        """Run `task` in a fresh interpreter; `name` names its log, worker-NAME.log."""
+        path = self._folder / f"worker-{name or task}.log"
+        start = time.monotonic()
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _BOOTSTRAP, ROOT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment,
+                encoding="utf-8",
+            )
+        sampler = Sampler(self._nvml, process.pid) if self._nvml else None
+        if sampler:
+            sampler.start()
+        try:
+            with _time_limit(process, self._timeout_s) as expired:
+                messages = self._talk(process, request | {"task": task}, sampler)
+                code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            recording = sampler.stop() if sampler else Recording()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        problem = None
+        if "reply" not in messages:
+            limit = f"no end after {self._timeout_s:.0f} s" if expired.is_set() else None
+            problem = _problem(limit or messages.get("error"), code, text)
+        return Outcome(
+            task=task,
+            reply=messages.get("reply"),
+            problem=problem,
+            log=text,
+            log_path=path,
+            wall_s=round(time.monotonic() - start, 3),
+            recording=recording,
+        )
+
+    def _talk(
+        self, process: subprocess.Popen[str], request: dict[str, Any], sampler: Sampler | None
+    ) -> dict[str, Any]:
+        """Send the request, answer marks; the last reply or error."""
+        assert process.stdin is not None and process.stdout is not None
+        last: dict[str, Any] = {}
+        try:
+            _send(process, json.dumps(request))
+            for line in process.stdout:
+                message = json.loads(line)
+                if "mark" in message:
+                    if sampler:
+                        sampler.mark(message["mark"])
+                    _send(process, "")
+                elif "step" in message:
+                    self._on_step(message["step"], message["steps"], message["line"])
+                else:
+                    last = message
+        except BrokenPipeError:
+            # It died; its exit status and its log say how.
+            pass
+        return last
+
+
+def _send(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+@contextmanager
+def _time_limit(process: subprocess.Popen[str], seconds: float) -> Iterator[threading.Event]:
+    """Kill the process after `seconds`; the event then is set."""
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield expired
+    finally:
+        timer.cancel()
+
+
+def _problem(reason: str | None, code: int, log: str) -> str:
+    """One line: how the process ended, and the last words of its log."""
+    if reason is None:
+        if code < 0:
+            reason = f"the process was ended by {signal.Signals(-code).name}"
+        else:
+            reason = f"the process ended with status {code} and no reply"
+    return f"{reason}; log: {evidence.last_words(log)}"
+
+
+def cure(outcome: Outcome) -> str:
+    """What to do about a task that ended without a reply."""
+    problem = outcome.problem or ""
+    library = _MISSING_LIBRARY.search(problem)
+    if library:
+        return _library_cure(library.group(1))
+    if "No module named" in problem:
+        return "run the verification with the build's own interpreter, <prefix>/bin/python"
+    if "SIGSEGV" in problem and "buffer type AMX" in outcome.log:
+        # gcc 12's _tile_loadconfig lets the compiler drop the tile configuration:
+        # github.com/ggml-org/llama.cpp/pull/26954
+        off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        return f"build with -DCMAKE_C_FLAGS='{off}' and the same CMAKE_CXX_FLAGS"
+    if "SIGILL" in problem:
+        return "the build is for another CPU (GGML_NATIVE): build it on this host"
+    if "no kernel image" in outcome.log:
+        return "the library has no code for this GPU: see machine_code"
+    if evidence.out_of_memory(outcome.log):
+        return "end other processes that `nvidia-smi` lists, or use a smaller model or context"
+    return f"read {outcome.log_path}"
+
+
+def _library_cure(library: str) -> str:
+    if library.startswith(("libcuda.so", "libnvidia")):
+        return "install or repair the NVIDIA driver: it brings this library"
+    places = ("/usr/local/cuda*/lib64", "/opt/llamafleet/toolkits/*/lib*")
+    folders = sorted(
+        {str(path.parent) for place in places for path in Path("/").glob(f"{place[1:]}/{library}")}
+    )
+    if not folders:
+        return f"install the toolkit's libraries, {library} among them, then deploy again"
+    return (
+        f"{library} is in {', '.join(folders)}: deploy again, or put that folder into a file in "
+        "/etc/ld.so.conf.d, followed by `ldconfig`"
+    )

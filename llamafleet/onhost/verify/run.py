@@ -1,0 +1,91 @@
+"""Prove on the host that a build works on its GPUs, and measure it.
+
+Evidence counts, not exit codes: every check says what was found and what was expected, and a
+control run on the CPU must turn the offload check red. llama.cpp runs in child processes only, so
+that a broken library, an abort or a hang is a red check and there is always a result.
+
+`verify --config FILE`: exit 0 for PASS and CPU ONLY, 1 for FAIL, 2 for a bad configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamafleet.onhost.driver_check import STALE
+from llamafleet.onhost.job import read_json, write_json
+from llamafleet.onhost.verify.session import Faults, Verification
+from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.verify import Config, ConfigError
+
+EXIT_OK, EXIT_FAIL, EXIT_CONFIG = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verification; the exit status is in the module's docstring."""
+    parser = argparse.ArgumentParser(prog="verify", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    faults = parser.add_argument_group("planted faults, to see a check go red")
+    faults.add_argument("--n-gpu-layers", default="", metavar="N|half", type=_layers)
+    faults.add_argument(
+        "--abort-in", default="", choices=["generate", "logits", "control", "context", "bench"]
+    )
+    options = parser.parse_args(argv)
+    try:
+        config = verify_config.load(options.config)
+    except ConfigError as error:
+        _forget_latest(options.config)
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    return verify(config, Faults(options.n_gpu_layers, options.abort_in))
+
+
+def verify(config: Config, faults: Faults) -> int:
+    """Verify, write the result, print it. An old latest.json is gone before anything is done."""
+    latest = config.results / "latest.json"
+    stamp, stale = config.job / "stamp.json", config.results / STALE
+    reported = read_json(stale)
+    try:
+        for file in (latest, stamp):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"no place for the result: {error}; deploy makes the folders", file=sys.stderr)
+        return EXIT_CONFIG
+    run = Verification(config, faults)
+    try:
+        run.run()
+    finally:
+        run.progress.phase("result")
+        run.close()
+        result = run.result()
+        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(run.started))
+        file = config.results / f"{name}-{config.fingerprint}.json"
+        write_json(file, result)
+        # A driver that changed meanwhile has been reported: this verdict is not on that one.
+        if read_json(stale) in (reported, None):
+            write_json(latest, result)
+            stale.unlink(missing_ok=True)
+    ok = result["verdict"] != "FAIL"
+    keys = ("key", "started", "finished", "inputs", "verdict")
+    write_json(stamp, {"kind": "verify", "ok": ok} | {key: result[key] for key in keys})
+    print(f"{result['verdict']}: {config.host}, result in {file}", flush=True)
+    return EXIT_OK if ok else EXIT_FAIL
+
+
+def _forget_latest(path: Path) -> None:
+    """With a bad configuration too, no old verdict may be taken for today's."""
+    data = read_json(path) or {}
+    results = data.get("results")
+    if isinstance(results, str) and results.startswith("/"):
+        (Path(results) / "latest.json").unlink(missing_ok=True)
+
+
+def _layers(text: str) -> str:
+    """Argument type: a whole number or half."""
+    if text in {"", "half"} or text.isdigit():
+        return text
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or half")

@@ -1,0 +1,336 @@
+"""One verdict on the driver from all that its sources say, with evidence and the command to type.
+
+The loaded module, the module on disk, the library and the packages may each be of another version
+after an update. What decides is whether the *next boot* would bring them together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.plans.driver.facts import (
+    coming_module,
+    disk_sentence,
+    evidence,
+    missing_next,
+    newest,
+    package_versions,
+    repair,
+    unfinished,
+    versions_sentence,
+)
+from llamafleet.plans.driver.gpus import describe, lost_gpu, old_xids, unseen_cards
+from llamafleet.plans.plan import Problem
+from llamafleet.plans.toolkit.compatibility import newest_cuda
+from llamafleet.plans.toolkit.refusal import no_cuda
+from llamafleet.tables import parse_version, toolkits
+
+State = Literal[
+    "ok",
+    "reboot needed",
+    "packages split",
+    "module missing",
+    "nouveau in the way",
+    "module not signed",
+    "no driver",
+    "GPU lost",
+    "too old",
+    "card not bound",
+    "no answer",
+]
+
+REFUSED = ("Key was rejected", "is rejected", "module loading is restricted")
+"""What the kernel says of a module whose signature it does not accept. `module verification failed`
+is none of these: the module was loaded all the same."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The state of a host's driver."""
+
+    state: State
+    problem: Problem | None = None
+    """What stops the host; None: the driver works now."""
+    notes: tuple[str, ...] = ()
+    """What does not stop the host, and should be seen all the same."""
+    evidence: tuple[str, ...] = ()
+    """What each source says, a line each."""
+
+
+Blocked = tuple[State, Problem] | None
+
+
+def driver_verdict(snapshot: HostSnapshot) -> Verdict:
+    """The first thing that is wrong, from the most specific cause to the least."""
+    looks: tuple[Callable[[HostSnapshot], Blocked], ...] = (
+        _mismatch,
+        _lost,
+        _not_bound,
+        _no_answer,
+        _too_old,
+        _pending,
+    )
+    said = evidence(snapshot)
+    for look in looks:
+        blocked = look(snapshot)
+        if blocked:
+            state, problem = _finish_first(snapshot, *blocked)
+            return Verdict(state, problem, evidence=said)
+    state, after = _next_boot(snapshot)
+    notes = (*after, *_odd_packages(snapshot), *old_xids(snapshot), *unseen_cards(snapshot))
+    return Verdict(state, None, notes, said)
+
+
+def works(snapshot: HostSnapshot) -> bool:
+    return snapshot.driver.smi_state == "ok" and bool(snapshot.gpus)
+
+
+def _finish_first(snapshot: HostSnapshot, state: State, problem: Problem) -> tuple[State, Problem]:
+    """No reboot amid an installation: the versions on disk are not the last ones yet."""
+    names = unfinished(snapshot)
+    if state != "reboot needed" or not names:
+        return state, problem
+    return "packages split", _problem(
+        f"{problem.found}; not configured: {names}",
+        "packages of the driver that are installed to their end; a reboot would interrupt that",
+        repair(snapshot),
+    )
+
+
+def _problem(found: str, expected: str, fix: str) -> Problem:
+    return Problem("driver", found, expected, fix)
+
+
+def _mismatch(snapshot: HostSnapshot) -> Blocked:
+    """Loaded module and library are of different versions: nothing works until they agree."""
+    driver = snapshot.driver
+    by_words = "version mismatch" in driver.smi_error
+    differ = bool(driver.module and driver.library and driver.module != driver.library)
+    if not differ and not by_words:
+        return None
+    found = versions_sentence(snapshot)
+    if by_words:
+        found += f" (nvidia-smi: {driver.smi_error})"
+    if snapshot.container:
+        problem = _problem(
+            found,
+            "the library of the host's module, which a container can't change",
+            f"restart the container, so that it gets the host's library; else install the "
+            f"library of {driver.module or 'that module'} in it",
+        )
+        return "packages split", problem
+    if missing_next(snapshot):
+        return "module missing", _missing_problem(snapshot, found)
+    wrong = _no_better_after_reboot(snapshot)
+    if wrong:
+        return "packages split", _problem(f"{found}; {wrong}", _AGREE, repair(snapshot))
+    return "reboot needed", _problem(found, _REBOOT, "sudo reboot")
+
+
+_AGREE = "all parts of the driver of one version; a reboot alone will not help"
+_REBOOT = "the same version of both; a driver update takes effect at the next boot"
+
+
+def _no_better_after_reboot(snapshot: HostSnapshot) -> str:
+    """Why module and library would still differ after a reboot; "": nothing says so."""
+    driver = snapshot.driver
+    coming = coming_module(snapshot)
+    if len(package_versions(snapshot)) > 1:
+        return f"the packages disagree: {disk_sentence(snapshot)}"
+    if coming and driver.library and coming != driver.library:
+        return f"a reboot would load module {coming} beside library {driver.library}"
+    if coming and not driver.library and coming == driver.module:
+        return f"a reboot would load module {coming} again"
+    older = driver.module and driver.library and newest(driver.module, driver.library)
+    if not coming and older == driver.module and not package_versions(snapshot):
+        return f"the library {driver.library} is the older one, and no newer one was installed"
+    return ""
+
+
+def _pending(snapshot: HostSnapshot) -> Blocked:
+    """All works, but the running kernel's driver was updated and the next boot loads that."""
+    driver = snapshot.driver
+    if snapshot.container or not driver.module or missing_next(snapshot):
+        return None
+    coming = coming_module(snapshot)
+    packages = package_versions(snapshot)
+    if coming == driver.module or _only_another_kernel(snapshot):
+        return None
+    found = versions_sentence(snapshot)
+    on_disk = disk_sentence(snapshot)
+    if coming is None:
+        if len(packages) > 1:
+            return "packages split", _problem(f"{found}; {on_disk}", _AGREE, repair(snapshot))
+        only = next(iter(packages), None)
+        if only is None or newest(only, driver.module) == driver.module:
+            return None
+    elif len(packages) > 1 or (driver.library and packages.keys() != {coming}):
+        return "packages split", _problem(f"{found}; {on_disk}", _AGREE, repair(snapshot))
+    return "reboot needed", _problem(f"{found}; {on_disk}", _REBOOT, "sudo reboot")
+
+
+def _only_another_kernel(snapshot: HostSnapshot) -> bool:
+    """The running kernel's own module is as loaded: only a boot of another kernel changes it."""
+    driver = snapshot.driver
+    other = driver.next_kernel not in (None, snapshot.kernel)
+    return other and driver.module_on_disk == driver.module
+
+
+def _next_boot(snapshot: HostSnapshot) -> tuple[State, tuple[str, ...]]:
+    """What will happen to a driver that works now."""
+    driver = snapshot.driver
+    if snapshot.container or not driver.module:
+        return "ok", ()
+    kernel = driver.next_kernel
+    if missing_next(snapshot):
+        note = (
+            f"THE NEXT BOOT LOSES THE GPUS: kernel {kernel} boots next and has no module nvidia "
+            f"(running: {snapshot.kernel} with {driver.module}); next: {repair(snapshot)}"
+        )
+        return "module missing", (note,)
+    coming = coming_module(snapshot)
+    if coming and coming != driver.module:
+        note = (
+            f"THE NEXT BOOT BREAKS THE DRIVER: kernel {kernel} boots next with module {coming}, "
+            f"the library is {driver.library or 'unknown'}; next: {repair(snapshot)}"
+        )
+        return "packages split", (note,)
+    return "ok", ()
+
+
+def _odd_packages(snapshot: HostSnapshot) -> tuple[str, ...]:
+    """Packages of another version than the driver that works now and after the next boot."""
+    module = snapshot.driver.module
+    if snapshot.container or not module:
+        return ()
+    others = {v: names for v, names in package_versions(snapshot).items() if v != module}
+    listed = "; ".join(f"{', '.join(names)} {version}" for version, names in others.items())
+    return (f"packages of another version than the driver {module}: {listed}",) if others else ()
+
+
+def _missing_problem(snapshot: HostSnapshot, found: str) -> Problem:
+    kernel = snapshot.driver.next_kernel or snapshot.kernel
+    return _problem(
+        f"{found}; no module nvidia for kernel {kernel}",
+        f"the driver's module for kernel {kernel}, which boots next",
+        repair(snapshot),
+    )
+
+
+def _lost(snapshot: HostSnapshot) -> Blocked:
+    found = lost_gpu(snapshot)
+    if not found:
+        return None
+    return "GPU lost", _problem(
+        found,
+        "no fatal Xid error and every GPU on the bus",
+        "sudo reboot; if it comes back: power, seat and cooling of the card, and "
+        "sudo nvidia-bug-report.sh",
+    )
+
+
+def _not_bound(snapshot: HostSnapshot) -> Blocked:
+    """Cards are there, and the nvidia module has none of them."""
+    cards = snapshot.pci_gpus
+    if works(snapshot) or not cards or any(card.kernel_driver == "nvidia" for card in cards):
+        return None
+    driver = snapshot.driver
+    bound = {card.kernel_driver for card in cards}
+    found = "; ".join(f"{describe(c)} bound to {c.kernel_driver or 'nothing'}" for c in cards)
+    expected = "the kernel module nvidia"
+    if "nouveau" in bound:
+        fix = "install NVIDIA's driver, which blocks nouveau, then: sudo reboot"
+        if driver.module_on_disk:
+            found += f" (module nvidia {driver.module_on_disk} is on disk)"
+            fix = (
+                "echo 'blacklist nouveau' | sudo tee /etc/modprobe.d/blacklist-nouveau.conf; "
+                "sudo update-initramfs -u (or: sudo dracut --force), then: sudo reboot"
+            )
+        return "nouveau in the way", _problem(found, expected, fix)
+    if bound != {None}:
+        fix = "unbind the card from that driver, or set accelerator = 'cpu'"
+        return "card not bound", _problem(found, expected, fix)
+    if driver.module_on_disk:
+        return _not_loaded(snapshot, found, expected)
+    if driver.module_next is not None and driver.next_kernel != snapshot.kernel:
+        found += f"; the module is there for kernel {driver.next_kernel}, {snapshot.kernel} runs"
+        return "reboot needed", _problem(found, expected, "sudo reboot")
+    if not snapshot.container and (package_versions(snapshot) or driver.dkms):
+        return "module missing", _missing_problem(snapshot, found)
+    fix = "install NVIDIA's driver for this kernel; dkms status"
+    return "no driver", _problem(found, expected, fix)
+
+
+def _not_loaded(snapshot: HostSnapshot, found: str, expected: str) -> Blocked:
+    """The module is on disk and not in the kernel: refused, or never asked for."""
+    driver = snapshot.driver
+    refused = [line for line in driver.kernel_log or () if any(part in line for part in REFUSED)]
+    unsigned = driver.secure_boot is True and driver.module_signer == ""
+    if not driver.module and (refused or unsigned):
+        signed = f"signed by {driver.module_signer}" if driver.module_signer else "not signed"
+        boot = {True: "on", False: "off", None: "unknown"}[driver.secure_boot]
+        why = f"; kernel: {refused[-1]}" if refused else ""
+        return "module not signed", _problem(
+            f"{found}; secure boot {boot}, module nvidia {driver.module_on_disk} {signed}{why}",
+            "a module signed with a key that this machine accepts",
+            "sudo mokutil --import /var/lib/dkms/mok.pub (Ubuntu: "
+            "/var/lib/shim-signed/mok/MOK.der), sudo reboot and enrol the key there; or switch "
+            "secure boot off in the firmware",
+        )
+    fix = (
+        f"sudo modprobe nvidia (version {driver.module_on_disk} is on disk); "
+        "sudo dmesg | grep -i nvidia"
+    )
+    return "card not bound", _problem(found, expected, fix)
+
+
+def _too_old(snapshot: HostSnapshot) -> Blocked:
+    """No toolkit that is known here runs on this driver."""
+    driver = snapshot.driver
+    if not (driver.cuda or driver.smi or driver.module or driver.library):
+        return None
+    cuda = newest_cuda(driver)
+    base = no_cuda(driver)
+    if cuda is None:
+        return "too old", base
+    oldest = toolkits()[-1]
+    if parse_version(cuda[0]) >= oldest.order:
+        return None
+    found = f"{base.found}, which runs CUDA up to {cuda[0]} ({cuda[1]})"
+    expected = f"CUDA {oldest.version} or newer, the oldest toolkit that is supported"
+    return "too old", replace(base, found=found, expected=expected)
+
+
+def _no_answer(snapshot: HostSnapshot) -> Blocked:
+    """The versions agree and the card is bound, and still nvidia-smi shows no GPU."""
+    if works(snapshot):
+        return None
+    driver = snapshot.driver
+    said = f": {driver.smi_error}" if driver.smi_error else ""
+    if driver.smi_state == "timeout":
+        found = "nvidia-smi does not answer within its time limit"
+        fix = "sudo dmesg | grep -iE 'nvrm|xid', then sudo reboot"
+    elif driver.smi_state == "garbage":
+        found = f"nvidia-smi ends well, but its answer is not understood{said}"
+        fix = "run nvidia-smi on the host; reinstall the driver's utilities"
+    elif driver.smi_state == "failed":
+        found = f"nvidia-smi failed{said}"
+        fix = "run nvidia-smi on the host; sudo dmesg | grep -iE 'nvrm|xid'"
+    elif driver.smi_state == "ok":
+        found = "nvidia-smi answers and shows no GPU"
+        fix = "nvidia-smi -L; sudo dmesg | grep -iE 'nvrm|xid'"
+    elif snapshot.container:
+        found = f"no nvidia-smi in this container ({snapshot.container})"
+        fix = "start the container with its GPUs, as docker run --gpus all"
+    else:
+        found = f"kernel module {driver.module or 'of unknown version'}, but no nvidia-smi"
+        fix = "install the driver's utilities (nvidia-utils, nvidia-smi) of the module's version"
+    cards = ", ".join(describe(card) for card in snapshot.pci_gpus)
+    return "no answer", _problem(
+        f"{found}{f' ({cards} is there)' if cards else ''}",
+        "nvidia-smi that lists the GPUs",
+        fix,
+    )

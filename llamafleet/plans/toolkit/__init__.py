@@ -1,0 +1,1 @@
+"""Decisions about the CUDA Toolkit: which one, from where, with which compiler."""

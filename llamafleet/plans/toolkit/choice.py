@@ -1,0 +1,189 @@
+"""The CUDA Toolkit to build with: one that is there, or the newest that can be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from llamafleet.facts.host import HostSnapshot, Toolkit
+from llamafleet.layout import Layout
+from llamafleet.plans.plan import Problem, ToolkitPlan
+from llamafleet.plans.toolkit.compatibility import Blockers, Case, blockers, newest_cuda
+from llamafleet.plans.toolkit.compiler import installable
+from llamafleet.plans.toolkit.methods import Offer, offers, unoffered
+from llamafleet.plans.toolkit.refusal import no_cuda, no_toolkit
+from llamafleet.settings import Settings
+from llamafleet.tables import UNVERIFIED, CompilerPackage, parse_version, toolkits
+from llamafleet.tables import toolkit as toolkit_row
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """One host's rules for any toolkit."""
+
+    snapshot: HostSnapshot
+    settings: Settings
+    against: dict[str, Blockers]
+
+    def fits(self, version: str) -> bool:
+        """Nothing speaks against it, but for a compiler that can be installed."""
+        why = self.against[version]
+        return not why or (set(why) == {"compiler"} and self.compiler(version) is not None)
+
+    def compiler(self, version: str) -> CompilerPackage | None:
+        """What must be installed for it; None: a compiler is there, or none can be installed."""
+        if "compiler" not in self.against[version]:
+            return None
+        return installable(self.snapshot, self.settings, toolkit_row(version))
+
+
+def choose_toolkit(
+    snapshot: HostSnapshot, settings: Settings, capabilities: Sequence[str], layout: Layout
+) -> ToolkitPlan | Problem:
+    """The newest fitting toolkit that is there; else the newest to install; else why not.
+
+    One that is there and fits is never left for a newer one: a new driver alone would otherwise
+    mean a new build. Raises ValueError on a malformed compute capability.
+    """
+    newest = newest_cuda(snapshot.driver)
+    if newest is None:
+        return no_cuda(snapshot.driver)
+    cuda, source = newest
+    against = {r.version: blockers(r, snapshot, settings, cuda, capabilities) for r in toolkits()}
+    judge = _Judge(snapshot, settings, against)
+    offered = offers(snapshot, settings, layout)
+
+    present, unfit = _sort(snapshot, judge, layout, offered)
+    ours = [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
+    there = ours + present
+    to_install = [o for o in offered if judge.fits(o.version)]
+    if there:
+        # One for which a compiler must be installed comes last.
+        plan = max(there, key=lambda p: (not judge.compiler(p.version), parse_version(p.version)))
+    elif to_install:
+        plan = _to_install(snapshot, to_install[0])
+    else:
+        left = {v: {} if judge.fits(v) else why for v, why in against.items()}
+        return no_toolkit(Case(snapshot, settings, cuda, tuple(capabilities), left, tuple(unfit)))
+    plan = replace(
+        plan,
+        reason=f"{plan.reason}; driver runs CUDA up to {cuda} ({source})",
+        compiler=judge.compiler(plan.version),
+    )
+    return replace(plan, ruled_out=(*unfit, *_not_chosen(plan, against, judge, unfit)))
+
+
+def installed(snapshot: HostSnapshot, offer: Offer) -> bool:
+    """Below our own folder, complete, and its job said so."""
+    job = snapshot.job("toolkit", offer.job)
+    complete = any(t.root == offer.root and not t.missing for t in snapshot.toolkits)
+    return complete and job is not None and job.ok and not job.alive
+
+
+def _sort(
+    snapshot: HostSnapshot, judge: _Judge, layout: Layout, offered: Sequence[Offer]
+) -> tuple[list[ToolkitPlan], list[tuple[str, str]]]:
+    """Those on the host that fit, and (version, "root: why not") of the others.
+
+    Our own are judged by their job, unless the settings name one of them.
+    """
+    roots = {offer.root for offer in offered}
+    unproven = {o.root: why for o in offered if (why := _unproven(snapshot, o))}
+    there: list[ToolkitPlan] = []
+    unfit: list[tuple[str, str]] = []
+    for tk in sorted(snapshot.toolkits, key=lambda t: t.root):
+        if tk.root.startswith(f"{layout.prefix}/toolkits/") and tk.root != _root(judge.settings):
+            continue
+        why = unproven.get(tk.root) or _unfit(tk, judge, roots)
+        if why:
+            unfit.append((tk.version or "?", f"{tk.root}: {why}"))
+        else:
+            reason = "newest complete toolkit on the host that fits"
+            there.append(ToolkitPlan(tk.version, tk.root, tk.libdir, "present", False, reason))
+    return there, unfit
+
+
+def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
+    """Why what lies at the offer's root is no toolkit yet; "": no job of ours speaks against it.
+
+    A package manager's files may all be there before it has ended, or before they were tried.
+    """
+    job = snapshot.job("toolkit", offer.job)
+    if job is None:
+        return ""
+    if job.alive:
+        return f"is being installed {_by(offer)}"
+    if job.stamp is None:  # killed, or the host went down
+        phase, ended = (job.progress or {}).get("phase"), "was cut off"
+    else:
+        phase, ended = job.stamp.get("error", {}).get("phase"), "failed"
+    return f"its installation {ended} in phase {phase}" if phase in ("install", "check") else ""
+
+
+def _root(settings: Settings) -> str:
+    return (settings.toolkit_root or "").rstrip("/")
+
+
+def _unfit(tk: Toolkit, judge: _Judge, roots: set[str]) -> str:
+    """Why a toolkit on the host can't be used; "": it can."""
+    settings = judge.settings
+    if settings.toolkit_root and _root(settings) not in (tk.root, *tk.names):
+        return f"toolkit_root = {settings.toolkit_root!r}"
+    if settings.toolkit_method not in ("auto", "present") and tk.root not in roots:
+        return f"toolkit_method = {settings.toolkit_method!r}"
+    if tk.missing:
+        return f"incomplete, lacks {', '.join(tk.missing)}"
+    if tk.version not in judge.against:
+        return f"CUDA {tk.version} is not among the known versions"
+    return "" if judge.fits(tk.version) else "; ".join(judge.against[tk.version].values())
+
+
+def _installed(offer: Offer) -> ToolkitPlan:
+    reason = f"installed {_by(offer)}" + _doubt(offer)
+    return ToolkitPlan(offer.version, offer.root, offer.libdir, offer.method, False, reason)
+
+
+def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
+    job = snapshot.job("toolkit", offer.job)
+    what = f"no fitting toolkit is on the host: install {_by(offer)}"
+    if job and job.alive:
+        what = f"is being installed {_by(offer)}"
+    return ToolkitPlan(
+        version=offer.version,
+        root=offer.root,
+        libdir=offer.libdir,
+        method=offer.method,
+        install=True,
+        reason=what + _doubt(offer),
+        source=offer.source,
+        job=offer.job,
+    )
+
+
+def _by(offer: Offer) -> str:
+    return "from wheels" if offer.method == "wheels" else f"by {offer.method}"
+
+
+def _doubt(offer: Offer) -> str:
+    return f"; {offer.evidence}" if offer.evidence.startswith(UNVERIFIED) else ""
+
+
+def _not_chosen(
+    plan: ToolkitPlan,
+    against: dict[str, Blockers],
+    judge: _Judge,
+    unfit: list[tuple[str, str]],
+) -> Iterator[tuple[str, str]]:
+    """Why each other known version was not chosen."""
+    told = {plan.version, *(version for version, _ in unfit)}
+    for version, why in against.items():
+        if version in told:
+            continue
+        if not judge.fits(version):
+            yield version, "; ".join(why.values())
+        elif parse_version(version) < parse_version(plan.version):
+            yield version, "older than the chosen one"
+        elif plan.install:
+            yield version, unoffered(version, judge.snapshot, judge.settings)
+        else:
+            yield version, "not on the host, and the chosen one is"

@@ -1,0 +1,152 @@
+"""The C++ host compiler: which one on the host will do, and what installs one."""
+
+from __future__ import annotations
+
+from llamafleet.facts.host import Compiler, HostSnapshot
+from llamafleet.plans.plan import PackagesPlan, Problem
+from llamafleet.plans.toolkit.methods import system
+from llamafleet.settings import Settings
+from llamafleet.tables import CompilerPackage, ToolkitRow
+
+MIN_MAJOR = 11
+"""Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
+
+# A host that has just booted updates itself.
+_APT = "apt-get -o DPkg::Lock::Timeout=600"
+_PACKAGES = {
+    # A source of somebody else's may be broken.
+    "apt": (
+        "g++",
+        (f"{_APT} update || true", f"DEBIAN_FRONTEND=noninteractive {_APT} install -y {{}}"),
+    ),
+    "dnf": ("gcc-c++", ("dnf install -y {}",)),
+    "pacman": ("gcc", ("pacman -Sy --noconfirm {}",)),
+    "zypper": ("gcc-c++", ("zypper --non-interactive install {}",)),
+    "apk": ("build-base", ("apk add {}",)),
+}
+"""Package manager -> package with a C++ compiler, and the commands that install it."""
+
+
+def refusal(compiler: Compiler, row: ToolkitRow | None) -> str | None:
+    """Why the compiler won't do for that toolkit (None: for no toolkit); None: it will."""
+    if compiler.major < MIN_MAJOR:
+        return f"{compiler.kind} {compiler.major} is older than {MIN_MAJOR}"
+    if row is None:
+        return None
+    newest = row.gcc if compiler.kind == "gcc" else row.clang
+    if compiler.major > newest:
+        return f"CUDA {row.version} accepts {compiler.kind} up to {newest}, not {compiler.major}"
+    return None
+
+
+def candidates(snapshot: HostSnapshot, settings: Settings) -> tuple[Compiler, ...]:
+    """Compilers to try, best first: gcc before clang, newer before older."""
+    if settings.host_compiler:
+        return tuple(c for c in snapshot.compilers if c.path == settings.host_compiler)
+    return tuple(
+        sorted(snapshot.compilers, key=lambda c: (c.kind == "gcc", c.major, c.path), reverse=True)
+    )
+
+
+def fitting(snapshot: HostSnapshot, settings: Settings, row: ToolkitRow | None) -> Compiler | None:
+    """The compiler to build with: an accepted one, or any where the settings allow it."""
+    found = candidates(snapshot, settings)
+    accepted = [c for c in found if refusal(c, row) is None]
+    if accepted:
+        return accepted[0]
+    return found[0] if found and settings.allow_unsupported_compiler else None
+
+
+def choose_compiler(
+    snapshot: HostSnapshot, settings: Settings, row: ToolkitRow | None
+) -> Compiler | Problem:
+    """The compiler for that toolkit, or why none on the host will do.
+
+    A host without any compiler is the business of `plan_packages`.
+    """
+    chosen = fitting(snapshot, settings, row)
+    if chosen is not None:
+        return chosen
+    found = candidates(snapshot, settings)
+    newest = f" to {row.gcc} (CUDA {row.version})" if row else ""
+    wanted = row.gcc if row else MIN_MAJOR
+    return Problem(
+        "compiler",
+        found="; ".join(f"{c.path}: {refusal(c, row)}" for c in found) or "none",
+        expected=f"gcc {MIN_MAJOR}{newest or ' or newer'}",
+        next=f"{install_version(snapshot, wanted)}; or set allow_unsupported_compiler = True",
+    )
+
+
+def installable(
+    snapshot: HostSnapshot, settings: Settings, row: ToolkitRow | None
+) -> CompilerPackage | None:
+    """What to install for that toolkit: the distribution's default if it will do, else the newest.
+
+    None: nothing that it accepts is offered, or nothing may be installed.
+    """
+    here = system(snapshot)
+    if here is None or row is None or settings.host_compiler or not _may_install(settings):
+        return None
+    fit = [c for c in here.compilers if MIN_MAJOR <= c.major <= row.gcc]
+    return max(fit, key=lambda c: (c.default, c.major), default=None)
+
+
+def plan_compiler(snapshot: HostSnapshot, package: CompilerPackage, toolkit: str) -> PackagesPlan:
+    """Install the compiler that the toolkit accepts."""
+    _, commands = _PACKAGES[snapshot.package_manager or ""]
+    return PackagesPlan(
+        names=(package.package,),
+        commands=tuple(command.format(package.package) for command in commands),
+        reason=f"no C++ compiler is on the host that CUDA {toolkit} accepts",
+    )
+
+
+def _may_install(settings: Settings) -> bool:
+    return settings.scope == "system" and settings.install_packages
+
+
+def install_version(snapshot: HostSnapshot, major: int) -> str:
+    """What to type to get gcc of one major version, where the packages' names are uniform."""
+    if snapshot.package_manager == "apt":
+        return f"sudo apt-get install g++-{major}"
+    if snapshot.enterprise_linux and major <= 15:
+        # From 11 on; the snapshot looks into each toolset's folder, so no setting is needed.
+        return f"sudo dnf install gcc-toolset-{major}-gcc-c++"
+    return f"install g++-{major} from the distribution and set host_compiler to its path"
+
+
+def plan_packages(snapshot: HostSnapshot, settings: Settings) -> PackagesPlan | Problem:
+    """Install a C++ compiler where none is there and llamafleet may; else say what to type."""
+    if settings.host_compiler:
+        if candidates(snapshot, settings):
+            return PackagesPlan()
+        there = ", ".join(c.path for c in snapshot.compilers) or "no C++ compiler"
+        return Problem(
+            "compiler",
+            found=there,
+            expected=f"host_compiler = {settings.host_compiler!r}",
+            next="set host_compiler to one of those found, or install it there",
+        )
+    if snapshot.compilers:
+        return PackagesPlan()
+    if snapshot.package_manager not in _PACKAGES:
+        return Problem(
+            "compiler",
+            found="no C++ compiler, and none of " + ", ".join(_PACKAGES),
+            expected=f"g++ or clang++ {MIN_MAJOR} or newer",
+            next="install g++ on the host",
+        )
+    name, commands = _PACKAGES[snapshot.package_manager]
+    commands = tuple(command.format(name) for command in commands)
+    if _may_install(settings):
+        return PackagesPlan(
+            names=(name,), commands=commands, reason="no C++ compiler is on the host"
+        )
+    why = "scope = 'user'" if settings.scope == "user" else "install_packages = False"
+    return Problem(
+        "compiler",
+        found=f"no C++ compiler, and {why} forbids to install one",
+        expected=f"g++ or clang++ {MIN_MAJOR} or newer",
+        next=f"sudo sh -c '{'; '.join(commands)}'",
+    )

@@ -1,0 +1,175 @@
+"""Where a CUDA Toolkit could be installed from on a host: wheels, packages, NVIDIA's runfile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.layout import Layout
+from llamafleet.plans.plan import Repository, Source
+from llamafleet.settings import Settings
+from llamafleet.tables import (
+    NVIDIA_URL,
+    Distribution,
+    apt_dependencies,
+    apt_packages,
+    distribution,
+    dnf_dependencies,
+    dnf_packages,
+    parse_version,
+    repository_key,
+    runfile,
+    toolkits,
+    wheel_toolkits,
+)
+
+METHODS = ("wheels", "apt", "dnf", "runfile", "distro")
+"""Best first, where several offer the same version: pinned files in a folder of our own, then
+packages, then gigabytes, then the distribution's own mix."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One toolkit that could be installed."""
+
+    version: str
+    method: str
+    root: str
+    libdir: str
+    """As the snapshot will show it: it goes into the library and so into the fingerprint."""
+    evidence: str
+    """Source of the figures that say it is there."""
+    source: Source | None = None
+    """None: wheels."""
+
+    @property
+    def job(self) -> str:
+        """Key of the job that installs it."""
+        return self.version if self.method == "wheels" else f"{self.method}-{self.version}"
+
+
+def offers(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> tuple[Offer, ...]:
+    """All toolkits that may be installed on this host, best first."""
+    found = [
+        offer
+        for method, offered in (
+            ("wheels", _wheels(snapshot, layout)),
+            ("apt", _repository(snapshot, settings)),
+            ("dnf", _repository(snapshot, settings)),
+            ("runfile", _runfiles(snapshot, settings, layout)),
+            ("distro", _distro(snapshot)),
+        )
+        if not closed(method, snapshot, settings)
+        for offer in offered
+    ]
+    return tuple(
+        sorted(
+            found, key=lambda o: (parse_version(o.version), -METHODS.index(o.method)), reverse=True
+        )
+    )
+
+
+def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
+    """Why a method offers nothing on this host; "": it may be used."""
+    if settings.toolkit_root:
+        return f"toolkit_root = {settings.toolkit_root!r}"
+    if settings.toolkit_method not in ("auto", method):
+        return f"toolkit_method = {settings.toolkit_method!r}"
+    if method == "wheels":
+        return ""
+    if settings.wheelhouse and method == "distro":
+        return "wheelhouse: no network is used"
+    if settings.wheelhouse and not settings.toolkit_url:
+        return "wheelhouse: no network is used; toolkit_url may name a mirror"
+    if method == "runfile":
+        return ""
+    if settings.scope == "user":
+        return "scope = 'user'"
+    if not settings.install_packages:
+        return "install_packages = False"
+    here = system(snapshot)
+    if here is None:
+        manager = snapshot.package_manager or "no known package manager"
+        return f"not known for {snapshot.os_name or 'this system'} with {manager}"
+    if method not in ("distro", here.manager):
+        return f"{snapshot.os_name} has {here.manager}"
+    if method == "distro" and here.own is None:
+        return f"{snapshot.os_name} has no package of its own"
+    if method == "distro" and not snapshot.driver.packages:
+        return "its package would bring a driver's library, and the driver here is not of packages"
+    if method != "distro" and here.repository is None:
+        return f"NVIDIA has no repository for {snapshot.os_name}"
+    if method != "distro" and here.repository and snapshot.arch not in here.repository.machines:
+        return f"NVIDIA's repository {here.repository.name} has nothing for {snapshot.arch}"
+    return ""
+
+
+def unoffered(version: str, snapshot: HostSnapshot, settings: Settings) -> str:
+    """Why no method installs that version on this host, method by method."""
+    return "; ".join(
+        f"{method}: {closed(method, snapshot, settings) or f'has no CUDA {version} here'}"
+        for method in METHODS
+    )
+
+
+def system(snapshot: HostSnapshot) -> Distribution | None:
+    """What is known of the distribution; None: not in the table, or with another manager."""
+    here = distribution(snapshot.os_id, snapshot.os_version, snapshot.os_like)
+    return here if here and here.manager == snapshot.package_manager else None
+
+
+def _wheels(snapshot: HostSnapshot, layout: Layout) -> Iterator[Offer]:
+    for row in wheel_toolkits():
+        if row.machine == snapshot.arch:
+            root = layout.toolkit(row.cuda)
+            yield Offer(row.cuda, "wheels", root, f"{root}/lib", row.source)
+
+
+def _runfiles(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> Iterator[Offer]:
+    for row in toolkits():
+        file = runfile(row.version, snapshot.arch)
+        if file:
+            root = layout.toolkit(f"{row.version}-runfile")
+            source = Source(url=f"{_base(settings)}/{file.path}", sha256=file.sha256)
+            yield Offer(row.version, "runfile", root, f"{root}/lib64", file.source, source)
+
+
+def _repository(snapshot: HostSnapshot, settings: Settings) -> Iterator[Offer]:
+    here = system(snapshot)
+    if here is None or here.repository is None:
+        return
+    theirs = here.repository
+    folder = f"{_base(settings)}/repos/{theirs.name}/{theirs.machines[snapshot.arch]}"
+    key = repository_key(theirs.key)
+    for version in theirs.toolkits:
+        apt = here.manager == "apt"
+        packages = apt_packages(version) if apt else dnf_packages(version)
+        needed = apt_dependencies(version) if apt else dnf_dependencies(version)
+        repository = Repository(
+            url=f"{folder}/",
+            key_url=f"{folder}/{key.file}",
+            fingerprint=key.fingerprint,
+            allowed=(*packages, *needed),
+        )
+        source = Source(here.manager, packages, None if snapshot.cuda_repository else repository)
+        root = f"/usr/local/cuda-{version}"
+        yield Offer(version, here.manager, root, f"{root}/lib64", theirs.source, source)
+
+
+def _distro(snapshot: HostSnapshot) -> Iterator[Offer]:
+    here = system(snapshot)
+    if here and here.own:
+        libdir = f"{here.own.root}/lib/{snapshot.arch}-linux-gnu"
+        yield Offer(
+            here.own.cuda,
+            "distro",
+            here.own.root,
+            libdir,
+            here.own.source,
+            Source(here.manager, here.own.packages),
+        )
+
+
+def _base(settings: Settings) -> str:
+    return (settings.toolkit_url or NVIDIA_URL).rstrip("/")

@@ -1,0 +1,104 @@
+"""Why a host has no CUDA Toolkit to build with, and the one thing to change."""
+
+from __future__ import annotations
+
+from llamafleet.facts.host import Driver
+from llamafleet.plans.plan import Problem
+from llamafleet.plans.toolkit.compatibility import Case
+from llamafleet.plans.toolkit.compiler import MIN_MAJOR, install_version
+from llamafleet.plans.toolkit.methods import unoffered
+from llamafleet.tables import driver_floors, parse_version, toolkits, wheel_toolkits
+
+
+def no_cuda(driver: Driver) -> Problem:
+    lowest = driver_floors()[-1]
+    return Problem(
+        "driver",
+        found=f"driver {driver.smi or driver.module or driver.library or 'of unknown version'}",
+        expected=f"{lowest.driver} or newer (CUDA {lowest.cuda}; {lowest.source})",
+        next=_update_driver("12.0"),
+    )
+
+
+def _update_driver(cuda: str) -> str:
+    shown = [floor for floor in driver_floors() if parse_version(floor.cuda) >= parse_version(cuda)]
+    known = f", as {shown[-1].driver} or newer does ({shown[-1].cuda})" if shown else ""
+    return f"install a driver whose nvidia-smi shows CUDA {cuda} or newer{known}"
+
+
+def no_toolkit(case: Case) -> Problem:
+    """Name the one thing to change: settings, driver, compiler, or the toolkit to install."""
+    snapshot, settings, against = case.snapshot, case.settings, case.against
+    seen = "; ".join(f"{version} at {why}" for version, why in case.unfit)
+    host = f"driver of CUDA {case.cuda}, compute capability {', '.join(case.capabilities)}"
+    if settings.toolkit_root:
+        return Problem(
+            "toolkit",
+            found=seen or "no toolkit anywhere",
+            expected=f"a complete toolkit at toolkit_root = {settings.toolkit_root!r} for {host}",
+            next=f"ls {settings.toolkit_root}/bin/nvcc; complete it or remove toolkit_root",
+        )
+    if snapshot.glibc is None:
+        return Problem(
+            "glibc",
+            found=f"{snapshot.os_name or 'a system'} without glibc",
+            expected="glibc, which every CUDA Toolkit and its wheels need",
+            next="use a distribution with glibc, or set accelerator = 'cpu'",
+        )
+    host += f", glibc {snapshot.glibc}"
+
+    def versions(*ignored: str) -> list[str]:
+        """Versions against which nothing speaks but the ignored causes, newest first."""
+        return [v for v, why in against.items() if not set(why) - set(ignored)]
+
+    if versions():
+        return _not_installable(case, versions()[0], host, seen)
+    if versions("compiler"):
+        row = next(r for r in toolkits() if r.version == versions("compiler")[0])
+        return Problem(
+            "compiler",
+            found=against[row.version]["compiler"],
+            expected=f"gcc {MIN_MAJOR} to {row.gcc}, for the newest toolkit of this host ({host})",
+            next=install_version(snapshot, row.gcc),
+        )
+    if versions("driver", "compiler"):
+        oldest = versions("driver", "compiler")[-1]
+        return Problem(
+            "driver",
+            found=host,
+            expected=f"CUDA {oldest} or newer: no older toolkit goes with the rest of this host",
+            next=_update_driver(oldest),
+        )
+    if versions("settings", "driver", "compiler"):
+        known = ", ".join(versions("settings", "driver", "compiler"))
+        return Problem(
+            "toolkit",
+            found=f"toolkit_version = {settings.toolkit_version!r}; {host}",
+            expected=f"one of {known}",
+            next="remove toolkit_version, or set it to one of those",
+        )
+    several = len(case.capabilities) > 1
+    return Problem(
+        "toolkit",
+        found=host,
+        expected="one CUDA Toolkit for all of it; "
+        + "; ".join(f"{v}: {', '.join(why.values())}" for v, why in against.items()),
+        next=("set compute_capabilities to those that one toolkit knows, or " if several else "")
+        + "use a distribution with an older glibc",
+    )
+
+
+def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
+    """A toolkit would fit, but it isn't there, and no method may or can install it."""
+    snapshot, settings = case.snapshot, case.settings
+    wheels = [w.cuda for w in wheel_toolkits() if w.machine == snapshot.arch]
+    waiting = [w for w in wheels if set(case.against[w]) == {"driver"}]
+    newer = f"; or {_update_driver(waiting[-1])} and let wheels do it" if waiting else ""
+    return Problem(
+        "toolkit",
+        found=seen or "no CUDA Toolkit on the host",
+        expected=f"CUDA {version} ({host}); no method installs it: "
+        + unoffered(version, snapshot, settings),
+        next="change the setting named there, or install it by hand and set toolkit_root, as "
+        f"'/usr/local/cuda-{version}'{newer}",
+    )

@@ -1,0 +1,1 @@
+"""A folder with everything a host needs from the registries, checked by a manifest."""

@@ -1,0 +1,174 @@
+"""The judgements on figures: each passes on good ones and is red on bad ones."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from random import Random
+
+import pytest
+
+from llamafleet.onhost.verify import checks
+from llamafleet.onhost.verify.checks import Check, failed, passed, skipped, verdict
+
+GPU = ["NVIDIA GeForce RTX 4090, 8.9"]
+PREFIX = "/opt/llamafleet/versions/f00"
+LIBRARY = "lib/python3.12/site-packages/llama_cpp/lib/libllama.so"
+
+
+def everything(status: str = "pass") -> list[Check]:
+    return [Check(name, status, "", "") for name in checks.NAMES]  # type: ignore[arg-type]
+
+
+def test_verdicts() -> None:
+    assert verdict("cuda", everything()) == "PASS"
+    assert verdict("cuda", [*everything()[1:], Check("gpus_visible", "warn", "", "")]) == "PASS"
+    assert verdict("cpu", everything("skip")) == "CPU ONLY"
+
+
+@pytest.mark.parametrize("name", checks.NAMES)
+def test_one_red_check_is_enough(name: str) -> None:
+    others = [check for check in everything() if check.name != name]
+    assert verdict("cuda", [*others, failed(name, "", "", "")]) == "FAIL"
+    assert verdict("cpu", [*others, failed(name, "", "", "")]) == "FAIL"
+    assert verdict("cuda", [*others, skipped(name, "")]) == "FAIL"
+    assert verdict("cuda", others) == "FAIL", "a check that is missing proves nothing"
+
+
+def test_a_red_line_says_what_to_do() -> None:
+    line = failed("vram", "1 MiB", "2 MiB", "do this").line()
+    assert [word in line for word in ("FAIL", "1 MiB", "2 MiB", "do this")] == [True] * 4
+    assert "2 MiB" not in passed("vram", "3 MiB", "2 MiB").line()
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "said"),
+    [
+        ((GPU, None, GPU, None), "pass", "NVML: 1"),
+        ((GPU * 2, None, GPU, "1"), "pass", "CUDA_VISIBLE_DEVICES='1'"),
+        ((GPU, None, [], ""), "fail", "unset CUDA_VISIBLE_DEVICES"),
+        ((GPU, None, [], None), "fail", "/dev/nvidia*"),
+        ((GPU * 2, None, GPU, None), "fail", "MIG"),
+        (([], None, [], None), "fail", "lspci"),
+        (([], "NVML does not start", [], None), "fail", "driver"),
+    ],
+)
+def test_gpus(
+    seen: tuple[list[str], str | None, list[str], str | None], status: str, said: str
+) -> None:
+    check = checks.judge_gpus(*seen)
+    assert check.status == status
+    assert said in check.line()
+
+
+def test_own_libraries_pass() -> None:
+    check = checks.judge_origin({f"{PREFIX}/{LIBRARY}": "aa"}, PREFIX, {LIBRARY: "aa"}, "stamp")
+    assert check.status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "stamp", "said"),
+    [
+        ({f"/usr/lib/{LIBRARY}": "aa"}, {LIBRARY: "aa"}, "LD_LIBRARY_PATH"),
+        ({f"{PREFIX}0/{LIBRARY}": "aa"}, {LIBRARY: "aa"}, "loaded from elsewhere"),
+        ({f"{PREFIX}/{LIBRARY}": "bb"}, {LIBRARY: "aa"}, "not what the build made"),
+        ({f"{PREFIX}/{LIBRARY}": "aa"}, {}, "not what the build made"),
+        ({f"{PREFIX}/{LIBRARY}": "aa"}, None, "no list of libraries"),
+        ({}, {LIBRARY: "aa"}, "no library of llama.cpp"),
+    ],
+)
+def test_other_libraries_are_red(
+    loaded: dict[str, str], stamp: dict[str, str] | None, said: str
+) -> None:
+    check = checks.judge_origin(loaded, PREFIX, stamp, "stamp.json")
+    assert check.status == "fail"
+    assert said in check.line()
+
+
+INFO = "CUDA : ARCHS = 890 | USE_GRAPHS = 1 | CPU : AVX = 1 | "
+
+
+@pytest.mark.parametrize(
+    ("libraries", "info", "offload", "status", "said"),
+    [
+        (["/p/libggml-cuda.so", "/p/libllama.so"], INFO, True, "pass", "ARCHS = 890"),
+        (["/p/libllama.so"], "CPU : AVX = 1 | ", False, "fail", "-DGGML_CUDA=on"),
+        (["/p/libggml-cuda.so"], "CPU : AVX = 1 | ", True, "fail", "-DGGML_CUDA=on"),
+        (["/p/libggml-cuda.so"], INFO, False, "fail", "no device"),
+    ],
+)
+def test_cuda_backend(
+    libraries: list[str], info: str, offload: bool, status: str, said: str
+) -> None:
+    check = checks.judge_cuda(libraries, info, offload)
+    assert check.status == status
+    assert said in check.line()
+
+
+@pytest.mark.parametrize(
+    ("load", "all_", "status"),
+    [(4000, 6000, "pass"), (200, 6000, "fail"), (4000, 4100, "fail"), (0, 0, "fail")],
+)
+def test_vram(load: float, all_: float, status: str) -> None:
+    assert checks.judge_vram(4000, load, 6000, all_).status == status
+
+
+@pytest.mark.parametrize(
+    ("samples", "status"), [([97.0, 99.0], "pass"), ([0.0, 0.0], "fail"), ([], "fail")]
+)
+def test_busy(samples: list[float], status: str) -> None:
+    assert checks.judge_busy(samples).status == status
+
+
+VOCABULARY = 100
+
+
+def logits(noise: float, seed: int = 1) -> list[float]:
+    values, error = Random(seed), Random(2)
+    return [values.gauss(0, 1) + noise * error.uniform(-1, 1) for _ in range(10 * VOCABULARY)]
+
+
+def test_equal_logits_pass() -> None:
+    difference = checks.compare_logits(logits(0), logits(0.01), VOCABULARY)
+    assert difference.positions == 10
+    assert 0.005 < difference.relative < 0.011
+    check = checks.judge_logits(difference)
+    assert check.status == "pass"
+    assert "0.0" in check.found
+
+
+@pytest.mark.parametrize("other", [logits(0.2), logits(0, seed=3)])
+def test_other_logits_are_red(other: list[float]) -> None:
+    difference = checks.compare_logits(logits(0), other, VOCABULARY)
+    assert checks.judge_logits(difference).status == "fail"
+
+
+def test_one_wrong_position_is_red() -> None:
+    rows = [logits(0)[start : start + VOCABULARY] for start in range(0, 1000, VOCABULARY)]
+    rows[7] = rows[7][::-1]
+    difference = checks.compare_logits(logits(0), list(chain(*rows)), VOCABULARY)
+    assert difference.top1 == 0.9
+    assert checks.judge_logits(difference).status == "fail"
+
+
+def test_constant_logits_are_red() -> None:
+    difference = checks.compare_logits([0.0] * VOCABULARY, [0.0] * VOCABULARY, VOCABULARY)
+    assert checks.judge_logits(difference).status == "fail"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_told(bad: float) -> None:
+    with pytest.raises(ValueError, match="not a finite"):
+        checks.compare_logits(logits(0), [bad, *logits(0)[1:]], VOCABULARY)
+    with pytest.raises(ValueError, match="vocabulary"):
+        checks.compare_logits(logits(0), logits(0)[1:], VOCABULARY)
+
+
+def report(samples: int) -> dict[str, object]:
+    test = {"n": 8, "median_ts": 2.0, "stdev_ts": 0.1, "samples_ts": [2.0] * samples}
+    return {"pp": test, "tg": test, "load_s": 1.0}
+
+
+def test_benchmark() -> None:
+    assert checks.judge_benchmark(report(5), 5).status == "pass"
+    assert checks.judge_benchmark(report(4), 5).status == "fail"

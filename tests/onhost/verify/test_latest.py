@@ -1,0 +1,75 @@
+"""Which verdict becomes latest.json, beside what the driver check says meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llamafleet.onhost.driver_check import STALE
+from llamafleet.onhost.job import write_json
+from llamafleet.onhost.verify import run as verify
+from llamafleet.onhost.verify.session import Faults
+from llamafleet.protocol import verify as verify_config
+from tests.protocol.test_verify import good
+
+CHANGED: dict[str, Any] = {"reason": "the driver changed from 570.86.10 to 580.95.05"}
+HALVES: dict[str, Any] = {"reason": "reboot needed: loaded kernel module 1, library 2"}
+RESULT = {"key": "k", "started": 0.0, "finished": 1.0, "inputs": {}, "verdict": "PASS"}
+
+
+class Folder:
+    """Results of a host, and a verification that only lasts."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        places = {"results": str(root / "results"), "job": str(root / "job")}
+        self.config = verify_config.parse(root, good() | places)
+        self.config.results.mkdir()
+        self.latest, self.stale = (self.config.results / n for n in ("latest.json", STALE))
+        self.monkeypatch = monkeypatch
+
+    def verify(self, meanwhile: Callable[[], object] = lambda: None) -> None:
+        made = SimpleNamespace(
+            started=0.0,
+            progress=SimpleNamespace(phase=lambda name: None),
+            run=meanwhile,
+            close=lambda: None,
+            result=lambda: RESULT,
+        )
+        self.monkeypatch.setattr(verify, "Verification", lambda config, faults: made)
+        assert verify.verify(self.config, Faults()) == 0
+        assert len(list(self.config.results.glob("*-f00.json"))) == 1, "the result is kept"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    return Folder(tmp_path, monkeypatch)
+
+
+def test_the_verdict_after_a_driver_update_takes_its_report_s_place(folder: Folder) -> None:
+    write_json(folder.stale, CHANGED)
+    folder.verify()
+    assert json.loads(folder.latest.read_text())["verdict"] == "PASS"
+    assert not folder.stale.exists()
+
+
+@pytest.mark.parametrize("before", [None, CHANGED])
+def test_a_verdict_on_a_driver_that_changed_meanwhile_does_not_count(
+    folder: Folder, before: dict[str, Any] | None
+) -> None:
+    if before:
+        write_json(folder.stale, before)
+    folder.verify(lambda: write_json(folder.stale, HALVES))
+    assert not folder.latest.exists()
+    assert json.loads(folder.stale.read_text())["reason"] == HALVES["reason"]
+
+
+def test_an_old_verdict_is_gone_while_the_new_one_is_made(folder: Folder) -> None:
+    folder.latest.write_text('{"verdict": "PASS"}')
+    seen: list[bool] = []
+    folder.verify(lambda: seen.append(folder.latest.exists()))
+    assert seen == [False] and folder.latest.exists()

@@ -1,0 +1,226 @@
+"""Verifications for real, with a CPU build: its verdicts, and planted faults that must be red."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llamafleet import zipapps
+from llamafleet.onhost.verify import checks
+from tests.onhost.llama import PYTHON, Host, host, library_folder, models, needs_llama, prefix
+
+__all__ = ["host", "models"]
+pytestmark = needs_llama
+
+
+def test_a_cpu_build_is_cpu_only(host: Host) -> None:
+    run = host.verify()
+    assert run.returncode == 0, run.stdout + run.stderr
+    result = host.latest
+    assert result["verdict"] == "CPU ONLY"
+    assert [check["name"] for check in result["checks"]] == list(checks.NAMES)
+    status = {name: check["status"] for name, check in host.checks().items()}
+    assert {name for name in status if status[name] == "skip"} == checks.GPU_ONLY
+    assert {name for name in status if status[name] == "pass"} == set(status) - checks.GPU_ONLY
+    assert "offload is red" in host.checks()["control"]["found"]
+    pp, tg = result["benchmark"]["pp"], result["benchmark"]["tg"]
+    assert (pp["n"], len(pp["samples_ts"]), len(pp["discarded_ts"])) == (32, 2, 1)
+    assert (tg["n"], len(tg["samples_ts"]), len(tg["discarded_ts"])) == (4, 2, 1)
+    assert pp["median_ts"] > 0 and tg["median_ts"] > 0
+    assert result["model"]["layers"] == 4 and len(result["model"]["sha256"]) == 64
+    assert result["build"]["wall_s"] == 160.5
+    assert len(result["system"]["libraries"]) >= 4
+    assert "CPU : " in result["system"]["system_info"]
+    named = [path for path in host.results.iterdir() if path.name.endswith("-f00.json")]
+    assert json.loads(named[0].read_text()) == result
+    assert json.loads((host.job / "stamp.json").read_text())["ok"] is True
+    assert json.loads((host.job / "progress.json").read_text())["phase"] == "result"
+    for name in checks.NAMES:
+        assert name in run.stdout
+
+
+def test_the_zipapp_does_the_same(host: Host, tmp_path: Path) -> None:
+    zipapp = tmp_path / "llamafleet-host.pyz"
+    zipapp.write_bytes(zipapps.host_zipapp())
+    run = host.verify(zipapp=zipapp)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_only_the_first_verification_of_a_build_discards(host: Host) -> None:
+    for discarded in (1, 0):
+        host.verify()
+        assert len(host.latest["benchmark"]["tg"]["discarded_ts"]) == discarded
+
+
+def test_a_cpu_build_where_cuda_is_expected_fails(host: Host) -> None:
+    """Also the case of a host whose GPUs are gone: everything that needs one is red."""
+    host.config["backend"] = "cuda"
+    run = host.verify()
+    assert run.returncode == 1
+    assert host.latest["verdict"] == "FAIL"
+    assert host.red() >= {"library_cuda", "machine_code", "offload", "logits"}
+    found = host.checks()
+    assert "-DGGML_CUDA=on" in found["library_cuda"]["next"]
+    assert "0 of 5 layers" in found["offload"]["found"]
+    assert "not on the GPU" in found["logits"]["found"]
+    assert found["control"]["status"] == "pass"
+    assert found["benchmark"]["status"] == "skip"
+
+
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this host has a GPU")  # noqa: PTH110
+def test_a_host_without_a_driver_is_told_so(host: Host) -> None:
+    host.config["backend"] = "cuda"
+    host.verify()
+    assert {"gpus_visible", "vram", "busy"} <= host.red()
+    assert "NVML" in host.checks()["gpus_visible"]["found"]
+    assert "nvidia-smi" in host.checks()["gpus_visible"]["next"]
+
+
+def test_cpu_only_must_be_allowed(host: Host) -> None:
+    host.config["allow_cpu_only"] = False
+    assert host.verify().returncode == 1
+    assert host.red() == {"gpus_visible"}
+    assert "accelerator" in host.checks()["gpus_visible"]["next"]
+
+
+def test_a_library_that_the_build_did_not_make_is_red(host: Host) -> None:
+    listed = json.loads(host.stamp.read_text())["libraries"]
+    name = next(name for name in listed if name.endswith("libllama.so"))
+    host.write_stamp(listed | {name: "0" * 64})
+    assert host.verify().returncode == 1
+    assert host.red() == {"library_origin"}
+    assert "libllama.so" in host.checks()["library_origin"]["found"]
+
+
+def test_a_stale_library_that_shadows_is_red(host: Host, tmp_path: Path) -> None:
+    stale = tmp_path / "stale"
+    stale.mkdir()
+    shutil.copy(library_folder() / "libggml-base.so", stale)
+    assert host.verify(env={"LD_LIBRARY_PATH": str(stale)}).returncode == 1
+    check = host.checks()["library_origin"]
+    assert check["status"] == "fail"
+    assert str(stale) in check["found"] and "LD_LIBRARY_PATH" in check["next"]
+
+
+def test_a_build_elsewhere_is_red(host: Host, tmp_path: Path) -> None:
+    host.config["prefix"] = str(tmp_path)
+    assert host.verify().returncode == 1
+    assert "library_origin" in host.red()
+
+
+def test_a_missing_stamp_is_red(host: Host) -> None:
+    host.stamp.unlink()
+    assert host.verify().returncode == 1
+    assert host.red() == {"library_origin"}
+
+
+@pytest.mark.parametrize(
+    ("task", "check"), [("control", "control"), ("context", "context"), ("bench", "benchmark")]
+)
+def test_an_abort_in_the_child_is_red(host: Host, task: str, check: str) -> None:
+    run = host.verify("--abort-in", task)
+    assert run.returncode == 1
+    assert host.red() == {check}
+    assert "SIGABRT" in host.checks()[check]["found"]
+    assert "abort asked for" in host.checks()[check]["found"]
+    assert Path(host.checks()[check]["next"].removeprefix("read ")).exists()
+
+
+def test_a_damaged_synthetic_model_is_red(host: Host, tmp_path: Path) -> None:
+    host.config["models"] = str(tmp_path / "models")
+    host.verify()
+    model = tmp_path / "models" / "synthetic-tiny-q4_0.gguf"
+    data = bytearray(model.read_bytes())
+    data[-100] ^= 0xFF
+    model.write_bytes(data)
+    assert host.verify().returncode == 1
+    assert host.red() == {"control", "context", "benchmark"}
+    assert "damaged" in host.checks()["benchmark"]["found"]
+    assert f"rm {model}" in host.checks()["benchmark"]["next"]
+
+
+@pytest.mark.parametrize("content", [None, b"no model"])
+def test_a_given_model_that_is_none_is_red(
+    host: Host, tmp_path: Path, content: bytes | None
+) -> None:
+    model = tmp_path / "mine.gguf"
+    if content is not None:
+        model.write_bytes(content)
+    host.config["model"] = str(model)
+    assert host.verify().returncode == 1
+    assert host.red() == {"context", "benchmark"}
+    assert "mine.gguf" in host.checks()["context"]["found"]
+    assert host.latest["model"] is None
+
+
+def test_a_model_that_llama_cpp_rejects_is_red(host: Host, tmp_path: Path, models: Path) -> None:
+    """Whole for the reader, and yet wrong: the architecture's name is another."""
+    host.verify()
+    model = tmp_path / "mine.gguf"
+    data = (models / "synthetic-tiny-q4_0.gguf").read_bytes()
+    model.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llomo", 1))
+    host.config["model"] = str(model)
+    assert host.verify().returncode == 1
+    assert host.red() == {"context", "benchmark"}
+    assert "unknown model architecture" in host.checks()["benchmark"]["found"]
+
+
+def test_a_context_that_does_not_fit_is_red_and_a_smaller_one_is_named(host: Host) -> None:
+    host.config["context"] = 100_000_000
+    assert host.verify().returncode == 1
+    assert host.red() == {"context"}
+    check = host.checks()["context"]
+    assert "out of memory" in check["found"]
+    number = int(check["next"].split("=")[1].split()[0])
+    assert 0 < number < 100_000_000 and number % 256 == 0
+
+
+def test_a_library_that_cannot_be_loaded_still_gives_a_result(host: Host, tmp_path: Path) -> None:
+    """A folder first on the path that has a llama_cpp whose library misses one of CUDA's."""
+    package = tmp_path / "llama_cpp"
+    package.mkdir()
+    error = "libcublas.so.13: cannot open shared object file: No such file or directory"
+    (package / "__init__.py").write_text(f"raise RuntimeError({error!r})\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
+    host.config["backend"] = "cuda"
+    run = host.verify(env={"PYTHONPATH": path}, zipapp=_module_starter(tmp_path))
+    assert run.returncode == 1, run.stderr
+    assert host.latest["verdict"] == "FAIL"
+    check = host.checks()["library_cuda"]
+    assert "libcublas.so.13" in check["found"]
+    assert "libcublas" in check["next"] and "deploy again" in check["next"]
+    assert {"library_origin", "offload", "control", "logits"} <= host.red()
+
+
+def _module_starter(folder: Path) -> Path:
+    starter = folder / "start.py"
+    starter.write_text(
+        "import sys\nfrom llamafleet.onhost.__main__ import main\nsys.exit(main())\n"
+    )
+    return starter
+
+
+def test_an_old_verdict_is_gone_before_the_new_one_is_there(host: Host) -> None:
+    host.results.mkdir()
+    latest = host.results / "latest.json"
+    latest.write_text('{"verdict": "PASS"}')
+    host.config |= {"context": 0, "surplus": 1}
+    run = host.verify()
+    assert run.returncode == 2
+    assert "context: found 0" in run.stderr
+    assert not latest.exists()
+
+
+def test_a_result_that_cannot_be_written_is_told(host: Host) -> None:
+    host.config["results"] = "/proc/results"
+    run = host.verify()
+    assert run.returncode == 2
+    assert "/proc/results" in run.stderr
+
+
+def test_tests_use_a_venv() -> None:
+    assert (prefix() / "pyvenv.cfg").exists(), f"{PYTHON} must be a venv's bin/python, unresolved"

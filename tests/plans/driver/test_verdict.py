@@ -1,0 +1,483 @@
+"""The verdict on the driver: a table of planted facts, near misses included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import pytest
+
+from llamafleet.facts.host import Driver, HostSnapshot, Package, PciGpu
+from llamafleet.plans.driver.verdict import State, driver_verdict
+from tests.plans.hosts import CARD_4090, CPU_HOST, GPU_HOST, RTX_4090, driver, plan
+
+OLD, NEW = "580.82.07", "580.95.05"
+RUNNING, NEXT = "6.8.0-45-generic", "6.8.0-47-generic"
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
+"""nvidia-smi's words, as in oddmario/NVIDIA-Ubuntu-Driver-Guide#4."""
+XID_79 = "NVRM: Xid (PCI:0000:01:00): 79, pid=1234, GPU has fallen off the bus."
+XID_62 = (
+    "NVRM: Xid (PCI:0000:01:00): 62, 322bff9a 0000b3b8 00000000 206a4b08 206a3cc8 206a3e36 "
+    "206a2284 206a2ad6"
+)
+"""From NVIDIA/open-gpu-kernel-modules#942."""
+XID_45 = "NVRM: Xid (PCI:0000:01:00): 45, pid=2171, name=xdg-desktop-por, channel 0x0000000a"
+"""From the same report; not a fatal one."""
+REJECTED = "Loading of module with unavailable key is rejected"
+"""Quoted in linux-surface/linux-surface#906."""
+TAINTED = (
+    "nvidia: module verification failed: signature and/or required key missing - tainting kernel"
+)
+"""What the kernel says when it loads an unsigned module all the same."""
+API_MISMATCH = "NVRM: API mismatch: the client has the version 515.48.07, but"
+"""From saharmor/dalle-playground#104."""
+
+BARE = PciGpu("0000:01:00.0", "2684", None)
+NOUVEAU = PciGpu("0000:01:00.0", "2684", "nouveau")
+
+
+def ubuntu(compute: str = NEW, dkms: str = NEW) -> tuple[Package, ...]:
+    """Packages of the driver in Ubuntu, of one branch."""
+    return (
+        Package("libnvidia-compute-580", f"{compute}-0ubuntu0.24.04.1"),
+        Package("nvidia-utils-580", f"{compute}-0ubuntu0.24.04.1"),
+        Package("nvidia-dkms-580", f"{dkms}-0ubuntu0.24.04.1"),
+    )
+
+
+HALF_INSTALLED = (
+    *ubuntu()[:1],
+    replace(ubuntu()[1], state="unpacked"),
+    *ubuntu()[2:],
+)
+
+
+def prebuilt(branch: str) -> tuple[Package, ...]:
+    """Ubuntu's modules for one kernel: their version is the kernel's."""
+    return (
+        ubuntu(OLD)[0],
+        Package(f"linux-modules-nvidia-{branch}-generic", "6.8.0-45.45"),
+        Package(f"linux-modules-nvidia-{branch}-{RUNNING}", "6.8.0-45.45"),
+    )
+
+
+def host(base: HostSnapshot = GPU_HOST, **found: Any) -> HostSnapshot:
+    """A working host with driver OLD in all places; `found` changes the driver."""
+    known = {
+        "module": OLD,
+        "module_on_disk": OLD,
+        "library": OLD,
+        "next_kernel": RUNNING,
+        "module_next": OLD,
+        "packages": ubuntu(OLD, OLD),
+        "kernel_log": (),
+    }
+    return replace(base, kernel=RUNNING, uptime_s=90_000, driver=driver(**{**known, **found}))
+
+
+def failing(**found: Any) -> HostSnapshot:
+    """The same with an nvidia-smi that fails."""
+    down = {"smi_state": "failed", "smi": None, "cuda": None, "smi_error": MISMATCH}
+    return replace(host(**{**down, **found}), gpus=())
+
+
+def unbound(card: PciGpu = BARE, **found: Any) -> HostSnapshot:
+    """A card without its driver."""
+    known: dict[str, Any] = {"next_kernel": RUNNING, "kernel_log": ()}
+    return replace(
+        GPU_HOST,
+        kernel=RUNNING,
+        gpus=(),
+        pci_gpus=(card,),
+        driver=Driver(**{**known, **found}),
+    )
+
+
+UPDATED = {"library": NEW, "packages": ubuntu(), "module_on_disk": NEW, "module_next": NEW}
+
+
+@dataclass(frozen=True)
+class Case:
+    host: HostSnapshot
+    state: str
+    found: str = ""
+    fix: str = ""
+    note: str = ""
+    """Text of a note; only where the host is not stopped."""
+    blocks: bool = field(default=True)
+
+
+def works(host: HostSnapshot, state: str = "ok", note: str = "") -> Case:
+    return Case(host, state, note=note, blocks=False)
+
+
+CASES = {
+    # ok and its near misses
+    "all agree": works(host()),
+    "updated and rebooted": works(host(module=NEW, **UPDATED)),
+    "nothing known but nvidia-smi": works(host(**dict.fromkeys(("module", "library"), None))),
+    "next kernel has the same module": works(host(next_kernel=NEXT)),
+    "module there without version": works(host(module_next="")),
+    "tainted by an unsigned module": works(host(kernel_log=(TAINTED,), secure_boot=False)),
+    "a harmless Xid": works(host(kernel_log=(f"[89990.1] {XID_45}",))),
+    "nouveau loaded for nothing": works(host(nouveau=True)),
+    "an old API mismatch in the log": works(host(kernel_log=(API_MISMATCH,))),
+    "pinning package of another version": works(
+        host(packages=(*ubuntu(OLD, OLD), Package("nvidia-driver-pinning-580", "580.65.06-1")))
+    ),
+    "kmod of a kernel that does not boot": works(
+        host(
+            next_kernel="6.10.5-200.fc40.x86_64",
+            packages=(
+                Package("xorg-x11-drv-nvidia-cuda", OLD),
+                Package("kmod-nvidia-6.10.5-200.fc40.x86_64", OLD),
+                Package("kmod-nvidia-6.9.4-200.fc40.x86_64", "555.58.02"),
+            ),
+        )
+    ),
+    "runfile over packages of the distribution": works(
+        host(packages=ubuntu("535.183.01", "535.183.01")), note="of another version"
+    ),
+    "newer packages, older files everywhere": works(
+        # A reboot changes nothing here: the files are not the packages' own.
+        host(packages=ubuntu()),
+        note=f"of another version than the driver {OLD}: libnvidia-compute-580",
+    ),
+    # reboot needed
+    "updated, not rebooted": Case(
+        failing(**UPDATED), "reboot needed", f"module {OLD}, library {NEW}", "sudo reboot"
+    ),
+    "updated, nvidia-smi still answers": Case(host(**UPDATED), "reboot needed", NEW, "sudo reboot"),
+    "updated by runfile": Case(
+        failing(**{**UPDATED, "packages": ()}), "reboot needed", OLD, "sudo reboot"
+    ),
+    "downgraded, not rebooted": Case(
+        failing(module=NEW), "reboot needed", f"module {NEW}, library {OLD}", "sudo reboot"
+    ),
+    "the new kernel has the new module": Case(
+        failing(**{**UPDATED, "module_on_disk": OLD, "next_kernel": NEXT}), "reboot needed"
+    ),
+    "library newer, the disk does not tell": Case(
+        failing(**{**UPDATED, "module_on_disk": None, "next_kernel": None, "module_next": None}),
+        "reboot needed",
+    ),
+    "module equals library, packages newer": Case(
+        host(packages=ubuntu(), module_on_disk=None, module_next=None, next_kernel=None),
+        "reboot needed",
+        f"library {OLD}",
+        "sudo reboot",
+    ),
+    "module equals library, packages and module on disk newer": Case(
+        host(packages=ubuntu(), module_on_disk=NEW, module_next=NEW), "reboot needed"
+    ),
+    "library unknown, module on disk newer": Case(
+        host(library=None, packages=(), module_on_disk=NEW, module_next=NEW), "reboot needed"
+    ),
+    "by nvidia-smi's words alone": Case(
+        failing(library=None, packages=(), module_on_disk=None, next_kernel=None),
+        "reboot needed",
+        "version mismatch",
+    ),
+    "installed for a newer kernel than the running one": Case(
+        unbound(next_kernel=NEXT, module_next=NEW), "reboot needed", NEXT, "sudo reboot"
+    ),
+    # packages split
+    "library updated alone": Case(
+        failing(library=NEW, packages=ubuntu(NEW, OLD)),
+        "packages split",
+        f"nvidia-utils-580 {NEW}; nvidia-dkms-580 {OLD}",
+        "--only-upgrade nvidia-dkms-580",
+    ),
+    "packages split though the module on disk fits": Case(
+        failing(**{**UPDATED, "packages": (*ubuntu(), Package("nvidia-compute-utils-580", OLD))}),
+        "packages split",
+        "nvidia-compute-utils-580",
+    ),
+    "module on disk is not the packages' own": Case(
+        # As in Nobara-Project/rpm-sources#526: dkms built another version than its package's.
+        failing(library=NEW, packages=ubuntu()),
+        "packages split",
+        f"would load module {OLD} beside library {NEW}",
+        f"dkms autoinstall -k {RUNNING}",
+    ),
+    "not configured": Case(
+        failing(
+            library=NEW,
+            packages=(*ubuntu()[:2], replace(ubuntu()[2], state="half-configured")),
+        ),
+        "packages split",
+        fix="dpkg --configure -a (not configured: nvidia-dkms-580)",
+    ),
+    "not configured, module on disk is the new one": Case(
+        failing(**{**UPDATED, "packages": HALF_INSTALLED}),
+        "packages split",
+        "not configured: nvidia-utils-580",
+        fix="dpkg --configure -a (not configured: nvidia-utils-580)",
+    ),
+    "not configured, module there for the next kernel": Case(
+        unbound(next_kernel=NEXT, module_next=NEW, packages=HALF_INSTALLED),
+        "packages split",
+        fix="dpkg --configure -a",
+    ),
+    "runfile, module of the old one on disk": Case(
+        failing(library=NEW, packages=()), "packages split", fix="install the driver again"
+    ),
+    "by nvidia-smi's words, the same module comes again": Case(
+        failing(library=None, packages=()), "packages split", f"module {OLD} again"
+    ),
+    "library older, nothing else known": Case(
+        failing(module=NEW, packages=(), module_on_disk=None, next_kernel=None),
+        "packages split",
+        "the older one",
+    ),
+    "works, the next boot loads another module": Case(
+        host(module_on_disk=NEW, module_next=NEW), "packages split", f"module on disk {NEW}"
+    ),
+    "works, packages split and nothing known of the disk": Case(
+        host(packages=ubuntu(NEW, OLD), module_on_disk=None, next_kernel=None), "packages split"
+    ),
+    "library of a container": Case(
+        replace(failing(library=NEW, packages=ubuntu()), container="docker"),
+        "packages split",
+        fix="restart the container",
+    ),
+    "another kernel's module differs": works(
+        host(next_kernel=NEXT, module_next="570.195.03"),
+        "packages split",
+        f"THE NEXT BOOT BREAKS THE DRIVER: kernel {NEXT}",
+    ),
+    # module missing
+    "missing for the next kernel": works(
+        host(next_kernel=NEXT, module_next=None),
+        "module missing",
+        f"THE NEXT BOOT LOSES THE GPUS: kernel {NEXT}",
+    ),
+    "missing for the next kernel, packages newer": works(
+        host(next_kernel=NEXT, module_next=None, packages=ubuntu()),
+        "module missing",
+        f"THE NEXT BOOT LOSES THE GPUS: kernel {NEXT}",
+    ),
+    "packages of a container's image": works(
+        replace(host(packages=ubuntu(), module_on_disk=None, next_kernel=None), container="docker")
+    ),
+    "missing in a container": works(replace(host(module_next=None), container="docker")),
+    "missing and half updated": Case(
+        failing(**{**UPDATED, "next_kernel": NEXT, "module_next": None}),
+        "module missing",
+        NEXT,
+        f"dkms autoinstall -k {NEXT}",
+    ),
+    "packages without a module": Case(
+        unbound(packages=ubuntu()), "module missing", RUNNING, f"linux-headers-{RUNNING}"
+    ),
+    "akmod without a module": Case(
+        replace(unbound(packages=(Package("akmod-nvidia", NEW),)), package_manager="dnf"),
+        "module missing",
+        fix=f"akmods --force --kernels {RUNNING}",
+    ),
+    # nouveau, no driver, not loaded
+    "nouveau": Case(unbound(NOUVEAU), "nouveau in the way", "bound to nouveau", "blocks nouveau"),
+    "nouveau before an installed driver": Case(
+        unbound(NOUVEAU, module_on_disk=NEW, module_next=NEW), "nouveau in the way", NEW, "blackli"
+    ),
+    "no driver": Case(unbound(), "no driver", "bound to nothing", "install NVIDIA's driver"),
+    "not loaded": Case(
+        unbound(module_on_disk=NEW, module_next=NEW), "card not bound", fix="modprobe nvidia"
+    ),
+    # signature
+    "unsigned, secure boot": Case(
+        unbound(module_on_disk=NEW, module_next=NEW, secure_boot=True, module_signer=""),
+        "module not signed",
+        "secure boot on, module nvidia 580.95.05 not signed",
+        "mokutil --import",
+    ),
+    "signed with a key that is not enrolled": Case(
+        unbound(
+            module_on_disk=NEW,
+            module_next=NEW,
+            secure_boot=True,
+            module_signer="DKMS module signing key",
+            kernel_log=(f"[   12.3] {REJECTED}",),
+        ),
+        "module not signed",
+        "signed by DKMS module signing key; kernel: [   12.3] Loading",
+    ),
+    "signed, not refused, not loaded": Case(
+        unbound(module_on_disk=NEW, module_next=NEW, secure_boot=True, module_signer="Canonical"),
+        "card not bound",
+    ),
+    "unsigned without secure boot": Case(
+        unbound(module_on_disk=NEW, module_next=NEW, secure_boot=False, module_signer=""),
+        "card not bound",
+    ),
+    # GPU lost
+    "fell off the bus": Case(
+        failing(smi_error="No devices were found", kernel_log=(XID_79,)), "GPU lost", XID_79, "rebo"
+    ),
+    "a recent fatal Xid of a GPU that is shown": Case(
+        host(kernel_log=(f"[89000.5] {XID_62}",)), "GPU lost", "Xid 62"
+    ),
+    "a fatal Xid of a GPU that is not shown": Case(
+        host(kernel_log=("[  100.5] " + XID_79.replace("01:00", "02:00"),)), "GPU lost"
+    ),
+    "lost by nvidia-smi's words": Case(
+        failing(
+            smi_error="Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost."
+        ),
+        "GPU lost",
+    ),
+    "without Xid": Case(
+        failing(
+            smi_error="No devices were found",
+            kernel_log=("NVRM: GPU 0000:01:00.0: GPU has fallen off the bus.",),
+        ),
+        "GPU lost",
+        "Xid 79",
+    ),
+    "a fatal Xid of long ago, the GPU works": works(
+        host(kernel_log=(f"[  100.5] {XID_79}",)), note="Xid 79 earlier in this boot"
+    ),
+    "a fatal Xid of unknown time, the GPU works": works(host(kernel_log=(XID_62,)), note="Xid 62"),
+    # too old
+    "CUDA before every toolkit": Case(
+        replace(GPU_HOST, driver=driver("470")), "too old", "CUDA up to 11.4", "install a driver"
+    ),
+    "driver before every floor": Case(
+        host(
+            **dict.fromkeys(
+                ("module", "library", "smi", "module_on_disk", "module_next"), "440.33.01"
+            ),
+            packages=(),
+            cuda=None,
+        ),
+        "too old",
+        "440.33.01",
+    ),
+    "the oldest that will do": works(
+        host(
+            **dict.fromkeys(
+                ("module", "library", "smi", "module_on_disk", "module_next"), "520.61.05"
+            ),
+            packages=(),
+            cuda=None,
+        )
+    ),
+    "no answer": Case(failing(smi_error="boom"), "no answer", "nvidia-smi failed: boom", "dmesg"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verdict(name: str) -> None:
+    case = CASES[name]
+    verdict = driver_verdict(case.host)
+    assert verdict.state == case.state, verdict
+    assert (verdict.problem is not None) == case.blocks
+    if verdict.problem:
+        assert verdict.problem.check == "driver"
+        assert case.found in verdict.problem.found
+        assert case.fix in verdict.problem.next
+        assert verdict.notes == ()
+    elif case.note:
+        assert any(case.note in note for note in verdict.notes)
+    else:
+        assert verdict.notes == ()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_stops_where_the_verdict_blocks_and_nowhere_else(name: str) -> None:
+    case = CASES[name]
+    made = plan(case.host)
+    assert any(p.check == "driver" for p in made.problems) == case.blocks
+    if case.note:
+        assert any(case.note in note for note in made.notes)
+
+
+def test_every_state_is_in_the_table() -> None:
+    assert {case.state for case in CASES.values()} == set(get_args(State))
+
+
+def test_evidence_names_each_source() -> None:
+    verdict = driver_verdict(
+        failing(
+            library=NEW,
+            packages=ubuntu(NEW, OLD),
+            next_kernel=NEXT,
+            module_next=None,
+            dkms=("nvidia/580.82.07, 6.8.0-45-generic, x86_64: installed",),
+            secure_boot=True,
+            module_signer="",
+            nouveau=True,
+            kernel_log=(API_MISMATCH,),
+        )
+    )
+    assert verdict.evidence == (
+        f"loaded module: {OLD}",
+        f"library: {NEW}",
+        f"module on disk for {RUNNING}: {OLD}",
+        f"module for {NEXT}, which boots next: missing",
+        f"packages: libnvidia-compute-580 {NEW}-0ubuntu0.24.04.1, nvidia-utils-580 "
+        f"{NEW}-0ubuntu0.24.04.1, nvidia-dkms-580 {OLD}-0ubuntu0.24.04.1",
+        f"nvidia-smi: failed, {MISMATCH}",
+        "cards: 0000:01:00.0 nvidia",
+        "nouveau: loaded",
+        "secure boot: on",
+        "signer of the module: none",
+        "dkms: nvidia/580.82.07, 6.8.0-45-generic, x86_64: installed",
+        f"kernel log: {API_MISMATCH}",
+    )
+
+
+def test_evidence_says_that_the_log_may_not_be_read() -> None:
+    assert "kernel log: may not be read by this user" in driver_verdict(GPU_HOST).evidence
+
+
+@pytest.mark.parametrize(
+    ("manager", "fix"),
+    [
+        ("apt", "--only-upgrade nvidia-dkms-580"),
+        ("dnf", "sudo dnf upgrade nvidia-dkms-580"),
+        ("zypper", "sudo zypper update nvidia-dkms-580"),
+        ("pacman", "pacman -Syu"),
+        (None, f"bring nvidia-dkms-580 to {NEW}"),
+    ],
+)
+def test_the_command_is_the_package_manager_s(manager: str | None, fix: str) -> None:
+    split = replace(failing(library=NEW, packages=ubuntu(NEW, OLD)), package_manager=manager)
+    problem = driver_verdict(split).problem
+    assert problem and fix in problem.next and problem.next.endswith("sudo reboot")
+
+
+def test_two_gpus_one_lost() -> None:
+    second = replace(CARD_4090, address="0000:02:00.0")
+    lost = replace(
+        host(kernel_log=("[  100.5] " + XID_79.replace("01:00", "02:00"),)),
+        pci_gpus=(CARD_4090, second),
+    )
+    assert driver_verdict(lost).state == "GPU lost"
+    both = replace(lost, gpus=(RTX_4090, replace(RTX_4090, pci_address="00000000:02:00.0")))
+    assert driver_verdict(both).state == "ok"
+
+
+def test_errors_of_gpus_that_are_not_this_host_s_own() -> None:
+    other = host(kernel_log=("[89000.5] " + XID_79.replace("01:00", "02:00"),))
+    assert driver_verdict(other).state == "GPU lost"
+    assert driver_verdict(replace(other, container="docker")).state == "ok"
+    passed_on = PciGpu("0000:02:00.0", "2684", "vfio-pci")
+    assert driver_verdict(replace(other, pci_gpus=(CARD_4090, passed_on))).state == "ok"
+    none_left = replace(failing(smi_error="No devices", kernel_log=(XID_79,)), container="docker")
+    assert driver_verdict(none_left).state == "GPU lost"
+
+
+def test_a_hanging_nvidia_smi_alone() -> None:
+    odd = replace(CPU_HOST, driver=Driver(smi_state="timeout"))
+    assert driver_verdict(odd).state == "no answer"
+
+
+@pytest.mark.parametrize("branch", ["580", "580-open", "580-server", "580-server-open"])
+@pytest.mark.parametrize("held", [(), ("libnvidia-compute-580",)])
+def test_a_prebuilt_module_comes_from_its_package(branch: str, held: tuple[str, ...]) -> None:
+    bare = host(next_kernel=NEXT, module_next=None, packages=prebuilt(branch), held=held)
+    note = driver_verdict(bare).notes[0]
+    unhold = f"sudo apt-mark unhold {held[0]}; " if held else ""
+    install = f"sudo apt-get install linux-modules-nvidia-{branch}-{NEXT}; "
+    assert f"next: {unhold}{install}" in note
