@@ -76,10 +76,10 @@ class Driver:
     smi_error: str = ""
     """First lines of what a failing nvidia-smi printed."""
     packages: tuple[Package, ...] = ()
-    """Installed packages that tell the driver's version, at most 60."""
+    """Installed packages of the driver that the verdict looks at, at most 60."""
     parts: tuple[str, ...] = ()
-    """Installed packages by name, at most 300: all whose names are the driver's or begin so. One
-    of several architectures is named with its own, as libcuda1:i386."""
+    """Installed packages of the driver by name, at most 300. One of several architectures is named
+    with its own, as libcuda1:i386."""
     held: tuple[str, ...] = ()
     """Names among such packages that are held; with dnf all that is locked, patterns too."""
     next_kernel: str | None = None

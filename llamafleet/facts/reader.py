@@ -22,6 +22,7 @@ from llamafleet.facts.host import (
     Toolkit,
     Unit,
 )
+from llamafleet.tables import driver_packages
 
 HEADER = "#llamafleet-snapshot"
 END = "#end"
@@ -249,8 +250,7 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
             if "libnvidia-ml" in path:
                 break
     packages = _packages(record.blocks.get(("packages",), []))
-    parts = [line.split() for line in record.blocks.get(("parts",), [])]
-    parts = [row for row in parts if len(row) == 3 and row[0] in ("install", "hold")]
+    parts = _parts(record.blocks.get(("parts",), []))
     next_kernel, module_next = _next_kernel(record)
     log = record.blocks.get(("kernel_log",))
     driver = Driver(
@@ -360,13 +360,30 @@ def _smi_row(line: str) -> tuple[Gpu, str] | None:
 
 
 def _packages(lines: list[str]) -> tuple[Package, ...]:
+    """The wide patterns that were asked for find others' packages too.
+
+    One that is there for two architectures is one here: dpkg keeps them of the same version.
+    """
     fields = [line.split() for line in lines]
-    return tuple(Package(*row[:3]) for row in fields if len(row) > 1)
+    found = [Package(*row[:3]) for row in fields if len(row) > 1]
+    return tuple(dict.fromkeys(package for package in found if _tells(package.name)))
+
+
+def _tells(name: str) -> bool:
+    """The verdict looks at the package: at its version, or at how it brings the module."""
+    return driver_packages.has(name, "version") or driver_packages.has(name, "prebuilt")
+
+
+def _parts(lines: list[str]) -> list[list[str]]:
+    """Rows as "install installed nvidia-smi" of what a hold of the driver is about."""
+    rows = [line.split() for line in lines]
+    wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
+    return [row for row in wanted if driver_packages.has(row[2], "held")]
 
 
 def _package(packages: tuple[Package, ...]) -> str | None:
     """Version of the package that brings the user-space library, else the newest of the driver."""
-    found = [(p.name.startswith("libnvidia-compute"), p.driver) for p in packages if p.driver]
+    found = [(driver_packages.has(p.name, "library"), p.driver) for p in packages if p.driver]
     library = any(brings for brings, _ in found)
     versions = [version for brings, version in found if version and brings == library]
     return max(versions, key=_version_order, default=None)

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import HostSnapshot, Job, Package
-from llamafleet.onhost.toolkit.packages import DRIVER
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, installable
 from llamafleet.plans.toolkit.methods import METHODS, offers
 from llamafleet.settings import Settings
-from llamafleet.tables import ToolkitRow, distributions, toolkits
+from llamafleet.tables import ToolkitRow, distributions, driver_packages, toolkits
 from tests.plans.hosts import (
     GPU_HOST,
     LAYOUT,
@@ -127,7 +126,7 @@ def test_nvidias_repository_its_key_and_nothing_but_the_toolkit() -> None:
 
 
 def test_every_repository_gives_versioned_packages_and_no_driver() -> None:
-    """What DRIVER knows as the driver's is in no list, and neither are the packages of it all."""
+    """What the guard would refuse is in no list, and neither are the packages of it all."""
     for row in distributions():
         host = system(row.id, row.version, "2.36", 12, package_manager=row.manager)
         for offer in offers(host, Settings(), LAYOUT):
@@ -137,7 +136,8 @@ def test_every_repository_gives_versioned_packages_and_no_driver() -> None:
             for name in source.packages:
                 assert name.endswith(f"-{offer.version.replace('.', '-')}"), name
             for name in source.repository.allowed:
-                assert not DRIVER.match(name) and name not in ("cuda", "cuda-toolkit"), name
+                assert not driver_packages.has(name, "refused"), name
+                assert name not in ("cuda", "cuda-toolkit"), name
 
 
 def test_the_sbsa_folder_and_runfile_for_arm64() -> None:
