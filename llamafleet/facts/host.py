@@ -81,7 +81,8 @@ class Driver:
     """Installed packages of the driver by name, at most 300. One of several architectures is named
     with its own, as libcuda1:i386."""
     held: tuple[str, ...] = ()
-    """Names among such packages that are held; with dnf all that is locked, patterns too."""
+    """What is held of these and of packages named like them; with dnf all that is locked, patterns
+    too."""
     next_kernel: str | None = None
     """The newest kernel on disk, which boots next unless the boot loader is told otherwise.
     None: no kernel on disk, as in containers."""

@@ -36,6 +36,9 @@ NOT_INSTALLED = ("not-installed", "config-files")
 # The column of a GPU that tells of MIG; no other one of the banner has this word.
 MIG_ON = re.compile(r"\| +Enabled\*? +\|$", re.MULTILINE)
 
+TELLING: tuple[driver_packages.Role, ...] = ("version", "prebuilt")
+"""What the verdict looks at packages for: their version, and how they bring the module."""
+
 TIMED_OUT = 124
 INFOROM_CORRUPTED = 14
 """Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
@@ -250,7 +253,8 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
             if "libnvidia-ml" in path:
                 break
     packages = _packages(record.blocks.get(("packages",), []))
-    parts = _parts(record.blocks.get(("parts",), []))
+    rows = [line.split() for line in record.blocks.get(("parts",), [])]
+    wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
     next_kernel, module_next = _next_kernel(record)
     log = record.blocks.get(("kernel_log",))
     driver = Driver(
@@ -263,9 +267,8 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
         smi_state=state,
         smi_error=error,
         packages=packages,
-        # One that is there for two architectures is one name to rpm.
-        parts=tuple(dict.fromkeys(n for _, state, n in parts if state not in NOT_INSTALLED)),
-        held=(*(name for want, _, name in parts if want == "hold"), *_locked(record)),
+        parts=_parts(wanted),
+        held=(*(name for want, _, name in wanted if want == "hold"), *_locked(record)),
         next_kernel=next_kernel,
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
@@ -360,25 +363,20 @@ def _smi_row(line: str) -> tuple[Gpu, str] | None:
 
 
 def _packages(lines: list[str]) -> tuple[Package, ...]:
-    """The wide patterns that were asked for find others' packages too.
+    """Those of the driver: the wide patterns that were asked for find others too.
 
-    One that is there for two architectures is one here: dpkg keeps them of the same version.
+    One that is there for two architectures, in the same version, is one here.
     """
     fields = [line.split() for line in lines]
     found = [Package(*row[:3]) for row in fields if len(row) > 1]
-    return tuple(dict.fromkeys(package for package in found if _tells(package.name)))
+    telling = (p for p in found if any(driver_packages.has(p.name, role) for role in TELLING))
+    return tuple(dict.fromkeys(telling))
 
 
-def _tells(name: str) -> bool:
-    """The verdict looks at the package: at its version, or at how it brings the module."""
-    return driver_packages.has(name, "version") or driver_packages.has(name, "prebuilt")
-
-
-def _parts(lines: list[str]) -> list[list[str]]:
-    """Rows as "install installed nvidia-smi" of what a hold of the driver is about."""
-    rows = [line.split() for line in lines]
-    wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
-    return [row for row in wanted if driver_packages.has(row[2], "held")]
+def _parts(rows: list[list[str]]) -> tuple[str, ...]:
+    """Installed packages of the driver. One of two architectures is one name to rpm."""
+    names = (name for _, state, name in rows if state not in NOT_INSTALLED)
+    return tuple(dict.fromkeys(name for name in names if driver_packages.has(name, "held")))
 
 
 def _package(packages: tuple[Package, ...]) -> str | None:

@@ -12,7 +12,7 @@ from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.reader import TELLING, SnapshotError, parse
 from llamafleet.layout import Layout
 from llamafleet.tables import driver_packages
 
@@ -44,7 +44,7 @@ def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) 
         "LF_STATE": layout.state,
         "LF_FILES": "\n".join(files),
         "LF_EXTRA": "\n".join(extra),
-        "LF_DRIVER": "\n".join(driver_packages.patterns("version", "prebuilt")),
+        "LF_DRIVER": "\n".join(driver_packages.patterns(*TELLING)),
         "LF_HELD": "\n".join(driver_packages.patterns("held")),
     }
     script = package_files("llamafleet.facts").joinpath("snapshot.sh").read_text("utf-8")

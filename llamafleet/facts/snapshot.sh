@@ -9,8 +9,8 @@
 #   LF_STATE      folder of jobs and results
 #   LF_FILES      paths to hash, one a line
 #   LF_EXTRA      further toolkits, compilers and interpreters to look at, one a line
-#   LF_DRIVER     names of the driver's packages that the verdict looks at, one a line; "*" is any text
-#   LF_HELD       names of all that a hold of the driver is about, likewise
+#   LF_DRIVER     packages of the driver that the verdict looks at, one a line; "*" is any text
+#   LF_HELD       packages that a hold of the driver is about, likewise
 #   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (10)
 #   LF_ROOT       put before every well-known path: reads a recorded host
 #
@@ -285,7 +285,7 @@ read_driver() {
         [ -n "$path" ] && put library "$path" "$(readlink -f "$path")"
     done
 
-    # Unquoted are the patterns, which are no names of files.
+    # The patterns stand unquoted, as words, and are no names of files.
     set -f
     # shellcheck disable=SC2086 # words wanted
     if have dpkg-query; then

@@ -20,6 +20,7 @@ deinstall config-files nvidia-smi
 unknown not-installed nvidia-tesla-470-driver
 hold not-installed nvidia-driver-bin
 install installed nvidia-container-toolkit
+hold installed nvidia-docker2
 """
 
 PLUGIN = """\
@@ -84,7 +85,7 @@ def test_dpkg(fake: FakeHost, shell: str) -> None:
         "libcuda1:i386",
         "nvidia-kernel-dkms",
     )
-    assert found.held == ("nvidia-driver", "libcuda1:amd64", "nvidia-driver-bin")
+    assert found.held == ("nvidia-driver", "libcuda1:amd64", "nvidia-driver-bin", "nvidia-docker2")
     assert found.packages == ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from fnmatch import fnmatchcase
 
 from llamafleet.facts.host import Driver, HostSnapshot, Package
@@ -45,11 +46,19 @@ def package_versions(snapshot: HostSnapshot) -> dict[str, list[str]]:
 
 def is_held(driver: Driver, name: str) -> bool:
     """The package is held; a name without an architecture is that of any."""
-    return any(
-        fnmatchcase(name, pattern)
-        for held in driver.held
-        for pattern in (held, held.partition(":")[0])
-    )
+    return any(_holds(held, name) for held in driver.held)
+
+
+def _holds(held: str, name: str) -> bool:
+    return fnmatchcase(name, held) or fnmatchcase(name, held.partition(":")[0])
+
+
+def holds(driver: Driver, names: list[str]) -> str:
+    """What holds one of these packages, as words of a command; "": nothing.
+
+    In the words it was set with, since unholding libcuda1 leaves libcuda1:i386 held.
+    """
+    return shlex.join(held for held in driver.held if any(_holds(held, name) for name in names))
 
 
 def versions_sentence(snapshot: HostSnapshot) -> str:
@@ -84,7 +93,7 @@ def repair(snapshot: HostSnapshot) -> str:
     if len(packages) > 1:
         late = [name for names in list(packages.values())[1:] for name in names]
         behind = " ".join(late)
-        held = " ".join(name for name in late if is_held(driver, name))
+        held = holds(driver, late)
         unhold = f"sudo apt-mark unhold {held}" if held else "apt-mark showhold"
         unlock = f"sudo dnf versionlock delete {held}" if held else "dnf versionlock list"
         upgrade = {
@@ -101,12 +110,12 @@ def repair(snapshot: HostSnapshot) -> str:
             f"{headers.get(snapshot.package_manager or '', '')}"
             f"sudo dkms autoinstall -k {kernel}; dkms status; modinfo -k {kernel} -F version nvidia"
         )
-    branch = next(filter(None, map(driver_packages.prebuilt_branch, names)), None)
-    if branch:
-        held = " ".join(name for name in names if is_held(driver, name))
+    branches = [branch for branch in map(driver_packages.prebuilt_branch, names) if branch]
+    if branches:
+        held = holds(driver, names)
         unhold = f"sudo apt-mark unhold {held}; " if held else ""
         return (
-            f"{unhold}sudo apt-get install linux-modules-nvidia-{branch}-{kernel}; "
+            f"{unhold}sudo apt-get install linux-modules-nvidia-{branches[0]}-{kernel}; "
             f"modinfo -k {kernel} -F version nvidia"
         )
     if any(driver_packages.has(name, "akmod") for name in names):

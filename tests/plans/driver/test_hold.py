@@ -72,6 +72,9 @@ CASES = {
         host(PARTS[:2], PARTS, PARTS), (), PARTS, "2 held"
     ),
     "no packages": Case(host(()), (), (), "no package of the driver is installed"),
+    "held before, no part today": Case(
+        host((), ("nvidia-prime",), ("nvidia-prime",)), (), ("nvidia-prime",), "no package"
+    ),
     "locked by a pattern": Case(host(held=("*nvidia*", "libcuda1*")), (), (), "3 held"),
 }
 
@@ -187,4 +190,21 @@ def test_expressions_as_unattended_upgrades_matches_them(
 )
 def test_a_repair_lifts_the_hold_first(manager: str, fix: str) -> None:
     split = failing(library=NEW, packages=ubuntu(NEW, OLD), held=("nvidia-dkms-580",))
+    assert only_problem(plan(replace(split, package_manager=manager))).next.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("manager", "held", "fix"),
+    [
+        (
+            "apt",
+            ("nvidia-utils-580", "nvidia-dkms-580:i386"),
+            "sudo apt-mark unhold nvidia-dkms-580:i386; sudo apt-get install",
+        ),
+        ("dnf", ("bash", "nvidia-d*"), "sudo dnf versionlock delete 'nvidia-d*'; sudo dnf upgrade"),
+    ],
+)
+def test_a_repair_lifts_a_hold_as_it_was_set(manager: str, held: tuple[str, ...], fix: str) -> None:
+    """`apt-mark unhold NAME` leaves NAME of another architecture held, and with it all of NAME."""
+    split = failing(library=NEW, packages=ubuntu(NEW, OLD), held=held)
     assert only_problem(plan(replace(split, package_manager=manager))).next.startswith(fix)
