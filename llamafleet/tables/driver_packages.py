@@ -74,5 +74,5 @@ def kernel_of(name: str) -> str | None:
 
 def prebuilt_branch(name: str) -> str | None:
     """The driver's branch in the name of Ubuntu's modules, as 580-open; None: not one of them."""
-    found = _BRANCH.match(name) if has(name, "prebuilt") else None
+    found = _BRANCH.match(name)
     return found[1] if found else None

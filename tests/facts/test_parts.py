@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llamafleet.facts.host import Driver
+from llamafleet.facts.reader import TELLING
 from llamafleet.tables import driver_packages
 from tests.facts.fakehost import FakeHost
 
@@ -94,13 +95,13 @@ def test_every_name_of_the_driver_is_asked_for(
 ) -> None:
     """As a pattern, also where a file has a name that it fits."""
     fake.shell = shell
-    fake.write(fake.folder / "nvidia-smi", "")
+    fake.write(fake.folder / "nvidia-driver-assistant", "")
     monkeypatch.chdir(fake.folder)
     asked = fake.folder / "asked"
     fake.program("dpkg-query", f'printf "%s\\n" "$@" >>{asked}')
     driver(fake)
-    patterns = set(asked.read_text().split())
-    assert {*driver_packages.patterns("held", "version", "prebuilt")} <= patterns
+    words = [word for word in asked.read_text().splitlines() if not word.startswith("-")]
+    assert words == [*driver_packages.patterns(*TELLING), *driver_packages.patterns("held")]
 
 
 def rpm(fake: FakeHost) -> None:

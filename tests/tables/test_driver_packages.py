@@ -38,7 +38,8 @@ DKMS = f"{VERSION} dkms"
 DEBIAN = {
     DKMS: "nvidia-kernel-dkms nvidia-open-kernel-dkms nvidia-tesla-535-kernel-dkms",
     LIBRARY: """
-        libcuda1 libcuda1:i386 libnvidia-ml1 libnvidia-tesla-535-cuda1 libnvidia-legacy-390xx-ml1
+        libcuda1 libcuda1:i386 libnvidia-ml1 libnvidia-ml1:i386 libnvidia-tesla-535-cuda1
+        libnvidia-legacy-390xx-ml1
     """,
     VERSION: """
         nvidia-driver nvidia-driver-libs nvidia-driver-bin nvidia-smi nvidia-kernel-source
@@ -314,7 +315,7 @@ def test_the_guard_refuses_what_the_table_says(tmp_path: Path) -> None:
     bare = [name for name in NAMES if ":" not in name]
     named = [name for name in bare if has(name, "refused")]
     assert f"install or replace {' '.join(named)}; expected" in refusal(tmp_path, *bare)
-    assert refusal(tmp_path, NEW_NAME, "cuda-nvcc-13-0") == ""
+    assert refusal(tmp_path, NEW_NAME, "cuda-nvcc-13-0", "nvidia2") == ""
 
 
 @pytest.mark.parametrize(
