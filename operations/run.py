@@ -20,11 +20,12 @@ from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
 from llamafleet.history.update import Update
+from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.layout import Layout
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.make import layout_for, make_plan, to_read
 from llamafleet.plans.plan import Plan, Problem
-from llamafleet.settings import Settings, SettingsError, validate_fleet
+from llamafleet.settings import Settings
 
 RESULTS = Path("results")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import synth
+from llamafleet.protocol import models
 
 _MISSING = object()
 
@@ -49,14 +49,6 @@ class Config:
     repetitions: int
     context: int
     allow_cpu_only: bool
-
-
-def synthetic(model: str) -> tuple[str, str] | None:
-    """Shape and type of "synthetic:7b-q4_0"; None for anything else."""
-    shape, _, type_ = model.removeprefix("synthetic:").partition("-")
-    if model.startswith("synthetic:") and shape in synth.SHAPES and type_ in synth.TYPES:
-        return shape, type_
-    return None
 
 
 def load(path: Path) -> Config:
@@ -129,9 +121,9 @@ def parse(path: Path, data: Mapping[str, Any]) -> Config:
     )
     if config.backend and config.backend not in {"cuda", "cpu"}:
         errors.append(f"backend: found {json.dumps(config.backend)}, expected cuda or cpu")
-    known = config.model.startswith("/") or synthetic(config.model)
+    known = config.model.startswith("/") or models.parse(config.model)
     if config.model and not known:
-        shapes, types = "|".join(synth.SHAPES), "|".join(synth.TYPES)
+        shapes, types = "|".join(models.SHAPES), "|".join(models.TYPES)
         errors.append(
             f"model: found {json.dumps(config.model)}, expected an absolute path or "
             f"synthetic:({shapes})-({types})"

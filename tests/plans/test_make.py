@@ -162,11 +162,11 @@ CUDA_THERE = replace(GPU_HOST, toolkits=(toolkit("13.0"),))
 @pytest.mark.parametrize(
     ("host", "settings", "prefix", "state"),
     [
-        (CPU_HOST, {"accelerator": "auto"}, 600, 1700),
+        (CPU_HOST, {"accelerator": "auto"}, 600, 1580),
         (CPU_HOST, {"accelerator": "auto", "model": "/srv/m.gguf"}, 600, 1500),
-        (CPU_HOST, {"accelerator": "auto", "model": "synthetic:7b-f16"}, 600, 15900),
-        (CUDA_THERE, {}, 2000, 10000),
-        (GPU_HOST, {}, 5000, 10000),
+        (CPU_HOST, {"accelerator": "auto", "model": "synthetic:7b-f16"}, 600, 14355),
+        (CUDA_THERE, {}, 2000, 9650),
+        (GPU_HOST, {}, 5000, 9650),
     ],
 )
 def test_disk(host: HostSnapshot, settings: dict[str, Any], prefix: int, state: int) -> None:

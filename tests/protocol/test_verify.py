@@ -46,12 +46,6 @@ def test_models(model: str) -> None:
     assert verify_config.parse(PATH, good() | {"model": model}).model == model
 
 
-def test_synthetic_names() -> None:
-    assert verify_config.synthetic("synthetic:7b-q4_0") == ("7b", "q4_0")
-    assert verify_config.synthetic("synthetic:7b-q9_9") is None
-    assert verify_config.synthetic("7b-q4_0") is None
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -18,7 +18,7 @@ from llamafleet.onhost.verify import llama_log as evidence
 from llamafleet.onhost.verify.checks import Check, failed, skipped
 from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem, cure
 from llamafleet.onhost.verify.llama_log import MIB
-from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import fingerprint
 from llamafleet.protocol.verify import Config
 
@@ -242,7 +242,7 @@ class Verification:
         if self.config.model.startswith("/"):
             path = Path(self.config.model)
             return Model(path.name, path, None, weights.read(path))
-        named = verify_config.synthetic(self.config.model)
+        named = models.parse(self.config.model)
         if named is None:
             raise ValueError(f"found model {self.config.model!r}")
         return self._synthetic(*named)
