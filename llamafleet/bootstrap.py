@@ -97,7 +97,8 @@ def package_index() -> str:
     try:
         parser.read(pip_files())
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise Refused(f"pip's settings: {error}; next: correct that file") from error
+        reason = " ".join(str(error).split())
+        raise Refused(f"pip's settings: {reason}; next: correct that file") from error
     own = parser.get("global", "index-url", fallback=PYPI)
     return parser.get("install", "index-url", fallback=own).rstrip("/")
 
@@ -178,13 +179,15 @@ def link(page: str, address: str, wheel: str) -> str:
 
 
 def fetch(url: str) -> tuple[bytes, str]:
-    """A file and the address that it came from; proxies are those of the environment."""
+    """A file and the address of its links; proxies are those of the environment."""
     trust = ssl.create_default_context()
     # Python 3.13 asks more of a company's certificates than uv, curl and apt do.
     trust.verify_flags &= ~ssl.VERIFY_X509_STRICT
     try:
-        with urllib.request.urlopen(request(url), timeout=60, context=trust) as answer:
-            return answer.read(), answer.url
+        asked = request(url)
+        with urllib.request.urlopen(asked, timeout=60, context=trust) as answer:
+            # Links without a host are for the same user; what a redirection led to is not.
+            return answer.read(), url if answer.url == asked.full_url else answer.url
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Refused(unreachable(shown(url), str(error))) from error
 
