@@ -66,8 +66,11 @@ def main() -> int:
         index = package_index()
         uv = uv_of_path() or fetched_uv(index)
         make_environment(uv, index, ["--group", "dev"] if options.dev else ["--no-dev"])
-    except (Refused, OSError) as error:
+    except Refused as error:
         print(f"setup.sh: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:  # A full disk, an address that can not be read.
+        print(f"setup.sh: {error}; next: correct that and run it again", file=sys.stderr)
         return 1
     say(f"{VENV} is ready")
     return 0

@@ -45,7 +45,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET; behind CONNECT it speaks TLS as the host that was asked for."""
+    """Answers GET and HEAD; behind CONNECT it speaks TLS as the host that was asked for."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -74,7 +74,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/html" if url.endswith("/") else "application/zip")
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
-        self.wfile.write(body or b"")
+        if self.command == "GET":
+            self.wfile.write(body or b"")
+
+    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: pytest's output is not the place."""

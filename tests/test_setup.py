@@ -283,6 +283,19 @@ def test_an_index_that_is_no_address(checkout: Checkout) -> None:
     assert "pypi.lab.example/uv/: unknown url type" in line
 
 
+def test_an_index_that_can_not_be_read_as_an_address(checkout: Checkout) -> None:
+    line = checkout.refused(UV_DEFAULT_INDEX="http://[::1/simple")
+    assert "Invalid IPv6 URL; next: correct that" in line
+
+
+def test_a_file_that_can_not_be_made(checkout: Checkout) -> None:
+    checkout.pin(fake_wheel())
+    (checkout.tree / ".uv").touch()
+    with serve(index_of(fake_wheel())) as server:
+        line = checkout.refused(UV_DEFAULT_INDEX=f"http://{server.address}/simple")
+    assert f"{checkout.tree}/.uv" in line and "next: correct that" in line
+
+
 def test_an_authority_that_is_not_trusted_and_one_that_is(
     checkout: Checkout, tmp_path: Path
 ) -> None:
