@@ -25,6 +25,7 @@ import urllib.request
 import zipfile
 from base64 import b64encode
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +64,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         check_writable()
+        drop_moved()
         index = package_index()
         uv = uv_of_path() or fetched_uv(index)
         make_environment(uv, index, ["--group", "dev"] if options.dev else ["--no-dev"])
@@ -84,11 +86,20 @@ def check_writable() -> None:
     """Files of another user, or a read-only file system, before anything is fetched."""
     for path in (ROOT, VENV, PRIVATE):
         if path.exists() and not os.access(path, os.W_OK):
+            copy = f"cp -r {quote(str(ROOT))} ~/llamafleet && rm -rf ~/llamafleet/.venv"
+            fresh = f"sudo rm -rf {quote(str(VENV))} {quote(str(PRIVATE))}"
             raise Refused(
                 f"{path} can not be written: it belongs to user {path.stat().st_uid}, this is "
                 f"user {os.geteuid()}, or its file system is read-only; expected a folder of your "
-                f"own; next: cp -r {ROOT} ~/llamafleet, or as its owner: rm -r .venv .uv"
+                f"own; next: {copy if path == ROOT else fresh}"
             )
+
+
+def drop_moved() -> None:
+    """The programs in .venv name its place: where the folder was moved they start no more."""
+    program = VENV / "bin/pyinfra"
+    if program.exists() and os.fsencode(VENV) not in program.read_bytes():
+        shutil.rmtree(VENV)
 
 
 def package_index() -> str:

@@ -220,6 +220,16 @@ def test_another_index_is_not_asked_for_what_is_there(checkout: Checkout) -> Non
     assert "--check" in check
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_programs_that_name_another_place_are_made_again(checkout: Checkout, moved: bool) -> None:
+    checkout.program("uv", STUB)
+    program = checkout.tree / ".venv/bin/pyinfra"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{'/elsewhere' if moved else checkout.tree}/.venv/bin/python\n")
+    assert checkout.setup().returncode == 0
+    assert program.exists() != moved
+
+
 # Which index
 
 

@@ -126,6 +126,16 @@ def test_a_folder_of_another_user_ends_in_one_line(trusting: System) -> None:
     done = trusting.run("sh setup.sh", user=ADMIN, folder=shared)
     assert done.returncode == 1, done.stdout
     assert f"setup.sh: {shared} can not be written: it belongs to user 0" in done.stdout
+    assert f"next: cp -r {shared} ~/llamafleet && " in done.stdout
+
+
+def test_an_environment_of_root_ends_in_one_line(trusting: System) -> None:
+    made = f"{trusting.tree}{FOLDERS[ADMIN]}/.venv"
+    Path(made).mkdir()
+    done = trusting.run("sh setup.sh", user=ADMIN)
+    Path(made).rmdir()
+    assert done.returncode == 1, done.stdout
+    assert f"next: sudo rm -rf '{FOLDERS[ADMIN]}/.venv' " in done.stdout
 
 
 def test_a_read_only_file_system_ends_in_one_line(trusting: System) -> None:
