@@ -1,4 +1,4 @@
-"""Proof on a host with an NVIDIA GPU: `uv run pytest -m gpu`, by hand, in this order.
+"""Proof on a host with an NVIDIA GPU: `.venv/bin/pytest -m gpu`, by hand, in this order.
 
 It provisions this machine by the real command and leaves the deployment in place. What it measured
 is in results/gpu.json. Environment: LLAMAFLEET_GPU_WHEELHOUSE (work without a network),

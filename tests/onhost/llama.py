@@ -15,7 +15,7 @@ VARIABLE = "LLAMAFLEET_TEST_PYTHON"
 PYTHON = os.environ.get(VARIABLE, "")
 needs_llama = pytest.mark.skipif(
     not PYTHON,
-    reason=f"no {VARIABLE}: {VARIABLE}=$(uv run python -m tests.build_llama) builds one",
+    reason=f"no {VARIABLE}: {VARIABLE}=$(.venv/bin/python -m tests.build_llama) builds one",
 )
 ROOT = Path(__file__).parents[2]
 
