@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llamafleet.history.store import CPU_ONLY, PASS, Built, Row
 from llamafleet.history.update import describe
+from llamafleet.terminal import printable
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
 NUMBERS = frozenset({"pp t/s", "tg t/s"})
@@ -15,7 +16,7 @@ def render(rows: Sequence[Row]) -> str:
     """The table, why hosts are not PASS, what a driver update changed, and what builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
-    parts = [_table([_cells(row) for row in rows])]
+    parts = _table([_cells(row) for row in rows])
     for row in rows:
         if row.verdict == CPU_ONLY:
             parts.append(
@@ -25,7 +26,7 @@ def render(rows: Sequence[Row]) -> str:
     parts += [f"{r.host} {line}" for r in rows if r.update for line in describe(r.update)]
     costs = [(row, _cost(row.built) if row.built else "") for row in rows]
     parts += [f"{row.host} build {row.build}: {cost}" for row, cost in costs if cost]
-    return "\n".join(parts)
+    return "\n".join(map(printable, parts))
 
 
 def exit_code(rows: Sequence[Row]) -> int:
@@ -37,7 +38,7 @@ def exit_code(rows: Sequence[Row]) -> int:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return (
+    cells = (
         row.host,
         row.gpu or "-",
         row.driver or "-",
@@ -48,18 +49,19 @@ def _cells(row: Row) -> tuple[str, ...]:
         "-" if row.tg is None else f"{row.tg:.1f}",
         ", ".join(row.changed) or "nothing",
     )
+    return tuple(map(printable, cells))  # Before their widths are taken.
 
 
-def _table(cells: Sequence[tuple[str, ...]]) -> str:
+def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(HEADERS, *cells, strict=True)]
     lines = [HEADERS, tuple("-" * width for width in widths), *cells]
-    return "\n".join(
+    return [
         "  ".join(
             text.rjust(width) if header in NUMBERS else text.ljust(width)
             for header, text, width in zip(HEADERS, line, widths, strict=True)
         ).rstrip()
         for line in lines
-    )
+    ]
 
 
 def _cost(built: Built) -> str:

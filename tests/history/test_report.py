@@ -86,3 +86,19 @@ def test_exit_code(verdicts: list[Verdict], code: int) -> None:
 
 def test_a_run_without_hosts_proves_nothing() -> None:
     assert render([]) == "no host was in this run: nothing is proven"
+
+
+def test_nothing_of_a_host_moves_the_cursor() -> None:
+    row = Row(
+        host="gpu-a\x1b[2J",
+        verdict="FAIL",
+        gpu="RTX\n4090",
+        driver="580\x07",
+        changed=("built\0",),
+        reason=("offload: found \x1b[32mPASS\x1b[0m",),
+        built=Built(wall_s=1.0, phases={"link\x9b": 1.0}),
+    )
+    table, reason, cost = render([row]).split("\n")[2:]
+    assert table.startswith(r"gpu-a\x1b[2J  RTX\n4090  580\x07")
+    assert reason == r"gpu-a\x1b[2J FAIL  offload: found \x1b[32mPASS\x1b[0m"
+    assert r"link\x9b" in cost
