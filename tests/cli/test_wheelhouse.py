@@ -1,48 +1,13 @@
-"""The command line: what it prints and its exit codes."""
+"""The commands that make and check a wheelhouse: what they print and their exit codes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from llamafleet.cli.main import main
-from llamafleet.history.report import render
-from llamafleet.history.store import LAST_RUN, Row, Store, Verdict
+from tests.cli import run
 from tests.test_settings import make_wheelhouse
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("CPU ONLY", 0), ("FAIL", 1)])
-def test_report_prints_the_last_run_and_judges_it(
-    verdict: Verdict, code: int, tmp_path: Path
-) -> None:
-    rows = [Row(host="gpu-a", verdict="PASS"), Row(host="gpu-b", verdict=verdict)]
-    Store(tmp_path).write_run(rows)
-    result = run("report", "--results", tmp_path)
-    assert (result.output, result.exit_code) == (render(rows) + "\n", code)
-
-
-def test_report_as_json(tmp_path: Path) -> None:
-    Store(tmp_path).write_run([Row(host="gpu-a", verdict="FAIL", reason=("disk: found 2 GiB",))])
-    result = run("report", "--json", "--results", tmp_path)
-    (row,) = json.loads(result.output)
-    assert (row["host"], row["verdict"], row["reason"]) == ("gpu-a", "FAIL", ["disk: found 2 GiB"])
-    assert result.exit_code == 1
-
-
-def test_report_without_a_run_is_bad_input(tmp_path: Path) -> None:
-    result = run("report", "--results", tmp_path)
-    assert result.exit_code == 2
-    assert result.output == (
-        f"Error: no {tmp_path / LAST_RUN}: nothing was run here; "
-        "next: pyinfra -y inventory deploy.py\n"
-    )
 
 
 def test_wheelhouse_check(tmp_path: Path) -> None:
