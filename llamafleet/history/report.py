@@ -1,15 +1,54 @@
-"""A run as text: a table, the reasons below it, and the exit code."""
+"""A run as text: its head, a table, the reasons below it, and the exit code; and runs as a list."""
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 
+from llamafleet.history.runs import Run, RunState
 from llamafleet.history.store import CPU_ONLY, PASS, Built, Row
 from llamafleet.history.update import describe
 from llamafleet.terminal import printable
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
 NUMBERS = frozenset({"pp t/s", "tg t/s"})
+
+ENDS: dict[RunState, str] = {
+    "running": "NO END: it still runs, or was killed",
+    "interrupted": "INTERRUPTED: not everything was done",
+}
+"""What is said of a run that is not complete."""
+
+
+def render_run(run: Run) -> str:
+    """Which run it is, and what it came to."""
+    if run.started is None:
+        parts = [f"run {run.id}", "of before runs were kept: start, command and limit are unknown"]
+    else:
+        command = f"started {_started(run)} as: {shlex.join(run.command)}"
+        parts = [f"run {run.id}", _hosts(run), *_end(run), command]
+    return f"{printable(', '.join(parts))}\n{render(run.rows)}"
+
+
+def render_line(run: Run) -> str:
+    """A run in a list of runs."""
+    counts = Counter(row.verdict for row in run.rows)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no host"
+    return printable("  ".join((run.id, _started(run), _hosts(run), verdicts, *_end(run))))
+
+
+def _started(run: Run) -> str:
+    return "before runs were kept" if run.started is None else f"{run.started:%Y-%m-%d %H:%M:%S%z}"
+
+
+def _hosts(run: Run) -> str:
+    fleet = "" if run.started is None else f"of {run.fleet} "
+    return f"{len(run.hosts)} {fleet}hosts"
+
+
+def _end(run: Run) -> list[str]:
+    return [ENDS[run.state]] if run.state in ENDS else []
 
 
 def render(rows: Sequence[Row]) -> str:

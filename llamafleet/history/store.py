@@ -1,11 +1,9 @@
-"""Results on the controller: one folder for each host, and the rows of the last run."""
+"""Results on the controller, one folder for each host, and the row that a run makes of one."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -14,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from llamafleet.history.files import write_json as _write
 from llamafleet.history.update import Update, find_update
 
 Verdict = Literal["PASS", "FAIL", "CPU ONLY", "NOT VERIFIED"]
@@ -23,12 +22,7 @@ FAIL: Verdict = "FAIL"
 CPU_ONLY: Verdict = "CPU ONLY"
 NOT_VERIFIED: Verdict = "NOT VERIFIED"
 
-LAST_RUN = "last-run.json"
 LATEST = "latest.json"
-
-
-class StoreError(Exception):
-    """The rows of the last run can't be read; the text is one line."""
 
 
 @dataclass(frozen=True)
@@ -174,55 +168,9 @@ class Store:
                 earlier.append(data)
         return find_update(earlier, result)
 
-    def write_run(self, rows: Iterable[Row]) -> None:
-        """Keep the rows of a run in place of those of the one before."""
-        _write(self.root / LAST_RUN, {"version": 1, "rows": [asdict(row) for row in rows]})
-
-    def last_run(self) -> list[Row]:
-        """The rows of the last run; one that can't be read says so. Raises StoreError."""
-        path = self.root / LAST_RUN
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"no {path}: nothing was run here; next: pyinfra -y inventory deploy.py"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} can't be read ({error})") from error
-        if not isinstance(data, dict) or data.get("version") != 1:
-            raise StoreError(f"{path} is not of version 1")
-        if not isinstance(data.get("rows"), list):
-            raise StoreError(f"{path} has no rows")
-        return [_row(entry, f"row {number} of {path}") for number, entry in enumerate(data["rows"])]
-
-
-def _row(entry: object, where: str) -> Row:
-    try:
-        return _ROW.validate_python(entry)
-    except ValueError as error:
-        host = str(entry.get("host", "?")) if isinstance(entry, dict) else "?"
-        reason = _no_result(host, f"{where} that can't be understood ({_brief(error)})")
-        return Row(host=host, verdict=NOT_VERIFIED, reason=(reason,))
-
 
 def _timestamp(finished: object) -> str:
     """Seconds since 1970 as 20261125T010203Z; other values as they are."""
     if isinstance(finished, int | float):
         return datetime.fromtimestamp(finished, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     return str(finished)
-
-
-def _write(path: Path, data: object) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

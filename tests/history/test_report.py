@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 
-from llamafleet.history.report import exit_code, render
+from llamafleet.history.report import exit_code, render, render_line, render_run
+from llamafleet.history.runs import Run, RunState
 from llamafleet.history.store import Built, Row, Verdict
 
 SOUND = Row(
@@ -35,6 +37,17 @@ BROKEN = Row(
         "disk: found 2 GiB;\nexpected 10 GiB; next: df -h",
     ),
 )
+RUN = Run(
+    id="20261126T010203.456Z-ab12",
+    started=datetime(2026, 11, 26, 1, 2, 3, 456000, tzinfo=timezone.utc),
+    command=("pyinfra", "-y", "--limit", "gpu-*", "inventory", "deploy.py"),
+    hosts=("gpu-a", "gpu-b"),
+    fleet=40,
+    waves=(("gpu-a", "gpu-b"),),
+    state="complete",
+    rows=(SOUND, BROKEN),
+)
+BEFORE = replace(RUN, id="last-run", started=None, command=(), fleet=2)
 
 
 def test_the_whole_report() -> None:
@@ -102,3 +115,44 @@ def test_nothing_of_a_host_moves_the_cursor() -> None:
     assert table.startswith(r"gpu-a\x1b[2J  RTX\n4090  580\x07")
     assert reason == r"gpu-a\x1b[2J FAIL  offload: found \x1b[32mPASS\x1b[0m"
     assert r"link\x9b" in cost
+
+
+def test_the_head_says_which_run_it_is() -> None:
+    head, rest = render_run(RUN).split("\n", 1)
+    assert head == (
+        "run 20261126T010203.456Z-ab12, 2 of 40 hosts, started 2026-11-26 01:02:03+0000 "
+        "as: pyinfra -y --limit 'gpu-*' inventory deploy.py"
+    )
+    assert rest == render(RUN.rows)
+
+
+def test_the_head_of_a_run_of_before_runs_were_kept() -> None:
+    assert render_run(BEFORE).split("\n", 1)[0] == (
+        "run last-run, of before runs were kept: start, command and limit are unknown"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("running", "NO END: it still runs, or was killed"),
+        ("interrupted", "INTERRUPTED: not everything was done"),
+    ],
+)
+def test_a_run_that_is_not_complete_says_so(state: RunState, said: str) -> None:
+    run = replace(RUN, state=state)
+    assert f"2 of 40 hosts, {said}, started" in render_run(run)
+    assert render_line(run).endswith(f"  {said}")
+
+
+def test_a_run_in_a_list() -> None:
+    run = replace(RUN, rows=(SOUND, SOUND, BROKEN))
+    assert render_line(run) == (
+        "20261126T010203.456Z-ab12  2026-11-26 01:02:03+0000  2 of 40 hosts  2 PASS, 1 FAIL"
+    )
+    assert render_line(BEFORE) == "last-run  before runs were kept  2 hosts  1 PASS, 1 FAIL"
+
+
+def test_nothing_of_a_run_moves_the_cursor() -> None:
+    run = replace(RUN, command=("pyinfra", "a\nb\x1b[2J"))
+    assert render_run(run).split("\n")[0].endswith(r"as: pyinfra 'a\nb\x1b[2J'")
