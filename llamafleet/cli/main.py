@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import click
 
+from llamafleet import __version__
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.wheelhouse import wheelhouse
 
 
 @click.group()
+@click.version_option(__version__, prog_name="llamafleet")
 def main() -> None:
     """Provision NVIDIA GPU hosts with a llama-cpp-python that is proven to offload.
 

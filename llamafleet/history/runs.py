@@ -16,7 +16,8 @@ from typing import Any, Literal, cast
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
 from llamafleet.history.files import write_json
-from llamafleet.history.store import NOT_VERIFIED, Row
+from llamafleet.history.store import Row
+from llamafleet.protocol.result import NOT_VERIFIED
 from llamafleet.terminal import printable
 
 VERSION = 2

@@ -9,7 +9,8 @@ import pytest
 
 from llamafleet.history.report import render_line, render_run
 from llamafleet.history.runs import Run, Runs
-from llamafleet.history.store import Row, Verdict
+from llamafleet.history.store import Row
+from llamafleet.protocol.result import Verdict
 from tests.cli import run
 
 COMMAND = ["pyinfra", "-y", "inventory", "deploy.py"]
