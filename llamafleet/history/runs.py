@@ -29,7 +29,7 @@ BEFORE_VERSION = 1
 BEFORE = "last-run"
 """Its name, which stands for the id that its run never had."""
 
-ID = re.compile(r"\d{8}T\d{6}\.\d{3}Z-[0-9a-f]{4}")
+ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{4}")
 
 MAX_BYTES = 32 * 2**20
 """A thousand hosts take about one MB; more than this is no run, and would fill the memory."""
@@ -193,9 +193,8 @@ class Runs:
 
     def _take(self, started: datetime) -> str:
         """An id that no other run has or gets: an empty file takes it."""
-        time = f"{started:%Y%m%dT%H%M%S}.{started.microsecond // 1000:03}Z"
         while True:
-            run_id = f"{time}-{secrets.token_hex(2)}"
+            run_id = f"{started:%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(2)}"
             try:
                 self._path(run_id).touch(exist_ok=False)
             except FileExistsError:

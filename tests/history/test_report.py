@@ -39,7 +39,7 @@ BROKEN = Row(
     ),
 )
 RUN = Run(
-    id="20261126T010203.456Z-ab12",
+    id="20261126T010203.456000Z-ab12",
     started=datetime(2026, 11, 26, 1, 2, 3, 456000, tzinfo=timezone.utc),
     command=("pyinfra", "-y", "--limit", "gpu-*", "inventory", "deploy.py"),
     hosts=("gpu-a", "gpu-b"),
@@ -121,12 +121,14 @@ def test_nothing_of_a_host_moves_the_cursor() -> None:
         verdict="FAIL",
         gpu="RTX\n4090",
         driver="580\x07",
+        gpus=(GpuLine("A\x1b[2J", "GPU-\n1", "FAIL"), GpuLine("B", "GPU-2", "PASS")),
         changed=("built\0",),
         reason=("offload: found \x1b[32mPASS\x1b[0m",),
         built=Built(wall_s=1.0, phases={"link\x9b": 1.0}),
     )
-    table, reason, cost = render([row]).split("\n")[2:]
-    assert table.startswith(r"gpu-a\x1b[2J  RTX\n4090  580\x07")
+    table, first, _, reason, cost = render([row]).split("\n")[2:]
+    assert table.split()[:3] == [r"gpu-a\x1b[2J", r"RTX\n4090", r"580\x07"]
+    assert r"- A\x1b[2J GPU-\n1 " in first
     assert reason == r"gpu-a\x1b[2J FAIL  offload: found \x1b[32mPASS\x1b[0m"
     assert r"link\x9b" in cost
 
@@ -134,7 +136,7 @@ def test_nothing_of_a_host_moves_the_cursor() -> None:
 def test_the_head_says_which_run_it_is() -> None:
     head, rest = render_run(RUN).split("\n", 1)
     assert head == (
-        "run 20261126T010203.456Z-ab12, 2 of 40 hosts, started 2026-11-26 01:02:03+0000 "
+        "run 20261126T010203.456000Z-ab12, 2 of 40 hosts, started 2026-11-26 01:02:03+0000 "
         "as: pyinfra -y --limit 'gpu-*' inventory deploy.py"
     )
     assert rest == render(RUN.rows)
@@ -162,7 +164,7 @@ def test_a_run_that_is_not_complete_says_so(state: RunState, said: str) -> None:
 def test_a_run_in_a_list() -> None:
     run = replace(RUN, rows=(SOUND, SOUND, BROKEN))
     assert render_line(run) == (
-        "20261126T010203.456Z-ab12  2026-11-26 01:02:03+0000  2 of 40 hosts  2 PASS, 1 FAIL"
+        "20261126T010203.456000Z-ab12  2026-11-26 01:02:03+0000  2 of 40 hosts  2 PASS, 1 FAIL"
     )
     assert render_line(BEFORE) == "last-run  before runs were kept  2 hosts  1 PASS, 1 FAIL"
 

@@ -71,10 +71,11 @@ def test_every_run_is_kept_and_the_newest_is_the_last(tmp_path: Path) -> None:
 
 
 def test_an_id_sorts_by_time(tmp_path: Path) -> None:
-    run = begun(tmp_path, "gpu-a")
-    assert ID.fullmatch(run.id)
-    assert run.started
-    assert re.sub(r"\D", "", run.id.split("Z")[0]) == f"{run.started:%Y%m%d%H%M%S%f}"[:-3]
+    ids = [begun(tmp_path, "gpu-a").id for _ in range(100)]
+    assert ids == sorted(ids) == Runs(tmp_path).ids()
+    run = Runs(tmp_path).read(ids[0])
+    assert ID.fullmatch(run.id) and run.started
+    assert re.sub(r"\D", "", run.id.split("Z")[0]) == f"{run.started:%Y%m%d%H%M%S%f}"
 
 
 def test_an_id_that_is_taken_is_not_taken_again(
@@ -89,8 +90,8 @@ def test_an_id_that_is_taken_is_not_taken_again(
     monkeypatch.setattr(module, "datetime", Clock)
     monkeypatch.setattr(module.secrets, "token_hex", lambda size: next(drawn))
     first, second = begun(tmp_path, "gpu-a"), begun(tmp_path, "gpu-b")
-    assert first.id == "20261126T010203.004Z-ab12"
-    assert second.id == "20261126T010203.004Z-cd34"
+    assert first.id == "20261126T010203.004000Z-ab12"
+    assert second.id == "20261126T010203.004000Z-cd34"
     assert Runs(tmp_path).read(first.id).hosts == ("gpu-a",)
 
 
@@ -162,7 +163,7 @@ def kept_as(folder: Path, *ids: str) -> Runs:
 
 
 def test_the_beginning_of_an_id_is_enough(tmp_path: Path) -> None:
-    ids = [f"2026112{day}T010203.000Z-ab12" for day in range(1, 6)]
+    ids = [f"2026112{day}T010203.000000Z-ab12" for day in range(1, 6)]
     runs = kept_as(tmp_path, *ids)
     assert runs.find("20261121").id == ids[0]
     assert runs.find(ids[4]).id == ids[4]
@@ -171,7 +172,7 @@ def test_the_beginning_of_an_id_is_enough(tmp_path: Path) -> None:
         f"--run 2026: found 5 {where}{', '.join(ids[2:])} (2 more); "
         "next: llamafleet report --run all"
     )
-    mistyped = refused(lambda: runs.find("20261122T010203.000Z-ab13"))
+    mistyped = refused(lambda: runs.find("20261122T010203.000000Z-ab13"))
     assert f"found no {where}{ids[1]}, " in mistyped
     assert f"found no {where}{', '.join(ids[2:])} (2 more); " in refused(lambda: runs.find("\x1b["))
 
@@ -240,7 +241,7 @@ def with_values(**values: Any) -> Callable[[Path], object]:
         (with_values(rows={}), "no rows"),
         (with_values(rows=[0] * 100_001), "100001 rows, more than 100000"),
         (with_values(hosts=["h"] * 100_001), "100001 hosts, more than 100000"),
-        (with_values(id="20261126T010203.000Z-0000"), "the id 20261126T010203.000Z-0000"),
+        (with_values(id="20261126T010203.000000Z-0000"), "the id 20261126T010203.000000Z-0000"),
         (with_values(id="\x1b[2J\0"), r"the id \x1b[2J\x00"),
         (with_values(id=1), "id: Input should be a valid string"),
         (with_values(started="2026-11-26T01:02:03"), "started: Input should have timezone info"),
