@@ -32,6 +32,7 @@ from llamafleet.plans.plan import Plan, Problem
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
+from llamafleet.terminal import printable
 
 RESULTS = Path("results")
 
@@ -88,7 +89,8 @@ class HostRun:
         self.say(text, fg="red")
 
     def say(self, text: str, fg: str | None = None) -> None:
-        click.echo(f"{self.host.print_prefix}{click.style(text, fg=fg)}", err=True)
+        line = click.style(printable(text.expandtabs()), fg=fg)
+        click.echo(f"{self.host.print_prefix}{line}", err=True)
 
     def row(self, reached: bool) -> Row:
         """The host's line in the report."""
