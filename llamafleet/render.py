@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from llamafleet.managed import Managed
 from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.build import allowed_unused
 from llamafleet.plans.driver.hold import expressions
-from llamafleet.plans.plan import BuildPlan, Plan, Source, ToolkitPlan
+from llamafleet.plans.plan import BuildPlan, Plan, Source, ToolkitPlan, VerifyPlan
 from llamafleet.plans.requirements import toolkit_requirements
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
@@ -54,12 +53,10 @@ def content(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> byt
     if row.source.endswith(".j2"):
         text = _jinja.get_template(row.source).render(_values(plan, settings, layout))
         return text.encode()
-    make: dict[str, Callable[[], bytes]] = {
-        "zipapp": host_zipapp,
-        "pip": pip_zipapp,
-        "verify.json": partial(verify_config, plan, settings, layout),
-    }
-    return make[row.source]()
+    if row.source == "verify.json":
+        assert plan.verify is not None
+        return verify_config(plan.verify)
+    return {"zipapp": host_zipapp, "pip": pip_zipapp}[row.source]()
 
 
 def content_sha256(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> str:
@@ -208,30 +205,6 @@ def build_config(
     }
 
 
-def verify_config(plan: Plan, settings: Settings, layout: Layout) -> bytes:
-    """The verification's settings."""
-    build, verify = plan.build, plan.verify
-    assert build is not None and verify is not None
-    config: dict[str, Any] = {
-        "version": 1,
-        "host": plan.host,
-        "inputs": verify.inputs,
-        "fingerprint": build.fingerprint,
-        "backend": plan.backend,
-        "toolkit": build.inputs["toolkit"],
-        "prefix": layout.version(build.fingerprint),
-        "stamp": f"{layout.job('build', build.fingerprint)}/stamp.json",
-        "job": layout.job("verify", "run"),
-        "results": layout.results,
-        "models": layout.models,
-        "model": verify.inputs["model"],
-        "compute_capabilities": list(settings.compute_capabilities or ()),
-        "bench": {
-            "prompt": settings.bench_prompt,
-            "gen": settings.bench_gen,
-            "repetitions": settings.bench_repetitions,
-        },
-        "context": settings.context,
-        "allow_cpu_only": settings.accelerator != "cuda",
-    }
-    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+def verify_config(plan: VerifyPlan) -> bytes:
+    """The verification's settings: the same bytes for the same plan."""
+    return (json.dumps(asdict(plan.config), indent=1, sort_keys=True) + "\n").encode()

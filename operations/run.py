@@ -6,7 +6,7 @@ import atexit
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import click
@@ -28,6 +28,8 @@ from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import plan_files
 from llamafleet.plans.make import layout_for, make_plan, to_read
 from llamafleet.plans.plan import FilesPlan, Plan, Problem
+from llamafleet.protocol.result import Result
+from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
 from llamafleet.settings import Settings
 
@@ -42,7 +44,7 @@ class HostRun:
     settings: Settings
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    result: dict[str, Any] | None = None
+    result: Result | Unreadable | None = None
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
     explained: bool = False

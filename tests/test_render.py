@@ -18,8 +18,11 @@ from llamafleet.layout import Layout
 from llamafleet.managed import Group, by_path, rows, unit_names
 from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan, VerifyPlan
 from llamafleet.plans.toolkit.methods import offers
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST
+from tests.protocol.test_verify import good
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILD = BuildPlan(
@@ -37,9 +40,7 @@ BUILD = BuildPlan(
     action="none",
     reason="",
 )
-VERIFY = VerifyPlan(
-    key="fedcba9876543210", inputs={"model": "synthetic:7b-q4_0"}, needed=True, reason=""
-)
+VERIFY = VerifyPlan("fedcba9876543210", decode(VerifyConfig, good()), needed=True, reason="")
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
 
 
@@ -65,6 +66,8 @@ def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
     assert set(files) == {"llamafleet.env", "verify.json", *unit_names()}
+    # Of the plan alone: tests/plans/test_verify.py.
+    del files["verify.json"]
     for name, text in files.items():
         compare(GOLDEN / scope / name, text)
 
@@ -152,6 +155,4 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: boo
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:
     first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
     assert first == second
-    assert json.loads(first)["allow_cpu_only"] is False
-    auto = Settings(accelerator="auto")
-    assert json.loads(rendered(Layout.system(), auto)["verify.json"])["allow_cpu_only"] is True
+    assert json.loads(first) == good()

@@ -12,7 +12,8 @@ from itertools import chain
 from llamafleet.facts.host import HostSnapshot, Unit
 from llamafleet.layout import Layout
 from llamafleet.managed import Condition, Group, Managed, rows
-from llamafleet.plans.plan import Backend, FilesPlan, HoldPlan, Plan, Problem
+from llamafleet.plans.plan import FilesPlan, HoldPlan, Plan, Problem
+from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 
 Sha256 = Callable[[Managed, Plan], str]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from llamafleet.facts.host import HostSnapshot, Tool
-from llamafleet.plans.plan import Backend, Problem, ToolkitPlan
+from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.protocol.models import estimate_mib
+from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamafleet.protocol.result import Backend
+from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.tables import CompilerPackage
-
-Backend = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class VerifyPlan:
     """The verification and benchmark."""
 
     key: str
-    """16 hex digits over `inputs`: fingerprint, driver, GPUs, model, benchmark settings."""
-    inputs: dict[str, Any]
+    """16 hex digits over the configuration's `inputs`."""
+    config: VerifyConfig
     needed: bool
     reason: str
 

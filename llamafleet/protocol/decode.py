@@ -9,8 +9,17 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 T = TypeVar("T")
 
@@ -33,14 +42,12 @@ class DecodeError(Exception):
         self.errors = errors
 
 
-def rule(expected: str, ok: Callable[[Any], bool] = lambda value: True) -> dict[str, Any]:
-    """Metadata of a field: the words for what is allowed, and a test beside that of its type."""
-    return {"expected": expected, "ok": ok}
+@dataclass(frozen=True)
+class Rule:
+    """Beside a type, as Annotated[int, Rule(...)]: what is allowed, in words and as a test."""
 
-
-def ruled(expected: str, ok: Callable[[Any], bool] = lambda value: True) -> Any:
-    """A field without a default and with a rule."""
-    return field(metadata=rule(expected, ok))
+    expected: str
+    ok: Callable[[Any], object] = lambda value: True
 
 
 def decode(kind: type[T], data: object) -> T:
@@ -59,72 +66,69 @@ def _object(kind: Any, data: object, at: str, errors: list[str]) -> Any:
     if not isinstance(data, Mapping):
         errors.append(_error(at or "the whole", data, EXPECTED[dict]))
         return None
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     before = len(errors)
     for one in fields(kind):
         key = f"{at}.{one.name}" if at else one.name
         if one.name in data:
-            values[one.name] = _field(one, hints[one.name], data[one.name], key, errors)
+            values[one.name] = _value(hints[one.name], data[one.name], key, errors)
         elif one.default is MISSING and one.default_factory is MISSING:
-            errors.append(f"{key}: found nothing, expected {_expected(one, hints[one.name])}")
+            errors.append(f"{key}: found nothing, expected {_name(hints[one.name])}")
     return kind(**values) if len(errors) == before else None
 
 
-def _field(one: Field[Any], hint: Any, data: object, key: str, errors: list[str]) -> Any:
-    before = len(errors)
-    value = _value(hint, data, key, errors, one.metadata.get("expected"))
-    if len(errors) == before and not one.metadata.get("ok", lambda value: True)(value):
-        errors.append(_error(key, data, _expected(one, hint)))
-    return value
-
-
-def _value(hint: Any, data: object, key: str, errors: list[str], expected: str | None) -> Any:
+def _value(hint: Any, data: object, key: str, errors: list[str]) -> Any:
+    """`data` as `hint` says; None, and a line in `errors`, where it is something else."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return data
+    if origin is Annotated:
+        return _ruled(arguments[0], arguments[1], data, key, errors)
+    if origin in (Union, types.UnionType):
+        if data is None and type(None) in arguments:
+            return None
+        (choice,) = (one for one in arguments if one is not type(None))
+        return _value(choice, data, key, errors)
     if is_dataclass(hint):
-        if isinstance(data, Mapping):
-            return _object(hint, data, key, errors)
-    elif origin in (Union, types.UnionType):
-        return _union(arguments, data, key, errors, expected)
-    elif origin is Literal:
-        if any(data == one and type(data) is type(one) for one in arguments):
-            return data
-    elif origin is tuple and isinstance(data, list):
+        return _object(hint, data, key, errors)
+    if origin is tuple and isinstance(data, list):
         return tuple(
-            _value(arguments[0], v, f"{key}[{n}]", errors, None) for n, v in enumerate(data)
+            _value(arguments[0], value, f"{key}[{number}]", errors)
+            for number, value in enumerate(data)
         )
-    elif origin is dict and isinstance(data, Mapping):
+    if origin is dict and isinstance(data, Mapping):
         return {
-            str(name): _value(arguments[1], value, f"{key}.{name}", errors, None)
+            str(name): _value(arguments[1], value, f"{key}.{name}", errors)
             for name, value in data.items()
         }
-    elif hint is float and type(data) is int:
-        return float(data)
-    # bool is an int in Python; here it is none.
-    elif origin is None and type(data) is hint:
+    if hint is Any or _is(hint, data):
         return data
-    errors.append(_error(key, data, expected or _name(hint)))
+    if hint is float and type(data) is int:
+        return float(data)
+    errors.append(_error(key, data, _name(hint)))
     return None
 
 
-def _union(
-    choices: tuple[Any, ...], data: object, key: str, errors: list[str], expected: str | None
-) -> Any:
-    """The one choice beside null, or null."""
-    if data is None and type(None) in choices:
-        return None
-    (choice,) = (one for one in choices if one is not type(None))
-    return _value(choice, data, key, errors, expected or f"{_name(choice)}, or null")
+def _is(hint: Any, data: object) -> bool:
+    """Of that very type: bool is an int in Python; here it is none."""
+    if get_origin(hint) is Literal:
+        return any(data == one and type(data) is type(one) for one in get_args(hint))
+    return type(data) is hint
 
 
-def _expected(one: Field[Any], hint: Any) -> str:
-    return str(one.metadata.get("expected") or _name(hint))
+def _ruled(hint: Any, rule: Rule, data: object, key: str, errors: list[str]) -> Any:
+    wrong: list[str] = []
+    value = _value(hint, data, key, wrong)
+    if not wrong and rule.ok(value):
+        return value
+    errors.append(_error(key, data, rule.expected))
+    return None
 
 
 def _name(hint: Any) -> str:
+    """What a type allows, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return str(arguments[1].expected)
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin in (Union, types.UnionType):

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 PREFIX = "synthetic:"
 MIB = 1 << 20
 
+SMALLEST_VRAM_FOR_7B_MIB = 8000
+"""A 7B Q4_0 model is 3.8 GB (measured), and its context and CUDA's own memory come on top."""
+
 # Bytes per block and weights per block of the types written here (ggml-common.h).
 BLOCKS = {"f32": (4, 1), "f16": (2, 1), "q4_0": (18, 32), "q8_0": (34, 32), "q6_K": (210, 256)}
 TYPES = ("q4_0", "q8_0", "f16")
@@ -117,3 +120,12 @@ def estimate_mib(model: str) -> int:
     """Size of a synthetic model's file; 0 for any other model."""
     named = parse(model)
     return -(-estimate_bytes(*named) // MIB) if named else 0
+
+
+def for_vram(mib: int) -> str:
+    """The synthetic model to measure a GPU of that memory with."""
+    return name("7b" if mib >= SMALLEST_VRAM_FOR_7B_MIB else "1b", "q4_0")
+
+
+FOR_CPU = name("160m", "q4_0")
+"""The synthetic model to measure a CPU with."""

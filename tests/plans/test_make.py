@@ -27,6 +27,7 @@ from tests.plans.hosts import (
     gcc,
     only_problem,
     plan,
+    proven,
     toolkit,
 )
 
@@ -39,7 +40,7 @@ def test_a_fitting_host_is_planned_to_the_end() -> None:
     made = plan()
     assert made.host == "lab-1" and made.problems == ()
     assert made.toolkit and made.toolkit.install and made.build and made.verify
-    assert made.verify.inputs["fingerprint"] == made.build.fingerprint
+    assert made.verify.config.inputs.fingerprint == made.build.fingerprint
 
 
 def test_all_problems_at_once() -> None:
@@ -197,7 +198,7 @@ def test_a_host_with_nothing_to_do_needs_no_room() -> None:
         jobs=(built(build),),
         versions=(build.fingerprint,),
         current=build.fingerprint,
-        result={"key": first.key, "inputs": first.inputs, "verdict": "PASS"},
+        result=proven(first),
         disk_free_mib={"prefix": 0, "state": 0},
     )
     assert not plan(full).problems
