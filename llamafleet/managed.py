@@ -44,7 +44,7 @@ class Managed:
     group: Group | None
     """None: a job on the host writes it."""
     source: str = ""
-    """Its template, or the name of a maker in render."""
+    """What render makes its content from: a template, or a name of its own."""
     needs: frozenset[Condition] = frozenset()
     """It is wanted where all of them hold, and unwanted elsewhere."""
     scopes: tuple[Scope, ...] = ("system", "user")

@@ -89,7 +89,8 @@ def test_a_row_more_is_rendered_and_written_enabled_and_started(planted: managed
 
 def test_a_row_more_is_read_and_compared(planted: managed.Managed, tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
-    layout, host.files, _ = (host.layout, tuple(managed.by_path(host.layout)), ())
+    layout = host.layout
+    host.files = tuple(managed.by_path(layout))
     assert planted.path(Layout.system()) in to_read(Settings())[1]
     content = render.content(planted, PLAN, Settings(), layout)
     host.write(Path(planted.path(layout)), content)
@@ -109,8 +110,10 @@ def test_a_row_more_is_removed(planted: managed.Managed, tmp_path: Path) -> None
     ours = (tmp_path / NAME, tmp_path / f"{NAME}.partial", wants / NAME)
     for file in (*ours, tmp_path / "other.timer", wants / "other.timer"):
         file.touch()
-    outside = [f for f in files_of(removed(snapshot, layout), layout) if str(tmp_path) in f]
-    subprocess.run(["sh", "-c", f"rm -f {' '.join(outside)}"], check=True)
+    gone = list(files_of(removed(snapshot, layout), layout))
+    assert f"/var/lib/systemd/timers/stamp-{NAME}" in gone
+    here = " ".join(file for file in gone if str(tmp_path) in file)
+    subprocess.run(["sh", "-c", f"rm -f {here}"], check=True)
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == [
         *("other.timer", "other.timer", "timers.target.wants")
     ]

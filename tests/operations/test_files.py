@@ -62,8 +62,10 @@ def carry_out(
     run = run_of(plan, snapshot, settings or Settings())
     monkeypatch.setattr(files, "here", lambda: run)
     monkeypatch.setattr(files, "host", SimpleNamespace(noop=lambda text: None))
-    made: Any = files.settings._inner  # type: ignore[attr-defined]
-    said = [str(c) for c in made()]
+    operation: Any = files.settings._inner  # type: ignore[attr-defined]
+    made = list(operation())
+    assert not made or made[-1].function is files.check, "whatever was done is judged"
+    said = [str(c) for c in made]
     return [c for c in said if c.startswith(("systemctl", "rm"))], run.changes
 
 
