@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -26,11 +27,14 @@ from llamafleet.history.store import Row
 from llamafleet.history.update import Update
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.layout import Layout
+from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
+from llamafleet.plans.files import plan_files
 from llamafleet.plans.make import layout_for, make_plan, to_read
-from llamafleet.plans.plan import Plan, Problem
+from llamafleet.plans.plan import FilesPlan, Plan, Problem
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
+from llamafleet.render import content_sha256
 from llamafleet.settings import Settings
 from llamafleet.terminal import printable
 
@@ -65,7 +69,14 @@ class HostRun:
     def plan(self) -> Plan:
         snapshot = self.snapshot()
         layout = layout_for(self.settings, snapshot)
-        return make_plan(self.name, self.settings, snapshot, layout, self._barred())
+        sha256 = partial(content_sha256, settings=self.settings, layout=layout)
+        return make_plan(self.name, self.settings, snapshot, layout, self._barred(), sha256=sha256)
+
+    def files(self, group: Group) -> FilesPlan:
+        """What the files of a group need that the plan does not speak of."""
+        plan, snapshot, layout = self.plan(), self.snapshot(), self.layout()
+        sha256 = partial(content_sha256, settings=self.settings, layout=layout)
+        return plan_files(group, plan, self.settings, snapshot, layout, sha256=sha256)
 
     def _barred(self) -> Barred | None:
         if not isinstance(self.host.connector, SSHConnector):
