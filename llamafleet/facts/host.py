@@ -158,10 +158,16 @@ class Tool:
 
 @dataclass(frozen=True)
 class Unit:
+    """A unit by systemd's own words; one that it has never loaded is told by its file."""
+
     load: str
+    """loaded, not-found, bad-setting, error or masked."""
     active: str
     sub: str
     enabled: str
+    """enabled, disabled, static, masked, bad (its file is gone), ...; "": it has no file."""
+    stale: bool = False
+    """Its file is another one than systemd has read."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +246,10 @@ class HostSnapshot:
     git: Tool | None = None
 
     init: str = "none"
-    """systemd where it is PID 1 and answers, else none."""
+    """systemd: it runs and answers; silent: it runs and does not, as a user's own without a
+    session; none."""
     units: dict[str, Unit] = field(default_factory=dict)
-    """llamafleet's units by name; those that exist."""
+    """llamafleet's units by name, those that exist; known where systemd answers."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each managed file that exists, by path."""
     current: str | None = None

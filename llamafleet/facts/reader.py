@@ -127,7 +127,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         cmake=_tool(record, "cmake"),
         ninja=_tool(record, "ninja") or _tool(record, "ninja-build"),
         git=_tool(record, "git"),
-        init="systemd" if record.text("systemctl") == "0" else "none",
+        init=_init(record),
         units=_units(record.blocks.get(("units",), [])),
         files=_hashes(record.blocks.get(("files",), [])),
         current=record.text("current") or None,
@@ -451,6 +451,12 @@ def _tool(record: _Record, name: str) -> Tool | None:
     return None
 
 
+def _init(record: _Record) -> str:
+    if "systemctl" not in record.values:
+        return "none"
+    return "systemd" if record.text("systemctl") == "0" else "silent"
+
+
 def _units(lines: list[str]) -> dict[str, Unit]:
     units = {}
     properties: dict[str, str] = {}
@@ -462,7 +468,11 @@ def _units(lines: list[str]) -> dict[str, Unit]:
         load, active = properties.get("LoadState", ""), properties.get("ActiveState", "")
         if properties.get("Id") and (load, active) != ("not-found", "inactive"):
             units[properties["Id"]] = Unit(
-                load, active, properties.get("SubState", ""), properties.get("UnitFileState", "")
+                load,
+                active,
+                properties.get("SubState", ""),
+                properties.get("UnitFileState", ""),
+                stale=properties.get("NeedDaemonReload") == "yes",
             )
         properties = {}
     return units

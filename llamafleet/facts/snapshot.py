@@ -14,6 +14,7 @@ from pyinfra.api.host import Host
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import TELLING, SnapshotError, parse
 from llamafleet.layout import Layout
+from llamafleet.managed import unit_names
 from llamafleet.tables import driver_packages
 
 __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render", "snapshot_of"]
@@ -44,6 +45,7 @@ def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) 
         "LF_STATE": layout.state,
         "LF_FILES": "\n".join(files),
         "LF_EXTRA": "\n".join(extra),
+        "LF_UNITS": " ".join(unit_names()),
         "LF_DRIVER": "\n".join(driver_packages.patterns(*TELLING)),
         "LF_HELD": "\n".join(driver_packages.patterns("held")),
     }

@@ -9,6 +9,7 @@
 #   LF_STATE      folder of jobs and results
 #   LF_FILES      paths to hash, one a line
 #   LF_EXTRA      further toolkits, compilers and interpreters to look at, one a line
+#   LF_UNITS      names of llamafleet's units, separated by blanks
 #   LF_DRIVER     packages of the driver that the verdict looks at, one a line; "*" is any text
 #   LF_HELD       packages that a hold of the driver is about, likewise
 #   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (10)
@@ -538,9 +539,11 @@ read_units() {
         XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}
         export XDG_RUNTIME_DIR
     fi
+    # A pattern finds none but those in memory; one that is named is loaded for the answer.
+    # shellcheck disable=SC2086 # words are wanted
     limited 5 systemctl $manager show \
-        --property=Id,LoadState,ActiveState,SubState,UnitFileState \
-        llamafleet-verify.service llamafleet-verify.timer 'llamafleet-*'
+        --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
+        $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
     [ "$rc" = 0 ] && printf '%s\n' "$out" | block units
 }

@@ -121,6 +121,29 @@ class BuildPlan:
 
 
 @dataclass(frozen=True)
+class FilesPlan:
+    """What brings llamafleet's files and units into the wanted state, in the order it is done."""
+
+    write: tuple[str, ...] = ()
+    """Paths."""
+    stop: tuple[str, ...] = ()
+    """Units, as those that follow."""
+    disable: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    """Paths."""
+    reload: bool = False
+    """systemd is to read all units again."""
+    enable: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """One for each file or unit that is not as it should be; none on a first run."""
+
+    @property
+    def needed(self) -> bool:
+        return self != FilesPlan(reasons=self.reasons)
+
+
+@dataclass(frozen=True)
 class VerifyPlan:
     """The verification and benchmark."""
 
@@ -152,3 +175,5 @@ class Plan:
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None
     verify: VerifyPlan | None = None
+    files: FilesPlan | None = None
+    """Of the group "settings": environment, verification settings, units."""

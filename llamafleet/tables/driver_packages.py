@@ -48,7 +48,10 @@ def patterns(*roles: Role) -> tuple[str, ...]:
 
 
 def expression(role: Role) -> str:
-    """A regular expression that matches, whole, the names of packages with that role."""
+    """A regular expression that matches, whole, the names of packages with that role.
+
+    Built from the last row on, so that each row goes before those after it.
+    """
     later = "(?!)"  # matches nothing
     for row in reversed(families()):
         names = "|".join(re.escape(name).replace(r"\*", ".*") for name in row.names)

@@ -9,17 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from llamafleet.cli.main import main
 from llamafleet.facts.reader import parse
+from tests.cli import run
 from tests.hosts.recorded import load
 
 RECORDED = Path(__file__).parents[1] / "hosts" / "h100-ubuntu24.snapshot"
-
-
-def run(*arguments: object, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
 def only_line(result: Result) -> str:
