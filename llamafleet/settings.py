@@ -14,7 +14,7 @@ from pyinfra.api.connectors import get_all_connectors
 
 from llamafleet.layout import Scope
 from llamafleet.onhost.toolkit.openpgp import fingerprints
-from llamafleet.tables import toolkits
+from llamafleet.tables.toolkits import toolkits
 from llamafleet.wheelhouse import collect as house
 
 LLAMA_VERSION = "0.3.36"

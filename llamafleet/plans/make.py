@@ -46,7 +46,7 @@ from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, pl
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
 from llamafleet.settings import Settings
-from llamafleet.tables import toolkit as toolkit_row
+from llamafleet.tables.toolkits import toolkit as toolkit_row
 
 __all__ = [
     "allowed_unused",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamafleet.tables import CompilerPackage
-
 Backend = Literal["cuda", "cpu"]
 
 
@@ -97,8 +95,8 @@ class ToolkitPlan:
     """Key of the job that installs it; "": nothing is to be installed."""
     source: Source | None = None
     """None: wheels, or nothing is to be installed."""
-    compiler: CompilerPackage | None = None
-    """What must be installed first: no compiler on the host is one that this toolkit accepts."""
+    compiler: str | None = None
+    """Package to install first: no compiler on the host is one that this toolkit accepts."""
     ruled_out: tuple[tuple[str, str], ...] = ()
     """(version, why not) for each version that was not chosen."""
 

@@ -24,12 +24,13 @@ from llamafleet import settings, tables, zipapps
 from llamafleet.onhost import job
 from llamafleet.onhost.toolkit import wheels as toolkit_wheels
 from llamafleet.onhost.verify import fatbin
+from llamafleet.tables.toolkits import wheel_toolkits
 from tests.onhost.runner import PYTHON, Runner
 from tests.onhost.test_build import requirements
 
 CXX = shutil.which("g++") or "g++"
 MACHINE = platform.machine()
-VERSIONS = [w.cuda for w in tables.wheel_toolkits() if w.machine == MACHINE]
+VERSIONS = [w.cuda for w in wheel_toolkits() if w.machine == MACHINE]
 ENDS = [*VERSIONS[:1], *VERSIONS[-1:]]
 HEADER = """
 #define cuMemAlloc                          cuMemAlloc_v2
