@@ -196,6 +196,7 @@ def test_capabilities_in_another_form(value: str) -> None:
     assert line.startswith(f"host gpu-a: compute_capabilities[0]: found '{value}', allowed: ")
 
 
+@pytest.mark.usefixtures("frozen_tables")
 @pytest.mark.parametrize("value", ["12.7", "13.9", "14.0", "10.2"])
 def test_a_toolkit_that_was_never_released(value: str) -> None:
     (line,) = lines_of(toolkit_version=value)

@@ -11,6 +11,8 @@ from llamafleet.plans.make import make_plan
 from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan
 from llamafleet.plans.toolkit.choice import choose_toolkit
 from llamafleet.settings import Settings
+from llamafleet.tables import overlaid
+from tests.frozen_tables import FROZEN
 
 LAYOUT = Layout.system()
 
@@ -96,6 +98,7 @@ GPU_HOST = HostSnapshot(
 CPU_HOST = replace(GPU_HOST, pci_gpus=(), gpus=(), driver=Driver())
 
 
+@overlaid(FROZEN)
 def plan(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> Plan:
     return make_plan("lab-1", Settings(**settings), snapshot, LAYOUT)
 
@@ -106,6 +109,7 @@ def build_of(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> BuildPlan:
     return made.build
 
 
+@overlaid(FROZEN)
 def toolkit_for(snapshot: HostSnapshot, **settings: Any) -> ToolkitPlan | Problem:
     found = tuple(g.compute_capability or "" for g in snapshot.gpus)
     return choose_toolkit(snapshot, Settings(**settings), found, LAYOUT)
