@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from llamafleet import tables
+from llamafleet.tables.pins import COMMAND, main
 from llamafleet.tables.toolkits import WheelToolkit, wheel_toolkits
 
 PINNED = (
@@ -50,3 +53,50 @@ def test_a_toolkit_of_wheels_has_its_pins(wheel: WheelToolkit) -> None:
     }
     assert versions.keys() == apart | same
     assert all(versions[name].startswith(f"=={wheel.cuda}.") for name in same)
+
+
+def test_every_file_of_pins_is_made_from_a_source_and_says_how() -> None:
+    sources = {path.stem for path in tables.FOLDER.glob("*.in")}
+    made = {path.stem for path in tables.FOLDER.glob("*.txt")}
+    assert sources == made
+    assert made == {name.removesuffix(".txt") for name in PINNED}
+    for name in PINNED:
+        assert tables.text(name).splitlines()[1] == f"#    {COMMAND}"
+
+
+@pytest.mark.parametrize("name", sorted(PINNED))
+def test_what_the_source_asks_for_is_pinned(name: str) -> None:
+    asked = tables.text(name.replace(".txt", ".in")).split()
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", tables.text(name), re.M))
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(pinned[requirement.name])
+
+
+@pytest.fixture
+def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A uv that writes down how it was called and ends as the file `status` says."""
+    program = tmp_path / "uv"
+    script = f'echo "$PWD $*" >> {tmp_path}/calls; exit $(cat {tmp_path}/status)'
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_one_command_pins_every_source(uv: Path) -> None:
+    (uv / "status").write_text("0")
+    assert main(["--upgrade"]) == 0
+    calls = (uv / "calls").read_text().splitlines()
+    assert len(calls) == len(PINNED)
+    for name, call in zip(sorted(PINNED), calls, strict=True):
+        assert call.startswith(f"{tables.FOLDER} pip compile --universal --generate-hashes ")
+        assert call.endswith(f" --upgrade {name.replace('.txt', '.in')} -o {name}")
+
+
+def test_the_first_source_that_can_not_be_pinned_ends_it(
+    uv: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (uv / "status").write_text("3")
+    assert main([]) == 3
+    assert len((uv / "calls").read_text().splitlines()) == 1
+    assert "host-requirements.in: uv ended with status 3" in capfd.readouterr().err
