@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -77,9 +77,7 @@ def settings_files(
         return ()
     files = [
         ManagedFile(layout.env, environment(plan.build, layout).encode()),
-        ManagedFile(
-            layout.verify_config, verify_config(plan, plan.build, plan.verify, settings, layout)
-        ),
+        ManagedFile(layout.verify_config, verify_config(plan.verify)),
     ]
     if systemd:
         files.append(
@@ -255,30 +253,6 @@ def build_config(
     }
 
 
-def verify_config(
-    plan: Plan, build: BuildPlan, verify: VerifyPlan, settings: Settings, layout: Layout
-) -> bytes:
+def verify_config(plan: VerifyPlan) -> bytes:
     """The verification's settings: the same bytes for the same plan."""
-    config: dict[str, Any] = {
-        "version": 1,
-        "host": plan.host,
-        "inputs": verify.inputs,
-        "fingerprint": build.fingerprint,
-        "backend": plan.backend,
-        "toolkit": build.inputs["toolkit"],
-        "prefix": layout.version(build.fingerprint),
-        "stamp": f"{layout.job('build', build.fingerprint)}/stamp.json",
-        "job": layout.job("verify", "run"),
-        "results": layout.results,
-        "models": layout.models,
-        "model": verify.inputs["model"],
-        "compute_capabilities": list(settings.compute_capabilities or ()),
-        "bench": {
-            "prompt": settings.bench_prompt,
-            "gen": settings.bench_gen,
-            "repetitions": settings.bench_repetitions,
-        },
-        "context": settings.context,
-        "allow_cpu_only": settings.accelerator != "cuda",
-    }
-    return (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(asdict(plan.config), indent=1, sort_keys=True) + "\n").encode()

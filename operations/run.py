@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import click
@@ -20,11 +20,14 @@ from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
 from llamafleet.history.update import Update
+from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.layout import Layout
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.make import layout_for, make_plan, to_read
 from llamafleet.plans.plan import Plan, Problem
-from llamafleet.settings import Settings, SettingsError, validate_fleet
+from llamafleet.protocol.result import Result
+from llamafleet.received import Unreadable
+from llamafleet.settings import Settings
 
 RESULTS = Path("results")
 
@@ -37,7 +40,7 @@ class HostRun:
     settings: Settings
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    result: dict[str, Any] | None = None
+    result: Result | Unreadable | None = None
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
     explained: bool = False

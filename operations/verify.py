@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import asdict
 from typing import Any
 
 from pyinfra import host
@@ -15,12 +16,11 @@ from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
 from llamafleet.protocol.fingerprint import explain_difference
+from llamafleet.protocol.result import GOOD, Result
+from llamafleet.received import Unreadable
 from operations import jobs
 from operations.files import systemctl
 from operations.run import RESULTS, HostRun, here
-
-OK = ("PASS", "CPU ONLY")
-"""A host may be CPU ONLY only where its settings allow it: the job itself says FAIL elsewhere."""
 
 
 @operation()
@@ -99,35 +99,38 @@ def result() -> Generator[PyinfraCommand, None, None]:
     """
     run = here()
     plan = run.plan()
-    run.result = run.snapshot().result
-    if plan.verify and run.result is not None and run.result.get("key") == plan.verify.key:
+    run.result = found = run.snapshot().result
+    if plan.verify and isinstance(found, Result) and found.key == plan.verify.key:
         if run.host.state.is_executing:  # A dry run leaves nothing, here neither.
             store = Store(RESULTS)
-            run.update = store.update(run.name, run.result)
-            store.write_result(run.name, run.result)
-        if run.result.get("verdict") in OK:
-            host.noop(f"{run.result['verdict']}")
+            run.update = store.update(run.name, found)
+            store.write_result(run.name, found)
+        if found.verdict in GOOD:
+            host.noop(found.verdict)
             return
     yield FunctionCommand(_judge, (run, plan.verify), {})
 
 
 def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) -> bool:
-    key = wanted.key if wanted else None
-    if run.result is None or run.result.get("key") != key:
-        found = "no result"
-        if run.result is not None and wanted is not None:
-            differs = explain_difference(wanted.inputs, run.result.get("inputs") or {})
-            found = f"a result of something else ({differs})"
-        run.result = None
-        run.fail(
-            f"verification: found {found} on {run.name}; expected one with key {key}; "
-            f"next: read {run.layout().job('verify', 'run')}/verify.log there"
-        )
-        return False
-    for check in run.result.get("checks", []):
-        if check.get("status") == "fail":
+    found, key = run.result, wanted.key if wanted else None
+    if isinstance(found, Result) and found.key == key:
+        for where, check in found.red:
+            run.fail(f"{where + ': ' if where else ''}{check}")
+        if not found.red:
             run.fail(
-                f"{check['name']}: found {check['found']}; expected {check['expected']}; "
-                f"next: {check['next']}"
+                f"verification: found the verdict {found.verdict} without a red check; expected "
+                "one that says why; next: run the same command again"
             )
+        return False
+    what = "no result"
+    if isinstance(found, Unreadable):
+        what = f"a result that can't be understood ({found.reason})"
+    elif found is not None and wanted is not None:
+        differs = explain_difference(asdict(wanted.config.inputs), asdict(found.inputs))
+        what = f"a result of something else ({differs})"
+        run.result = None
+    run.fail(
+        f"verification: found {what} on {run.name}; expected one with key {key}; "
+        f"next: read {run.layout().job('verify', 'run')}/verify.log there"
+    )
     return False

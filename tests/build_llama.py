@@ -1,6 +1,6 @@
 """`python -m tests.build_llama`: build llama-cpp-python for the CPU once, print its interpreter.
 
-For the tests that load a model: LLAMAFLEET_TEST_PYTHON=$(uv run python -m tests.build_llama).
+For the tests that load a model: LLAMAFLEET_TEST_PYTHON=$(.venv/bin/python -m tests.build_llama).
 The build is the product's own, by snapshot, plan and job, and is kept in LLAMAFLEET_TEST_CACHE.
 """
 

@@ -22,10 +22,14 @@ from llamafleet.layout import (
     VERIFY_UNIT,
     Layout,
 )
-from llamafleet.plans.plan import Backend, BuildPlan, HoldPlan, Plan, VerifyPlan
+from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan, VerifyPlan
 from llamafleet.plans.toolkit.methods import offers
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.result import Backend
+from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST
+from tests.protocol.test_verify import good
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILD = BuildPlan(
@@ -43,9 +47,7 @@ BUILD = BuildPlan(
     action="none",
     reason="",
 )
-VERIFY = VerifyPlan(
-    key="fedcba9876543210", inputs={"model": "synthetic:7b-q4_0"}, needed=True, reason=""
-)
+VERIFY = VerifyPlan("fedcba9876543210", decode(VerifyConfig, good()), needed=True, reason="")
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
 UNITS = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
@@ -67,6 +69,8 @@ def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
     assert set(files) == {"llamafleet.env", "verify.json", *UNITS}
+    # Of the plan alone: tests/plans/test_verify.py.
+    del files["verify.json"]
     for name, text in files.items():
         compare(GOLDEN / scope / name, text)
 
@@ -170,6 +174,4 @@ def test_a_host_without_a_driver_or_systemd_has_no_driver_check() -> None:
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:
     first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
     assert first == second
-    assert json.loads(first)["allow_cpu_only"] is False
-    auto = Settings(accelerator="auto")
-    assert json.loads(rendered(Layout.system(), auto)["verify.json"])["allow_cpu_only"] is True
+    assert json.loads(first) == good()

@@ -13,14 +13,8 @@ from pyinfra.connectors.docker import DockerConnector
 from pyinfra.connectors.dockerssh import DockerSSHConnector
 from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
 
-from llamafleet.settings import (
-    LLAMA_SHA256,
-    LLAMA_VERSION,
-    Settings,
-    SettingsError,
-    pyinfra_keys,
-    validate_fleet,
-)
+from llamafleet.inventory import SettingsError, pyinfra_keys, validate_fleet
+from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
 from llamafleet.wheelhouse import collect as house
 
 ZEROS = "0" * 64

@@ -12,8 +12,9 @@ from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.facts.snapshot import SnapshotText, arguments
+from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.plans.make import to_read
-from llamafleet.settings import Settings, SettingsError, validate_fleet
+from llamafleet.settings import Settings
 
 
 def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Settings, str]:

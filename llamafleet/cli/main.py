@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from llamafleet import __version__
 from llamafleet.cli.errors import BadInput
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.history.report import exit_code, render
@@ -18,6 +19,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.group()
+@click.version_option(__version__, prog_name="llamafleet")
 def main() -> None:
     """Provision NVIDIA GPU hosts with a llama-cpp-python that is proven to offload.
 

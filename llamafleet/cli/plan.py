@@ -42,7 +42,7 @@ def _pairs(
 
 def _validated(data: dict[str, object]) -> Settings:
     """The same, checked as those of an inventory are."""
-    from llamafleet.settings import SettingsError, validate_fleet
+    from llamafleet.inventory import SettingsError, validate_fleet
 
     try:
         return validate_fleet({"--set": data})["--set"]

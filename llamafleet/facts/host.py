@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamafleet.protocol.result import Result
+from llamafleet.received import Unreadable
+
 SNAPSHOT_VERSION = 1
 
 DRIVER_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?(?!\d)")
@@ -249,7 +252,7 @@ class HostSnapshot:
     """Build and toolkit jobs: the ten newest of each kind and the one in use."""
     verifying: Job | None = None
     """The verification job, if one has begun and not been cleared."""
-    result: dict[str, Any] | None = None
+    result: Result | Unreadable | None = None
     """latest.json."""
     hold_record: tuple[str, ...] = ()
     """Names of the packages that llamafleet holds, by its own record."""

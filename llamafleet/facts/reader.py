@@ -22,6 +22,8 @@ from llamafleet.facts.host import (
     Toolkit,
     Unit,
 )
+from llamafleet.protocol.result import Result
+from llamafleet.received import Unreadable, received_result
 
 HEADER = "#llamafleet-snapshot"
 END = "#end"
@@ -36,6 +38,8 @@ NOT_INSTALLED = ("not-installed", "config-files")
 MIG_ON = re.compile(r"\| +Enabled\*? +\|$", re.MULTILINE)
 
 TIMED_OUT = 124
+JSON_LIMIT = 1 << 20
+"""Bytes of a file at which snapshot.sh cuts it."""
 INFOROM_CORRUPTED = 14
 """Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
 
@@ -126,7 +130,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         versions=tuple(sorted(row[0] for row in record.rows("built", 1))),
         jobs=tuple(job for job in jobs if job.kind != "verify"),
         verifying=next((job for job in jobs if job.kind == "verify"), None),
-        result=next((record.json(*name) for name in record.blocks if name[0] == "latest"), None),
+        result=_result(record),
         hold_record=_lines(record.blocks.get(("hold_record",), [])),
         dnf_locks=record.text("dnf_locks") == "1",
         wheelhouse=next(iter(_hashes(record.blocks.get(("wheelhouse",), [])).values()), None),
@@ -459,6 +463,19 @@ def _hashes(lines: list[str]) -> dict[str, str]:
             path = match[3].replace("\\\\", "\\") if match[1] else match[3]
             hashes[path] = match[2]
     return hashes
+
+
+def _result(record: _Record) -> Result | Unreadable | None:
+    """latest.json; the script cuts what is longer than a result can be."""
+    block = next((lines for name, lines in record.blocks.items() if name[0] == "latest"), None)
+    if block is None:
+        return None
+    if sum(map(len, block)) + len(block) >= JSON_LIMIT:
+        return Unreadable("latest.json has 1 MiB or more: no verification writes such a one")
+    try:
+        return received_result(json.loads("\n".join(block)))
+    except (ValueError, RecursionError) as error:
+        return Unreadable(f"latest.json is no JSON ({type(error).__name__})")
 
 
 def _job(record: _Record, kind: str, key: str, alive: str) -> Job:

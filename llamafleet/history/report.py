@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llamafleet.history.store import CPU_ONLY, PASS, Built, Row
+from llamafleet.history.store import Built, GpuLine, Row
 from llamafleet.history.update import describe
+from llamafleet.protocol.result import CPU_ONLY, GOOD
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
 NUMBERS = frozenset({"pp t/s", "tg t/s"})
@@ -15,7 +16,7 @@ def render(rows: Sequence[Row]) -> str:
     """The table, why hosts are not PASS, what a driver update changed, and what builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
-    parts = [_table([_cells(row) for row in rows])]
+    parts = [_table([cells for row in rows for cells in (_cells(row), *_gpu_cells(row))])]
     for row in rows:
         if row.verdict == CPU_ONLY:
             parts.append(
@@ -33,7 +34,7 @@ def exit_code(rows: Sequence[Row]) -> int:
 
     1 otherwise; also without any host, since then nothing is proven.
     """
-    return 0 if rows and all(row.verdict in (PASS, CPU_ONLY) for row in rows) else 1
+    return 0 if rows and all(row.verdict in GOOD for row in rows) else 1
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -44,10 +45,24 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.toolkit or "-",
         row.build[:8] or "-",
         row.verdict,
-        "-" if row.pp is None else f"{row.pp:.1f}",
-        "-" if row.tg is None else f"{row.tg:.1f}",
+        *_rates(row),
         ", ".join(row.changed) or "nothing",
     )
+
+
+def _gpu_cells(row: Row) -> list[tuple[str, ...]]:
+    """A line for each GPU, where there are several: the host's own is of all of them together."""
+    if len(row.gpus) < 2:
+        return []
+    return [
+        ("", f"- {gpu.name} {gpu.uuid[:12]}", "", "", "", gpu.verdict, *_rates(gpu), "")
+        for gpu in row.gpus
+    ]
+
+
+def _rates(of: Row | GpuLine) -> tuple[str, ...]:
+    """pp and tg."""
+    return tuple("-" if rate is None else f"{rate:.1f}" for rate in (of.pp, of.tg))
 
 
 def _table(cells: Sequence[tuple[str, ...]]) -> str:

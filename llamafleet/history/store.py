@@ -6,25 +6,21 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from llamafleet.history.update import Update, find_update
-
-Verdict = Literal["PASS", "FAIL", "CPU ONLY", "NOT VERIFIED"]
-
-PASS: Verdict = "PASS"
-FAIL: Verdict = "FAIL"
-CPU_ONLY: Verdict = "CPU ONLY"
-NOT_VERIFIED: Verdict = "NOT VERIFIED"
+from llamafleet.protocol.result import FAIL, GOOD, NOT_VERIFIED, Result, Verdict
+from llamafleet.protocol.verify import LATEST
+from llamafleet.received import Unreadable, received_result
 
 LAST_RUN = "last-run.json"
-LATEST = "latest.json"
+LARGEST = 4 << 20
+"""Characters of a stored result that are read; one of 16 GPUs has some 100,000."""
 
 
 class StoreError(Exception):
@@ -43,6 +39,17 @@ class Built:
 
 
 @dataclass(frozen=True)
+class GpuLine:
+    """What one run says of one GPU."""
+
+    name: str
+    uuid: str
+    verdict: Verdict
+    pp: float | None = None
+    tg: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """What one run says of one host."""
 
@@ -54,9 +61,10 @@ class Row:
     build: str = ""
     """Fingerprint."""
     pp: float | None = None
-    """Median tokens per second of prompt processing."""
+    """Median tokens per second of prompt processing; of several GPUs: together."""
     tg: float | None = None
     """Median tokens per second of generation."""
+    gpus: tuple[GpuLine, ...] = ()
     changed: tuple[str, ...] = ()
     reason: tuple[str, ...] = ()
     """Why it is not PASS, one line each: found, expected, next."""
@@ -68,7 +76,7 @@ class Row:
     def of(
         cls,
         host: str,
-        result: Mapping[str, Any] | None,
+        result: Result | Unreadable | None,
         changed: Iterable[str],
         failures: Iterable[str],
         update: Update | None = None,
@@ -78,23 +86,20 @@ class Row:
         A failure beside a good verdict makes it FAIL; a result that can't be understood makes
         it NOT VERIFIED, with the reason.
         """
-        failures, changed = list(failures), tuple(changed)
-        if result is None:
-            verdict = FAIL if failures else NOT_VERIFIED
-            reason = failures or [_no_result(host, "no result")]
-            return cls(host=host, verdict=verdict, changed=changed, reason=tuple(reason))
-        try:
+        failures = list(failures)
+        row = cls(host=host, verdict=FAIL if failures and result is None else NOT_VERIFIED)
+        if isinstance(result, Result):
             row = _from_result(host, result)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            failures.append(_no_result(host, f"one that can't be understood ({_brief(error)})"))
-            row = cls(host=host, verdict=NOT_VERIFIED)
-        reason = list(dict.fromkeys([*failures, *row.reason]))
-        verdict = FAIL if reason and row.verdict in (PASS, CPU_ONLY) else row.verdict
-        return replace(row, verdict=verdict, changed=changed, reason=tuple(reason), update=update)
+        elif isinstance(result, Unreadable):
+            failures.append(_no_result(host, f"one that can't be understood ({result.reason})"))
+        elif not failures:
+            failures.append(_no_result(host, "no result"))
+        reason = tuple(dict.fromkeys([*failures, *row.reason]))
+        verdict = FAIL if reason and row.verdict in GOOD else row.verdict
+        return replace(row, verdict=verdict, changed=tuple(changed), reason=reason, update=update)
 
 
 _ROW = TypeAdapter(Row)
-_BUILT = TypeAdapter(Built)
 
 
 def _no_result(host: str, found: str) -> str:
@@ -109,33 +114,34 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _from_result(host: str, result: Mapping[str, Any]) -> Row:
-    """Raises KeyError, TypeError, ValueError or AttributeError on anything unexpected."""
-    if result["version"] != 1:
-        raise ValueError(f"version {result['version']}")
-    system, build, benchmark = result["system"], result["build"], result["benchmark"] or {}
-    failed = [check for check in result["checks"] if check["status"] == "fail"]
-    names = [str(gpu["name"]) for gpu in system["gpus"]]
-    row = Row(
+def _from_result(host: str, result: Result) -> Row:
+    build, measured = result.build, result.measured
+    names = [gpu.name for gpu in result.gpus]
+    return Row(
         host=host,
-        verdict=result["verdict"],
+        verdict=result.verdict,
         gpu=", ".join(
             f"{names.count(name)}x {name}" if names.count(name) > 1 else name
             for name in dict.fromkeys(names)
         ),
-        driver=str(system["driver"] or ""),
-        toolkit=str((build.get("inputs") or {}).get("toolkit") or ""),
-        build=str(result["fingerprint"]),
-        pp=float(benchmark["pp"]["median_ts"]) if benchmark else None,
-        tg=float(benchmark["tg"]["median_ts"]) if benchmark else None,
-        reason=tuple(
-            f"{check['name']}: found {check['found']}; expected {check['expected']}; "
-            f"next: {check['next']}"
-            for check in failed
+        driver=result.system.driver or "",
+        toolkit=str((build.inputs or {}).get("toolkit") or ""),
+        build=result.fingerprint,
+        pp=measured.pp.median_ts if measured else None,
+        tg=measured.tg.median_ts if measured else None,
+        gpus=tuple(
+            GpuLine(
+                name=gpu.name,
+                uuid=gpu.uuid,
+                verdict=gpu.verdict,
+                pp=gpu.benchmark.pp.median_ts if gpu.benchmark else None,
+                tg=gpu.benchmark.tg.median_ts if gpu.benchmark else None,
+            )
+            for gpu in result.gpus
         ),
-        built=_BUILT.validate_python({k: v for k, v in build.items() if v is not None}),
+        reason=tuple(f"{where + ': ' if where else ''}{check}" for where, check in result.red),
+        built=Built(build.wall_s, build.cpu_s, build.wheel_bytes, build.phases or {}),
     )
-    return _ROW.validate_python(asdict(row))
 
 
 class Store:
@@ -149,29 +155,21 @@ class Store:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", host.removeprefix("@"))
         return self.root / (name if name.strip(".") else "_" * max(len(name), 1))
 
-    def write_result(self, host: str, result: Mapping[str, Any]) -> Path:
+    def write_result(self, host: str, result: Result) -> Path:
         """Keep a result as <time>-<fingerprint>.json and as latest.json; returns the former."""
-        name = f"{_timestamp(result.get('finished'))}-{result.get('fingerprint', 'unknown')}.json"
+        name = f"{_timestamp(result.finished)}-{result.fingerprint}.json"
         path = self.folder(host) / re.sub(r"[^A-Za-z0-9._-]", "_", name)
-        _write(path, result)
-        _write(path.with_name(LATEST), result)
+        _write(path, asdict(result))
+        _write(path.with_name(LATEST), asdict(result))
         return path
 
-    def update(self, host: str, result: Mapping[str, Any]) -> Update | None:
+    def update(self, host: str, result: Result) -> Update | None:
         """The driver update that `result`, not stored yet, is the first to be measured after.
 
         Stored results that can't be read are left out.
         """
-        earlier = []
-        for path in self.folder(host).glob("*.json"):
-            if path.name == LATEST:
-                continue
-            try:
-                data = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            if isinstance(data, dict):
-                earlier.append(data)
+        stored = [p for p in self.folder(host).glob("*.json") if p.name != LATEST]
+        earlier = [read for path in stored if isinstance(read := read_result(path), Result)]
         return find_update(earlier, result)
 
     def write_run(self, rows: Iterable[Row]) -> None:
@@ -205,11 +203,23 @@ def _row(entry: object, where: str) -> Row:
         return Row(host=host, verdict=NOT_VERIFIED, reason=(reason,))
 
 
-def _timestamp(finished: object) -> str:
-    """Seconds since 1970 as 20261125T010203Z; other values as they are."""
-    if isinstance(finished, int | float):
+def read_result(path: Path) -> Result | Unreadable:
+    """A stored result."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+        data = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        return Unreadable(_brief(error))
+    return received_result(data)
+
+
+def _timestamp(finished: float) -> str:
+    """Seconds since 1970 as 20261125T010203Z; a time that no calendar has as it is."""
+    try:
         return datetime.fromtimestamp(finished, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    return str(finished)
+    except (ValueError, OverflowError, OSError):
+        return str(finished)
 
 
 def _write(path: Path, data: object) -> None:

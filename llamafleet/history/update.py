@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from llamafleet.protocol.result import Result
 
 SAME = ("model", "bench", "context")
 """Inputs of a verification that must agree, or the figures can't be compared."""
@@ -44,22 +45,21 @@ class Update:
     """What else changed, so that the figures can't be compared."""
 
 
-def find_update(earlier: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> Update | None:
+def find_update(earlier: Iterable[Result], result: Result) -> Update | None:
     """The update that `result` is the first to be measured after; None: there was none.
 
     `earlier`: the stored results of the host, in any order. Results without a benchmark don't end
     the search: a failed verification after an update is not the one to compare with.
     """
-    driver = _driver(result)
-    measured = [r for r in earlier if r.get("benchmark") and _driver(r)]
+    driver = result.inputs.driver
+    measured = [one for one in earlier if one.measured and one.inputs.driver]
     if not driver or not measured:
         return None
-    before = max(measured, key=lambda r: float(r.get("finished") or 0))
+    before = max(measured, key=lambda one: one.finished)
     # An older result under this driver does not count: going back to it is an update too.
-    if _driver(before) == driver:
+    if before.inputs.driver == driver:
         return None
-    old, new = before.get("inputs") or {}, result.get("inputs") or {}
-    differs = tuple(name for name in SAME if old.get(name) != new.get(name))
+    differs = tuple(n for n in SAME if getattr(before.inputs, n) != getattr(result.inputs, n))
     return Update(_side(before), _side(result), differs)
 
 
@@ -86,22 +86,12 @@ def change(old: Rate, new: Rate) -> str:
     return f"{percent}, {'FASTER' if difference > 0 else 'SLOWER'} than the spread explains"
 
 
-def _driver(result: Mapping[str, Any]) -> str:
-    return str((result.get("inputs") or {}).get("driver") or "")
-
-
-def _side(result: Mapping[str, Any]) -> Side:
-    benchmark = result.get("benchmark") or {}
+def _side(result: Result) -> Side:
+    measured = result.measured
     return Side(
-        driver=_driver(result),
-        verdict=str(result.get("verdict")),
-        build=str(result.get("fingerprint") or ""),
-        pp=_rate(benchmark.get("pp")),
-        tg=_rate(benchmark.get("tg")),
+        driver=result.inputs.driver or "",
+        verdict=result.verdict,
+        build=result.fingerprint,
+        pp=Rate(measured.pp.median_ts, measured.pp.stdev_ts) if measured else None,
+        tg=Rate(measured.tg.median_ts, measured.tg.stdev_ts) if measured else None,
     )
-
-
-def _rate(figures: Mapping[str, Any] | None) -> Rate | None:
-    if not figures or "median_ts" not in figures:
-        return None
-    return Rate(float(figures["median_ts"]), float(figures.get("stdev_ts") or 0))

@@ -22,11 +22,11 @@ from pathlib import Path
 from llamafleet.onhost import driver, job
 from llamafleet.onhost.job import read_json, write_json
 from llamafleet.onhost.verify import gpu
-from llamafleet.protocol import verify as verify_config
-from llamafleet.protocol.verify import Config, ConfigError
+from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.result import VerdictOn
+from llamafleet.protocol.verify import ConfigError, VerifyConfig, load
 
 EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY = 0, 2, 3, 4
-STALE = "stale.json"
 DEPLOY = "on the controller, pyinfra -y inventory deploy.py"
 REBOOT = (
     "sudo reboot; if they differ still, on the controller, pyinfra --dry inventory deploy.py, "
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(argv)
     try:
-        config = verify_config.load(options.config)
-        planned = _planned(options.config, config)
+        config = load(options.config)
     except ConfigError as error:
         print(f"{options.config}: {'; '.join(error.errors)}; next: {DEPLOY}", file=sys.stderr)
         return EXIT_CONFIG
+    planned = config.inputs.driver
     if planned is None:
         print("no driver is planned for (CPU backend): nothing to check")
         return EXIT_OK
@@ -59,20 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_CONFIG
 
 
-def _planned(path: Path, config: Config) -> str | None:
-    """The driver of the last deploy; None for the CPU backend."""
-    planned = config.inputs.get("driver", "")
-    if planned is None or (isinstance(planned, str) and driver.VERSION.fullmatch(planned)):
-        return planned
-    found = repr(planned) if planned else "nothing"
-    raise ConfigError(path, [f"inputs.driver: found {found}, expected a version or null"])
-
-
-def _check(config: Config, planned: str) -> int:
+def _check(config: VerifyConfig, planned: str) -> int:
     """The exit status. Raises OSError."""
-    latest, stale = config.results / "latest.json", config.results / STALE
+    latest, stale = config.latest, config.stale
     # Before the verdict is read: one that ends just now has written it by then.
-    verifying = job.alive(read_json(config.job / "progress.json"))
+    verifying = job.alive(read_json(Path(config.job, "progress.json")))
     now, source = driver.loaded_driver()
     library = driver.library_driver()
     halves = now is not None and library not in (None, now)
@@ -110,13 +101,13 @@ def _check(config: Config, planned: str) -> int:
     return EXIT_VERIFY
 
 
-def _verified(latest: Path, config: Config) -> str | None:
+def _verified(latest: Path, config: VerifyConfig) -> str | None:
     """The driver that the last verdict on this build speaks of."""
-    result = read_json(latest) or {}
-    if result.get("fingerprint") != config.fingerprint:
+    try:
+        inputs = decode(VerdictOn, read_json(latest)).inputs
+    except DecodeError:
         return None
-    found = (result.get("inputs") or {}).get("driver")
-    return found if isinstance(found, str) else None
+    return inputs.driver if inputs.fingerprint == config.inputs.fingerprint else None
 
 
 @dataclass(frozen=True)
@@ -139,15 +130,15 @@ def _ask() -> _Answer:
     return answer
 
 
-def _other_gpus(config: Config, answer: _Answer) -> str:
+def _other_gpus(config: VerifyConfig, answer: _Answer) -> str:
     """How the GPUs differ from those of the last deploy; "": they don't, or they can't be asked."""
-    planned, now = config.inputs.get("gpus"), answer.gpus
-    if answer.problem or not isinstance(planned, list) or sorted(now) == sorted(planned):
+    planned, now = config.inputs.gpus, answer.gpus
+    if answer.problem or sorted(now) == sorted(planned):
         return ""
     return f"the GPUs changed: found {', '.join(now) or 'none'}; expected {', '.join(planned)}"
 
 
-def _hindrance(config: Config, answer: _Answer) -> str:
+def _hindrance(config: VerifyConfig, answer: _Answer) -> str:
     """Why a verification would be in vain; "": nothing is known to stand in its way."""
     if answer.problem:
         return f"it does not answer: {answer.problem}"

@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Job
-from llamafleet.plans.plan import Backend, BuildPlan, ToolkitPlan
+from llamafleet.plans.plan import BuildPlan, ToolkitPlan
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
+from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 
 MIB_PER_UNIT: dict[Backend, int] = {"cuda": 2048, "cpu": 1024}

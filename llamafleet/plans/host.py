@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from llamafleet.facts.host import HostSnapshot, Tool
-from llamafleet.plans.plan import Backend, Problem, ToolkitPlan
+from llamafleet.plans.plan import Problem, ToolkitPlan
+from llamafleet.protocol.models import estimate_mib
+from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
 
@@ -24,12 +26,6 @@ TOOLKIT_MIB: dict[str, dict[str, int]] = {
 }
 """Free space by method; package managers look for themselves. Wheels: 0.9 GB unpacked and 0.6 GB
 of downloads (measured). Runfile: files of 4 to 6 GB that unpack to about twice that (estimated)."""
-
-MODEL_MIB = {"tiny": 10, "160m": 200, "1b": 800, "7b": 4000, "8b": 5000, "13b": 7500}
-"""Synthetic models by shape, in Q4_0. Measured: 7b 3653 MiB; the others by their weights."""
-
-TYPE_FACTOR = {"q4_0": 1.0, "q8_0": 1.9, "f16": 3.6}
-"""Size against Q4_0: 4.5, 8.5 and 16 bits a weight."""
 
 
 def unread_problem(snapshot: HostSnapshot) -> Problem | None:
@@ -117,15 +113,9 @@ def disk_needs(
     if toolkit and toolkit.install:
         for place, mib in TOOLKIT_MIB.get(toolkit.method, {}).items():
             needs[place] += mib
-    if model and model.startswith("synthetic:"):
-        needs["state"] += model_mib(model)
+    if model:
+        needs["state"] += estimate_mib(model)
     return needs
-
-
-def model_mib(model: str) -> int:
-    """Size of synthetic:<shape>-<type>. Raises KeyError on an unknown shape or type."""
-    shape, _, type_ = model.removeprefix("synthetic:").partition("-")
-    return int(MODEL_MIB[shape] * TYPE_FACTOR[type_])
 
 
 def disk_problems(snapshot: HostSnapshot, needs: dict[str, int]) -> tuple[Problem, ...]:

@@ -29,7 +29,6 @@ from llamafleet.plans.host import (
     unread_problem,
 )
 from llamafleet.plans.plan import (
-    Backend,
     BuildPlan,
     HoldPlan,
     PackagesPlan,
@@ -45,6 +44,7 @@ from llamafleet.plans.toolkit.choice import choose_toolkit
 from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, plan_packages
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
+from llamafleet.protocol.result import Backend, Result
 from llamafleet.settings import Settings
 from llamafleet.tables.toolkits import toolkit as toolkit_row
 
@@ -174,7 +174,7 @@ def make_plan(
             build = problems.attempt(
                 "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
             )
-    verify = plan_verify(settings, snapshot, backend, build) if build else None
+    verify = plan_verify(host, settings, snapshot, layout, build) if build else None
     problems.all += disk_problems(snapshot, _disk(backend, toolkit, build, verify, snapshot))
 
     if problems.all or packages is None:
@@ -193,8 +193,8 @@ def _disk(
     snapshot: HostSnapshot,
 ) -> dict[str, int]:
     """Room for what will be written; where that isn't known, for a first build."""
-    model = verify.inputs["model"] if verify and verify.needed else None
-    if model and ((snapshot.result or {}).get("inputs") or {}).get("model") == model:
+    model = verify.config.inputs.model if verify and verify.needed else None
+    if isinstance(snapshot.result, Result) and snapshot.result.inputs.model == model:
         model = None  # The last verification has written it.
     building = build.action == "build" if build else snapshot.current is None
     return disk_needs(backend, toolkit, building, model)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Backend = Literal["cuda", "cpu"]
+from llamafleet.protocol.result import Backend
+from llamafleet.protocol.verify import VerifyConfig
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class VerifyPlan:
     """The verification and benchmark."""
 
     key: str
-    """16 hex digits over `inputs`: fingerprint, driver, GPUs, model, benchmark settings."""
-    inputs: dict[str, Any]
+    """16 hex digits over the configuration's `inputs`."""
+    config: VerifyConfig
     needed: bool
     reason: str
 

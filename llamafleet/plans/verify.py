@@ -1,19 +1,18 @@
-"""When must a host be verified again, and with which model."""
+"""When must a host be verified again, with which model, and how."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.plan import Backend, BuildPlan, VerifyPlan
+from llamafleet.layout import Layout
+from llamafleet.plans.plan import BuildPlan, VerifyPlan
+from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
+from llamafleet.protocol.result import PASS, WANTED, Backend
+from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
+from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
-
-SMALLEST_VRAM_FOR_7B_MIB = 8000
-"""A 7B Q4_0 model is 3.8 GB (measured), and its context and CUDA's own memory come on top."""
-
-VERDICT: dict[Backend, str] = {"cuda": "PASS", "cpu": "CPU ONLY"}
-"""The verdict after which nothing needs to be verified again."""
 
 
 def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) -> str:
@@ -21,62 +20,72 @@ def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) 
     if settings.model != "auto":
         return settings.model
     if backend == "cpu":
-        return "synthetic:160m-q4_0"
+        return models.FOR_CPU
     # CUDA sees but one of a GPU's instances. A GPU that does not tell its memory shares the host's.
     sizes = [gpu.vram_mib or snapshot.memory_mib for gpu in snapshot.gpus]
-    if not snapshot.driver.mig and all(size >= SMALLEST_VRAM_FOR_7B_MIB for size in sizes):
-        return "synthetic:7b-q4_0"
-    return "synthetic:1b-q4_0"
+    return models.for_vram(0 if snapshot.driver.mig else min(sizes, default=0))
 
 
 def verification_inputs(
     settings: Settings, snapshot: HostSnapshot, backend: Backend, build: str
-) -> dict[str, Any]:
+) -> VerifyInputs:
     """Everything that a verdict and a benchmark depend on; `build` is its fingerprint."""
     cuda = backend == "cuda"
     driver = snapshot.driver
-    return {
-        "fingerprint": build,
-        "driver": (driver.smi or driver.module or driver.library) if cuda else None,
-        "gpus": [f"{gpu.name} {gpu.uuid}" for gpu in snapshot.gpus] if cuda else [],
-        "model": resolve_model(settings, snapshot, backend),
-        "bench": {
-            "prompt": settings.bench_prompt,
-            "gen": settings.bench_gen,
-            "repetitions": settings.bench_repetitions,
-        },
-        "context": settings.context,
-    }
+    return VerifyInputs(
+        fingerprint=build,
+        driver=(driver.smi or driver.module or driver.library) if cuda else None,
+        gpus=tuple(f"{gpu.name} {gpu.uuid}" for gpu in snapshot.gpus) if cuda else (),
+        model=resolve_model(settings, snapshot, backend),
+        bench=BenchSettings(settings.bench_prompt, settings.bench_gen, settings.bench_repetitions),
+        context=settings.context,
+    )
 
 
 def plan_verify(
-    settings: Settings, snapshot: HostSnapshot, backend: Backend, build: BuildPlan
+    host: str, settings: Settings, snapshot: HostSnapshot, layout: Layout, build: BuildPlan
 ) -> VerifyPlan:
-    """The verification of this build on this host as it is now."""
+    """The verification of this build on this host as it is now; `host` is its name."""
+    backend: Backend = build.inputs["backend"]
     inputs = verification_inputs(settings, snapshot, backend, build.fingerprint)
-    key = fingerprint(inputs)
+    key = fingerprint(asdict(inputs))
+    config = VerifyConfig(
+        version=1,
+        host=host,
+        inputs=inputs,
+        backend=backend,
+        toolkit=build.inputs["toolkit"],
+        prefix=layout.version(build.fingerprint),
+        stamp=f"{layout.job('build', build.fingerprint)}/stamp.json",
+        job=layout.job("verify", "run"),
+        results=layout.results,
+        models=layout.models,
+        compute_capabilities=tuple(settings.compute_capabilities or ()),
+        allow_cpu_only=settings.accelerator != "cuda",
+    )
     reason = _why(snapshot, backend, build, key, inputs)
     return VerifyPlan(
-        key=key, inputs=inputs, needed=bool(reason), reason=reason or "verified as it is now"
+        key=key, config=config, needed=bool(reason), reason=reason or "verified as it is now"
     )
 
 
 def _why(
-    snapshot: HostSnapshot,
-    backend: Backend,
-    build: BuildPlan,
-    key: str,
-    inputs: dict[str, Any],
+    snapshot: HostSnapshot, backend: Backend, build: BuildPlan, key: str, inputs: VerifyInputs
 ) -> str:
     """Why it must be verified; "": it need not."""
     result = snapshot.result
-    if not result:
+    if result is None:
         return "never verified, or the last verification did not end"
-    if result.get("key") != key:
-        changed = explain_difference(result.get("inputs") or {}, inputs)
+    if isinstance(result, Unreadable):
+        return f"the last result can't be understood ({result.reason})"
+    if result.key != key:
+        changed = explain_difference(asdict(result.inputs), asdict(inputs))
         return f"changed since the last one: {changed}"
     if build.action != "none":
         return f"the library changes (build: {build.action})"
-    if result.get("verdict") != VERDICT[backend]:
-        return f"the last verdict is {result.get('verdict')}"
+    if result.verdict != WANTED[backend]:
+        return f"the last verdict is {result.verdict}"
+    unproven = [gpu.uuid for gpu in result.gpus if gpu.verdict != PASS]
+    if unproven or len(result.gpus) != len(inputs.gpus):
+        return f"not verified by themselves: {', '.join(unproven) or 'the GPUs'}"
     return ""

@@ -21,7 +21,7 @@ def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _change(name: str, old: Any, new: Any) -> str:
-    if isinstance(old, list) and isinstance(new, list):
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
         gone = [f"-{_text(x)}" for x in old if x not in new]
         come = [f"+{_text(x)}" for x in new if x not in old]
         return f"{name} {' '.join(gone + come) or 'in another order'}"

@@ -1,17 +1,97 @@
-"""The settings of a verification, read from verify.json and checked all at once."""
+"""The settings of a verification, verify.json: what to verify, and where."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from llamafleet.onhost.verify import synth
+from llamafleet.protocol import models
+from llamafleet.protocol.decode import DecodeError, Rule, decode
 
-_MISSING = object()
+LATEST = "latest.json"
+"""The last verdict: gone while a verification runs."""
+STALE = "stale.json"
+"""Why there is no verdict."""
+
+
+Positive = Annotated[int, Rule("a whole number above 0", lambda number: number > 0)]
+AbsolutePath = Annotated[str, Rule("an absolute path", lambda path: path.startswith("/"))]
+Capability = Annotated[str, Rule('one as "8.9"', lambda text: re.fullmatch(r"\d+\.\d+", text))]
+ToolkitVersion = Annotated[
+    str, Rule('a version as "13.0"', lambda text: re.fullmatch(r"\d+\.\d+", text))
+]
+DriverVersion = Annotated[
+    str,
+    Rule('a version as "580.95.05"', lambda text: re.fullmatch(r"\d+\.\d+(\.\d+)?", text)),
+]
+Model = Annotated[
+    str,
+    Rule(
+        "an absolute path or "
+        f"{models.PREFIX}({'|'.join(models.SHAPES)})-({'|'.join(models.TYPES)})",
+        lambda name: name.startswith("/") or models.parse(name),
+    ),
+]
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Sizes of the benchmark's tests, in tokens, and how often each is repeated."""
+
+    prompt: Positive
+    gen: Positive
+    repetitions: Positive
+
+
+@dataclass(frozen=True)
+class VerifyInputs:
+    """Everything that a verdict and a benchmark depend on; the verification's key is made of it."""
+
+    fingerprint: str
+    """Of the build."""
+    driver: DriverVersion | None
+    """None: for the CPU, or not known."""
+    gpus: tuple[str, ...]
+    """Name and UUID of each."""
+    model: Model
+    bench: BenchSettings
+    context: Positive
+    """Tokens of context that must fit beside the model."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """What to verify, and where."""
+
+    version: Literal[1]
+    host: str
+    inputs: VerifyInputs
+    """What the plan knew; the verification judges what is there now."""
+    backend: Literal["cuda", "cpu"]
+    toolkit: ToolkitVersion | None
+    """Version of the CUDA Toolkit of the build; None for the CPU."""
+    prefix: AbsolutePath
+    """The build's venv."""
+    stamp: AbsolutePath
+    """Of the build."""
+    job: AbsolutePath
+    """Folder of progress.json and the workers' logs."""
+    results: AbsolutePath
+    models: AbsolutePath
+    """Folder of synthetic models."""
+    compute_capabilities: tuple[Capability, ...]
+    allow_cpu_only: bool
+
+    @property
+    def latest(self) -> Path:
+        return Path(self.results, LATEST)
+
+    @property
+    def stale(self) -> Path:
+        return Path(self.results, STALE)
 
 
 class ConfigError(Exception):
@@ -22,120 +102,18 @@ class ConfigError(Exception):
         self.errors = errors
 
 
-@dataclass(frozen=True)
-class Config:
-    """What to verify, and where."""
-
-    host: str
-    inputs: dict[str, Any]
-    """What the plan knew of everything that the verdict depends on."""
-    fingerprint: str
-    backend: str
-    """cuda or cpu."""
-    toolkit: str | None
-    """Version of the CUDA Toolkit of the build, as "13.0"; None for the CPU."""
-    prefix: Path
-    """The build's venv."""
-    stamp: Path
-    job: Path
-    """Folder of progress.json and the workers' logs."""
-    results: Path
-    models: Path
-    model: str
-    """synthetic:<shape>-<type>, or an absolute path."""
-    compute_capabilities: tuple[str, ...]
-    prompt: int
-    gen: int
-    repetitions: int
-    context: int
-    allow_cpu_only: bool
-
-
-def synthetic(model: str) -> tuple[str, str] | None:
-    """Shape and type of "synthetic:7b-q4_0"; None for anything else."""
-    shape, _, type_ = model.removeprefix("synthetic:").partition("-")
-    if model.startswith("synthetic:") and shape in synth.SHAPES and type_ in synth.TYPES:
-        return shape, type_
-    return None
-
-
-def load(path: Path) -> Config:
+def load(path: Path) -> VerifyConfig:
     """Read and check a configuration. Raises ConfigError with every error there is."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(path, [f"found no readable JSON ({error}); deploy writes it"]) from error
-    if not isinstance(data, dict):
-        raise ConfigError(path, [f"found {type(data).__name__}, expected an object"])
     return parse(path, data)
 
 
-def parse(path: Path, data: Mapping[str, Any]) -> Config:
-    """Check the values of `data`; `path` is for messages only."""
-    errors: list[str] = []
-
-    def get(source: Mapping[str, Any], key: str, kind: type, expected: str, name: str = "") -> Any:
-        value = source.get(key, _MISSING)
-        # bool is an int in Python; here it is none.
-        if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-            return value
-        found = "nothing" if value is _MISSING else json.dumps(value)
-        errors.append(f"{name or key}: found {found}, expected {expected}")
-        return kind()
-
-    def positive(source: Mapping[str, Any], key: str, name: str = "") -> int:
-        value: int = get(source, key, int, "a whole number above 0", name)
-        if value <= 0 and isinstance(source.get(key), int):
-            errors.append(f"{name or key}: found {value}, expected a whole number above 0")
-        return value
-
-    def folder(key: str) -> Path:
-        value: str = get(data, key, str, "an absolute path")
-        if value and not value.startswith("/"):
-            errors.append(f"{key}: found {json.dumps(value)}, expected an absolute path")
-        return Path(value)
-
-    if data.get("version") != 1:
-        errors.append(f"version: found {json.dumps(data.get('version'))}, expected 1")
-    bench = get(data, "bench", dict, "an object with prompt, gen, repetitions")
-    capabilities = get(data, "compute_capabilities", list, 'a list as ["8.9"]')
-    for text in capabilities:
-        major, _, minor = str(text).partition(".")
-        if not (major.isdigit() and minor.isdigit()):
-            errors.append(f'compute_capabilities: found {json.dumps(text)}, expected one as "8.9"')
-    toolkit = data.get("toolkit", _MISSING)
-    version = isinstance(toolkit, str) and re.fullmatch(r"\d+\.\d+", toolkit)
-    if toolkit is not None and not version:
-        found = "nothing" if toolkit is _MISSING else json.dumps(toolkit)
-        errors.append(f'toolkit: found {found}, expected a version as "13.0", or null')
-    config = Config(
-        host=get(data, "host", str, "a name"),
-        inputs=get(data, "inputs", dict, "an object"),
-        fingerprint=get(data, "fingerprint", str, "the build's fingerprint"),
-        backend=get(data, "backend", str, "cuda or cpu"),
-        toolkit=toolkit,
-        prefix=folder("prefix"),
-        stamp=folder("stamp"),
-        job=folder("job"),
-        results=folder("results"),
-        models=folder("models"),
-        model=get(data, "model", str, "synthetic:<shape>-<type> or an absolute path"),
-        compute_capabilities=tuple(map(str, capabilities)),
-        prompt=positive(bench, "prompt", "bench.prompt"),
-        gen=positive(bench, "gen", "bench.gen"),
-        repetitions=positive(bench, "repetitions", "bench.repetitions"),
-        context=positive(data, "context"),
-        allow_cpu_only=get(data, "allow_cpu_only", bool, "true or false"),
-    )
-    if config.backend and config.backend not in {"cuda", "cpu"}:
-        errors.append(f"backend: found {json.dumps(config.backend)}, expected cuda or cpu")
-    known = config.model.startswith("/") or synthetic(config.model)
-    if config.model and not known:
-        shapes, types = "|".join(synth.SHAPES), "|".join(synth.TYPES)
-        errors.append(
-            f"model: found {json.dumps(config.model)}, expected an absolute path or "
-            f"synthetic:({shapes})-({types})"
-        )
-    if errors:
-        raise ConfigError(path, errors)
-    return config
+def parse(path: Path, data: object) -> VerifyConfig:
+    """Check the values of `data`; `path` is for messages only. Raises ConfigError."""
+    try:
+        return decode(VerifyConfig, data)
+    except DecodeError as error:
+        raise ConfigError(path, error.errors) from error

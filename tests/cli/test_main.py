@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from llamafleet import __version__
 from llamafleet.cli.main import main
 from llamafleet.history.report import render
-from llamafleet.history.store import LAST_RUN, Row, Store, Verdict
+from llamafleet.history.store import LAST_RUN, Row, Store
+from llamafleet.protocol.result import Verdict
 from tests.test_settings import make_wheelhouse
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_version_is_the_packages() -> None:
+    result = run("--version")
+    assert (result.output, result.exit_code) == (f"llamafleet, version {__version__}\n", 0)
+    assert version("llamafleet") == __version__, "pyproject.toml and llamafleet/__init__.py differ"
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("CPU ONLY", 0), ("FAIL", 1)])

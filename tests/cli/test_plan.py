@@ -101,7 +101,7 @@ def test_a_host_of_the_inventory_with_its_settings(tmp_path: Path) -> None:
     assert made["backend"] == "cpu" and made["host"] != "@local"
     if made["build"]:
         assert made["build"]["jobs"] == 1
-        assert made["verify"]["inputs"]["model"] == "synthetic:tiny-f16"
+        assert made["verify"]["config"]["inputs"]["model"] == "synthetic:tiny-f16"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
 MIRROR = "http://deb.debian.org/debian"
-PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo"
+PACKAGES = "systemd,systemd-sysv,dbus,openssh-server,python3,sudo,ca-certificates"
+LATEST = "usr/sbin/update-ca-certificates"
+"""A file of the package that was added last: a tree without it is older than PACKAGES."""
 NEEDED = ("systemd-nspawn", "debootstrap", "ssh-keygen", "gpg")
 ADMIN = "admin"
 REBOOTS = 133
@@ -30,7 +32,7 @@ def missing_tools() -> list[str]:
 def base_tree(suite: str = "bookworm") -> Path:
     """A minimal Debian tree, made once per machine by debootstrap."""
     tree = CACHE / suite
-    if not (tree / "etc/debian_version").exists():
+    if not (tree / LATEST).exists():
         partial = CACHE / f"{suite}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +41,7 @@ def base_tree(suite: str = "bookworm") -> Path:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+        shutil.rmtree(tree, ignore_errors=True)
         partial.rename(tree)
     return tree
 

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import files as files_of
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,11 @@ class GpuHost:
         """Take the last verdict for a PASS: this host has no GPU to earn one."""
         result = self.latest()
         assert result is not None
-        (self.results / "latest.json").write_text(json.dumps(result | {"verdict": "PASS"}))
+        inputs = result["inputs"]["gpus"]
+        row = {"bus_id": "", "compute_capability": "8.9", "vram_mib": 24564, "verdict": "PASS"}
+        rows = [row | dict(zip(("name", "uuid"), g.rsplit(" ", 1), strict=True)) for g in inputs]
+        proven = result | {"verdict": "PASS", "gpus": rows}
+        (self.results / "latest.json").write_text(json.dumps(proven))
 
     def journal(self) -> str:
         units = f"-u {DRIVER_CHECK_UNIT} -u {DRIVER_CHECK_PATH} -u {VERIFY_UNIT}"
@@ -162,7 +167,10 @@ def test_after_the_boot_it_is_verified_once_by_itself(host: GpuHost) -> None:
     result, wanted = host.latest(), host.plan().verify
     assert result and wanted and host.verifications() == 2, host.journal()
     assert result["inputs"]["driver"] == NEW and result["verdict"] == "FAIL"
-    assert (result["key"], result["inputs"]) == (wanted.key, wanted.inputs)
+    assert (result["key"], result["inputs"]) == (
+        wanted.key,
+        json.loads(json.dumps(asdict(wanted.config.inputs))),
+    )
     assert host.stale() is None
     assert f"the driver changed from {OLD} to {NEW}" in host.journal()
     host.passed()

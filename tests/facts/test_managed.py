@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from llamafleet.facts.host import Job, Unit
+from llamafleet.received import Unreadable
 from tests.facts.fakehost import FakeHost
+from tests.history import OFFLOAD, RESULT
 
 TICKS = 8_514_203
 STAT = f"4711 (a (b) c 1) S {' '.join('7' * 18)} {TICKS} 5 6\n"
@@ -118,12 +121,14 @@ def test_damaged_files(fake: FakeHost, content: bytes) -> None:
     fake.borrow("iconv")
     snapshot = fake.snapshot()
     assert snapshot.jobs == (Job("build", "0123", alive=False),)
-    assert snapshot.result is None
+    # Not none: a host that was never verified is another one.
+    assert isinstance(snapshot.result, Unreadable) and snapshot.result.reason.isprintable()
 
 
 def test_endless_file_is_cut(fake: FakeHost) -> None:
     fake.write(fake.state / "results/latest.json", json.dumps({"a": "x" * 3_000_000}))
-    assert fake.snapshot().result is None
+    cut = fake.snapshot().result
+    assert isinstance(cut, Unreadable) and "1 MiB" in cut.reason
     assert sum(map(len, fake.lines())) < 1_100_000
 
 
@@ -172,8 +177,9 @@ def test_verification_whose_files_are_damaged(fake: FakeHost) -> None:
 
 def test_result(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
-    result = {"version": 1, "verdict": "PASS", "checks": [{"found": "33/33\n\ttab  ü"}]}
-    fake.write(fake.state / "results/latest.json", json.dumps(result, indent=2))
+    check = replace(OFFLOAD, found="33/33\n\ttab  ü")
+    result = replace(RESULT, checks=(check,))
+    fake.write(fake.state / "results/latest.json", json.dumps(asdict(result), indent=2))
     assert fake.snapshot().result == result
 
 

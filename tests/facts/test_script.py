@@ -18,6 +18,7 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
+from llamafleet.received import Unreadable
 from tests.facts.fakehost import FakeHost, shell_command
 
 ONE_ARGUMENT_MAX = 131072
@@ -164,7 +165,7 @@ def test_bytes_that_are_no_text_do_not_reach_the_reader(fake: FakeHost, shell: s
     fake.write(fake.state / "results/latest.json", bytes(range(256)) * 50)
     snapshot = fake.snapshot()
     assert snapshot.os_name == "Grüe"
-    assert snapshot.result is None
+    assert isinstance(snapshot.result, Unreadable)
     (fake.bin / "iconv").unlink()
     fake.borrow("tr")
     assert fake.snapshot().os_name == "Gre"

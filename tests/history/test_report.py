@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from llamafleet.history.report import exit_code, render
-from llamafleet.history.store import Built, Row, Verdict
+from llamafleet.history.store import Built, GpuLine, Row
+from llamafleet.protocol.result import Verdict
 
 SOUND = Row(
     host="gpu-a",
@@ -58,6 +59,19 @@ def test_the_whole_report() -> None:
             "(resolve 3.0 s, compile 301.5 s)",
         )
     )
+
+
+def test_each_of_several_gpus_has_a_line_of_its_own() -> None:
+    gpus = (
+        GpuLine("NVIDIA GeForce RTX 4090", "GPU-11112222-x", "PASS", 11000.0, 151.0),
+        GpuLine("NVIDIA GeForce RTX 4090", "GPU-33334444-x", "FAIL"),
+    )
+    lines = render([replace(SOUND, verdict="FAIL", gpus=gpus)]).splitlines()
+    assert lines[3].split() == [
+        *("-", "NVIDIA", "GeForce", "RTX", "4090", "GPU-11112222", "PASS", "11000.0", "151.0")
+    ]
+    assert lines[4].split()[-3:] == ["FAIL", "-", "-"]
+    assert len(render([replace(SOUND, gpus=gpus[:1])]).splitlines()) == 4
 
 
 def test_only_cpu_only_is_loud() -> None:

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llamafleet.history.store import LAST_RUN, Built, Row, Store, StoreError
-from tests.history import RESULT
+from llamafleet.history.store import (
+    LAST_RUN,
+    Built,
+    GpuLine,
+    Row,
+    Store,
+    StoreError,
+    read_result,
+)
+from llamafleet.protocol.result import BuildSummary, Check, Result, Verdict
+from llamafleet.received import Unreadable
+from tests.history import RESULT, gpu
 
 
-def of(result: dict[str, Any] | None = None, failures: list[str] | None = None) -> Row:
+def of(result: Result | Unreadable | None = None, failures: list[str] | None = None) -> Row:
     return Row.of(host="gpu-a", result=result, changed=["built"], failures=failures or [])
-
-
-def changed(path: str, value: object) -> dict[str, Any]:
-    """RESULT with the value at a dotted path replaced."""
-    result = deepcopy(RESULT)
-    *parents, last = path.split(".")
-    at: Any = result
-    for part in parents:
-        at = at[part]
-    at[last] = value
-    return result
 
 
 def test_a_row_of_a_result() -> None:
     assert of(RESULT) == Row(
         host="gpu-a",
         verdict="PASS",
-        gpu="2x NVIDIA GeForce RTX 4090, NVIDIA A100-PCIE-40GB",
+        gpu="NVIDIA GeForce RTX 4090",
+        gpus=(GpuLine("NVIDIA GeForce RTX 4090", "GPU-0", "PASS", 11536.25, 150.5),),
         driver="580.95.05",
         toolkit="13.0",
         build="0123456789abcdef",
@@ -48,26 +47,43 @@ def test_a_row_of_a_result() -> None:
     )
 
 
+RED = Check("offload", "fail", "0 of 33 layers on CUDA0", "33 of 33", "nvidia-smi")
+
+
+def test_gpus_are_counted_by_name() -> None:
+    others = (gpu(0), gpu(1), gpu(2, name="NVIDIA A100-PCIE-40GB"))
+    row = of(replace(RESULT, gpus=others))
+    assert row.gpu == "2x NVIDIA GeForce RTX 4090, NVIDIA A100-PCIE-40GB"
+    assert row.tg is None, "no benchmark of all of them together"
+
+
 def test_a_failed_check_is_a_reason_with_the_next_command() -> None:
-    check = {"name": "offload", "status": "fail", "found": "0 of 33 layers on CUDA0",
-             "expected": "33 of 33", "next": "nvidia-smi"}  # fmt: skip
-    result = {**changed("verdict", "FAIL"), "checks": [*RESULT["checks"], check]}
-    row = of(result)
+    broken = replace(gpu(), verdict="FAIL", checks=(RED,))
+    row = of(replace(RESULT, verdict="FAIL", gpus=(broken,)))
     assert row.verdict == "FAIL"
-    assert row.reason == (
-        "offload: found 0 of 33 layers on CUDA0; expected 33 of 33; next: nvidia-smi",
-    )
+    said = "offload: found 0 of 33 layers on CUDA0; expected 33 of 33; next: nvidia-smi"
+    assert row.reason == (said,)
     # The same reason told by the run itself is not told twice.
-    assert of(result, failures=list(row.reason)).reason == row.reason
+    again = of(replace(RESULT, verdict="FAIL", gpus=(broken,)), failures=[said])
+    assert again.reason == row.reason
+
+
+def test_of_several_gpus_the_red_one_is_named() -> None:
+    broken = replace(gpu(1), verdict="FAIL", checks=(RED,), benchmark=None)
+    row = of(replace(RESULT, verdict="FAIL", gpus=(gpu(), broken)))
+    assert row.reason[0].startswith("NVIDIA GeForce RTX 4090 GPU-1: offload: found 0 of 33")
+    assert [(g.uuid, g.verdict, g.tg) for g in row.gpus] == [
+        ("GPU-0", "PASS", 150.5),
+        ("GPU-1", "FAIL", None),
+    ]
 
 
 @pytest.mark.parametrize("verdict", ["PASS", "CPU ONLY"])
-def test_no_good_verdict_beside_a_failed_check_or_a_failure(verdict: str) -> None:
-    assert of(changed("verdict", verdict)).verdict == verdict
-    assert of(changed("verdict", verdict), failures=["driver: found none"]).verdict == "FAIL"
-    result = changed("verdict", verdict)
-    result["checks"][0]["status"] = "fail"
-    assert of(result).verdict == "FAIL"
+def test_no_good_verdict_beside_a_failed_check_or_a_failure(verdict: Verdict) -> None:
+    result = replace(RESULT, verdict=verdict)
+    assert of(result).verdict == verdict
+    assert of(result, failures=["driver: found none"]).verdict == "FAIL"
+    assert of(replace(result, checks=(RED,))).verdict == "FAIL"
 
 
 def test_without_a_result() -> None:
@@ -83,45 +99,24 @@ def test_without_a_result() -> None:
 
 
 def test_a_result_without_benchmark_has_no_figures() -> None:
-    row = of(changed("benchmark", None))
+    row = of(replace(RESULT, gpus=(replace(gpu(), benchmark=None),)))
     assert (row.pp, row.tg) == (None, None)
 
 
 def test_what_a_stamp_does_not_tell_stays_open() -> None:
-    stamp = {"wall_s": 160.0, "cpu_s": None, "wheel_bytes": None, "phases": None}
-    row = of(changed("build", stamp))
+    row = of(replace(RESULT, build=BuildSummary(wall_s=160.0)))
     assert (row.verdict, row.built, row.toolkit) == ("PASS", Built(wall_s=160.0), "")
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("version", 2),
-        ("verdict", "GOOD"),
-        ("verdict", None),
-        ("system", None),
-        ("system.gpus", [{"index": 0}]),
-        ("checks", [{"name": "offload"}]),
-        ("benchmark", {"pp": {"median_ts": "fast"}, "tg": {"median_ts": 1.0}}),
-        ("build", None),
-        ("build.wall_s", "long"),
-        ("build.phases", {"compile": "long"}),
-        ("build.inputs", [1]),
-    ],
-)
-def test_a_result_that_can_t_be_understood_is_a_row_that_says_so(path: str, value: object) -> None:
-    row = of(changed(path, value))
+def test_a_result_that_can_t_be_understood_is_a_row_that_says_so() -> None:
+    row = of(Unreadable("verdict: found nothing"))
     assert row.verdict == "NOT VERIFIED"
-    assert row.reason[0].startswith("result: found one that can't be understood (")
-    assert "expected a finished verification; next: " in row.reason[0]
+    assert row.reason == (
+        "result: found one that can't be understood (verdict: found nothing) of gpu-a; "
+        "expected a finished verification; next: pyinfra -y inventory deploy.py",
+    )
     assert row.changed == ("built",)
-
-
-@pytest.mark.parametrize("key", ["verdict", "checks", "system", "benchmark", "fingerprint"])
-def test_a_result_without_a_key(key: str) -> None:
-    row = of({name: value for name, value in RESULT.items() if name != key})
-    assert row.verdict == "NOT VERIFIED"
-    assert key in row.reason[0]
+    assert of(Unreadable("x"), failures=["driver: y"]).verdict == "NOT VERIFIED"
 
 
 @pytest.mark.parametrize(
@@ -145,10 +140,10 @@ def test_results_are_kept_under_their_time_and_as_the_latest(tmp_path: Path) -> 
     store = Store(tmp_path / "results")
     first = store.write_result("@local", RESULT)
     assert first == tmp_path / "results/local/20261125T000320Z-0123456789abcdef.json"
-    second = store.write_result("@local", changed("finished", 1795565001.0))
+    second = store.write_result("@local", replace(RESULT, finished=1795565001.0))
     names = sorted(path.name for path in first.parent.iterdir())
     assert names == [first.name, second.name, "latest.json"]
-    assert json.loads(first.read_text()) == RESULT
+    assert read_result(first) == RESULT
     assert json.loads((first.parent / "latest.json").read_text())["finished"] == 1795565001.0
 
 
@@ -157,7 +152,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     path = store.write_result("gpu-a", RESULT)
     before = path.read_text()
     with pytest.raises(TypeError):
-        store.write_result("gpu-a", {**RESULT, "model": object()})
+        store.write_result("gpu-a", replace(RESULT, model=object()))
     assert path.read_text() == before
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, "latest.json"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,25 @@ import pytest
 from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
 from llamafleet.history.update import Rate, change, describe, find_update
-from tests.history import RESULT
-
-INPUTS = {"model": "synthetic:7b-q4_0", "bench": {"prompt": 512}, "context": 4096}
+from llamafleet.protocol.result import Benchmark, Rates, Result, Verdict
+from tests.history import RESULT, gpu
 
 
 def result(
     driver: str | None,
     tg: float | None = 341.5,
     finished: float = 1.0,
-    verdict: str = "PASS",
+    verdict: Verdict = "PASS",
     **inputs: Any,
-) -> dict[str, Any]:
-    made = deepcopy(RESULT)
-    made |= {"finished": finished, "verdict": verdict}
-    made["inputs"] = {**INPUTS, "driver": driver, **inputs}
-    made["benchmark"] = tg and {
-        "pp": {"median_ts": 12439.3, "stdev_ts": 165.2},
-        "tg": {"median_ts": tg, "stdev_ts": 2.8},
-    }
-    return made
+) -> Result:
+    rates = Benchmark(Rates(512, 12439.3, 165.2), Rates(128, tg or 0.0, 2.8)) if tg else None
+    return replace(
+        RESULT,
+        finished=finished,
+        verdict=verdict,
+        inputs=replace(RESULT.inputs, driver=driver, **inputs),
+        gpus=(replace(gpu(), benchmark=rates),),
+    )
 
 
 OLD = result("570.86.10")
@@ -92,7 +91,7 @@ def test_a_failed_verification_is_not_what_to_compare_with() -> None:
         ([result("570.86.10", tg=None)], "580.95.05"),
     ],
 )
-def test_no_update(earlier: list[dict[str, Any]], driver: str | None) -> None:
+def test_no_update(earlier: list[Result], driver: str | None) -> None:
     assert find_update(earlier, result(driver, finished=2.0)) is None
 
 
@@ -105,7 +104,7 @@ def test_figures_of_another_model_are_not_compared() -> None:
 
 
 def test_another_build_is_told_and_compared() -> None:
-    rebuilt = {**result("535.183.01"), "fingerprint": "aaaaaaaabbbbbbbb"}
+    rebuilt = replace(result("535.183.01"), fingerprint="aaaaaaaabbbbbbbb")
     found = find_update([OLD], rebuilt)
     assert found is not None
     assert describe(found)[0].endswith("PASS -> PASS, build 01234567 -> aaaaaaaa")

@@ -22,9 +22,9 @@ import yaml
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import parse
+from llamafleet.inventory import validate_fleet
 from llamafleet.plans.make import explain, layout_for, make_plan
 from llamafleet.plans.plan import Plan
-from llamafleet.settings import validate_fleet
 from llamafleet.tables import overlaid
 from tests.frozen_tables import FROZEN
 

@@ -15,7 +15,7 @@ VARIABLE = "LLAMAFLEET_TEST_PYTHON"
 PYTHON = os.environ.get(VARIABLE, "")
 needs_llama = pytest.mark.skipif(
     not PYTHON,
-    reason=f"no {VARIABLE}: {VARIABLE}=$(uv run python -m tests.build_llama) builds one",
+    reason=f"no {VARIABLE}: {VARIABLE}=$(.venv/bin/python -m tests.build_llama) builds one",
 )
 ROOT = Path(__file__).parents[2]
 
@@ -49,8 +49,14 @@ class Host:
         self.config: dict[str, Any] = {
             "version": 1,
             "host": "test",
-            "inputs": {"driver": None},
-            "fingerprint": "f00",
+            "inputs": {
+                "fingerprint": "f00",
+                "driver": None,
+                "gpus": [],
+                "model": "synthetic:tiny-q4_0",
+                "bench": {"prompt": 32, "gen": 4, "repetitions": 2},
+                "context": 512,
+            },
             "backend": "cpu",
             "toolkit": None,
             "prefix": str(prefix()),
@@ -58,10 +64,7 @@ class Host:
             "job": str(self.job),
             "results": str(self.results),
             "models": str(models),
-            "model": "synthetic:tiny-q4_0",
             "compute_capabilities": ["8.9"],
-            "bench": {"prompt": 32, "gen": 4, "repetitions": 2},
-            "context": 512,
             "allow_cpu_only": True,
         }
 

@@ -15,7 +15,7 @@ from llamafleet.onhost.verify import gpu
 from llamafleet.onhost.verify.gpu import Nvml
 from tests.onhost.runner import Runner
 from tests.onhost.verify.test_gpu import Recorded
-from tests.protocol.test_verify import good
+from tests.protocol.test_verify import with_inputs
 
 WAS = "535.261.03"
 NOW = "580.95.05"
@@ -62,14 +62,14 @@ class Host:
         monkeypatch.setenv("PATH", f"{self.bin}:/no/such")
         monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Driver(self.cuda)))
 
-    def plan(self, inputs: dict[str, Any], **change: Any) -> None:
+    def plan(self, wanted: dict[str, Any], /, **change: Any) -> None:
         places = {"results": str(self.results), "job": str(self.root / "job")}
-        self.config.write_text(json.dumps(good() | {"inputs": inputs} | places | change))
+        self.config.write_text(json.dumps(with_inputs(**wanted) | places | change))
 
     def verified(self, driver: str, verdict: str = "PASS", fingerprint: str = "f00") -> None:
         """A verification on that driver has ended."""
-        result = {"verdict": verdict, "fingerprint": fingerprint, "inputs": {"driver": driver}}
-        self.latest.write_text(json.dumps(result))
+        inputs = with_inputs(driver=driver, fingerprint=fingerprint)["inputs"]
+        self.latest.write_text(json.dumps({"verdict": verdict, "inputs": inputs}))
 
     def module(self, version: str) -> None:
         file = self.root / "sys/module/nvidia/version"
@@ -372,10 +372,10 @@ def test_a_cpu_backend_has_nothing_to_check(host: Host, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("inputs", "change", "said"),
     [
-        ({}, {}, "inputs.driver: found nothing, expected a version or null"),
-        ({"driver": ""}, {}, "inputs.driver: found nothing"),
+        ({}, {"inputs": {}}, "inputs.driver: found nothing, expected a version"),
+        ({"driver": ""}, {}, 'inputs.driver: found ""'),
         ({"driver": 580}, {}, "inputs.driver: found 580"),
-        ({"driver": "new"}, {}, "inputs.driver: found 'new'"),
+        ({"driver": "new"}, {}, 'inputs.driver: found "new"'),
         ({"driver": WAS}, {"results": "here", "model": "x"}, "results: found"),
         ({"driver": WAS}, {"version": 2}, "version: found 2"),
     ],

@@ -14,15 +14,22 @@ from llamafleet.facts.host import Job
 from llamafleet.history.store import Store
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import VerifyPlan
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.result import Check, Result
+from llamafleet.protocol.verify import VerifyConfig
+from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
 from operations import verify
+from tests.history import RESULT, gpu
 from tests.history.test_update import result as under
 from tests.plans.hosts import GPU_HOST, plan, toolkit
+from tests.protocol.test_verify import with_inputs
 
-WANTED = VerifyPlan("k1", {"driver": "580.95.05", "gpus": ["A"]}, needed=True, reason="")
+CONFIG = decode(VerifyConfig, with_inputs(driver="580.95.05", gpus=["A"]))
+WANTED = VerifyPlan("k1", CONFIG, needed=True, reason="")
 
 
-def judged(result: dict[str, Any] | None) -> list[str]:
+def judged(result: Result | Unreadable | None) -> list[str]:
     said: list[str] = []
     run = SimpleNamespace(name="gpu-a", result=result, fail=said.append, layout=Layout.system)
     ended = verify._judge(cast("Any", None), cast("Any", None), cast("Any", run), WANTED)
@@ -31,7 +38,8 @@ def judged(result: dict[str, Any] | None) -> list[str]:
 
 
 def test_a_result_of_another_driver_or_gpu_says_which() -> None:
-    other = {"key": "k0", "inputs": {"driver": "570.86.10", "gpus": []}, "verdict": "PASS"}
+    inputs = replace(CONFIG.inputs, driver="570.86.10", gpus=())
+    other = replace(RESULT, key="k0", inputs=inputs)
     assert "(driver 580.95.05 -> 570.86.10; gpus -A)" in judged(other)[0]
 
 
@@ -40,10 +48,20 @@ def test_no_result() -> None:
 
 
 def test_red_checks_are_told_one_by_one() -> None:
-    check = {"name": "vram", "status": "fail", "found": "0", "expected": "9", "next": "look"}
-    green = check | {"name": "busy", "status": "pass"}
-    result = {"key": "k1", "verdict": "FAIL", "checks": [check, green]}
+    red = Check("vram", "fail", "0", "9", "look")
+    green = replace(red, name="busy", status="pass")
+    broken = replace(gpu(), verdict="FAIL", checks=(red, green))
+    result = replace(RESULT, key="k1", verdict="FAIL", gpus=(broken,))
     assert judged(result) == ["vram: found 0; expected 9; next: look"]
+
+
+def test_a_bad_verdict_without_a_red_check_is_told_too() -> None:
+    assert "found the verdict FAIL" in judged(replace(RESULT, key="k1", verdict="FAIL"))[0]
+
+
+def test_a_result_that_can_t_be_understood_says_why() -> None:
+    said = judged(Unreadable("found a result of version 9, expected 1 to 2"))
+    assert "can't be understood (found a result of version 9" in said[0]
 
 
 def started(monkeypatch: pytest.MonkeyPatch, running: Job | None, **found: Any) -> list[str]:
@@ -96,7 +114,7 @@ def test_only_a_run_that_is_carried_out_keeps_the_result(
     store = Store(tmp_path)
     store.write_result("gpu-a", under("570.86.10"))
     before = sorted(tmp_path.rglob("*.json"))
-    new = under("580.95.05", finished=2.0) | {"key": "k1"}
+    new = replace(under("580.95.05", finished=2.0), key="k1")
     run = SimpleNamespace(
         name="gpu-a",
         plan=lambda: SimpleNamespace(verify=WANTED),

@@ -8,11 +8,14 @@ from typing import Any
 from llamafleet.facts.host import Compiler, Driver, Gpu, HostSnapshot, Job, PciGpu, Tool, Toolkit
 from llamafleet.layout import Layout
 from llamafleet.plans.make import make_plan
-from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan
+from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan, VerifyPlan
 from llamafleet.plans.toolkit.choice import choose_toolkit
+from llamafleet.protocol.result import Result, Verdict
 from llamafleet.settings import Settings
 from llamafleet.tables import overlaid
 from tests.frozen_tables import FROZEN
+from tests.history import RESULT
+from tests.history import gpu as row
 
 LAYOUT = Layout.system()
 
@@ -140,4 +143,19 @@ def built(build: BuildPlan, ok: bool = True, **stamp: Any) -> Job:
         build.fingerprint,
         alive=False,
         stamp={"version": 1, "ok": ok, "finished": 100, "inputs": build.inputs, **stamp},
+    )
+
+
+def proven(verify: VerifyPlan | None, verdict: Verdict = "PASS") -> Result:
+    """The result of that very verification, with a row for each of its GPUs."""
+    assert verify is not None
+    inputs = verify.config.inputs
+    rows = tuple(replace(row(number), verdict=verdict) for number, _ in enumerate(inputs.gpus))
+    return replace(
+        RESULT,
+        key=verify.key,
+        inputs=inputs,
+        fingerprint=inputs.fingerprint,
+        verdict=verdict,
+        gpus=rows,
     )

@@ -29,6 +29,7 @@ from tests.plans.hosts import (
     gcc,
     only_problem,
     plan,
+    proven,
     toolkit,
 )
 
@@ -41,7 +42,7 @@ def test_a_fitting_host_is_planned_to_the_end() -> None:
     made = plan()
     assert made.host == "lab-1" and made.problems == ()
     assert made.toolkit and made.toolkit.install and made.build and made.verify
-    assert made.verify.inputs["fingerprint"] == made.build.fingerprint
+    assert made.verify.config.inputs.fingerprint == made.build.fingerprint
 
 
 def test_all_problems_at_once() -> None:
@@ -162,11 +163,11 @@ CUDA_THERE = replace(GPU_HOST, toolkits=(toolkit("13.0"),))
 @pytest.mark.parametrize(
     ("host", "settings", "prefix", "state"),
     [
-        (CPU_HOST, {"accelerator": "auto"}, 600, 1700),
+        (CPU_HOST, {"accelerator": "auto"}, 600, 1580),
         (CPU_HOST, {"accelerator": "auto", "model": "/srv/m.gguf"}, 600, 1500),
-        (CPU_HOST, {"accelerator": "auto", "model": "synthetic:7b-f16"}, 600, 15900),
-        (CUDA_THERE, {}, 2000, 10000),
-        (GPU_HOST, {}, 5000, 10000),
+        (CPU_HOST, {"accelerator": "auto", "model": "synthetic:7b-f16"}, 600, 14355),
+        (CUDA_THERE, {}, 2000, 9650),
+        (GPU_HOST, {}, 5000, 9650),
     ],
 )
 def test_disk(host: HostSnapshot, settings: dict[str, Any], prefix: int, state: int) -> None:
@@ -199,7 +200,7 @@ def test_a_host_with_nothing_to_do_needs_no_room() -> None:
         jobs=(built(build),),
         versions=(build.fingerprint,),
         current=build.fingerprint,
-        result={"key": first.key, "inputs": first.inputs, "verdict": "PASS"},
+        result=proven(first),
         disk_free_mib={"prefix": 0, "state": 0},
     )
     assert not plan(full).problems

@@ -9,7 +9,21 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.plan import VerifyPlan
-from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, driver, gpu, plan, toolkit
+from llamafleet.protocol.result import Verdict
+from llamafleet.received import Unreadable
+from tests.history import gpu as row
+from tests.plans.hosts import (
+    CPU_HOST,
+    GPU_HOST,
+    LAYOUT,
+    build_of,
+    built,
+    driver,
+    gpu,
+    plan,
+    proven,
+    toolkit,
+)
 
 BUILD = build_of(replace(GPU_HOST, toolkits=(toolkit("13.0"),)))
 BUILT = replace(
@@ -27,12 +41,8 @@ def verify(host: HostSnapshot = BUILT, **settings: Any) -> VerifyPlan:
     return made.verify
 
 
-def result(of: VerifyPlan, verdict: str = "PASS") -> dict[str, Any]:
-    return {"version": 1, "key": of.key, "inputs": of.inputs, "verdict": verdict}
-
-
 FIRST = verify()
-PROVEN = replace(BUILT, result=result(FIRST))
+PROVEN = replace(BUILT, result=proven(FIRST))
 
 
 def test_a_host_never_verified() -> None:
@@ -45,10 +55,24 @@ def test_a_proven_host_is_not_verified_again() -> None:
     assert not again.needed and again.key == FIRST.key
 
 
-@pytest.mark.parametrize("verdict", ["FAIL", "CPU ONLY", "NOT VERIFIED", None])
-def test_any_other_verdict_is(verdict: str) -> None:
-    again = verify(replace(BUILT, result=result(FIRST, verdict)))
+@pytest.mark.parametrize("verdict", ["FAIL", "CPU ONLY", "NOT VERIFIED"])
+def test_any_other_verdict_is(verdict: Verdict) -> None:
+    again = verify(replace(BUILT, result=proven(FIRST, verdict)))
     assert again.needed and str(verdict) in again.reason
+
+
+def test_a_result_that_can_t_be_understood_proves_nothing() -> None:
+    again = verify(replace(BUILT, result=Unreadable("verdict: found nothing")))
+    assert again.needed and "verdict: found nothing" in again.reason
+
+
+def test_a_verdict_that_does_not_speak_of_each_gpu_proves_nothing() -> None:
+    """As one of version 1, of several GPUs together."""
+    whole = proven(FIRST)
+    unproven = replace(row(), uuid="GPU-a", verdict="NOT VERIFIED")
+    again = verify(replace(BUILT, result=replace(whole, gpus=(unproven,))))
+    assert again.needed and again.reason == "not verified by themselves: GPU-a"
+    assert verify(replace(BUILT, result=replace(whole, gpus=()))).needed
 
 
 CHANGES: dict[str, tuple[HostSnapshot, dict[str, Any], str]] = {
@@ -76,6 +100,20 @@ def test_it_is_verified_again_after_a_change_of(what: str) -> None:
     assert again.needed and again.key != FIRST.key and reason in again.reason
 
 
+def test_its_settings_lie_where_the_layout_says() -> None:
+    config, build = FIRST.config, FIRST.config.inputs.fingerprint
+    assert config.prefix == LAYOUT.version(build)
+    assert config.stamp == f"{LAYOUT.job('build', build)}/stamp.json"
+    assert (config.results, config.models) == (LAYOUT.results, LAYOUT.models)
+    assert config.job == LAYOUT.job("verify", "run")
+    assert (config.host, config.backend, config.toolkit) == ("lab-1", "cuda", "13.0")
+
+
+def test_cpu_only_is_allowed_as_the_settings_say() -> None:
+    assert not FIRST.config.allow_cpu_only
+    assert verify(accelerator="auto").config.allow_cpu_only
+
+
 def test_a_driver_update_rebuilds_nothing() -> None:
     made = plan(replace(PROVEN, driver=driver("590")))
     assert made.build is not None and made.build.action == "none"
@@ -99,18 +137,18 @@ def test_a_library_that_is_built_again_is_verified_again() -> None:
 )
 def test_the_model_fits_the_smallest_gpu(vram: tuple[int, ...], model: str) -> None:
     gpus = tuple(gpu("8.9", vram_mib=v, index=i) for i, v in enumerate(vram))
-    assert verify(replace(BUILT, gpus=gpus)).inputs["model"] == model
+    assert verify(replace(BUILT, gpus=gpus)).config.inputs.model == model
 
 
 @pytest.mark.parametrize(("memory", "model"), [(128_000, "7b"), (4000, "1b")])
 def test_a_gpu_that_does_not_tell_its_memory_shares_the_hosts(memory: int, model: str) -> None:
     host = replace(BUILT, gpus=(gpu("12.1", vram_mib=0),), memory_mib=memory)
-    assert verify(host).inputs["model"] == f"synthetic:{model}-q4_0"
+    assert verify(host).config.inputs.model == f"synthetic:{model}-q4_0"
 
 
 def test_an_instance_of_a_divided_gpu_gets_the_small_model() -> None:
     host = replace(BUILT, driver=replace(BUILT.driver, mig=True))
-    assert verify(host).inputs["model"] == "synthetic:1b-q4_0"
+    assert verify(host).config.inputs.model == "synthetic:1b-q4_0"
     assert any("MIG is on" in note for note in plan(host).notes)
     assert not any("MIG" in note for note in plan(BUILT).notes)
 
@@ -124,11 +162,11 @@ def test_on_the_cpu_only_the_verdict_cpu_only_counts() -> None:
         current=build.fingerprint,
     )
     first = verify(host, accelerator="auto")
-    assert first.inputs["model"] == "synthetic:160m-q4_0"
-    assert first.inputs["driver"] is None and first.inputs["gpus"] == []
-    proven = replace(host, result=result(first, "CPU ONLY"))
-    assert not verify(proven, accelerator="auto").needed
-    assert verify(replace(host, result=result(first, "PASS")), accelerator="auto").needed
+    assert first.config.inputs.model == "synthetic:160m-q4_0"
+    assert first.config.inputs.driver is None and first.config.inputs.gpus == ()
+    as_cpu_only = replace(host, result=proven(first, "CPU ONLY"))
+    assert not verify(as_cpu_only, accelerator="auto").needed
+    assert verify(replace(host, result=proven(first, "PASS")), accelerator="auto").needed
 
 
 @pytest.mark.parametrize(
@@ -143,6 +181,6 @@ def test_the_drivers_version_by_the_first_source_that_has_one(
     found: dict[str, Any], version: str
 ) -> None:
     assert (
-        verify(replace(BUILT, driver=driver(module_on_disk=None, **found))).inputs["driver"]
+        verify(replace(BUILT, driver=driver(module_on_disk=None, **found))).config.inputs.driver
         == version
     )

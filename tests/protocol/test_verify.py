@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llamafleet.protocol import verify as verify_config
-from llamafleet.protocol.verify import ConfigError
+from llamafleet.protocol.verify import BenchSettings, ConfigError
 
 PATH = Path("/etc/llamafleet/verify.json")
 
@@ -18,8 +18,14 @@ def good() -> dict[str, Any]:
     return {
         "version": 1,
         "host": "gpu1",
-        "inputs": {},
-        "fingerprint": "f00",
+        "inputs": {
+            "fingerprint": "f00",
+            "driver": "580.159.04",
+            "gpus": ["NVIDIA GeForce RTX 4090 GPU-0"],
+            "model": "synthetic:7b-q4_0",
+            "bench": {"prompt": 512, "gen": 128, "repetitions": 5},
+            "context": 4096,
+        },
         "backend": "cuda",
         "toolkit": "13.0",
         "prefix": "/opt/llamafleet/versions/f00",
@@ -27,59 +33,65 @@ def good() -> dict[str, Any]:
         "job": "/var/lib/llamafleet/verify/run",
         "results": "/var/lib/llamafleet/results",
         "models": "/var/lib/llamafleet/models",
-        "model": "synthetic:7b-q4_0",
         "compute_capabilities": ["8.9"],
-        "bench": {"prompt": 512, "gen": 128, "repetitions": 5},
-        "context": 4096,
         "allow_cpu_only": False,
     }
 
 
+def with_inputs(**inputs: Any) -> dict[str, Any]:
+    """A good one with other inputs."""
+    return good() | {"inputs": good()["inputs"] | inputs}
+
+
 def test_a_good_one_is_read() -> None:
     config = verify_config.parse(PATH, good())
-    assert (config.prompt, config.gen, config.repetitions) == (512, 128, 5)
+    assert config.inputs.bench == BenchSettings(512, 128, 5)
     assert config.compute_capabilities == ("8.9",)
+    assert str(config.latest) == "/var/lib/llamafleet/results/latest.json"
+
+
+def test_one_of_the_code_before_is_read() -> None:
+    """It said some of the inputs twice."""
+    old = {"fingerprint": "f00", "model": "synthetic:7b-q4_0", "context": 4096}
+    old["bench"] = {"prompt": 512, "gen": 128, "repetitions": 5}
+    assert verify_config.parse(PATH, good() | old) == verify_config.parse(PATH, good())
 
 
 @pytest.mark.parametrize("model", ["synthetic:160m-q4_0", "/models/m.gguf"])
 def test_models(model: str) -> None:
-    assert verify_config.parse(PATH, good() | {"model": model}).model == model
-
-
-def test_synthetic_names() -> None:
-    assert verify_config.synthetic("synthetic:7b-q4_0") == ("7b", "q4_0")
-    assert verify_config.synthetic("synthetic:7b-q9_9") is None
-    assert verify_config.synthetic("7b-q4_0") is None
+    assert verify_config.parse(PATH, with_inputs(model=model)).inputs.model == model
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("data", "said"),
     [
-        ({"version": 2}, "version: found 2"),
-        ({"backend": "rocm"}, 'backend: found "rocm", expected cuda or cpu'),
-        ({"toolkit": 13.0}, "toolkit: found 13.0, expected a version"),
-        ({"toolkit": "13"}, 'toolkit: found "13"'),
-        ({"prefix": "here"}, "prefix: found"),
-        ({"model": "synthetic:9b-q4_0"}, "expected an absolute path"),
-        ({"model": "m.gguf"}, "expected an absolute path"),
+        (good() | {"version": 2}, "version: found 2"),
+        (good() | {"backend": "rocm"}, 'backend: found "rocm", expected cuda or cpu'),
+        (good() | {"toolkit": 13.0}, "toolkit: found 13.0, expected a version"),
+        (good() | {"toolkit": "13"}, 'toolkit: found "13"'),
+        (good() | {"prefix": "here"}, 'prefix: found "here", expected an absolute path'),
+        (with_inputs(model="synthetic:9b-q4_0"), "expected an absolute path"),
+        (with_inputs(model="m.gguf"), "expected an absolute path"),
         # The plan has chosen by now.
-        ({"model": "auto"}, "expected an absolute path"),
-        ({"compute_capabilities": ["89"]}, "compute_capabilities: found"),
-        ({"bench": {"prompt": 0, "gen": 1, "repetitions": 1}}, "bench.prompt: found 0"),
-        ({"bench": 5}, "bench: found 5"),
-        ({"context": True}, "context: found true"),
-        ({"context": "4096"}, 'context: found "4096"'),
-        ({"allow_cpu_only": "no"}, "allow_cpu_only: found"),
+        (with_inputs(model="auto"), "expected an absolute path"),
+        (with_inputs(driver="?"), 'inputs.driver: found "?", expected a version'),
+        (with_inputs(gpus="GPU-0"), "inputs.gpus: found"),
+        (good() | {"compute_capabilities": ["89"]}, "compute_capabilities[0]: found"),
+        (with_inputs(bench={"prompt": 0, "gen": 1, "repetitions": 1}), "bench.prompt: found 0"),
+        (with_inputs(bench=5), "inputs.bench: found 5"),
+        (with_inputs(context=True), "context: found true"),
+        (with_inputs(context="4096"), 'context: found "4096"'),
+        (good() | {"allow_cpu_only": "no"}, "allow_cpu_only: found"),
     ],
 )
-def test_a_wrong_value_is_named(change: dict[str, Any], said: str) -> None:
+def test_a_wrong_value_is_named(data: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        verify_config.parse(PATH, good() | change)
+        verify_config.parse(PATH, data)
     assert said in str(error.value)
     assert str(PATH) in str(error.value)
 
 
-@pytest.mark.parametrize("key", [key for key in good() if key != "version"])
+@pytest.mark.parametrize("key", good())
 def test_a_missing_value_is_named(key: str) -> None:
     data = good()
     del data[key]

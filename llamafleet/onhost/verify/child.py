@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import llama_log as evidence
-from llamafleet.onhost.verify.gpu import Nvml, Recording, Sampler
+from llamafleet.onhost.verify import llama_log
+from llamafleet.onhost.verify.gpu import Gpu, Nvml, Recording, Sampler
 
 TIMEOUT_S = 900.0
 """Per task. The longest known start is about 60 s, compiling PTX; a slow disk may take minutes."""
@@ -79,11 +79,16 @@ class Children:
         self._folder, self._nvml, self._timeout_s = folder, nvml, timeout_s
         # gdb, which ggml calls for a backtrace where it is installed, can hang in a container.
         self._environment = os.environ | {"GGML_NO_BACKTRACE": "1"} | (environment or {})
-        self._on_step = on_step
+        self.on_step = on_step
 
-    def run(self, task: str, name: str = "", **request: Any) -> Outcome:
-        """Run `task` in a fresh interpreter; `name` names its log, worker-NAME.log."""
-        path = self._folder / f"worker-{name or task}.log"
+    def run(self, task: str, name: str = "", gpu: Gpu | None = None, **request: Any) -> Outcome:
+        """Run `task` in a fresh interpreter, which sees `gpu` alone, or all that this process sees.
+
+        `name` names its log, worker-NAME.log.
+        """
+        path = self._folder / f"worker-{name or task}{f'-{gpu.index}' if gpu else ''}.log"
+        # By UUID: CUDA and NVML number the GPUs in different orders.
+        limit = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu else {}
         start = time.monotonic()
         with path.open("wb") as log:
             process = subprocess.Popen(
@@ -91,10 +96,11 @@ class Children:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=self._environment,
+                env=self._environment | limit,
                 encoding="utf-8",
             )
-        sampler = Sampler(self._nvml, process.pid) if self._nvml else None
+        watched = (gpu,) if gpu else ()
+        sampler = Sampler(self._nvml, process.pid, watched) if self._nvml else None
         if sampler:
             sampler.start()
         try:
@@ -108,8 +114,8 @@ class Children:
         text = path.read_text(encoding="utf-8", errors="replace")
         problem = None
         if "reply" not in messages:
-            limit = f"no end after {self._timeout_s:.0f} s" if expired.is_set() else None
-            problem = _problem(limit or messages.get("error"), code, text)
+            late = f"no end after {self._timeout_s:.0f} s" if expired.is_set() else None
+            problem = _problem(late or messages.get("error"), code, text)
         return Outcome(
             task=task,
             reply=messages.get("reply"),
@@ -135,7 +141,7 @@ class Children:
                         sampler.mark(message["mark"])
                     _send(process, "")
                 elif "step" in message:
-                    self._on_step(message["step"], message["steps"], message["line"])
+                    self.on_step(message["step"], message["steps"], message["line"])
                 else:
                     last = message
         except BrokenPipeError:
@@ -175,7 +181,7 @@ def _problem(reason: str | None, code: int, log: str) -> str:
             reason = f"the process was ended by {signal.Signals(-code).name}"
         else:
             reason = f"the process ended with status {code} and no reply"
-    return f"{reason}; log: {evidence.last_words(log)}"
+    return f"{reason}; log: {llama_log.last_words(log)}"
 
 
 def cure(outcome: Outcome) -> str:
@@ -195,7 +201,7 @@ def cure(outcome: Outcome) -> str:
         return "the build is for another CPU (GGML_NATIVE): build it on this host"
     if "no kernel image" in outcome.log:
         return "the library has no code for this GPU: see machine_code"
-    if evidence.out_of_memory(outcome.log):
+    if llama_log.out_of_memory(outcome.log):
         return "end other processes that `nvidia-smi` lists, or use a smaller model or context"
     return f"read {outcome.log_path}"
 

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from llamafleet.onhost.verify.checks import Check, failed, passed
 
 SECTION = ".nv_fatbin"
 MAGIC = 0xBA55ED50
@@ -135,43 +133,3 @@ def parse_capability(text: str) -> tuple[int, int]:
     """ "8.9" -> (8, 9). Raises ValueError."""
     major, _, minor = text.partition(".")
     return int(major), int(minor)
-
-
-def judge_machine_code(code: MachineCode, capabilities: Sequence[str]) -> Check:
-    """Every translation unit has code for every GPU; `capabilities` as ("8.9",).
-
-    SASS for all of them is a pass. PTX alone is a warning of its own: it works, but the driver
-    compiles each kernel on first use, and a driver older than the toolkit can't.
-    """
-    name = "machine_code"
-    listed = ", ".join(map(str, code.codes)) or "none"
-    wanted = sorted(set(capabilities), key=parse_capability)
-    options = ";".join(text.replace(".", "") for text in wanted)
-    expected = f"machine code (SASS) that runs on compute capability {', '.join(wanted)}"
-    cure = f"build with -DCMAKE_CUDA_ARCHITECTURES={options}"
-    if not code.units or not wanted:
-        return failed(name, f"code: {listed}; GPUs: {', '.join(wanted) or 'none'}", expected, cure)
-    jit = []
-    for text in wanted:
-        gpu = parse_capability(text)
-        runnable = [[c for c in unit if c.runs_on(gpu)] for unit in code.units]
-        missing = sum(1 for codes in runnable if not codes)
-        if missing:
-            found = (
-                f"machine code for this GPU ({text}): no; {missing} of {len(code.units)} "
-                f"translation units have none that runs there; the library holds {listed}"
-            )
-            return failed(name, found, expected, cure)
-        if any(all(c.ptx for c in codes) for codes in runnable):
-            jit.append(text)
-    if jit:
-        return Check(
-            name,
-            "warn",
-            f"machine code for this GPU ({', '.join(jit)}): no, PTX only; the first start compiles "
-            f"for about a minute; the library holds {listed}",
-            expected,
-            cure,
-        )
-    found = f"machine code for this GPU ({', '.join(wanted)}): yes; the library holds {listed}"
-    return passed(name, found, expected)

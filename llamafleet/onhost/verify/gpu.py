@@ -10,11 +10,13 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import ModuleType
 from typing import Any
+
+from llamafleet.protocol.result import Load
 
 MIB = 1 << 20
 INTERVAL_S = 0.2
@@ -45,6 +47,8 @@ class Gpu:
     index: int
     name: str
     uuid: str
+    bus_id: str
+    """As 0000:01:00.0, in lower case; "": not told."""
     compute_capability: str
     vram_mib: int
 
@@ -59,7 +63,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Sample:
-    """All GPUs at one moment. None: NVML does not tell it here."""
+    """The watched GPUs at one moment. None: NVML does not tell it here."""
 
     at: float
     """time.monotonic()."""
@@ -136,25 +140,30 @@ class Nvml:
                     index=index,
                     name=_text(self._ask(self._nvml.nvmlDeviceGetName, device)),
                     uuid=_text(self._ask(self._nvml.nvmlDeviceGetUUID, device)),
+                    bus_id=_bus_id(self._ask(self._nvml.nvmlDeviceGetPciInfo, device)),
                     compute_capability=".".join(map(str, capability)) if capability else "",
                     vram_mib=memory.total // MIB if memory else 0,
                 )
             )
         return result
 
-    def free_mib(self) -> float:
-        """Free memory of all GPUs together."""
-        memory = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, d) for d in self._devices]
+    def _of(self, gpus: Sequence[Gpu]) -> list[Any]:
+        """Handles of these GPUs; of all where none is named."""
+        return [self._devices[gpu.index] for gpu in gpus] or self._devices
+
+    def free_mib(self, gpus: Sequence[Gpu] = ()) -> float:
+        """Free memory of these GPUs together, or of all."""
+        memory = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, d) for d in self._of(gpus)]
         return sum(float(m.free) for m in memory if m) / MIB
 
-    def sample(self, pid: int) -> Sample:
-        """Read all GPUs, with the memory of process `pid`."""
+    def sample(self, pid: int, gpus: Sequence[Gpu] = ()) -> Sample:
+        """Read these GPUs, or all, with the memory of process `pid`."""
         nvml = self._nvml
         used: list[float] = []
         own: list[float] = []
         values: dict[str, list[float]] = {"util": [], "clock": [], "power": [], "temp": []}
         throttle = 0
-        for device in self._devices:
+        for device in self._of(gpus):
             memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, device)
             if memory:
                 used.append(memory.used / MIB)
@@ -226,19 +235,21 @@ class Recording:
 class Sampler:
     """Reads NVML in a thread of the parent while a child works."""
 
-    def __init__(self, nvml: Nvml, pid: int, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self, nvml: Nvml, pid: int, gpus: Sequence[Gpu] = (), interval_s: float = INTERVAL_S
+    ) -> None:
         self.recording = Recording()
-        self._nvml, self._pid, self._interval_s = nvml, pid, interval_s
+        self._nvml, self._pid, self._gpus, self._interval_s = nvml, pid, gpus, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
 
     def start(self) -> None:
-        self.recording.samples.append(self._nvml.sample(self._pid))
+        self.recording.samples.append(self._sample())
         self._thread.start()
 
     def mark(self, name: str) -> None:
         """Read now, and keep it under `name`. The child waits meanwhile."""
-        self.recording.marks[name] = self._nvml.sample(self._pid)
+        self.recording.marks[name] = self._sample()
 
     def stop(self) -> Recording:
         self._stop.set()
@@ -247,10 +258,13 @@ class Sampler:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
-            self.recording.samples.append(self._nvml.sample(self._pid))
+            self.recording.samples.append(self._sample())
+
+    def _sample(self) -> Sample:
+        return self._nvml.sample(self._pid, self._gpus)
 
 
-def summary(samples: Iterable[Sample]) -> dict[str, Any] | None:
+def summary(samples: Iterable[Sample]) -> Load | None:
     """Means and peaks for a result; None without samples."""
     taken = list(samples)
     if not taken:
@@ -265,14 +279,14 @@ def summary(samples: Iterable[Sample]) -> dict[str, Any] | None:
     def mean(name: str) -> float | None:
         return round(fmean(values(name)), 1) if values(name) else None
 
-    return {
-        "utilisation_mean": mean("utilisation"),
-        "utilisation_max": max(values("utilisation"), default=None),
-        "sm_clock_mhz": mean("sm_clock_mhz"),
-        "power_w": mean("power_w"),
-        "temperature_c": max(values("temperature_c"), default=None),
-        "throttle_reasons": decode_throttle(bits),
-    }
+    return Load(
+        utilisation_mean=mean("utilisation"),
+        utilisation_max=max(values("utilisation"), default=None),
+        sm_clock_mhz=mean("sm_clock_mhz"),
+        power_w=mean("power_w"),
+        temperature_c=max(values("temperature_c"), default=None),
+        throttle_reasons=tuple(decode_throttle(bits)),
+    )
 
 
 def busy_utilisation(recording: Recording, start: str, end: str, settle_s: float) -> list[float]:
@@ -294,6 +308,12 @@ def cache_environment(environment: dict[str, str], folder: str) -> dict[str, str
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value or "")
+
+
+def _bus_id(pci: Any) -> str:
+    """NVML writes the domain with eight digits, CUDA and Linux with four."""
+    domain, _, place = _text(pci.busId if pci else "").lower().partition(":")
+    return f"{domain[-4:]}:{place}" if place else ""
 
 
 def _add(values: list[float], value: float | None) -> None:

@@ -1,4 +1,4 @@
-"""What llama.cpp's log says about where a model went, and the judgement whether it is on the GPU.
+"""What llama.cpp's log says about where a model went.
 
 The lines are those of llama.cpp 0.5.0-dev (llama-cpp-python 0.3.36): src/llama-model.cpp
 (load_tensors), src/llama-kv-cache.cpp, src/llama-context.cpp, ggml/src/ggml-cuda/ggml-cuda.cu.
@@ -10,12 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-
-from llamafleet.onhost.verify.checks import Check, failed, passed
-
-MIB = 1 << 20
-ROUNDING_MIB = 0.005
-"""The log gives a buffer's size with two decimals."""
 
 _DEVICE = r"[^\s,]+"
 _LAYER = re.compile(rf"load_tensors: layer +(\d+) assigned to device ({_DEVICE})")
@@ -40,7 +34,7 @@ _ROUTINE = re.compile(r"preferred buffer type|set_abort_callback")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Placement:
     """Placement of one loaded model, as the log tells it. Sizes are in MiB."""
 
     layers: dict[int, str]
@@ -79,7 +73,7 @@ def is_cuda(name: str) -> bool:
     return _CUDA.fullmatch(name) is not None
 
 
-def parse(log: str) -> Evidence:
+def parse(log: str) -> Placement:
     """Read the log of one process that loaded one model."""
     buffers: dict[str, dict[str, float]] = {"model": {}, "KV": {}, "compute": {}}
     for name, kind, mib in _BUFFER.findall(log):
@@ -92,7 +86,7 @@ def parse(log: str) -> Evidence:
     requested = _OFFLOADED.findall(log)
     errors = _INIT_ERROR.findall(log)
     found = _FOUND.findall(log)
-    return Evidence(
+    return Placement(
         layers={int(number): device_name(device) for number, device in _LAYER.findall(log)},
         requested=(int(requested[-1][0]), int(requested[-1][1])) if requested else None,
         model_mib=buffers["model"],
@@ -101,84 +95,6 @@ def parse(log: str) -> Evidence:
         init_error=errors[-1].strip() if errors else None,
         devices_found=int(found[-1]) if found else None,
         capabilities=tuple(f"{major}.{minor}" for _, _, major, minor in _CAPABILITY.findall(log)),
-    )
-
-
-def judge_offload(evidence: Evidence, n_layer: int, device_bytes: int) -> Check:
-    """The whole model is on CUDA devices.
-
-    `n_layer` is the model's number of repeating layers; with the output layer n_layer + 1 must be
-    assigned to CUDA devices. `device_bytes` is the size of the tensors that a full offload puts on
-    the GPU (all but the input embedding); the CUDA model buffers must hold at least that much.
-    Neither the "offloaded N/M" line nor llama_supports_gpu_offload() counts: both are also right
-    with every layer on the CPU.
-    """
-    wanted = n_layer + 1
-    mib = device_bytes / MIB
-    found = (
-        f"{evidence.cuda_layers} of {wanted} layers on CUDA devices "
-        f"({_listed(evidence.layers_per_device)}), CUDA model buffers "
-        f"{evidence.cuda_model_mib:.2f} MiB ({_listed(evidence.model_mib)})"
-    )
-    expected = (
-        f"{wanted} of {wanted} layers on CUDA devices, at least {mib:.2f} MiB in their buffers"
-    )
-    if evidence.init_error:
-        return failed(
-            "offload",
-            f"CUDA did not start: {evidence.init_error}; {found}",
-            expected,
-            _init_advice(evidence.init_error),
-        )
-    everywhere = set(evidence.layers) == set(range(wanted))
-    if not everywhere and not evidence.layers:
-        return failed(
-            "offload",
-            "no line that assigns a layer to a device",
-            expected,
-            "read the worker's log beside progress.json; another version of llama.cpp may write "
-            "other lines",
-        )
-    rounding = ROUNDING_MIB * max(1, len(evidence.model_mib))
-    if evidence.cuda_layers != wanted or not everywhere:
-        return failed(
-            "offload",
-            found,
-            expected,
-            "set n_gpu_layers = -1; if it is: use a smaller model or context, as layers stay on "
-            "the CPU when the GPU's memory is short",
-        )
-    if evidence.cuda_model_mib + rounding < mib:
-        return failed(
-            "offload",
-            found,
-            expected,
-            "the log assigns the layers but the memory is not on the GPU: rebuild, and compare "
-            "with the worker's log beside progress.json",
-        )
-    return passed("offload", found, expected)
-
-
-def judge_control(evidence: Evidence, n_layer: int, device_bytes: int) -> Check:
-    """A run with n_gpu_layers=0 turns `judge_offload` red: proof that the judgement can fail here.
-
-    Red alone is not enough, an unreadable log is red too: the log must say of every layer that it
-    is on the CPU.
-    """
-    verdict = judge_offload(evidence, n_layer, device_bytes)
-    expected = "with n_gpu_layers=0 the offload check is red and all layers are on the CPU"
-    found = (
-        f"offload is {'red' if verdict.status == 'fail' else 'not red: ' + verdict.status}, "
-        f"layers: {_listed(evidence.layers_per_device)}"
-    )
-    on_cpu = evidence.layers_per_device == {"CPU": n_layer + 1}
-    if verdict.status == "fail" and on_cpu:
-        return passed("control", found, expected)
-    return failed(
-        "control",
-        found,
-        expected,
-        "the offload check proves nothing on this host: report it with the worker's logs",
     )
 
 
@@ -194,16 +110,6 @@ def last_words(log: str, count: int = 4) -> str:
     return " | ".join((trouble or lines)[-count:]) or "no output"
 
 
-def _listed(values: dict[str, int] | dict[str, float]) -> str:
+def listed(values: dict[str, int] | dict[str, float]) -> str:
+    """As "CPU 1, CUDA0 12"."""
     return ", ".join(f"{name} {value:g}" for name, value in values.items()) or "none"
-
-
-def _init_advice(error: str) -> str:
-    if "no CUDA-capable device" in error:
-        return (
-            "unset CUDA_VISIBLE_DEVICES, then compare `nvidia-smi -L` with `ls -l /dev/nvidia*` "
-            "(a container needs --gpus all)"
-        )
-    if "driver version is insufficient" in error:
-        return "the driver is older than the toolkit of this build: update it, or build anew"
-    return "run `nvidia-smi`, then `ls -l /dev/nvidia*` and `lsmod | grep nvidia_uvm`"

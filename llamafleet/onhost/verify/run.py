@@ -13,13 +13,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from llamafleet.onhost.driver_check import STALE
 from llamafleet.onhost.job import read_json, write_json
-from llamafleet.onhost.verify.session import Faults, Verification
-from llamafleet.protocol import verify as verify_config
-from llamafleet.protocol.verify import Config, ConfigError
+from llamafleet.onhost.verify.evidence import Faults
+from llamafleet.onhost.verify.session import Verification
+from llamafleet.protocol.result import FAIL
+from llamafleet.protocol.verify import LATEST, ConfigError, VerifyConfig, load
 
 EXIT_OK, EXIT_FAIL, EXIT_CONFIG = 0, 1, 2
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        config = verify_config.load(options.config)
+        config = load(options.config)
     except ConfigError as error:
         _forget_latest(options.config)
         print(error, file=sys.stderr)
@@ -43,10 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return verify(config, Faults(options.n_gpu_layers, options.abort_in))
 
 
-def verify(config: Config, faults: Faults) -> int:
+def verify(config: VerifyConfig, faults: Faults) -> int:
     """Verify, write the result, print it. An old latest.json is gone before anything is done."""
-    latest = config.results / "latest.json"
-    stamp, stale = config.job / "stamp.json", config.results / STALE
+    latest, stale, stamp = config.latest, config.stale, Path(config.job, "stamp.json")
     reported = read_json(stale)
     try:
         for file in (latest, stamp):
@@ -63,16 +63,17 @@ def verify(config: Config, faults: Faults) -> int:
         run.close()
         result = run.result()
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(run.started))
-        file = config.results / f"{name}-{config.fingerprint}.json"
-        write_json(file, result)
+        file = Path(config.results, f"{name}-{result.fingerprint}.json")
+        write_json(file, asdict(result))
         # A driver that changed meanwhile has been reported: this verdict is not on that one.
         if read_json(stale) in (reported, None):
-            write_json(latest, result)
+            write_json(latest, asdict(result))
             stale.unlink(missing_ok=True)
-    ok = result["verdict"] != "FAIL"
+    ok = result.verdict != FAIL
     keys = ("key", "started", "finished", "inputs", "verdict")
-    write_json(stamp, {"kind": "verify", "ok": ok} | {key: result[key] for key in keys})
-    print(f"{result['verdict']}: {config.host}, result in {file}", flush=True)
+    told = asdict(result)
+    write_json(stamp, {"kind": "verify", "ok": ok} | {key: told[key] for key in keys})
+    print(f"{result.verdict}: {config.host}, result in {file}", flush=True)
     return EXIT_OK if ok else EXIT_FAIL
 
 
@@ -81,7 +82,7 @@ def _forget_latest(path: Path) -> None:
     data = read_json(path) or {}
     results = data.get("results")
     if isinstance(results, str) and results.startswith("/"):
-        (Path(results) / "latest.json").unlink(missing_ok=True)
+        Path(results, LATEST).unlink(missing_ok=True)
 
 
 def _layers(text: str) -> str:

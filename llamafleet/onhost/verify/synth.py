@@ -15,65 +15,26 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamafleet.onhost.job import read_json, write_json
+from llamafleet.protocol.models import (
+    BLOCKS,
+    SHAPES,
+    TYPES,
+    Shape,
+    Tensor,
+    estimate_bytes,
+    file_name,
+    tensors,
+)
 
 SEED = 1
 CHUNK_BYTES = 32 << 20
 """Peak memory of the writer: about twice this."""
 
-# Bytes per block and weights per block of the types written here (ggml-common.h).
-_BLOCKS = {"f32": (4, 1), "f16": (2, 1), "q4_0": (18, 32), "q8_0": (34, 32), "q6_K": (210, 256)}
-TYPES = ("q4_0", "q8_0", "f16")
-
 _WORDS = ("the", "a", "of", "and", "to", "in", "is", "it", "you", "that", "was", "for", "on")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Dimensions of a Llama model."""
-
-    layers: int
-    embd: int
-    ff: int
-    heads: int
-    heads_kv: int
-    vocab: int
-    context: int
-
-
-SHAPES = {
-    "tiny": Shape(4, 256, 512, 4, 2, 512, 2048),
-    "160m": Shape(12, 768, 2048, 12, 12, 32000, 2048),
-    "1b": Shape(22, 2048, 5632, 32, 4, 32000, 2048),  # as TinyLlama 1.1B
-    "7b": Shape(32, 4096, 11008, 32, 32, 32000, 4096),  # as Llama 2 7B
-    "8b": Shape(32, 4096, 14336, 32, 8, 128256, 8192),  # as Llama 3 8B
-    "13b": Shape(40, 5120, 13824, 40, 40, 32000, 4096),  # as Llama 2 13B
-}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor to write: `rows` vectors of `columns` weights (columns = inputs of the matrix)."""
-
-    name: str
-    type: str
-    rows: int
-    columns: int
-    std: float
-    """Standard deviation of its weights; 0: all ones."""
-
-    @property
-    def row_bytes(self) -> int:
-        size, weights = _BLOCKS[self.type]
-        return self.columns // weights * size
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * self.row_bytes
 
 
 class ModelError(Exception):
@@ -82,46 +43,6 @@ class ModelError(Exception):
     def __init__(self, found: str, next: str) -> None:
         super().__init__(found)
         self.next = next
-
-
-def tensors(shape: Shape, type_: str) -> list[Tensor]:
-    """Every tensor of a model, in file order.
-
-    The output matrix of a q4_0 model is q6_K, as llama-quantize writes it.
-    """
-    output_type = "q6_K" if type_ == "q4_0" and shape.embd % 256 == 0 else type_
-    embd, ff = shape.embd, shape.ff
-    kv = embd // shape.heads * shape.heads_kv
-
-    def matrix(name: str, rows: int, columns: int) -> Tensor:
-        return Tensor(name, type_, rows, columns, 1 / math.sqrt(columns))
-
-    def norm(name: str) -> Tensor:
-        return Tensor(name, "f32", 1, embd, 0.0)
-
-    result = [Tensor("token_embd.weight", type_, shape.vocab, embd, 0.5)]
-    for layer in range(shape.layers):
-        block = f"blk.{layer}."
-        result += [
-            norm(block + "attn_norm.weight"),
-            matrix(block + "attn_q.weight", embd, embd),
-            matrix(block + "attn_k.weight", kv, embd),
-            matrix(block + "attn_v.weight", kv, embd),
-            matrix(block + "attn_output.weight", embd, embd),
-            norm(block + "ffn_norm.weight"),
-            matrix(block + "ffn_gate.weight", ff, embd),
-            matrix(block + "ffn_up.weight", ff, embd),
-            matrix(block + "ffn_down.weight", embd, ff),
-        ]
-    output = Tensor("output.weight", output_type, shape.vocab, embd, 1 / math.sqrt(embd))
-    return [*result, norm("output_norm.weight"), output]
-
-
-def estimate_bytes(shape: str, type_: str) -> int:
-    """Size of the finished file, from above: tensors, vocabulary and padding."""
-    dims = SHAPES[shape]
-    parts = tensors(dims, type_)
-    return sum(t.bytes for t in parts) + 40 * dims.vocab + 128 * len(parts) + 4096
 
 
 def vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
@@ -147,7 +68,7 @@ def _rows(tensor: Tensor, rows: int, rng: Any) -> Any:
     if tensor.type == "f16":
         values = rng.standard_normal((rows, tensor.columns), dtype=np.float32)
         return (values * np.float32(tensor.std)).astype(np.float16)
-    size, weights = _BLOCKS[tensor.type]
+    size, weights = BLOCKS[tensor.type]
     count = rows * tensor.columns // weights
     blocks = np.frombuffer(rng.bytes(count * size), dtype=np.uint8).reshape(count, size).copy()
     # Random quants of a block have a known spread; its 16-bit scale brings them to tensor.std.
@@ -255,10 +176,6 @@ def write(
         partial.unlink(missing_ok=True)
     write_json(sidecar(path), about)
     return about
-
-
-def file_name(shape: str, type_: str) -> str:
-    return f"synthetic-{shape}-{type_}.gguf"
 
 
 def sidecar(path: Path) -> Path:

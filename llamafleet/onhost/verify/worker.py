@@ -40,6 +40,20 @@ class TaskFailed(Exception):
     """A step of llama.cpp failed; its log says why."""
 
 
+class DeviceProperties(ctypes.Structure):
+    """struct ggml_backend_dev_props of ggml-backend.h, its last member as mere room."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("memory_free", ctypes.c_size_t),
+        ("memory_total", ctypes.c_size_t),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("capabilities", ctypes.c_char * 256),
+    )
+
+
 class Channel:
     """The lines to the parent. Whatever else prints to standard output goes to standard error."""
 
@@ -101,15 +115,19 @@ class Llama:
         kind = self._function("ggml_backend_dev_type", ctypes.c_int, pointer)
         to_size = ctypes.POINTER(size)
         memory = self._function("ggml_backend_dev_memory", None, pointer, to_size, to_size)
+        ask = self._function("ggml_backend_dev_get_props", None, pointer, pointer)
         result = []
         for index in range(count()):
             device = get(index)
             free, total = size(0), size(0)
             memory(device, ctypes.byref(free), ctypes.byref(total))
+            properties = DeviceProperties()
+            ask(device, ctypes.byref(properties))
             result.append(
                 {
                     "name": name(device).decode(),
                     "description": description(device).decode(),
+                    "bus_id": properties.device_id and properties.device_id.decode().lower(),
                     "type": _DEVICE_TYPES.get(kind(device), "?"),
                     "free": free.value,
                     "total": total.value,

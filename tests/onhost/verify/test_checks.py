@@ -9,7 +9,23 @@ from random import Random
 import pytest
 
 from llamafleet.onhost.verify import checks
-from llamafleet.onhost.verify.checks import Check, failed, passed, skipped, verdict
+from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
+from llamafleet.onhost.verify.checks.busy import judge_busy
+from llamafleet.onhost.verify.checks.gpus_visible import judge_gpus
+from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
+from llamafleet.onhost.verify.checks.library_origin import judge_origin
+from llamafleet.onhost.verify.checks.logits import compare_logits, judge_logits
+from llamafleet.onhost.verify.checks.vram import judge_vram
+from llamafleet.protocol.result import (
+    Benchmark,
+    Check,
+    Rates,
+    failed,
+    judge,
+    passed,
+    skipped,
+    worst,
+)
 
 GPU = ["NVIDIA GeForce RTX 4090, 8.9"]
 PREFIX = "/opt/llamafleet/versions/f00"
@@ -21,18 +37,19 @@ def everything(status: str = "pass") -> list[Check]:
 
 
 def test_verdicts() -> None:
-    assert verdict("cuda", everything()) == "PASS"
-    assert verdict("cuda", [*everything()[1:], Check("gpus_visible", "warn", "", "")]) == "PASS"
-    assert verdict("cpu", everything("skip")) == "CPU ONLY"
+    assert judge("cuda", everything(), checks.NAMES) == "PASS"
+    dear = Check("gpus_visible", "warn", "", "")
+    assert judge("cuda", [*everything()[1:], dear], checks.NAMES) == "PASS"
+    assert judge("cpu", everything("skip"), checks.NAMES) == "CPU ONLY"
 
 
 @pytest.mark.parametrize("name", checks.NAMES)
 def test_one_red_check_is_enough(name: str) -> None:
     others = [check for check in everything() if check.name != name]
-    assert verdict("cuda", [*others, failed(name, "", "", "")]) == "FAIL"
-    assert verdict("cpu", [*others, failed(name, "", "", "")]) == "FAIL"
-    assert verdict("cuda", [*others, skipped(name, "")]) == "FAIL"
-    assert verdict("cuda", others) == "FAIL", "a check that is missing proves nothing"
+    assert judge("cuda", [*others, failed(name, "", "", "")], checks.NAMES) == "FAIL"
+    assert judge("cpu", [*others, failed(name, "", "", "")], checks.NAMES) == "FAIL"
+    assert judge("cuda", [*others, skipped(name, "")], checks.NAMES) == "FAIL"
+    assert judge("cuda", others, checks.NAMES) == "FAIL", "a check that is missing proves nothing"
 
 
 def test_a_red_line_says_what_to_do() -> None:
@@ -45,7 +62,7 @@ def test_a_red_line_says_what_to_do() -> None:
     ("seen", "status", "said"),
     [
         ((GPU, None, GPU, None), "pass", "NVML: 1"),
-        ((GPU * 2, None, GPU, "1"), "pass", "CUDA_VISIBLE_DEVICES='1'"),
+        ((GPU * 2, None, GPU, "1"), "fail", "CUDA_VISIBLE_DEVICES='1'"),
         ((GPU, None, [], ""), "fail", "unset CUDA_VISIBLE_DEVICES"),
         ((GPU, None, [], None), "fail", "/dev/nvidia*"),
         ((GPU * 2, None, GPU, None), "fail", "MIG"),
@@ -56,13 +73,13 @@ def test_a_red_line_says_what_to_do() -> None:
 def test_gpus(
     seen: tuple[list[str], str | None, list[str], str | None], status: str, said: str
 ) -> None:
-    check = checks.judge_gpus(*seen)
+    check = judge_gpus(*seen)
     assert check.status == status
     assert said in check.line()
 
 
 def test_own_libraries_pass() -> None:
-    check = checks.judge_origin({f"{PREFIX}/{LIBRARY}": "aa"}, PREFIX, {LIBRARY: "aa"}, "stamp")
+    check = judge_origin({f"{PREFIX}/{LIBRARY}": "aa"}, PREFIX, {LIBRARY: "aa"}, "stamp")
     assert check.status == "pass"
 
 
@@ -80,7 +97,7 @@ def test_own_libraries_pass() -> None:
 def test_other_libraries_are_red(
     loaded: dict[str, str], stamp: dict[str, str] | None, said: str
 ) -> None:
-    check = checks.judge_origin(loaded, PREFIX, stamp, "stamp.json")
+    check = judge_origin(loaded, PREFIX, stamp, "stamp.json")
     assert check.status == "fail"
     assert said in check.line()
 
@@ -100,7 +117,7 @@ INFO = "CUDA : ARCHS = 890 | USE_GRAPHS = 1 | CPU : AVX = 1 | "
 def test_cuda_backend(
     libraries: list[str], info: str, offload: bool, status: str, said: str
 ) -> None:
-    check = checks.judge_cuda(libraries, info, offload)
+    check = judge_cuda(libraries, info, offload)
     assert check.status == status
     assert said in check.line()
 
@@ -110,14 +127,14 @@ def test_cuda_backend(
     [(4000, 6000, "pass"), (200, 6000, "fail"), (4000, 4100, "fail"), (0, 0, "fail")],
 )
 def test_vram(load: float, all_: float, status: str) -> None:
-    assert checks.judge_vram(4000, load, 6000, all_).status == status
+    assert judge_vram(4000, load, 6000, all_).status == status
 
 
 @pytest.mark.parametrize(
     ("samples", "status"), [([97.0, 99.0], "pass"), ([0.0, 0.0], "fail"), ([], "fail")]
 )
 def test_busy(samples: list[float], status: str) -> None:
-    assert checks.judge_busy(samples).status == status
+    assert judge_busy(samples).status == status
 
 
 VOCABULARY = 100
@@ -129,46 +146,54 @@ def logits(noise: float, seed: int = 1) -> list[float]:
 
 
 def test_equal_logits_pass() -> None:
-    difference = checks.compare_logits(logits(0), logits(0.01), VOCABULARY)
+    difference = compare_logits(logits(0), logits(0.01), VOCABULARY)
     assert difference.positions == 10
     assert 0.005 < difference.relative < 0.011
-    check = checks.judge_logits(difference)
+    check = judge_logits(difference)
     assert check.status == "pass"
     assert "0.0" in check.found
 
 
 @pytest.mark.parametrize("other", [logits(0.2), logits(0, seed=3)])
 def test_other_logits_are_red(other: list[float]) -> None:
-    difference = checks.compare_logits(logits(0), other, VOCABULARY)
-    assert checks.judge_logits(difference).status == "fail"
+    difference = compare_logits(logits(0), other, VOCABULARY)
+    assert judge_logits(difference).status == "fail"
 
 
 def test_one_wrong_position_is_red() -> None:
     rows = [logits(0)[start : start + VOCABULARY] for start in range(0, 1000, VOCABULARY)]
     rows[7] = rows[7][::-1]
-    difference = checks.compare_logits(logits(0), list(chain(*rows)), VOCABULARY)
+    difference = compare_logits(logits(0), list(chain(*rows)), VOCABULARY)
     assert difference.top1 == 0.9
-    assert checks.judge_logits(difference).status == "fail"
+    assert judge_logits(difference).status == "fail"
 
 
 def test_constant_logits_are_red() -> None:
-    difference = checks.compare_logits([0.0] * VOCABULARY, [0.0] * VOCABULARY, VOCABULARY)
-    assert checks.judge_logits(difference).status == "fail"
+    difference = compare_logits([0.0] * VOCABULARY, [0.0] * VOCABULARY, VOCABULARY)
+    assert judge_logits(difference).status == "fail"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_told(bad: float) -> None:
     with pytest.raises(ValueError, match="not a finite"):
-        checks.compare_logits(logits(0), [bad, *logits(0)[1:]], VOCABULARY)
+        compare_logits(logits(0), [bad, *logits(0)[1:]], VOCABULARY)
     with pytest.raises(ValueError, match="vocabulary"):
-        checks.compare_logits(logits(0), logits(0)[1:], VOCABULARY)
+        compare_logits(logits(0), logits(0)[1:], VOCABULARY)
 
 
-def report(samples: int) -> dict[str, object]:
-    test = {"n": 8, "median_ts": 2.0, "stdev_ts": 0.1, "samples_ts": [2.0] * samples}
-    return {"pp": test, "tg": test, "load_s": 1.0}
+def report(samples: int) -> Benchmark:
+    test = Rates(8, median_ts=2.0, stdev_ts=0.1, samples_ts=(2.0,) * samples)
+    return Benchmark(test, test, load_s=1.0)
+
+
+def test_a_host_s_verdict_is_the_worst_of_its_gpus() -> None:
+    assert worst(["PASS", "PASS"]) == "PASS"
+    assert worst(["PASS", "CPU ONLY"]) == "CPU ONLY"
+    assert worst(["PASS", "NOT VERIFIED", "CPU ONLY"]) == "NOT VERIFIED"
+    assert worst(["PASS", "NOT VERIFIED", "FAIL"]) == "FAIL"
+    assert worst([]) == "NOT VERIFIED"
 
 
 def test_benchmark() -> None:
-    assert checks.judge_benchmark(report(5), 5).status == "pass"
-    assert checks.judge_benchmark(report(4), 5).status == "fail"
+    assert judge_benchmark(report(5), 5).status == "pass"
+    assert judge_benchmark(report(4), 5).status == "fail"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamafleet.onhost.verify.session import CONTEXT_STEP, CONTEXT_TRIES, largest_context
+from llamafleet.onhost.verify.checks.context import CONTEXT_STEP, CONTEXT_TRIES, largest_context
 
 
 @pytest.mark.parametrize("guess_error", [0.9, 0.97, 1.0, 1.05, 1.2])

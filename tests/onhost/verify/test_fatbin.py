@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.onhost.verify.fatbin import Code, FatbinError, MachineCode, judge_machine_code, read
+from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
+from llamafleet.onhost.verify.fatbin import Code, FatbinError, MachineCode, read
 
 DATA = Path(__file__).parents[1] / "data" / "fatbin"
 KERNEL = "__global__ void {name}(float *x) {{ x[threadIdx.x] *= 2.f; }}\n"

@@ -65,6 +65,9 @@ class Recorded(ModuleType):
     def nvmlDeviceGetUUID(self, device: int) -> bytes:
         return f"GPU-{device}".encode()
 
+    def nvmlDeviceGetPciInfo(self, device: int) -> Any:
+        return SimpleNamespace(busId=f"00000000:{device + 1:02X}:00.0".encode())
+
     def nvmlDeviceGetCudaComputeCapability(self, device: int) -> tuple[int, int]:
         return (8, 9)
 
@@ -180,7 +183,7 @@ def test_summary_and_peak() -> None:
     recording = Recording([sample(0, 100, None, 10), sample(1, 700, None, 30)])
     told = gpu.summary(recording.samples)
     assert told is not None
-    assert (told["utilisation_mean"], told["utilisation_max"]) == (20, 30)
+    assert (told.utilisation_mean, told.utilisation_max) == (20, 30)
     assert recording.peak_mib() == 600
     assert gpu.summary([]) is None
     assert Recording().peak_mib() is None

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.driver_check import STALE
 from llamafleet.onhost.job import write_json
 from llamafleet.onhost.verify import run as verify
-from llamafleet.onhost.verify.session import Faults
+from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.protocol import verify as verify_config
+from tests.history import RESULT
 from tests.protocol.test_verify import good
 
 CHANGED: dict[str, Any] = {"reason": "the driver changed from 570.86.10 to 580.95.05"}
 HALVES: dict[str, Any] = {"reason": "reboot needed: loaded kernel module 1, library 2"}
-RESULT = {"key": "k", "started": 0.0, "finished": 1.0, "inputs": {}, "verdict": "PASS"}
 
 
 class Folder:
@@ -28,8 +27,9 @@ class Folder:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         places = {"results": str(root / "results"), "job": str(root / "job")}
         self.config = verify_config.parse(root, good() | places)
-        self.config.results.mkdir()
-        self.latest, self.stale = (self.config.results / n for n in ("latest.json", STALE))
+        self.results = root / "results"
+        self.results.mkdir()
+        self.latest, self.stale = self.config.latest, self.config.stale
         self.monkeypatch = monkeypatch
 
     def verify(self, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -42,7 +42,9 @@ class Folder:
         )
         self.monkeypatch.setattr(verify, "Verification", lambda config, faults: made)
         assert verify.verify(self.config, Faults()) == 0
-        assert len(list(self.config.results.glob("*-f00.json"))) == 1, "the result is kept"
+        assert len(list(self.results.glob(f"*-{RESULT.fingerprint}.json"))) == 1, (
+            "the result is kept"
+        )
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.onhost.verify.checks.control import judge_control
+from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.llama_log import (
-    Evidence,
-    judge_control,
-    judge_offload,
+    Placement,
     last_words,
     out_of_memory,
     parse,
@@ -26,7 +26,7 @@ def log(name: str) -> str:
     return (LOGS / f"{name}.log").read_text(encoding="utf-8")
 
 
-def evidence(name: str) -> Evidence:
+def evidence(name: str) -> Placement:
     return parse(log(name))
 
 

@@ -24,8 +24,8 @@ def test_a_cpu_build_is_cpu_only(host: Host) -> None:
     assert result["verdict"] == "CPU ONLY"
     assert [check["name"] for check in result["checks"]] == list(checks.NAMES)
     status = {name: check["status"] for name, check in host.checks().items()}
-    assert {name for name in status if status[name] == "skip"} == checks.GPU_ONLY
-    assert {name for name in status if status[name] == "pass"} == set(status) - checks.GPU_ONLY
+    assert {name for name in status if status[name] == "skip"} == set(status) - checks.ON_CPU
+    assert {name for name in status if status[name] == "pass"} == checks.ON_CPU
     assert "offload is red" in host.checks()["control"]["found"]
     pp, tg = result["benchmark"]["pp"], result["benchmark"]["tg"]
     assert (pp["n"], len(pp["samples_ts"]), len(pp["discarded_ts"])) == (32, 2, 1)
@@ -150,7 +150,7 @@ def test_a_given_model_that_is_none_is_red(
     model = tmp_path / "mine.gguf"
     if content is not None:
         model.write_bytes(content)
-    host.config["model"] = str(model)
+    host.config["inputs"]["model"] = str(model)
     assert host.verify().returncode == 1
     assert host.red() == {"context", "benchmark"}
     assert "mine.gguf" in host.checks()["context"]["found"]
@@ -163,14 +163,14 @@ def test_a_model_that_llama_cpp_rejects_is_red(host: Host, tmp_path: Path, model
     model = tmp_path / "mine.gguf"
     data = (models / "synthetic-tiny-q4_0.gguf").read_bytes()
     model.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llomo", 1))
-    host.config["model"] = str(model)
+    host.config["inputs"]["model"] = str(model)
     assert host.verify().returncode == 1
     assert host.red() == {"context", "benchmark"}
     assert "unknown model architecture" in host.checks()["benchmark"]["found"]
 
 
 def test_a_context_that_does_not_fit_is_red_and_a_smaller_one_is_named(host: Host) -> None:
-    host.config["context"] = 100_000_000
+    host.config["inputs"]["context"] = 100_000_000
     assert host.verify().returncode == 1
     assert host.red() == {"context"}
     check = host.checks()["context"]
@@ -208,7 +208,8 @@ def test_an_old_verdict_is_gone_before_the_new_one_is_there(host: Host) -> None:
     host.results.mkdir()
     latest = host.results / "latest.json"
     latest.write_text('{"verdict": "PASS"}')
-    host.config |= {"context": 0, "surplus": 1}
+    host.config["inputs"]["context"] = 0
+    host.config["surplus"] = 1
     run = host.verify()
     assert run.returncode == 2
     assert "context: found 0" in run.stderr

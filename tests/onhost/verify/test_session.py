@@ -22,10 +22,13 @@ from llamafleet.onhost.verify import checks, gpu, synth, weights
 from llamafleet.onhost.verify import run as verify
 from llamafleet.onhost.verify import session as verification
 from llamafleet.onhost.verify.child import Outcome
+from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.gpu import Nvml, Recording, Sample
-from llamafleet.onhost.verify.session import Faults
 from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.decode import decode
 from llamafleet.protocol.fingerprint import fingerprint
+from llamafleet.protocol.result import Result
+from llamafleet.received import received_result
 from tests.onhost.llama import models
 from tests.onhost.verify.test_gpu import Recorded
 from tests.protocol.test_verify import good
@@ -64,17 +67,25 @@ def recording(weights: float = 65, all_: float = 90, util: float = 95) -> Record
     )
 
 
+def bus_id(number: int) -> str:
+    return f"0000:{number + 1:02x}:00.0"
+
+
 class Answers:
     """In the place of Children: what each task answers."""
 
     def __init__(self, folder: Path, libraries: list[Path]) -> None:
         self.folder = folder
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.on: list[tuple[str, str]] = []
+        """Tasks, with the GPU that each was limited to."""
         probe = {
             "llama_cpp_python": "0.3.36",
             "system_info": INFO,
             "supports_gpu_offload": True,
-            "devices": [{"name": "CUDA0", "description": "NVIDIA GeForce RTX 4090"}],
+            "devices": [
+                {"name": "CUDA0", "description": "NVIDIA GeForce RTX 4090", "bus_id": bus_id(0)}
+            ],
             "libraries": list(map(str, libraries)),
         }
         self.answers: dict[str, tuple[dict[str, Any] | None, str]] = {
@@ -89,8 +100,12 @@ class Answers:
         self.fits = 10**9
         """Tokens of the largest context."""
 
-    def run(self, task: str, name: str = "", **request: Any) -> Outcome:
+    def on_step(self, step: int, steps: int, line: str) -> None:
+        """No model is written here."""
+
+    def run(self, task: str, name: str = "", gpu: gpu.Gpu | None = None, **request: Any) -> Outcome:
         self.asked.append((name or task, request))
+        self.on.append((name or task, gpu.uuid if gpu else ""))
         reply, text = self.answers[name or task]
         problem = None if reply is not None else "the process was ended by SIGABRT; log: " + text
         if task == "context" and request["n_ctx"] > self.fits:
@@ -124,11 +139,13 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     places = {"prefix": tmp_path / "prefix", "stamp": stamp, "job": tmp_path / "job"}
     places |= {"results": tmp_path / "results", "models": models}
     data = good() | {key: str(value) for key, value in places.items()}
-    data |= {"model": "synthetic:160m-q4_0", "bench": {"prompt": 8, "gen": 8, "repetitions": 2}}
+    data["inputs"] |= {"model": "synthetic:160m-q4_0"}
+    data["inputs"] |= {"bench": {"prompt": 8, "gen": 8, "repetitions": 2}}
     config = verify_config.parse(tmp_path / "verify.json", data)
 
     def run(faults: Faults | None = None, **changes: Any) -> dict[str, Any]:
-        code = verify.verify(replace(config, **changes), faults or Faults())
+        inputs = replace(config.inputs, **changes)
+        code = verify.verify(replace(config, inputs=inputs), faults or Faults())
         result: dict[str, Any] = json.loads((tmp_path / "results" / "latest.json").read_text())
         assert code == (1 if result["verdict"] == "FAIL" else 0)
         return result
@@ -136,12 +153,17 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return answers, run
 
 
+def every(result: dict[str, Any]) -> list[dict[str, str]]:
+    """The checks of the host and of its GPUs."""
+    return [*result["checks"], *(c for gpu in result["gpus"] for c in gpu["checks"])]
+
+
 def status(result: dict[str, Any], wanted: str) -> set[str]:
-    return {check["name"] for check in result["checks"] if check["status"] == wanted}
+    return {check["name"] for check in every(result) if check["status"] == wanted}
 
 
 def said(result: dict[str, Any], name: str) -> str:
-    check = next(check for check in result["checks"] if check["name"] == name)
+    check = next(check for check in every(result) if check["name"] == name)
     return f"{check['found']} {check['next']}"
 
 
@@ -152,30 +174,42 @@ def test_a_good_host_passes(host: Host) -> None:
     assert status(result, "pass") == set(checks.NAMES)
     asked = dict(answers.asked)
     assert [name for name, _ in answers.asked] == [
-        *("probe", "generate", "control", "logits", "context", "bench")
+        *("probe", "control", "generate", "logits", "context", "bench")
     ]
     assert [asked[n]["n_gpu_layers"] for n in ("generate", "logits", "control", "bench")] == [
         *(-1, -1, 0, -1)
     ]
     assert asked["bench"]["discard"] == 1
-    assert result["benchmark"]["gpu"]["utilisation_mean"] == 95
-    assert result["benchmark"]["peak_vram_mib"] == 900
-    assert result["system"]["gpus"][0]["compute_capability"] == "8.9"
+    (row,) = result["gpus"]
+    assert (row["uuid"], row["bus_id"], row["verdict"]) == ("GPU-0", bus_id(0), "PASS")
+    assert (row["compute_capability"], row["vram_mib"]) == ("8.9", 24564)
+    assert row["benchmark"]["gpu"]["utilisation_mean"] == 95
+    assert row["benchmark"]["peak_vram_mib"] == 900
+    assert row["model"] == "synthetic:160m-q4_0"
+    assert row["timings"] == {"load_s": 1.0, "init_s": 0.5}
+    assert result["benchmark"] is None, "of several GPUs together"
     assert result["system"]["driver"] == "580.159.04"
-    assert result["timings"] == {"load_s": 1.0, "init_s": 0.5}
+    assert received_result(result) == decode(Result, result)
 
 
-PLANNED = {"driver": "570.86.10", "gpus": ["NVIDIA GeForce RTX 4090 GPU-9"], "context": 4096}
-NOW = {"driver": "580.159.04", "gpus": ["NVIDIA GeForce RTX 4090 GPU-0"], "context": 4096}
+PLANNED = {"driver": "570.86.10", "gpus": ("NVIDIA GeForce RTX 4090 GPU-9",)}
+INPUTS: dict[str, Any] = {
+    "fingerprint": "f00",
+    "driver": "580.159.04",
+    "gpus": ["NVIDIA GeForce RTX 4090 GPU-0"],
+    "model": "synthetic:160m-q4_0",
+    "bench": {"prompt": 8, "gen": 8, "repetitions": 2},
+    "context": 4096,
+}
 
 
 def test_a_result_names_the_driver_and_gpus_that_were_there(host: Host, tmp_path: Path) -> None:
     """With the very key that the next plan of this host has: it then finds nothing to do."""
-    result = host[1](inputs=PLANNED)
-    assert result["inputs"] == NOW and result["key"] == fingerprint(NOW)
+    result = host[1](**PLANNED)
+    assert result["inputs"] == INPUTS and result["key"] == fingerprint(INPUTS)
     for name in ("progress", "stamp"):
         job = json.loads((tmp_path / "job" / f"{name}.json").read_text())
-        assert job["key"] == fingerprint(NOW), name
+        assert job["key"] == fingerprint(INPUTS), name
 
 
 def test_without_nvml_it_names_the_module(
@@ -189,9 +223,10 @@ def test_without_nvml_it_names_the_module(
     module = tmp_path / "sys/module/nvidia/version"
     module.parent.mkdir(parents=True)
     module.write_text("580.95.05\n")
-    result = host[1](inputs=PLANNED)
+    result = host[1](**PLANNED)
     assert result["verdict"] == "FAIL" and "gpus_visible" in status(result, "fail")
-    assert result["inputs"] == PLANNED | {"driver": "580.95.05"}
+    planned = INPUTS | {"gpus": list(PLANNED["gpus"]), "driver": "580.95.05"}
+    assert result["inputs"] == planned
     assert result["key"] == fingerprint(result["inputs"])
 
 
@@ -223,11 +258,9 @@ def test_a_driver_that_changes_meanwhile_gets_no_verdict_of_before(
     assert len(list(results.glob("*-f00.json"))) == 1, "it is kept as what it is"
 
 
-def test_ptx_alone_passes_with_a_warning(host: Host, tmp_path: Path) -> None:
-    answers, run = host
-    reply, text = answers.answers["probe"]
-    answers.answers["probe"] = (reply, text.replace("capability 8.9", "capability 9.0"))
-    result = run()
+def test_ptx_alone_passes_with_a_warning(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetCudaComputeCapability", lambda *_: (9, 0))
+    result = host[1]()
     assert result["verdict"] == "PASS"
     assert status(result, "warn") == {"machine_code"}
 
@@ -255,7 +288,7 @@ def test_a_task_that_dies_fails(host: Host, task: str) -> None:
     answers.answers[task] = (None, answers.answers[task][1])
     result = run()
     assert result["verdict"] == "FAIL"
-    assert "SIGABRT" in json.dumps(result["checks"])
+    assert "SIGABRT" in json.dumps(every(result))
 
 
 @pytest.mark.parametrize(
@@ -344,5 +377,117 @@ def test_a_crash_of_a_step_leaves_a_result(host: Host, monkeypatch: pytest.Monke
     monkeypatch.setattr(weights, "read", lambda path: 1 / 0)
     result = run()
     assert result["verdict"] == "FAIL"
-    assert "ZeroDivisionError" in json.dumps(result["checks"])
-    assert {check["name"] for check in result["checks"]} == set(checks.NAMES)
+    assert "ZeroDivisionError" in json.dumps(every(result))
+    assert {check["name"] for check in every(result)} == set(checks.NAMES)
+
+
+# -- several GPUs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The same host with a second GPU of that kind."""
+    answers, _ = host
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(count=2)))
+    reply, text = answers.answers["probe"]
+    assert reply is not None
+    first = reply["devices"][0]
+    second = first | {"name": "CUDA1", "bus_id": bus_id(1)}
+    # CUDA's order is another than NVML's.
+    answers.answers["probe"] = (reply | {"devices": [second, first]}, text)
+    return host
+
+
+def rows(result: dict[str, Any]) -> dict[str, str]:
+    return {gpu["uuid"]: gpu["verdict"] for gpu in result["gpus"]}
+
+
+def test_each_gpu_is_verified_by_itself_and_then_all_together(two: Host) -> None:
+    answers, run = two
+    result = run()
+    assert result["verdict"] == "PASS" and rows(result) == {"GPU-0": "PASS", "GPU-1": "PASS"}
+    assert answers.on == [
+        ("probe", ""),
+        ("control", ""),
+        *((task, "GPU-0") for task in ("generate", "logits", "context", "bench")),
+        *((task, "GPU-1") for task in ("generate", "logits", "context", "bench")),
+        *((task, "") for task in ("generate", "context", "bench")),
+    ]
+    assert result["benchmark"] is not None and all(g["benchmark"] for g in result["gpus"])
+    assert {c["name"] for c in result["checks"]} == {
+        *checks.OF_HOST,
+        *("offload", "vram", "busy", "context", "benchmark"),
+    }
+
+
+def test_a_gpu_that_cuda_does_not_show_fails_and_is_named(two: Host) -> None:
+    """Measured before: one GPU of two hidden from CUDA was a PASS."""
+    answers, run = two
+    reply, text = answers.answers["probe"]
+    assert reply is not None
+    shown = [device for device in reply["devices"] if device["bus_id"] == bus_id(0)]
+    answers.answers["probe"] = (reply | {"devices": shown}, text)
+    result = run()
+    assert result["verdict"] == "FAIL"
+    assert rows(result) == {"GPU-0": "PASS", "GPU-1": "FAIL"}
+    (hidden,) = [gpu for gpu in result["gpus"] if gpu["uuid"] == "GPU-1"]
+    red = [check for check in hidden["checks"] if check["status"] == "fail"]
+    assert [check["name"] for check in red] == ["gpus_visible"]
+    assert bus_id(1) in red[0]["expected"]
+    assert ("generate", "GPU-1") not in answers.on, "nothing can be tried on it"
+
+
+def test_a_gpu_hidden_by_the_environment_fails_too(
+    two: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, run = two
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    reply, text = answers.answers["probe"]
+    assert reply is not None
+    answers.answers["probe"] = (reply | {"devices": reply["devices"][1:]}, text)
+    result = run()
+    assert rows(result) == {"GPU-0": "PASS", "GPU-1": "FAIL"} and result["verdict"] == "FAIL"
+    assert "CUDA_VISIBLE_DEVICES='0'" in json.dumps(result["gpus"])
+
+
+def test_one_sick_gpu_of_two_is_the_host_s_verdict(two: Host) -> None:
+    answers, run = two
+    whole = answers.run
+
+    def sick(task: str, name: str = "", gpu: gpu.Gpu | None = None, **request: Any) -> Outcome:
+        done = whole(task, name, gpu, **request)
+        if task == "generate" and gpu and gpu.uuid == "GPU-1":
+            return replace(done, reply=None, problem="the process was ended by SIGABRT")
+        return done
+
+    answers.run = sick  # type: ignore[method-assign]
+    result = run()
+    assert result["verdict"] == "FAIL"
+    assert rows(result) == {"GPU-0": "PASS", "GPU-1": "FAIL"}
+
+
+def test_without_addresses_as_many_devices_as_gpus_are_taken_for_them(two: Host) -> None:
+    answers, run = two
+    reply, text = answers.answers["probe"]
+    assert reply is not None
+    unnamed = [device | {"bus_id": None} for device in reply["devices"]]
+    answers.answers["probe"] = (reply | {"devices": unnamed}, text)
+    assert run()["verdict"] == "PASS"
+    answers.answers["probe"] = (reply | {"devices": unnamed[:1]}, text)
+    assert rows(run()) == {"GPU-0": "FAIL", "GPU-1": "FAIL"}, "which of them is not known"
+
+
+def test_a_model_too_big_for_one_gpu_is_measured_on_all_of_them(
+    two: Host, tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, run = two
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes((models / "synthetic-160m-q4_0.gguf").read_bytes())
+    small = read_weights(models / "synthetic-160m-q4_0.gguf")
+    big = replace(small, total_bytes=40 << 30)
+    monkeypatch.setattr(weights, "read", lambda path: big if path == mine else small)
+    monkeypatch.setattr(synth, "ensure", lambda *_: (tmp_path / "seven.gguf", {"sha256": "0"}))
+    result = run(model=str(mine))
+    assert {gpu["model"] for gpu in result["gpus"]} == {"synthetic:7b-q4_0"}
+    loaded = [request["model"] for name, request in answers.asked if name == "bench"]
+    assert loaded == [str(tmp_path / "seven.gguf")] * 2 + [str(mine)]

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 
 from llamafleet.onhost.verify import synth, weights
+from llamafleet.protocol import models
 
 STD = {"token_embd.weight": 0.5, "blk.0.ffn_down.weight": 1 / math.sqrt(512)}
 
 
-@pytest.mark.parametrize("type_", synth.TYPES)
+@pytest.mark.parametrize("type_", models.TYPES)
 def test_every_type_is_a_whole_model(tmp_path: Path, type_: str) -> None:
     path = tmp_path / "tiny.gguf"
     about = synth.write(path, "tiny", type_)
     assert json.loads(synth.sidecar(path).read_text())["sha256"] == about["sha256"]
-    assert about["bytes"] == path.stat().st_size <= synth.estimate_bytes("tiny", type_)
-    assert synth.estimate_bytes("tiny", type_) < 1.05 * path.stat().st_size
+    assert about["bytes"] == path.stat().st_size <= models.estimate_bytes("tiny", type_)
+    assert models.estimate_bytes("tiny", type_) < 1.05 * path.stat().st_size
     reader = gguf.GGUFReader(path)
     names = [tensor.name for tensor in reader.tensors]
-    assert names == [tensor.name for tensor in synth.tensors(synth.SHAPES["tiny"], type_)]
+    assert names == [tensor.name for tensor in models.tensors(models.SHAPES["tiny"], type_)]
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         assert np.isfinite(values).all(), tensor.name
@@ -40,13 +41,13 @@ def test_the_bytes_follow_from_the_seed(tmp_path: Path) -> None:
     assert first["sha256"] == again["sha256"] != other["sha256"]
 
 
-@pytest.mark.parametrize("shape", synth.SHAPES)
+@pytest.mark.parametrize("shape", models.SHAPES)
 def test_every_shape_can_be_written(shape: str) -> None:
-    dims = synth.SHAPES[shape]
+    dims = models.SHAPES[shape]
     assert dims.embd % dims.heads == 0 and dims.heads % dims.heads_kv == 0
-    for type_ in synth.TYPES:
-        for tensor in synth.tensors(dims, type_):
-            size, count = synth._BLOCKS[tensor.type]
+    for type_ in models.TYPES:
+        for tensor in models.tensors(dims, type_):
+            size, count = models.BLOCKS[tensor.type]
             assert (
                 tensor.columns % count == 0 and tensor.row_bytes == tensor.columns // count * size
             )
@@ -56,7 +57,7 @@ def test_every_shape_can_be_written(shape: str) -> None:
 
 def test_sizes_of_the_big_shapes() -> None:
     """Llama 2 7B as q4_0 by llama-quantize has 3.56 GiB of tensors."""
-    assert synth.estimate_bytes("7b", "q4_0") / 2**30 == pytest.approx(3.56, abs=0.02)
+    assert models.estimate_bytes("7b", "q4_0") / 2**30 == pytest.approx(3.56, abs=0.02)
 
 
 def test_a_finished_model_is_not_written_again(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_weights_are_read_from_the_file(tmp_path: Path) -> None:
     path, _ = synth.ensure(tmp_path, "tiny", "q4_0")
     read = weights.read(path)
-    parts = synth.tensors(synth.SHAPES["tiny"], "q4_0")
+    parts = models.tensors(models.SHAPES["tiny"], "q4_0")
     total = sum(tensor.bytes for tensor in parts)
     assert (read.layers, read.total_bytes) == (4, total)
     assert read.device_bytes == total - parts[0].bytes

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llamafleet import render
 from llamafleet.facts.host import Driver, HostSnapshot
 from llamafleet.onhost.verify import gpu as onhost_gpu
-from llamafleet.onhost.verify.session import Faults, Verification
+from llamafleet.onhost.verify.evidence import Faults
+from llamafleet.onhost.verify.session import Verification
 from llamafleet.plans.plan import Plan
 from llamafleet.protocol import verify as verify_config
-from llamafleet.settings import Settings
+from llamafleet.protocol.result import Result
 from tests.onhost.verify.test_gpu import Recorded
-from tests.plans.hosts import GPU_HOST, LAYOUT, built, driver, gpu, only_problem, plan, toolkit
+from tests.plans.hosts import GPU_HOST, built, driver, gpu, only_problem, plan, proven, toolkit
 
 BARE = replace(GPU_HOST, gpus=(gpu("8.9"),), toolkits=(toolkit("12.2"), toolkit("12.8")))
 
@@ -29,7 +29,7 @@ def deployed(snapshot: HostSnapshot, made: Plan) -> HostSnapshot:
         jobs=(*snapshot.jobs, built(made.build)),
         versions=(*snapshot.versions, made.build.fingerprint),
         current=made.build.fingerprint,
-        result={"key": made.verify.key, "inputs": made.verify.inputs, "verdict": "PASS"},
+        result=proven(made.verify),
     )
 
 
@@ -83,17 +83,16 @@ def test_half_an_update_stops_the_host(on_disk: str, advice: str, reboot: bool) 
     assert ("takes effect at the next boot" in problem.expected) is reboot
 
 
-def verified_by_itself(host: HostSnapshot, monkeypatch: pytest.MonkeyPatch, root: Path) -> Any:
+def verified_by_itself(host: HostSnapshot, monkeypatch: pytest.MonkeyPatch, root: Path) -> Result:
     """The result that the host writes under driver 580 with the settings of this deploy."""
     made = plan(host)
     assert made.build and made.verify
-    settings = render.verify_config(made, made.build, made.verify, Settings(), LAYOUT)
     file = root / "verify.json"
-    file.write_bytes(settings)
-    config = replace(verify_config.load(file), job=root)
+    file.write_bytes(render.verify_config(made.verify))
+    config = replace(verify_config.load(file), job=str(root))
     monkeypatch.setattr(onhost_gpu, "Nvml", lambda nvml=onhost_gpu.Nvml: nvml(Recorded()))
     run = Verification(config, Faults())
-    return {"key": run.key, "inputs": run.inputs, "verdict": "PASS"}
+    return replace(proven(made.verify), key=run.key, inputs=run.inputs)
 
 
 def test_what_the_host_verified_by_itself_is_not_verified_again(

@@ -1,0 +1,89 @@
+"""The driver lists GPUs and CUDA, inside llama.cpp, sees them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from llamafleet.onhost.verify.checks.spec import Spec
+from llamafleet.onhost.verify.evidence import Evidence, Place
+from llamafleet.protocol.result import Check, failed, passed
+
+NAME = "gpus_visible"
+
+
+def judge_gpus(
+    nvml_gpus: Sequence[str],
+    nvml_problem: str | None,
+    cuda_gpus: Sequence[str],
+    visible: str | None,
+) -> Check:
+    """All that the driver lists; `visible` is CUDA_VISIBLE_DEVICES."""
+    expected = "at least one NVIDIA GPU, the same number through NVML and through CUDA"
+    restriction = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
+    seen = f"NVML: {nvml_problem or _names(nvml_gpus)}; CUDA: {_names(cuda_gpus)}{restriction}"
+    if nvml_problem:
+        return failed(
+            NAME,
+            seen,
+            expected,
+            "run `nvidia-smi -L`; if it fails too, install or repair the NVIDIA driver (in a "
+            "container: --gpus all)",
+        )
+    if not nvml_gpus:
+        return failed(NAME, seen, expected, "run `lspci -d 10de:` and `nvidia-smi -L`")
+    if not cuda_gpus:
+        return failed(
+            NAME,
+            seen,
+            expected,
+            "unset CUDA_VISIBLE_DEVICES"
+            if visible is not None
+            else "check the build (library_cuda), `ls -l /dev/nvidia*` and "
+            "`lsmod | grep nvidia_uvm`",
+        )
+    if len(cuda_gpus) < len(nvml_gpus):
+        return failed(NAME, seen, expected, _advice(visible))
+    return passed(NAME, seen, expected)
+
+
+def judge_gpu(gpu: str, bus_id: str, shown: Sequence[str] | None, visible: str | None) -> Check:
+    """One GPU; `shown`: bus ids of CUDA's devices, None where llama.cpp does not tell them."""
+    expected = f"{gpu} at {bus_id or 'an unknown address'} among CUDA's devices"
+    if shown is None:
+        found = "CUDA shows as many GPUs as NVML, without their addresses"
+        return passed(NAME, found, expected)
+    found = f"CUDA shows {_names(shown)}"
+    if bus_id in shown:
+        return passed(NAME, found, expected)
+    if visible is not None:
+        found += f", CUDA_VISIBLE_DEVICES={visible!r}"
+    return failed(NAME, found, expected, _advice(visible))
+
+
+def _advice(visible: str | None) -> str:
+    """What to do about a GPU that is hidden among others."""
+    if visible is not None:
+        return "unset CUDA_VISIBLE_DEVICES"
+    return "run `nvidia-smi` and look for a GPU in an error state, in MIG mode or in compute mode"
+
+
+def _names(gpus: Sequence[str]) -> str:
+    return f"{len(gpus)} ({', '.join(gpus)})" if gpus else "none"
+
+
+def _host(evidence: Evidence) -> Check:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(gpu) for gpu in evidence.gpus]
+    return judge_gpus(names, evidence.nvml_problem, evidence.cuda_devices(), visible)
+
+
+def _place(place: Place) -> Check:
+    (gpu,) = place.gpus
+    shown = place.evidence.cuda_bus_ids()
+    check = judge_gpu(str(gpu), gpu.bus_id, shown, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    place.hidden = check.status == "fail"
+    return check
+
+
+SPEC = Spec(NAME, host=_host, place=_place, on=frozenset({"gpu"}))

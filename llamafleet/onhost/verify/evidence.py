@@ -1,0 +1,298 @@
+"""What one verification finds out, each thing once: asked for by the checks that need it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from llamafleet.onhost.job import read_json
+from llamafleet.onhost.verify import gpu, synth, weights
+from llamafleet.onhost.verify.child import Children, Outcome, cure
+from llamafleet.onhost.verify.gpu import Gpu, Nvml
+from llamafleet.protocol import models
+from llamafleet.protocol.result import Benchmark, Check, ModelFile, Rates, failed
+from llamafleet.protocol.verify import VerifyConfig
+
+MIB = 1 << 20
+EVIDENCE_CONTEXT = 1024
+"""Context of the run that offload, vram and busy look at."""
+SMALL_MODEL = ("tiny", "q4_0")
+"""For logits and control: q4_0 takes the kernels that the big synthetic models take."""
+FREE_SHARE = 0.95
+"""Of the free memory, what weights and KV cache may take in an estimate."""
+
+Kind = Literal["gpu", "all", "unnamed", "cpu"]
+"""One GPU; all of several together; what CUDA shows where NVML names none; the CPU."""
+T = TypeVar("T")
+
+
+def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Keep a method's answer, or its exception: what failed once is not tried again."""
+    name = f"_once_{method.__name__}"
+
+    @functools.wraps(method)
+    def kept(self: Any) -> T:
+        if name not in self.__dict__:
+            try:
+                self.__dict__[name] = method(self)
+            except Exception as error:
+                self.__dict__[name] = error
+        answer = self.__dict__[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    return kept
+
+
+def quietly(method: Callable[[], T]) -> T | None:
+    """The answer; None where there is none. What went wrong stands in a check by now."""
+    try:
+        return method()
+    except Exception:
+        return None
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Faults that a person plants to see a check go red."""
+
+    n_gpu_layers: str = ""
+    """A number, or half; empty: all layers."""
+    abort_in: str = ""
+    """A task of worker.py that ends by abort()."""
+
+    def layers(self, model: Model) -> int:
+        """All layers, unless a fault is planted."""
+        if self.n_gpu_layers == "half":
+            return (model.weights.layers + 1) // 2
+        return int(self.n_gpu_layers) if self.n_gpu_layers else -1
+
+    def request(self, task: str) -> dict[str, Any]:
+        return {"abort": True} if self.abort_in == task else {}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to load."""
+
+    name: str
+    path: Path
+    sha256: str | None
+    """Of synthetic models; a model of the user's may be too big to be read through every time."""
+    weights: weights.Weights
+
+    def described(self) -> ModelFile:
+        size = sum(part.stat().st_size for part in weights.parts(self.path))
+        return ModelFile(self.name, str(self.path), size, self.sha256, self.weights.layers)
+
+
+class Evidence:
+    """The host's: its build, its GPUs, the model."""
+
+    def __init__(
+        self,
+        config: VerifyConfig,
+        faults: Faults,
+        children: Children,
+        nvml: Nvml | str | None,
+    ) -> None:
+        """`nvml`: opened; why it can't be; or None for a build that needs none."""
+        self.config, self.faults, self.children = config, faults, children
+        self.nvml = None if isinstance(nvml, str) else nvml
+        self.nvml_problem = nvml if isinstance(nvml, str) else None
+        self.gpus: tuple[Gpu, ...] = tuple(self.nvml.gpus()) if self.nvml else ()
+        self.stamp = read_json(Path(config.stamp)) or {}
+
+    @once
+    def probe(self) -> Outcome:
+        """What is loaded, and which devices it has."""
+        return self.children.run("probe")
+
+    @once
+    def probed_libraries(self) -> dict[str, str]:
+        """sha256 by path of the libraries in the process; none where it did not answer."""
+        found = {}
+        for path in (self.probe().reply or {}).get("libraries", ()):
+            real = path.removesuffix(" (deleted)")
+            found[path] = synth.sha256_of(Path(real)) if real == path else "replaced on disk"
+        return found
+
+    def libraries(self) -> dict[str, str]:
+        """The same. Raises TaskProblem where the process did not answer."""
+        _ = self.probe().result
+        return self.probed_libraries()
+
+    def _devices(self) -> list[dict[str, Any]]:
+        devices = (self.probe().reply or {}).get("devices", [])
+        return [device for device in devices if device["name"].startswith("CUDA")]
+
+    def cuda_devices(self) -> list[str]:
+        """Names of the GPUs that CUDA shows."""
+        return [device["description"] for device in self._devices()]
+
+    def cuda_bus_ids(self) -> list[str] | None:
+        """Their PCI addresses; None: not told, and there are as many as NVML lists."""
+        ids = [device.get("bus_id") for device in self._devices()]
+        if None in ids and len(ids) == len(self.gpus):
+            return None
+        return [bus_id or "an unknown address" for bus_id in ids]
+
+    @once
+    def model(self) -> Model:
+        """That of the settings. Raises ModelError."""
+        try:
+            return self._model(self.config.inputs.model)
+        except (OSError, ValueError, ImportError) as error:
+            advice = f"set model to a whole GGUF file or to {models.PREFIX}<shape>-<type>"
+            raise synth.ModelError(str(error), advice) from error
+
+    @once
+    def small(self) -> Model:
+        return self._model(models.name(*SMALL_MODEL))
+
+    def model_for(self, gpus: tuple[Gpu, ...]) -> Model:
+        """That of the settings; where it is too big for one GPU of several: a synthetic one."""
+        model = self.model()
+        if len(gpus) != 1 or len(self.gpus) < 2:
+            return model
+        (gpu,) = gpus
+        needed = model.weights.total_bytes + model.weights.kv_bytes_per_token * EVIDENCE_CONTEXT
+        if needed / MIB <= FREE_SHARE * gpu.vram_mib:
+            return model
+        return self._model(models.for_vram(gpu.vram_mib))
+
+    def _model(self, name: str) -> Model:
+        named = models.parse(name)
+        if named is None:
+            path = Path(name)
+            return Model(path.name, path, None, weights.read(path))
+
+        def on_tensor(done: int, of: int) -> None:
+            self.children.on_step(done, of, f"writing the synthetic model {' '.join(named)}")
+
+        path, about = synth.ensure(Path(self.config.models), *named, on_tensor)
+        return Model(name, path, about["sha256"], weights.read(path))
+
+    @once
+    def control(self) -> Outcome:
+        """The small model on the CPU."""
+        model = str(self.small().path)
+        fault = self.faults.request("control")
+        return self.children.run("logits", "control", model=model, n_gpu_layers=0, **fault)
+
+    def first_after_build(self) -> bool:
+        """No verification of this build has ended: kernels may still be compiled or paged in."""
+        build = self.config.inputs.fingerprint
+        return not any(Path(self.config.results).glob(f"*-{build}.json"))
+
+
+class Place:
+    """Where a model is loaded, and what was seen there."""
+
+    def __init__(self, evidence: Evidence, kind: Kind, gpus: tuple[Gpu, ...] = ()) -> None:
+        self.evidence, self.kind, self.gpus = evidence, kind, gpus
+        self.checks: dict[str, Check] = {}
+        """Those that were made here so far."""
+        self.hidden = False
+        """CUDA does not show this GPU: nothing can be tried on it."""
+        self.offloaded = kind == "cpu"
+        """The model was seen where it belongs: what builds on that may be tried."""
+        self.measured: Benchmark | None = None
+        self.loaded: Model | None = None
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The one GPU that a process is limited to; None: it takes what it sees."""
+        return self.gpus[0] if self.kind == "gpu" else None
+
+    @once
+    def model(self) -> Model:
+        self.loaded = self.evidence.model_for(self.gpus)
+        return self.loaded
+
+    def _run(self, task: str, model: Model, **request: Any) -> Outcome:
+        evidence = self.evidence
+        return evidence.children.run(
+            task,
+            gpu=self.gpu,
+            model=str(model.path),
+            n_gpu_layers=evidence.faults.layers(model),
+            **request,
+            **evidence.faults.request(task),
+        )
+
+    @once
+    def generate(self) -> Outcome:
+        """The whole model, loaded and generating."""
+        return self._run("generate", self.model(), n_ctx=EVIDENCE_CONTEXT)
+
+    def watched(self) -> Outcome:
+        """The same, with NVML's figures. Raises NvmlUnavailable and TaskProblem."""
+        if self.evidence.nvml is None:
+            raise gpu.NvmlUnavailable(self.evidence.nvml_problem)
+        _ = self.generate().result
+        return self.generate()
+
+    @once
+    def logits(self) -> Outcome:
+        return self._run("logits", self.evidence.small())
+
+    def context(self, n_ctx: int) -> Outcome:
+        limit = not self.evidence.cuda_devices()
+        return self._run("context", self.model(), n_ctx=n_ctx, limit_memory=limit)
+
+    def tokens_that_fit(self) -> float:
+        """Tokens for which the free memory is enough, by the KV cache's size alone."""
+        evidence, held = self.evidence, self.model().weights
+        if evidence.nvml and evidence.cuda_devices():
+            free = evidence.nvml.free_mib(self.gpus) * MIB
+        else:
+            free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return max(0.0, FREE_SHARE * free - held.total_bytes) / held.kv_bytes_per_token
+
+    @once
+    def benchmark(self) -> Benchmark:
+        sizes = self.evidence.config.inputs.bench
+        bench = {"prompt": sizes.prompt, "gen": sizes.gen, "repetitions": sizes.repetitions}
+        discard = 1 if self.evidence.first_after_build() else 0
+        ended = self._run("bench", self.model(), bench=bench, discard=discard)
+        report, peak = ended.result, ended.recording.peak_mib()
+        self.measured = Benchmark(
+            pp=Rates(**report["pp"]),
+            tg=Rates(**report["tg"]),
+            threads=report["threads"],
+            load_s=report["timings"]["load_s"],
+            peak_vram_mib=round(peak) if peak is not None else None,
+            gpu=gpu.summary(ended.recording.between("measuring", "measured")),
+        )
+        return self.measured
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of the first run with the model; empty where there was none."""
+        ended = quietly(self.generate) if self.loaded else None
+        return dict(((ended and ended.reply) or {}).get("timings", {}))
+
+
+def places(evidence: Evidence) -> tuple[Place, ...]:
+    """Each GPU by itself; where there are several, also all of them together."""
+    if evidence.config.backend == "cpu":
+        return (Place(evidence, "cpu"),)
+    if not evidence.gpus:
+        return (Place(evidence, "unnamed"),)
+    together = (Place(evidence, "all", evidence.gpus),) if len(evidence.gpus) > 1 else ()
+    return (*(Place(evidence, "gpu", (gpu,)) for gpu in evidence.gpus), *together)
+
+
+def task_failed(name: str, outcome: Outcome) -> Check:
+    """A check whose task ended without a reply."""
+    return failed(
+        name,
+        outcome.problem or "no reply",
+        f"task {outcome.task} of the worker ends with a reply",
+        cure(outcome),
+    )
