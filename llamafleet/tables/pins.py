@@ -1,21 +1,22 @@
 """Writes the pins of what pip installs on hosts, NAME.txt, again from each NAME.in of this folder.
 
-    uv run python -m llamafleet.tables.pins              # the versions stay as they are
-    uv run python -m llamafleet.tables.pins --upgrade    # the newest ones that NAME.in allows
+    .venv/bin/python -m llamafleet.tables.pins              # the versions stay as they are
+    .venv/bin/python -m llamafleet.tables.pins --upgrade    # the newest ones that NAME.in allows
 
-Options go to `uv pip compile`. A new CUDA version is a new toolkit-wheels-VERSION.in, this command,
-and rows in toolkits.yaml.
+It needs `uv`; options go to `uv pip compile`. A new CUDA version is a new
+toolkit-wheels-VERSION.in, this command, and rows in toolkits.yaml.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from llamafleet.tables import FOLDER
 
-COMMAND = "uv run python -m llamafleet.tables.pins"
+COMMAND = ".venv/bin/python -m llamafleet.tables.pins"
 """As it stands in the head of each file."""
 
 COMPILE = (
@@ -28,6 +29,9 @@ COMPILE = (
 
 def main(options: Sequence[str]) -> int:
     """0: all are written; else the status of uv, which has said why."""
+    if shutil.which("uv") is None:
+        print("found no uv on PATH; expected one; next: pip install uv", file=sys.stderr)
+        return 1
     for source in sorted(FOLDER.glob("*.in")):
         print(source.name)
         argv = [*COMPILE, *options, source.name, "-o", source.with_suffix(".txt").name]

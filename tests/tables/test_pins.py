@@ -93,6 +93,14 @@ def test_one_command_pins_every_source(uv: Path) -> None:
         assert call.endswith(f" --upgrade {name.replace('.txt', '.in')} -o {name}")
 
 
+def test_without_uv_it_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main([]) == 1
+    assert "found no uv on PATH" in capsys.readouterr().err
+
+
 def test_the_first_source_that_can_not_be_pinned_ends_it(
     uv: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
