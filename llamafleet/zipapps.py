@@ -12,14 +12,12 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-import yaml
-
 from llamafleet.onhost import diagnose
 from llamafleet.onhost.toolkit import packages
 from llamafleet.tables import driver_packages
+from llamafleet.tables import failures as known
 
 PACKAGE = Path(__file__).parent
-FAILURES = PACKAGE / "tables" / "failures.yaml"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that the zip format holds."""
 
@@ -41,8 +39,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 def failures() -> list[dict[str, str]]:
     """The rows of tables/failures.yaml."""
-    rows: list[dict[str, str]] = yaml.safe_load(FAILURES.read_text(encoding="utf-8"))
-    return rows
+    return [row.model_dump() for row in known.failures()]
 
 
 def signatures() -> tuple[diagnose.Signature, ...]:

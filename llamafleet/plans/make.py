@@ -41,7 +41,7 @@ from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
 from llamafleet.protocol.result import Backend, Result
 from llamafleet.settings import Settings
-from llamafleet.tables import toolkit as toolkit_row
+from llamafleet.tables.toolkits import toolkit as toolkit_row
 
 __all__ = [
     "allowed_unused",

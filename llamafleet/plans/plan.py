@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from llamafleet.protocol.result import Backend
 from llamafleet.protocol.verify import VerifyConfig
-from llamafleet.tables import CompilerPackage
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class ToolkitPlan:
     """Key of the job that installs it; "": nothing is to be installed."""
     source: Source | None = None
     """None: wheels, or nothing is to be installed."""
-    compiler: CompilerPackage | None = None
-    """What must be installed first: no compiler on the host is one that this toolkit accepts."""
+    compiler: str | None = None
+    """Package to install first: no compiler on the host is one that this toolkit accepts."""
     ruled_out: tuple[tuple[str, str], ...] = ()
     """(version, why not) for each version that was not chosen."""
 

@@ -6,10 +6,9 @@ import re
 from functools import lru_cache
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import Field, StringConstraints
 
-from llamafleet.tables import text
+from llamafleet.tables.rows import Row, load
 
 Role = Literal["held", "refused", "version", "library", "kernel", "dkms", "akmod", "prebuilt"]
 """As the table tells them."""
@@ -21,10 +20,8 @@ _KERNEL = re.compile(r"-(\d{1,2}\.\d+\.\d+-\S+)$")
 _BRANCH = re.compile(r"linux-modules-nvidia-(\d+(?:-server)?(?:-open)?)-")
 
 
-class Family(BaseModel):
+class Family(Row):
     """Packages with the same roles."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: Annotated[tuple[Pattern, ...], Field(min_length=1)]
     roles: frozenset[Role]
@@ -32,11 +29,13 @@ class Family(BaseModel):
     source: Words
 
 
-@lru_cache
+class _Families(Row):
+    families: tuple[Family, ...]
+
+
 def families() -> tuple[Family, ...]:
-    """All rows; the first that fits a name decides. Raises ValidationError."""
-    rows = yaml.safe_load(text("driver-packages.yaml"))
-    return TypeAdapter(tuple[Family, ...]).validate_python(rows)
+    """All rows; the first that fits a name decides. Raises TableError."""
+    return load("driver-packages.yaml", _Families).families
 
 
 def patterns(*roles: Role) -> tuple[str, ...]:

@@ -187,8 +187,9 @@ def test_printed_script_reads_a_host() -> None:
 
 
 def test_snapshot_of_this_machine_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "inventory").write_text('lab = ["@local"]\n')
     file = tmp_path / "here.snapshot"
-    assert run("snapshot", "@local", "-o", file).exit_code == 0
+    assert command(tmp_path, "snapshot", "@local", "-o", str(file)).returncode == 0
     assert run("plan", file, "--set", "accelerator=cpu").output.startswith("host: ")
 
 

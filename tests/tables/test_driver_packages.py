@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from pydantic import ValidationError
 
 from llamafleet import zipapps
 from llamafleet.facts.host import Package
@@ -21,8 +20,9 @@ from llamafleet.plans.driver.facts import package_versions
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.plan import HoldPlan
 from llamafleet.settings import Settings
-from llamafleet.tables import driver_packages
+from llamafleet.tables import driver_packages, overlaid, text
 from llamafleet.tables.driver_packages import Family, Role, has
+from llamafleet.tables.rows import TableError
 from tests.hosts.recorded import change, load
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -236,6 +236,7 @@ def test_branch_in_a_name(name: str, branch: str | None) -> None:
     assert driver_packages.prebuilt_branch(name) == branch
 
 
+TABLE = "driver-packages.yaml"
 ADDED = """\
 - names: [acme-gpu-*]
   roles: [held, refused, version, library]
@@ -245,22 +246,23 @@ ADDED = """\
 
 
 @contextmanager
-def table(content: str) -> Iterator[None]:
-    """Another content of driver-packages.yaml."""
-    caches = (driver_packages.families, driver_packages._compiled, zipapps.host_zipapp)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver_packages, "text", lambda _: content)
-        for cache in caches:
-            cache.cache_clear()
+def table(folder: Path, content: str) -> Iterator[None]:
+    """Another content of driver-packages.yaml, which is written to `folder`."""
+    (folder / TABLE).write_text(content)
+    caches = (driver_packages._compiled, zipapps.host_zipapp)
+    for cache in caches:
+        cache.cache_clear()
+    with overlaid(folder):
         yield
     for cache in caches:
         cache.cache_clear()
 
 
 @pytest.fixture
-def added() -> Iterator[None]:
+def added(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A row more in the table."""
-    with table(ADDED + driver_packages.text("driver-packages.yaml")):
+    more = text(TABLE).replace("families:\n", f"families:\n{ADDED}")
+    with table(tmp_path_factory.mktemp("tables"), more):
         yield
 
 
@@ -329,6 +331,7 @@ def test_the_guard_refuses_what_the_table_says(tmp_path: Path) -> None:
         ("{names: [a], roles: [], why: b, source: c, role: held}", "role"),
     ],
 )
-def test_a_row_that_is_wrong(row: str, found: str) -> None:
-    with table(f"- {row}\n"), pytest.raises(ValidationError, match=rf"0\.{found}"):
+def test_a_row_that_is_wrong(row: str, found: str, tmp_path: Path) -> None:
+    expected = rf"{TABLE}: families\.0\.{found}"
+    with table(tmp_path, f"families:\n- {row}\n"), pytest.raises(TableError, match=expected):
         driver_packages.families()

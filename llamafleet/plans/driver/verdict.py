@@ -26,7 +26,8 @@ from llamafleet.plans.driver.gpus import describe, lost_gpu, old_xids, unseen_ca
 from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.plans.toolkit.refusal import no_cuda
-from llamafleet.tables import parse_version, toolkits
+from llamafleet.tables import parse_version
+from llamafleet.tables.toolkits import toolkits
 
 State = Literal[
     "ok",
