@@ -1,0 +1,84 @@
+"""What a host sent, read on the controller: typed and bounded, or one line that says why not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+LIMIT = 4 << 20
+"""Characters of text that are looked at; what hosts write is far below."""
+MOST_ERRORS = 3
+LONGEST = 60
+"""Characters of a value that an error quotes."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Something that can't be understood; the text is one line and holds nothing unprintable."""
+
+    reason: str
+
+
+def received(kind: type[T], data: object) -> T | Unreadable:
+    """`data`, as json.loads gives it, as a dataclass of the protocol.
+
+    Keys that are newer than this code are left out, those that are missing are named.
+    """
+    try:
+        text = json.dumps(data, allow_nan=False)
+        # Of JSON, since only there a strict reader takes a list for a tuple.
+        adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
+        return adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)
+        told = [_line(dict(one)) for one in found[:MOST_ERRORS]]
+        more = [f"and {len(found) - MOST_ERRORS} more"] if len(found) > MOST_ERRORS else []
+        return Unreadable("; ".join([*told, *more]))
+    except (ValueError, TypeError, RecursionError) as error:
+        return Unreadable(_brief(error))
+
+
+def received_text(kind: type[T], text: str) -> T | Unreadable:
+    """The same of JSON text."""
+    if len(text) > LIMIT:
+        return Unreadable(f"found {len(text)} characters, expected at most {LIMIT}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Unreadable(f"no JSON: {_brief(error)}")
+    return received(kind, data)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _line(error: dict[str, Any]) -> str:
+    """As "checks.0.status: found 5, expected 'pass' or 'fail'"."""
+    where = ".".join(map(str, error["loc"])) or "the whole"
+    if error["type"] == "missing":
+        return f"{_quoted(where)[1:-1]}: found nothing"
+    return f"{_quoted(where)[1:-1]}: found {_quoted(error['input'])} ({error['msg']})"
+
+
+def _brief(error: Exception) -> str:
+    """One line of an error, with its kind: a KeyError's own text is the bare key."""
+    return f"{type(error).__name__}: {_quoted(' '.join(str(error).split()))[1:-1]}"
+
+
+def _quoted(value: object) -> str:
+    """As JSON, which escapes what a terminal would obey; cut where it is long."""
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        text = json.dumps(type(value).__name__)
+    # JSON lets DEL stand.
+    text = text.replace("\x7f", "\\u007f")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
