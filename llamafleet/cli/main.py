@@ -12,6 +12,7 @@ from llamafleet.cli.errors import BadInput
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.history.report import exit_code, render
 from llamafleet.history.store import Store, StoreError
+from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.wheelhouse import collect as house
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -53,8 +54,8 @@ def wheelhouse() -> None:
 @click.option(
     *("--python", "pythons"),
     multiple=True,
-    type=click.Choice(house.PYTHONS),
-    default=house.PYTHONS,
+    type=click.Choice(PYTHONS),
+    default=PYTHONS,
     show_default=True,
     help="Python on the hosts; may be repeated.",
 )

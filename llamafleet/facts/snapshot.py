@@ -14,6 +14,7 @@ from pyinfra.api.host import Host
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.layout import Layout
+from llamafleet.protocol.pythons import PYTHONS
 
 __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render", "snapshot_of"]
 
@@ -43,6 +44,7 @@ def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) 
         "LF_STATE": layout.state,
         "LF_FILES": "\n".join(files),
         "LF_EXTRA": "\n".join(extra),
+        "LF_PYTHONS": " ".join(reversed(PYTHONS)),
     }
     script = package_files("llamafleet.facts").joinpath("snapshot.sh").read_text("utf-8")
     return "".join(f"{key}={shlex.quote(text)}\n" for key, text in parameters.items()) + script

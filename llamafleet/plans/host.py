@@ -5,12 +5,11 @@ from __future__ import annotations
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.plans.plan import Backend, Problem, ToolkitPlan
 from llamafleet.protocol.models import estimate_mib
+from llamafleet.protocol.pythons import PYTHONS, RANGE, minor
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
 
 MACHINES = ("x86_64", "aarch64")
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)
-"""Pythons for which every pinned wheel exists (checked against the index)."""
 
 BUILD_MIB: dict[Backend, dict[str, int]] = {
     "cuda": {"state": 6000, "prefix": 2000},
@@ -67,7 +66,8 @@ def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
     """
     wanted = settings.python
     found = [p for p in snapshot.pythons if wanted in (None, p.path)]
-    usable = [p for p in found if _supported(p) and (wanted or not _hidden(p, settings))]
+    supported = [p for p in found if minor(p.version) in PYTHONS]
+    usable = [p for p in supported if wanted or not _hidden(p, settings)]
     if usable:
         return max(usable, key=lambda p: parse_version(p.version))
     seen = ", ".join(
@@ -77,7 +77,7 @@ def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
     return Problem(
         "python",
         found=seen or "no Python",
-        expected=f"{wanted or 'a Python'}, version 3.10 to 3.14",
+        expected=f"{wanted or 'a Python'}, version {RANGE}",
         next="set python to one of those found, or remove it"
         if wanted
         else install_python(snapshot),
@@ -93,11 +93,7 @@ def install_python(snapshot: HostSnapshot) -> str:
     own = [p for p in snapshot.pythons if p.path.startswith(("/usr/bin/", "/usr/libexec/"))]
     if tool and not own:
         return f"sudo {tool} install python3"
-    return "install Python 3.10 to 3.14, and set python to its path"
-
-
-def _supported(python: Tool) -> bool:
-    return OLDEST_PYTHON <= parse_version(python.version)[:2] <= NEWEST_PYTHON
+    return f"install Python {RANGE}, and set python to its path"
 
 
 def _hidden(python: Tool, settings: Settings) -> bool:

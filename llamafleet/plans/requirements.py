@@ -7,7 +7,7 @@ from llamafleet.tables import text
 
 
 def host_requirements() -> str:
-    """Build backend and run-time packages of a build's environment, for Python 3.10 to 3.14."""
+    """Build backend and run-time packages of a build's environment, for each supported Python."""
     return text("host-requirements.txt")
 
 

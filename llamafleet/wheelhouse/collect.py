@@ -19,12 +19,12 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from llamafleet import tables
+from llamafleet.protocol.pythons import PYTHONS, minor
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 CMAKE_FLOOR = "3.24"
 """CMake before 3.24 knows no architecture lists as llama.cpp's CUDA backend uses them."""
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 ARCHES = ("x86_64", "aarch64")
 
 # Wheels for these need glibc 2.28 or less, so that they fit every host with a supported Python.
@@ -239,9 +239,8 @@ def misfits(
     version of its CMake, `toolkit` that of the CUDA Toolkit that wheels have to bring.
     """
     lines = []
-    minor = ".".join(python.split(".")[:2])
-    if minor not in manifest.pythons:
-        lines.append(f"Python {minor}: the wheelhouse is for {', '.join(manifest.pythons)}")
+    if minor(python) not in manifest.pythons:
+        lines.append(f"Python {minor(python)}: the wheelhouse is for {', '.join(manifest.pythons)}")
     if arch not in manifest.arches:
         lines.append(f"machine {arch}: the wheelhouse is for {', '.join(manifest.arches)}")
     if not any(name.startswith("cmake-") for name in manifest.files):

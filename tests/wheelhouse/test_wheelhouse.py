@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
+from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION
 from llamafleet.wheelhouse import collect as house
 from llamafleet.wheelhouse.collect import (
     MANIFEST,
-    PYTHONS,
     File,
     Manifest,
     WheelhouseError,
