@@ -79,6 +79,4 @@ def _quoted(value: object) -> str:
         text = json.dumps(value)
     except (TypeError, ValueError, RecursionError):
         text = json.dumps(type(value).__name__)
-    # JSON lets DEL stand.
-    text = text.replace("\x7f", "\\u007f")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

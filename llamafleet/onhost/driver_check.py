@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamafleet.onhost import driver, job
-from llamafleet.onhost.job import read_json, write_json
+from llamafleet.onhost import driver
 from llamafleet.onhost.verify import gpu
 from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.job import alive, read_json, read_progress, write_json
 from llamafleet.protocol.verify import Config, ConfigError
 
 EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY = 0, 2, 3, 4
@@ -72,7 +72,8 @@ def _check(config: Config, planned: str) -> int:
     """The exit status. Raises OSError."""
     latest, stale = config.results / "latest.json", config.results / STALE
     # Before the verdict is read: one that ends just now has written it by then.
-    verifying = job.alive(read_json(config.job / "progress.json"))
+    progress = read_progress(config.job)
+    verifying = progress is not None and alive(progress)
     now, source = driver.loaded_driver()
     library = driver.library_driver()
     halves = now is not None and library not in (None, now)

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llamafleet.onhost.driver_check import STALE
-from llamafleet.onhost.job import read_json, write_json
 from llamafleet.onhost.verify.session import Faults, Verification
 from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.job import read_json, write_json
 from llamafleet.protocol.verify import Config, ConfigError
 
 EXIT_OK, EXIT_FAIL, EXIT_CONFIG = 0, 1, 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llamafleet.onhost import driver
-from llamafleet.onhost.job import Progress, read_json
+from llamafleet.onhost.job import ProgressFile
 from llamafleet.onhost.verify import checks, fatbin, gpu, synth, weights
 from llamafleet.onhost.verify import llama_log as evidence
 from llamafleet.onhost.verify.checks import Check, failed, skipped
@@ -20,6 +20,7 @@ from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem, cure
 from llamafleet.onhost.verify.llama_log import MIB
 from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import fingerprint
+from llamafleet.protocol.job import read_json
 from llamafleet.protocol.verify import Config
 
 EVIDENCE_CONTEXT = 1024
@@ -84,7 +85,7 @@ class Verification:
         }
         self.inputs = self._inputs()
         self.key = fingerprint(self.inputs)
-        self.progress = Progress(config.job, "verify", self.key)
+        self.progress = ProgressFile(config.job, "verify", self.key)
         cache = gpu.cache_environment(dict(os.environ), str(config.job / "cuda-cache"))
         self.children = Children(config.job, self.nvml, cache, on_step=self.progress.step)
         self.model: Model | None = None

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost.driver_check import STALE
-from llamafleet.onhost.job import write_json
 from llamafleet.onhost.verify import run as verify
 from llamafleet.onhost.verify.session import Faults
 from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.job import write_json
 from tests.protocol.test_verify import good
 
 CHANGED: dict[str, Any] = {"reason": "the driver changed from 570.86.10 to 580.95.05"}
