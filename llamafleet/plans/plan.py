@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamafleet.protocol.job import Manager, Method
 from llamafleet.tables import CompilerPackage
 
 Backend = Literal["cuda", "cpu"]
@@ -71,8 +72,8 @@ class Repository:
 class Source:
     """What a toolkit is installed from, other than wheels."""
 
-    manager: str = ""
-    """apt or dnf, where it is packages."""
+    manager: Manager | None = None
+    """None: it is no packages."""
     packages: tuple[str, ...] = ()
     repository: Repository | None = None
     """None: the repositories that the host has."""
@@ -89,8 +90,7 @@ class ToolkitPlan:
     """major.minor."""
     root: str
     libdir: str
-    method: str
-    """present, wheels, apt, dnf, runfile or distro."""
+    method: Method | Literal["present"]
     install: bool
     reason: str
     job: str = ""

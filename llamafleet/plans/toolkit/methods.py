@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import Repository, Source
+from llamafleet.protocol.job import METHODS, Method
 from llamafleet.settings import Settings
 from llamafleet.tables import (
     NVIDIA_URL,
@@ -24,17 +25,13 @@ from llamafleet.tables import (
     wheel_toolkits,
 )
 
-METHODS = ("wheels", "apt", "dnf", "runfile", "distro")
-"""Best first, where several offer the same version: pinned files in a folder of our own, then
-packages, then gigabytes, then the distribution's own mix."""
-
 
 @dataclass(frozen=True)
 class Offer:
     """One toolkit that could be installed."""
 
     version: str
-    method: str
+    method: Method
     root: str
     libdir: str
     """As the snapshot will show it: it goes into the library and so into the fingerprint."""
@@ -51,15 +48,16 @@ class Offer:
 
 def offers(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> tuple[Offer, ...]:
     """All toolkits that may be installed on this host, best first."""
+    by_method: dict[Method, Iterator[Offer]] = {
+        "wheels": _wheels(snapshot, layout),
+        "apt": _repository(snapshot, settings),
+        "dnf": _repository(snapshot, settings),
+        "runfile": _runfiles(snapshot, settings, layout),
+        "distro": _distro(snapshot),
+    }
     found = [
         offer
-        for method, offered in (
-            ("wheels", _wheels(snapshot, layout)),
-            ("apt", _repository(snapshot, settings)),
-            ("dnf", _repository(snapshot, settings)),
-            ("runfile", _runfiles(snapshot, settings, layout)),
-            ("distro", _distro(snapshot)),
-        )
+        for method, offered in by_method.items()
         if not closed(method, snapshot, settings)
         for offer in offered
     ]
@@ -70,7 +68,7 @@ def offers(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> tuple[
     )
 
 
-def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
+def closed(method: Method, snapshot: HostSnapshot, settings: Settings) -> str:
     """Why a method offers nothing on this host; "": it may be used."""
     if settings.toolkit_root:
         return f"toolkit_root = {settings.toolkit_root!r}"

@@ -10,7 +10,7 @@ import pytest
 from llamafleet.facts.host import HostSnapshot, Job, Package
 from llamafleet.onhost.toolkit.packages import DRIVER
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, installable
-from llamafleet.plans.toolkit.methods import METHODS, offers
+from llamafleet.plans.toolkit.methods import offers
 from llamafleet.settings import Settings
 from llamafleet.tables import ToolkitRow, distributions, toolkits
 from tests.plans.hosts import (
@@ -355,7 +355,3 @@ def test_only_a_compiler_that_the_toolkit_accepts_is_installed(row: ToolkitRow) 
     assert installable(JAMMY, Settings(), row) is not None
     assert installable(MINT, Settings(), row) is None
     assert installable(JAMMY, Settings(host_compiler="/usr/bin/g++-9"), row) is None
-
-
-def test_every_method_has_a_place_in_the_order() -> None:
-    assert set(METHODS) == {"wheels", "apt", "dnf", "runfile", "distro"}
