@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
 
 from pyinfra import host
 from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
+from llamafleet.protocol.job import Stamp
 from llamafleet.render import toolkit_config
 from operations import jobs
 from operations.build import report_failure
@@ -52,8 +52,8 @@ def toolkit() -> Generator[PyinfraCommand, None, None]:
         yield from jobs.upload_config(run, folder, config, root=root)
         yield jobs.start(run, "toolkit", folder, python, root=root)
 
-    def done(stamp: dict[str, Any]) -> bool:
-        if not stamp.get("ok"):
+    def done(stamp: Stamp) -> bool:
+        if not stamp.ok:
             return report_failure(run, "toolkit", stamp)
         run.changed(f"toolkit {chosen.version} from {chosen.method}")
         return True

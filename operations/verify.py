@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
 
 from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
@@ -15,6 +14,7 @@ from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
 from llamafleet.protocol.fingerprint import explain_difference
+from llamafleet.protocol.job import Stamp
 from operations import jobs
 from operations.files import systemctl
 from operations.run import RESULTS, HostRun, here
@@ -45,13 +45,13 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     running = run.snapshot().verifying
     if running is None or not running.alive or running.key != plan.verify.key:
         if running and running.alive and running.progress and run.snapshot().init != "systemd":
-            yield stop_verification(running.progress["pid"])
+            yield stop_verification(running.progress.pid)
         yield StringCommand(
             "rm -f", QuoteString(f"{folder}/stamp.json"), QuoteString(f"{folder}/progress.json")
         )
         yield start_verification(run)
 
-    def done(stamp: dict[str, Any]) -> bool:
+    def done(stamp: Stamp) -> bool:
         run.changed("verified")
         return True
 

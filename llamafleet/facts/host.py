@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from llamafleet.protocol.job import Progress, Stamp
+
 SNAPSHOT_VERSION = 1
 
 DRIVER_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?(?!\d)")
@@ -169,12 +171,15 @@ class Job:
     key: str
     alive: bool
     """Its process still runs (same boot, same pid)."""
-    progress: dict[str, Any] | None = None
-    stamp: dict[str, Any] | None = None
+    progress: Progress | None = None
+    """None: it has told nothing, or nothing that can be read."""
+    stamp: Stamp | None = None
+    unreadable: str = ""
+    """Why the stamp that is there can't be read."""
 
     @property
     def ok(self) -> bool:
-        return bool(self.stamp and self.stamp.get("ok") is True)
+        return self.stamp is not None and self.stamp.ok
 
 
 @dataclass(frozen=True)

@@ -223,17 +223,19 @@ def decide(
         if snapshot.current == key:
             return "none", "built and active"
         return "activate", f"built; current is {snapshot.current or 'not set'}"
-    if job and job.stamp:
-        phase = (job.stamp.get("error") or {}).get("phase", "?")
-        if not job.ok:
-            return "build", f"the last attempt failed in phase {phase}"
+    if job and job.unreadable:
+        return "build", f"the stamp of the last attempt can't be read ({job.unreadable})"
+    if job and job.ok:
         return "build", "it was built, but its files are gone"
+    if job and job.stamp:
+        phase = job.stamp.error.phase if job.stamp.error else "?"
+        return "build", f"the last attempt failed in phase {phase}"
     if job:
         return "build", "the last attempt ended without a word"
     last = last_build(snapshot)
     if last is None or last.stamp is None:
         return "build", "nothing was built on this host yet"
-    return "build", explain_difference(last.stamp.get("inputs") or {}, inputs)
+    return "build", explain_difference(last.stamp.inputs, inputs)
 
 
 def last_build(snapshot: HostSnapshot) -> Job | None:
@@ -242,4 +244,4 @@ def last_build(snapshot: HostSnapshot) -> Job | None:
     if active and active.ok:
         return active
     done = [j for j in snapshot.jobs if j.kind == "build" and j.ok]
-    return max(done, key=lambda j: (j.stamp or {}).get("finished") or 0, default=None)
+    return max(done, key=lambda j: j.stamp.finished if j.stamp else 0.0, default=None)

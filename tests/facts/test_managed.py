@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from llamafleet.facts.host import Job, Unit
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import Progress, Stamp
 from tests.facts.fakehost import FakeHost
 
 TICKS = 8_514_203
@@ -63,13 +66,13 @@ def test_current_that_is_no_link(fake: FakeHost) -> None:
 def test_jobs(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
     running(fake)
-    stamp = {"version": 1, "kind": "toolkit", "key": "13.0", "ok": True}
+    stamp = Stamp(kind="toolkit", key="13.0", ok=True)
     fake.write(fake.state / "build/0123/progress.json", json.dumps(progress()))
-    fake.write(fake.state / "toolkit/13.0/stamp.json", json.dumps(stamp, indent=1) + "\n")
+    fake.write(fake.state / "toolkit/13.0/stamp.json", json.dumps(asdict(stamp), indent=1) + "\n")
     jobs = fake.snapshot().jobs
     assert jobs == (
-        Job("build", "0123", alive=True, progress=progress(), stamp=None),
-        Job("toolkit", "13.0", alive=False, progress=None, stamp=stamp),
+        Job("build", "0123", alive=True, progress=decode(Progress, progress())),
+        Job("toolkit", "13.0", alive=False, stamp=stamp),
     )
     assert [job.ok for job in jobs] == [False, True]
 
@@ -117,7 +120,9 @@ def test_damaged_files(fake: FakeHost, content: bytes) -> None:
         fake.write(fake.state / name, content)
     fake.borrow("iconv")
     snapshot = fake.snapshot()
-    assert snapshot.jobs == (Job("build", "0123", alive=False),)
+    (job,) = snapshot.jobs
+    assert job == Job("build", "0123", alive=False, unreadable=job.unreadable)
+    assert job.unreadable and job.unreadable.isprintable()
     assert snapshot.result is None
 
 
@@ -156,8 +161,11 @@ def test_odd_names_are_no_jobs(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("name", ["progress", "stamp"])
 def test_verification(fake: FakeHost, name: str) -> None:
-    content = {"version": 1, "kind": "verify", "key": "abcd", "ok": True}
-    fake.write(fake.state / f"verify/run/{name}.json", json.dumps(content))
+    content = {
+        "progress": Progress(kind="verify", key="abcd", pid=4711, start_ticks=TICKS),
+        "stamp": Stamp(kind="verify", key="abcd", ok=True),
+    }[name]
+    fake.write(fake.state / f"verify/run/{name}.json", json.dumps(asdict(content)))
     snapshot = fake.snapshot()
     assert snapshot.jobs == ()
     assert snapshot.verifying is not None

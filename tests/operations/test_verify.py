@@ -14,6 +14,7 @@ from llamafleet.facts.host import Job
 from llamafleet.history.store import Store
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import VerifyPlan
+from llamafleet.protocol.job import Progress
 from llamafleet.settings import Settings
 from operations import verify
 from tests.history.test_update import result as under
@@ -62,7 +63,8 @@ def started(monkeypatch: pytest.MonkeyPatch, running: Job | None, **found: Any) 
 def test_without_systemd_a_verification_of_something_else_is_ended_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = Job("verify", "k0", alive=True, progress={"pid": 4242, "key": "k0"})
+    progress = Progress(kind="verify", key="k0", pid=4242, start_ticks=1)
+    other = Job("verify", "k0", alive=True, progress=progress)
     assert "/proc/4242/stat" in started(monkeypatch, other, init="none")[0]
     ended = replace(other, alive=False)
     for commands in (

@@ -9,16 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from llamafleet.facts.host import Job
 from operations.run import HostRun
 from operations.wheelhouse import _misfits
-from tests.plans.hosts import GPU_HOST, LAYOUT, driver, plan, toolkit
+from tests.plans.hosts import GPU_HOST, LAYOUT, driver, installed, plan, toolkit
 from tests.wheelhouse.test_wheelhouse import make_wheelhouse
 
 INSTALLED = replace(
     GPU_HOST,
     toolkits=(toolkit("13.1", LAYOUT.toolkit("13.1")),),
-    jobs=(Job("toolkit", "13.1", alive=False, stamp={"ok": True}),),
+    jobs=(installed("13.1"),),
 )
 
 

@@ -10,6 +10,7 @@ from llamafleet.layout import Layout
 from llamafleet.plans.make import make_plan
 from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan
 from llamafleet.plans.toolkit.choice import choose_toolkit
+from llamafleet.protocol.job import Stamp
 from llamafleet.settings import Settings
 
 LAYOUT = Layout.system()
@@ -131,9 +132,11 @@ def only_problem(made: Plan) -> Problem:
 
 def built(build: BuildPlan, ok: bool = True, **stamp: Any) -> Job:
     """The finished job of a build."""
-    return Job(
-        "build",
-        build.fingerprint,
-        alive=False,
-        stamp={"version": 1, "ok": ok, "finished": 100, "inputs": build.inputs, **stamp},
-    )
+    told = {"ok": ok, "finished": 100.0, "inputs": build.inputs, **stamp}
+    key = build.fingerprint
+    return Job("build", key, alive=False, stamp=Stamp(kind="build", key=key, **told))
+
+
+def installed(key: str, ok: bool = True, **stamp: Any) -> Job:
+    """The finished job of a toolkit."""
+    return Job("toolkit", key, alive=False, stamp=Stamp(kind="toolkit", key=key, ok=ok, **stamp))

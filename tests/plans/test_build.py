@@ -9,8 +9,9 @@ import pytest
 
 from llamafleet.facts.host import Job, Tool
 from llamafleet.plans.build import jobs, sibling_c_compiler
+from llamafleet.protocol.job import JobError
 from llamafleet.settings import Settings
-from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, clang, gcc, toolkit
+from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, clang, gcc, installed, toolkit
 
 ROOT = "/usr/local/cuda-13.0"
 HOST = replace(GPU_HOST, toolkits=(toolkit("13.0"),))
@@ -186,7 +187,7 @@ def test_a_running_build_is_attached_to() -> None:
 
 
 def test_a_failed_build_is_tried_again() -> None:
-    failed = built(BUILD, ok=False, error={"phase": "compile"})
+    failed = built(BUILD, ok=False, error=JobError(phase="compile"))
     made = build_of(replace(DONE, jobs=(failed,)))
     assert made.action == "build" and "failed in phase compile" in made.reason
 
@@ -197,6 +198,15 @@ def test_a_build_that_died_is_tried_again() -> None:
     assert made.action == "build" and "without a word" in made.reason
 
 
+def test_a_build_whose_stamp_can_not_be_read_is_made_again() -> None:
+    odd = Job("build", BUILD.fingerprint, alive=False, unreadable="version: found 2, expected 1")
+    made = build_of(replace(DONE, jobs=(odd,)))
+    assert made.action == "build"
+    assert made.reason == (
+        "the stamp of the last attempt can't be read (version: found 2, expected 1)"
+    )
+
+
 def test_a_build_whose_files_are_gone_is_built_again() -> None:
     made = build_of(replace(DONE, versions=()))
     assert made.action == "build" and "gone" in made.reason
@@ -205,12 +215,12 @@ def test_a_build_whose_files_are_gone_is_built_again() -> None:
 def test_the_reason_of_a_rebuild_is_what_differs_from_the_active_one() -> None:
     older = build_of(HOST, llama_version="0.3.34", llama_sha256="0" * 64)
     newest = built(older)
-    host = replace(DONE, jobs=(built(BUILD, finished=50), newest))
+    host = replace(DONE, jobs=(built(BUILD, finished=50.0), newest))
     made = build_of(host, llama_version="0.3.37", llama_sha256="1" * 64)
     assert made.action == "build" and "llama_version 0.3.36 -> 0.3.37" in made.reason
     # Neither a failed build nor another kind of job is what the host runs.
-    failed = replace(built(BUILD, ok=False, finished=300), key="f" * 16)
-    wheels = Job("toolkit", "13.0", alive=False, stamp={"ok": True, "finished": 200})
+    failed = replace(built(BUILD, ok=False, finished=300.0), key="f" * 16)
+    wheels = installed("13.0", finished=200.0)
     host = replace(host, jobs=(*host.jobs, failed, wheels))
     made = build_of(replace(host, current=None), llama_version="0.3.37", llama_sha256="1" * 64)
     assert "llama_version 0.3.34 -> 0.3.37" in made.reason
@@ -221,6 +231,6 @@ def test_a_build_of_wheels_is_the_same_before_and_after_their_installation() -> 
     after = replace(
         GPU_HOST,
         toolkits=(toolkit("13.0", root),),
-        jobs=(Job("toolkit", "13.0", alive=False, stamp={"ok": True}),),
+        jobs=(installed("13.0"),),
     )
     assert build_of(after).fingerprint == build_of(GPU_HOST).fingerprint

@@ -113,10 +113,12 @@ def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
         return ""
     if job.alive:
         return f"is being installed {_by(offer)}"
+    if job.unreadable:
+        return f"the stamp of its installation can't be read ({job.unreadable})"
     if job.stamp is None:  # killed, or the host went down
-        phase, ended = (job.progress or {}).get("phase"), "was cut off"
+        phase, ended = job.progress.phase if job.progress else "", "was cut off"
     else:
-        phase, ended = job.stamp.get("error", {}).get("phase"), "failed"
+        phase, ended = job.stamp.error.phase if job.stamp.error else "", "failed"
     return f"its installation {ended} in phase {phase}" if phase in ("install", "check") else ""
 
 

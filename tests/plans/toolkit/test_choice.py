@@ -19,6 +19,7 @@ from tests.plans.hosts import (
     driver,
     gcc,
     gpu,
+    installed,
     plan,
     refused,
     toolkit,
@@ -30,7 +31,7 @@ OWN = LAYOUT.toolkit("13.0")
 INSTALLED = replace(
     GPU_HOST,
     toolkits=(toolkit("13.0", OWN),),
-    jobs=(Job("toolkit", "13.0", alive=False, stamp={"ok": True}),),
+    jobs=(installed("13.0"),),
 )
 
 
@@ -343,7 +344,7 @@ def test_an_installed_toolkit_of_wheels_is_used() -> None:
     "changes",
     [
         {"jobs": ()},
-        {"jobs": (Job("toolkit", "13.0", alive=False, stamp={"ok": False}),)},
+        {"jobs": (installed("13.0", ok=False),)},
         {"jobs": (Job("toolkit", "13.0", alive=True),)},
         {"toolkits": ()},
         {"toolkits": (toolkit("13.0", OWN, lacks="cublas"),)},
@@ -379,7 +380,7 @@ def test_a_newer_driver_does_not_move_a_host_to_newer_wheels(cuda: str, method: 
         ({"glibc": "2.42"}, {}),
         ({}, {"toolkit_version": "13.4"}),
         ({"jobs": ()}, {}),
-        ({"jobs": (Job("toolkit", "13.0", alive=False, stamp={"ok": False}),)}, {}),
+        ({"jobs": (installed("13.0", ok=False),)}, {}),
         ({"jobs": (Job("toolkit", "13.0", alive=True),)}, {}),
         ({"toolkits": ()}, {}),
         ({"toolkits": (toolkit("13.0", OWN, lacks="cublas"),)}, {}),
@@ -396,7 +397,7 @@ def test_an_installed_toolkit_of_wheels_that_does_not_fit_gives_way_to_the_newes
 def test_of_two_installed_from_wheels_the_newest_that_fits() -> None:
     newer = (
         toolkit("13.1", LAYOUT.toolkit("13.1")),
-        Job("toolkit", "13.1", alive=False, stamp={"ok": True}),
+        installed("13.1"),
     )
     both = replace(
         INSTALLED,

@@ -11,6 +11,7 @@ from llamafleet.facts.host import HostSnapshot, Job, Package
 from llamafleet.onhost.toolkit.packages import DRIVER
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, installable
 from llamafleet.plans.toolkit.methods import offers
+from llamafleet.protocol.job import JobError, Progress, Stamp
 from llamafleet.settings import Settings
 from llamafleet.tables import ToolkitRow, distributions, toolkits
 from tests.plans.hosts import (
@@ -21,6 +22,7 @@ from tests.plans.hosts import (
     driver,
     gcc,
     gpu,
+    installed,
     only_problem,
     plan,
     refused,
@@ -256,7 +258,7 @@ def test_an_installed_toolkit_of_a_method_is_used_and_the_build_is_the_same(
     after = replace(
         host,
         toolkits=(replace(there("12.8", before.root), libdir=before.libdir),),
-        jobs=(Job("toolkit", before.job, alive=False, stamp={"ok": True}),),
+        jobs=(installed(before.job),),
     )
     made = chosen(after, toolkit_method=method)
     assert not made.install and made.root == before.root
@@ -264,18 +266,28 @@ def test_an_installed_toolkit_of_a_method_is_used_and_the_build_is_the_same(
     assert first.fingerprint == second.fingerprint
 
 
+def failed_in(phase: str) -> Stamp:
+    error = JobError(phase=phase)
+    return Stamp(kind="toolkit", key="apt-12.8", ok=False, error=error)
+
+
+def was_in(phase: str) -> Progress:
+    return Progress(kind="toolkit", key="apt-12.8", pid=1, start_ticks=1, phase=phase)
+
+
 @pytest.mark.parametrize(
     ("job", "install"),
     [
         (None, False),
         ({"alive": True}, True),
-        ({"stamp": {"ok": False, "error": {"phase": "check"}}}, True),
-        ({"stamp": {"ok": False, "error": {"phase": "install"}}}, True),
+        ({"stamp": failed_in("check")}, True),
+        ({"stamp": failed_in("install")}, True),
+        ({"unreadable": "version: found 2, expected 1"}, True),
         # Killed, or the host went down: no stamp, and the files may all be there.
-        ({"progress": {"phase": "install"}}, True),
-        ({"progress": {"phase": "simulate"}}, False),
+        ({"progress": was_in("install")}, True),
+        ({"progress": was_in("simulate")}, False),
         # The administrator has done what the job could not.
-        ({"stamp": {"ok": False, "error": {"phase": "repository"}}}, False),
+        ({"stamp": failed_in("repository")}, False),
     ],
 )
 def test_packages_that_are_there_but_not_proven(job: dict[str, Any] | None, install: bool) -> None:
