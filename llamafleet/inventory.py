@@ -14,7 +14,7 @@ from pyinfra.api.connectors import get_all_connectors
 
 from llamafleet.onhost.toolkit.openpgp import fingerprints
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
-from llamafleet.wheelhouse import collect as house
+from llamafleet.wheelhouse import manifest as house
 
 OWN_PREFIX = "x_"
 """Keys of host data that begin so are the user's own and are not looked at."""

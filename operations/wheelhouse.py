@@ -11,8 +11,8 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from llamafleet.plans.make import host_requirements, llama_requirement
-from llamafleet.wheelhouse import collect as house
+from llamafleet.plans.requirements import host_requirements, llama_requirement
+from llamafleet.wheelhouse import manifest as house
 from operations.run import HostRun, here
 
 
@@ -36,12 +36,12 @@ def wheelhouse() -> Generator[PyinfraCommand, None, None]:
     if lines := _misfits(run, source):
         yield FunctionCommand(_refuse, (run, lines), {})
         return
-    if run.snapshot().wheelhouse == house.manifest_sha256(source):
+    if run.snapshot().wheelhouse == house.sha256_of(source / house.MANIFEST):
         host.noop("the host has this wheelhouse")
         return
     yield StringCommand("rm -rf", QuoteString(target))
     yield StringCommand("install -d -m 755", QuoteString(target))
-    for name in (*house.files(source), house.MANIFEST):
+    for name in (*house.load(source).files, house.MANIFEST):
         yield FileUploadCommand(str(source / name), f"{target}/{name}")
     yield StringCommand("chmod -R a+rX", QuoteString(target))
     run.changed("wheelhouse")
@@ -82,7 +82,6 @@ def find_links(run: HostRun) -> str | None:
 
 def build_requirements(run: HostRun) -> tuple[str, str]:
     """(requirements of venv and build, the requirement of llama-cpp-python), with hashes."""
-    if run.settings.wheelhouse is None:
-        return host_requirements(), llama_requirement(run.settings)
-    manifest = house.load(Path(run.settings.wheelhouse))
-    return house.requirements(manifest), house.llama_requirement(manifest)
+    folder = run.settings.wheelhouse
+    manifest = house.load(Path(folder)) if folder else None
+    return host_requirements(manifest), llama_requirement(run.settings, manifest)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
-from llamafleet.plans.make import host_requirements, llama_requirement, make_plan
+from llamafleet.plans.make import make_plan
+from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.render import build_config
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp

@@ -15,7 +15,7 @@ from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
 
 from llamafleet.inventory import SettingsError, pyinfra_keys, validate_fleet
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
-from llamafleet.wheelhouse import collect as house
+from llamafleet.wheelhouse import manifest as house
 
 ZEROS = "0" * 64
 BINARY_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"
@@ -324,8 +324,8 @@ def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
     assert all("\n" not in line for line in lines)
 
 
-def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256) -> Path:
-    """The smallest folder that is one: two files and their manifest."""
+def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256, **changes: Any) -> Path:
+    """The smallest folder that is one: two files and their manifest, with those changes."""
     folder.mkdir()
     for name in ("a.whl", "b.whl"):
         (folder / name).write_text(name)
@@ -343,7 +343,7 @@ def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256) -> Path:
         "slim": True,
         "llama": {"version": LLAMA_VERSION, "sha256": ZEROS, "source_sha256": source_sha256},
     }
-    (folder / house.MANIFEST).write_text(json.dumps(manifest))
+    (folder / house.MANIFEST).write_text(json.dumps(manifest | changes))
     return folder
 
 

@@ -13,7 +13,8 @@ from llamafleet.cli.plan import plan, snapshot
 from llamafleet.history.report import exit_code, render
 from llamafleet.history.store import Store, StoreError
 from llamafleet.protocol.pythons import PYTHONS
-from llamafleet.wheelhouse import collect as house
+from llamafleet.wheelhouse import collect
+from llamafleet.wheelhouse.manifest import WheelhouseError, load, verify
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -62,7 +63,7 @@ def wheelhouse() -> None:
 @click.option(
     *("--arch", "arches"),
     multiple=True,
-    type=click.Choice(house.ARCHES),
+    type=click.Choice(collect.ARCHES),
     default=("x86_64",),
     show_default=True,
     help="Machine of the hosts; may be repeated.",
@@ -99,7 +100,7 @@ def build(
     from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION
 
     try:
-        manifest = house.build(
+        manifest = collect.build(
             directory.absolute(),
             version=LLAMA_VERSION,
             sha256=LLAMA_SHA256,
@@ -109,7 +110,7 @@ def build(
             slim=slim,
             cmake=cmake,
         )
-    except (house.WheelhouseError, OSError) as error:
+    except (WheelhouseError, OSError) as error:
         raise BadInput(str(error)) from error
     size = sum(file.bytes for file in manifest.files.values())
     click.echo(f"{directory}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
@@ -119,9 +120,9 @@ def build(
 @click.argument("directory", type=FOLDER)
 def check(directory: Path) -> None:
     """Compare DIRECTORY with its manifest. Exit code 0: as listed; 2: not."""
-    problems = house.verify(directory)
+    problems = verify(directory)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         raise BadInput(f"{len(problems)} problems; next: llamafleet wheelhouse build {directory}")
-    click.echo(f"{directory}: {len(house.files(directory))} files, all as listed")
+    click.echo(f"{directory}: {len(load(directory).files)} files, all as listed")

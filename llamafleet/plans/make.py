@@ -16,7 +16,7 @@ from llamafleet.layout import (
     VERIFY_UNIT,
     Layout,
 )
-from llamafleet.plans.build import allowed_unused, plan_build
+from llamafleet.plans.build import plan_build
 from llamafleet.plans.driver.acceleration import plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
@@ -39,7 +39,6 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
-from llamafleet.plans.requirements import host_requirements, llama_requirement, toolkit_requirements
 from llamafleet.plans.toolkit.architectures import capabilities_of
 from llamafleet.plans.toolkit.choice import choose_toolkit
 from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, plan_packages
@@ -47,18 +46,6 @@ from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
 from llamafleet.settings import Settings
 from llamafleet.tables import toolkit as toolkit_row
-
-__all__ = [
-    "allowed_unused",
-    "explain",
-    "host_requirements",
-    "layout_for",
-    "llama_requirement",
-    "make_plan",
-    "managed_paths",
-    "to_read",
-    "toolkit_requirements",
-]
 
 T = TypeVar("T")
 

@@ -11,14 +11,11 @@ from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.layout import REPOSITORY_FILES, Layout
 from llamafleet.plans.make import (
     explain,
-    host_requirements,
     layout_for,
-    llama_requirement,
     make_plan,
     managed_paths,
-    toolkit_requirements,
 )
-from llamafleet.settings import LLAMA_SHA256, Settings
+from llamafleet.settings import Settings
 from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
@@ -252,16 +249,6 @@ def test_managed_paths() -> None:
 def test_a_user_s_own_deployment_manages_nothing_outside_the_home() -> None:
     paths = managed_paths(Layout.user("/home/joe"))
     assert all(path.startswith("/home/joe/") for path in paths)
-
-
-def test_requirements() -> None:
-    assert "scikit-build-core==1.1.2 \\\n    --hash=sha256:" in host_requirements()
-    assert "nvidia-cuda-nvcc==13.0.88 " in toolkit_requirements("13.0")
-    with pytest.raises(FileNotFoundError):
-        toolkit_requirements("12.8")
-    assert llama_requirement(Settings()) == (
-        f"llama-cpp-python==0.3.36 --hash=sha256:{LLAMA_SHA256}"
-    )
 
 
 def test_what_would_be_done_is_explained() -> None:
