@@ -9,10 +9,8 @@ from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
 from llamafleet.protocol.job import JobError, Kind, Stamp
-from llamafleet.render import build_config
 from operations import jobs
 from operations.run import HostRun, here
-from operations.wheelhouse import build_requirements, find_links
 
 
 @operation()
@@ -35,22 +33,9 @@ def build() -> Generator[PyinfraCommand, None, None]:
         host.noop("no build is planned")
         return
     wanted = plan.build
-    if wanted.action not in ("build", "attach"):
+    if wanted.job is None:
         host.noop(wanted.reason)
         return
-    folder = run.layout().job("build", wanted.fingerprint)
-    if wanted.action == "build":
-        requirements, llama = build_requirements(run)
-        config = build_config(
-            wanted,
-            run.settings,
-            run.layout(),
-            requirements=requirements,
-            llama_requirement=llama,
-            find_links=find_links(run),
-        )
-        yield from jobs.upload_config(run, folder, config)
-        yield jobs.start(run, "build", folder, wanted.python)
 
     def done(stamp: Stamp) -> bool:
         if not stamp.ok:
@@ -58,8 +43,7 @@ def build() -> Generator[PyinfraCommand, None, None]:
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         return True
 
-    limit = run.settings.build_timeout_minutes
-    yield jobs.watch(run, "build", folder, wanted.python, minutes=limit, done=done)
+    yield from jobs.carry_out(run, wanted.job, wanted.config, done)
 
 
 @operation()

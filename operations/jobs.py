@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Any
 
 from pyinfra.api import FactBase, FileUploadCommand, FunctionCommand, QuoteString, StringCommand
 from pyinfra.api.command import PyinfraCommand
@@ -16,10 +15,12 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State as PyinfraState
 
 from llamafleet.layout import USER
+from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import (
     CONFIG,
     PROGRESS,
     STAMP,
+    JobConfig,
     JobStatus,
     Kind,
     Progress,
@@ -61,51 +62,55 @@ class StatusOfJob(FactBase[JobStatus | None]):
         return status
 
 
-def upload_config(
-    run: HostRun, folder: str, config: dict[str, Any], *, root: bool = False
+def carry_out(
+    run: HostRun, job: JobPlan, config: JobConfig, done: Callable[[Stamp], bool]
 ) -> Generator[PyinfraCommand]:
+    """Start the job unless it runs already, and wait for it; `done` judges its stamp."""
+    if job.start:
+        yield from upload_config(run, job, config)
+        yield start(run, job)
+    yield watch(run, job.kind, job.folder, job.python, minutes=job.minutes, done=done)
+
+
+def upload_config(run: HostRun, job: JobPlan, config: JobConfig) -> Generator[PyinfraCommand]:
     """Put config.json into the job's folder, which belongs to the account that runs the job."""
-    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not root else ""
-    yield StringCommand("install -d -m 755", own, QuoteString(folder))
+    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not job.root else ""
+    yield StringCommand("install -d -m 755", own, QuoteString(job.folder))
+    path = f"{job.folder}/{CONFIG}"
     yield FileUploadCommand(
-        BytesIO(json.dumps(config, indent=1, sort_keys=True).encode()), f"{folder}/{CONFIG}"
+        BytesIO(json.dumps(asdict(config), indent=1, sort_keys=True).encode()), path
     )
-    yield StringCommand("chmod 644", QuoteString(f"{folder}/{CONFIG}"))
+    yield StringCommand("chmod 644", QuoteString(path))
     # A stamp of an earlier attempt would be read as this one's end.
     yield StringCommand(
-        "rm -f", QuoteString(f"{folder}/{STAMP}"), QuoteString(f"{folder}/{PROGRESS}")
+        "rm -f", *(QuoteString(f"{job.folder}/{name}") for name in (STAMP, PROGRESS))
     )
 
 
-def start(
-    run: HostRun, kind: str, folder: str, python: str, *, root: bool = False
-) -> StringCommand:
-    """The command that starts a job and returns: a transient unit, or a detached process.
-
-    `root`: the job keeps root's rights, in scope system.
-    """
+def start(run: HostRun, job: JobPlan) -> StringCommand:
+    """The command that starts a job and returns: a transient unit, or a detached process."""
     layout = run.layout()
-    job = (QuoteString(layout.zipapp), "job --kind", kind, "--dir", QuoteString(folder))
-    key = folder.rsplit("/", 1)[1]
+    argv = ("job --kind", job.kind, "--dir", QuoteString(job.folder))
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
         return StringCommand(
             "systemd-run --quiet --collect",
-            f"--unit=llamafleet-{kind}-{key}",
-            QuoteString(f"--description=llamafleet: {kind} {key}"),
-            *(PACKAGE_MANAGER if root else UNPRIVILEGED),
+            f"--unit=llamafleet-{job.kind}-{job.key}",
+            QuoteString(f"--description=llamafleet: {job.kind} {job.key}"),
+            *(PACKAGE_MANAGER if job.root else UNPRIVILEGED),
             "--property=Nice=10",
-            QuoteString(python),
-            *job,
+            QuoteString(job.python),
+            QuoteString(layout.zipapp),
+            *argv,
         )
     # A user's own manager ends with the last session unless lingering is on; this does not.
     return StringCommand(
-        QuoteString(python),
+        QuoteString(job.python),
         QuoteString(layout.zipapp),
         "start --log",
-        QuoteString(f"{folder}/start.log"),
-        *(() if root else as_account(run)),
+        QuoteString(f"{job.folder}/start.log"),
+        *(() if job.root else as_account(run)),
         "--",
-        *job[1:],
+        *argv,
     )
 
 

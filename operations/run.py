@@ -20,11 +20,12 @@ from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.report import render
 from llamafleet.history.store import Row, Store
 from llamafleet.history.update import Update
-from llamafleet.inventory import SettingsError, validate_fleet
+from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
 from llamafleet.layout import Layout
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.make import layout_for, make_plan, to_read
 from llamafleet.plans.plan import Plan, Problem
+from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.settings import Settings
 
 RESULTS = Path("results")
@@ -36,6 +37,7 @@ class HostRun:
 
     host: Host
     settings: Settings
+    supplies: Supplies = NO_SUPPLIES
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     result: dict[str, Any] | None = None
@@ -58,7 +60,14 @@ class HostRun:
     def plan(self) -> Plan:
         snapshot = self.snapshot()
         layout = layout_for(self.settings, snapshot)
-        return make_plan(self.name, self.settings, snapshot, layout, self._barred())
+        return make_plan(
+            self.name,
+            self.settings,
+            snapshot,
+            layout,
+            self._barred(),
+            supplies=self.supplies,
+        )
 
     def _barred(self) -> Barred | None:
         if not isinstance(self.host.connector, SSHConnector):
@@ -108,8 +117,10 @@ class Fleet:
             raise PyinfraError(
                 "the inventory is refused, no host was touched:\n" + "\n".join(error.lines)
             ) from error
+        supplies = read_supplies(settings)
         self.runs: dict[str, HostRun] = {
-            h.name: HostRun(host=h, settings=settings[h.name]) for h in inventory
+            h.name: HostRun(host=h, settings=settings[h.name], supplies=supplies[h.name])
+            for h in inventory
         }
 
     def report(self) -> None:

@@ -13,7 +13,8 @@ from pyinfra.connectors.docker import DockerConnector
 from pyinfra.connectors.dockerssh import DockerSSHConnector
 from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
 
-from llamafleet.inventory import SettingsError, pyinfra_keys, validate_fleet
+from llamafleet.inventory import SettingsError, pyinfra_keys, read_supplies, validate_fleet
+from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
 from llamafleet.wheelhouse import manifest as house
 
@@ -352,6 +353,33 @@ def test_a_sound_wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert settings_of(wheelhouse=str(folder)).wheelhouse == str(folder)
     monkeypatch.chdir(tmp_path)
     assert settings_of(wheelhouse="w").wheelhouse == str(folder)
+
+
+def test_what_the_settings_name_is_read_once_for_all_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+
+    def counted(folder: Path) -> house.Wheelhouse:
+        reads.append(folder)
+        return read(folder)
+
+    read = house.read
+    monkeypatch.setattr(house, "read", counted)
+    key = tmp_path / "mirror.asc"
+    key.write_bytes(PUBLIC_KEY)
+    first, second = make_wheelhouse(tmp_path / "w1"), make_wheelhouse(tmp_path / "w2")
+    fleet = {
+        "a": Settings(wheelhouse=str(first)),
+        "b": Settings(wheelhouse=str(first)),
+        "c": Settings(wheelhouse=str(second), toolkit_key=str(key), toolkit_url="http://m.lab"),
+        "d": Settings(),
+    }
+    found = read_supplies(fleet)
+    assert sorted(reads) == [first, second]
+    assert found["a"] == found["b"] == Supplies(wheelhouse=read(first))
+    assert found["c"] == Supplies(read(second), PUBLIC_KEY.decode())
+    assert found["d"] == NO_SUPPLIES
 
 
 def test_faults_of_a_wheelhouse_are_a_line_each(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from llamafleet.protocol.models import estimate_mib
 from llamafleet.protocol.pythons import PYTHONS, RANGE, minor
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
+from llamafleet.wheelhouse.manifest import Manifest
 
 MACHINES = ("x86_64", "aarch64")
 
@@ -59,8 +60,10 @@ def machine_problem(snapshot: HostSnapshot) -> Problem | None:
     )
 
 
-def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
-    """The interpreter of the settings, else the newest supported one.
+def choose_python(
+    settings: Settings, snapshot: HostSnapshot, house: Manifest | None
+) -> Tool | Problem:
+    """The interpreter of the settings, else the newest supported one that the wheelhouse is for.
 
     In scope system one that not every user may run doesn't count: another account builds.
     """
@@ -68,8 +71,9 @@ def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
     found = [p for p in snapshot.pythons if wanted in (None, p.path)]
     supported = [p for p in found if minor(p.version) in PYTHONS]
     usable = [p for p in supported if wanted or not _hidden(p, settings)]
+    served = [p for p in usable if house is None or minor(p.version) in house.pythons]
     if usable:
-        return max(usable, key=lambda p: parse_version(p.version))
+        return max(served or usable, key=lambda p: parse_version(p.version))
     seen = ", ".join(
         f"{p.path} {p.version}" + (" (not for every user)" if _hidden(p, settings) else "")
         for p in snapshot.pythons

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamafleet.protocol.job import Manager, Method
+from llamafleet.protocol.job import (
+    BuildConfig,
+    BuildInputs,
+    Kind,
+    Manager,
+    Method,
+    ToolkitConfig,
+)
 from llamafleet.tables import CompilerPackage
 
 Backend = Literal["cuda", "cpu"]
@@ -57,6 +64,36 @@ class PackagesPlan:
 
 
 @dataclass(frozen=True)
+class WheelhousePlan:
+    """The host's copy of a wheelhouse, from which a build or a toolkit is made."""
+
+    source: str
+    """Folder on the controller."""
+    target: str
+    files: tuple[str, ...]
+    """In the order in which they are brought."""
+    bring: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """How a job is run on the host; what it does, its configuration says."""
+
+    kind: Kind
+    key: str
+    folder: str
+    python: str
+    """Interpreter on the host that runs it."""
+    minutes: int
+    """How long a run waits for it; it goes on after that."""
+    start: bool
+    """False: it runs already, and is attached to."""
+    root: bool = False
+    """It keeps root's rights."""
+
+
+@dataclass(frozen=True)
 class Repository:
     """A package repository with CUDA Toolkits, NVIDIA's own or a mirror of it."""
 
@@ -66,6 +103,8 @@ class Repository:
     """Of the key, 40 hex digits."""
     allowed: tuple[str, ...]
     """Patterns of the names that it may give: the toolkit's, none of the driver's."""
+    machine: str
+    """As uname -m names it."""
 
 
 @dataclass(frozen=True)
@@ -93,31 +132,43 @@ class ToolkitPlan:
     method: Method | Literal["present"]
     install: bool
     reason: str
-    job: str = ""
-    """Key of the job that installs it; "": nothing is to be installed."""
+    key: str = ""
+    """Of the job that installs it; "": nothing is to be installed."""
     source: Source | None = None
     """None: wheels, or nothing is to be installed."""
     compiler: CompilerPackage | None = None
     """What must be installed first: no compiler on the host is one that this toolkit accepts."""
     ruled_out: tuple[tuple[str, str], ...] = ()
     """(version, why not) for each version that was not chosen."""
+    config: ToolkitConfig | None = None
+    """None: nothing is to be installed, or a compiler must be there first."""
+    job: JobPlan | None = None
+    """With `config`."""
 
 
 @dataclass(frozen=True)
 class BuildPlan:
     """One build of llama-cpp-python."""
 
-    fingerprint: str
-    """16 hex digits over `inputs`."""
-    inputs: dict[str, Any]
-    """Exactly what changes the machine code."""
-    cmake_args: tuple[str, ...]
-    environment: dict[str, str]
-    jobs: int
-    python: str
+    config: BuildConfig
     action: Literal["build", "attach", "activate", "none"]
     """attach: it runs already; activate: it is built but `current` points elsewhere."""
     reason: str
+    job: JobPlan | None = None
+    """None: it is built."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over `inputs`."""
+        return self.config.key
+
+    @property
+    def inputs(self) -> BuildInputs:
+        return self.config.inputs
+
+    @property
+    def python(self) -> str:
+        return self.config.python
 
 
 @dataclass(frozen=True)
@@ -152,3 +203,5 @@ class Plan:
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None
     verify: VerifyPlan | None = None
+    wheelhouse: WheelhousePlan | None = None
+    """None: nothing is taken from one."""

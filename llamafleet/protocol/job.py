@@ -32,6 +32,11 @@ METHODS: tuple[Method, ...] = get_args(Method)
 folder of our own, then packages, then gigabytes, then the distribution's own mix."""
 Manager = Literal["apt", "dnf"]
 
+INSTALL, CHECK = "install", "check"
+"""Phases of a toolkit's job: the package manager runs; what is there is tried."""
+UNPROVEN = (INSTALL, CHECK)
+"""Ended in one of these, a job may have left a toolkit that only looks complete."""
+
 T = TypeVar("T")
 
 

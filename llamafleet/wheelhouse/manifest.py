@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
-from llamafleet.protocol.pythons import minor
-
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-CMAKE_FLOOR = "3.24"
-"""CMake before 3.24 knows no architecture lists as llama.cpp's CUDA backend uses them."""
 
 
 class WheelhouseError(Exception):
@@ -126,32 +121,23 @@ def verify(directory: Path) -> list[str]:
     return problems
 
 
-def misfits(
-    manifest: Manifest, *, python: str, arch: str, host_cmake: str | None, toolkit: str | None
-) -> list[str]:
-    """Why a host can't build from this wheelhouse alone, one line each; empty: it can.
-
-    `python` is the version of the host's interpreter, `arch` as of uname -m, `host_cmake` the
-    version of its CMake, `toolkit` that of the CUDA Toolkit that wheels have to bring.
-    """
-    lines = []
-    if minor(python) not in manifest.pythons:
-        lines.append(f"Python {minor(python)}: the wheelhouse is for {', '.join(manifest.pythons)}")
-    if arch not in manifest.arches:
-        lines.append(f"machine {arch}: the wheelhouse is for {', '.join(manifest.arches)}")
-    if not manifest.cmake:
-        known = Version(host_cmake) if host_cmake else None
-        if known is None or known < Version(CMAKE_FLOOR):
-            lines.append(
-                f"CMake {host_cmake or 'none'} on the host and none in the wheelhouse: "
-                f"{CMAKE_FLOOR} or newer is needed"
-            )
-    if toolkit is not None and toolkit not in manifest.toolkits:
-        lines.append(
-            f"CUDA {toolkit}: the wheelhouse has {', '.join(manifest.toolkits) or 'no toolkit'} "
-            f"(add --toolkit {toolkit}, or set toolkit_version to one that it has)"
-        )
-    return lines
+def build_command(
+    house: Wheelhouse, *, python: str = "", arch: str = "", toolkit: str = "", cmake: bool = False
+) -> str:
+    """What to type to make that wheelhouse again with something added."""
+    made = house.manifest
+    options = {
+        "--python": (*made.pythons, python),
+        "--arch": (*made.arches, arch),
+        "--toolkit": (*made.toolkits, toolkit),
+    }
+    words = ["llamafleet", "wheelhouse", "build", house.folder]
+    for option, values in options.items():
+        for value in dict.fromkeys(values):
+            words += [option, value] if value else []
+    words += [] if made.slim else ["--no-slim"]
+    words += [] if made.cmake or cmake else ["--no-cmake"]
+    return shlex.join(words)
 
 
 def sha256_of(path: Path) -> str:

@@ -138,7 +138,7 @@ def test_file_that_is_no_file(fake: FakeHost) -> None:
     for name in ("progress", "stamp"):
         os.mkfifo(fake.state / f"build/0123/{name}.json")
     snapshot = fake.snapshot()
-    assert snapshot.result is snapshot.jobs[0].stamp is None
+    assert snapshot.result is None and snapshot.jobs[0].stamp is None
 
 
 def test_only_the_newest_jobs_and_the_one_in_use(fake: FakeHost) -> None:
@@ -161,10 +161,11 @@ def test_odd_names_are_no_jobs(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("name", ["progress", "stamp"])
 def test_verification(fake: FakeHost, name: str) -> None:
-    content = {
+    contents: dict[str, Progress | Stamp] = {
         "progress": Progress(kind="verify", key="abcd", pid=4711, start_ticks=TICKS),
         "stamp": Stamp(kind="verify", key="abcd", ok=True),
-    }[name]
+    }
+    content = contents[name]
     fake.write(fake.state / f"verify/run/{name}.json", json.dumps(asdict(content)))
     snapshot = fake.snapshot()
     assert snapshot.jobs == ()

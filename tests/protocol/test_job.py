@@ -30,6 +30,7 @@ from llamafleet.protocol.job import (
     JobError,
     JobStatus,
     PackagesConfig,
+    Product,
     Progress,
     RunfileConfig,
     Stamp,
@@ -119,9 +120,13 @@ def test_a_stamp_of_version_1(read: Any, name: str) -> None:
         assert stamp.error.signature == "wheel-build-failed"
         assert stamp.error.lines[0] == "python ended with status 1"
     # All else that it holds is what the job made.
-    product = {"build": BuildProduct, "wheels": ToolkitProduct, "apt": ToolkitProduct}
-    if name in product:
-        made = decode(product[name], data)
+    products: dict[str, type[Product]] = {
+        "build": BuildProduct,
+        "wheels": ToolkitProduct,
+        "apt": ToolkitProduct,
+    }
+    if name in products:
+        made = decode(products[name], data)
         assert data.items() <= (as_json(stamp) | as_json(made)).items()
 
 

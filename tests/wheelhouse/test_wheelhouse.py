@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from llamafleet.wheelhouse.manifest import (
     Manifest,
     WheelhouseError,
     load,
-    misfits,
     read,
     sha256_of,
     verify,
@@ -124,33 +123,6 @@ def test_markers_are_those_of_the_host_not_of_the_controller() -> None:
 def test_without_cmake() -> None:
     lines = host_lines("3.12", cmake=False)
     assert "cmake" not in lines and "ninja" in lines
-
-
-@pytest.mark.parametrize(
-    ("python", "arch", "cmake", "toolkit", "red"),
-    [
-        ("3.12.3", "x86_64", "3.28.3", None, []),
-        ("3.12.3", "x86_64", "3.24", "13.0", []),
-        ("3.12.3", "x86_64", "3.24", "13.1", ["CUDA 13.1"]),
-        ("3.13.1", "x86_64", "3.28.3", None, ["Python 3.13"]),
-        ("3.12.3", "aarch64", "3.28.3", None, ["machine aarch64"]),
-        ("3.12.3", "x86_64", "3.22.1", None, ["CMake 3.22.1"]),
-        ("3.11.2", "ppc64le", None, None, ["Python 3.11", "machine ppc64le", "CMake none"]),
-    ],
-)
-def test_a_host_that_a_wheelhouse_does_not_fit_is_told_why(
-    tmp_path: Path,
-    *,
-    python: str,
-    arch: str,
-    cmake: str | None,
-    toolkit: str | None,
-    red: list[str],
-) -> None:
-    made = load(make_wheelhouse(tmp_path / "w"))
-    manifest = replace(made, pythons=("3.12",), arches=("x86_64",), toolkits=("13.0",))
-    lines = misfits(manifest, python=python, arch=arch, host_cmake=cmake, toolkit=toolkit)
-    assert [line.split(":")[0].split(" on ")[0] for line in lines] == red
 
 
 # A real one

@@ -19,6 +19,7 @@ from llamafleet.onhost.toolkit import packages as toolkit_packages
 from llamafleet.onhost.toolkit import runfile as toolkit_runfile
 from llamafleet.onhost.toolkit import wheels as toolkit_wheels
 from llamafleet.protocol.job import (
+    CHECK,
     Manager,
     PackagesConfig,
     RunfileConfig,
@@ -94,7 +95,7 @@ def check(job: Job, config: ToolkitConfig, root: Path, tmp: Path) -> str:
 
     Raises JobFailed.
     """
-    job.phase("check")
+    job.phase(CHECK)
     version = nvcc_release(root)
     if version != config.cuda:
         raise JobFailed(f"nvcc --version: found {version!r}; expected {config.cuda}")

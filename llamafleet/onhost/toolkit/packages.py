@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llamafleet.onhost.job import STOPPER, Job, JobFailed
 from llamafleet.onhost.toolkit.openpgp import fingerprints
-from llamafleet.protocol.job import PackagesConfig, RepositoryConfig, ToolkitProduct
+from llamafleet.protocol.job import INSTALL, PackagesConfig, RepositoryConfig, ToolkitProduct
 
 APT = ("apt-get", "-y", "-o", "DPkg::Lock::Timeout=600")
 APT_INSTALL = ("--no-install-recommends", "--no-remove", "install")
@@ -274,7 +274,7 @@ def _install(
 
     Ended halfway it would leave packages that only a person sets right.
     """
-    job.phase("install")
+    job.phase(INSTALL)
     # Before: what was installed when the host went down must be known too.
     _remember(config, set(config.packages) & set(changes.new))
     with STOPPER.hold():

@@ -11,6 +11,7 @@ from llamafleet.facts.host import Driver, Job, Toolkit
 from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.settings import Settings
+from tests.plans.driver.test_verdict import UPDATED, failing
 from tests.plans.hosts import (
     GPU_HOST,
     LAYOUT,
@@ -20,6 +21,7 @@ from tests.plans.hosts import (
     gcc,
     gpu,
     installed,
+    only_problem,
     plan,
     refused,
     toolkit,
@@ -422,3 +424,13 @@ def test_a_plan_names_the_toolkit_settings_as_they_are() -> None:
     made = plan(replace(GPU_HOST, toolkits=ALL))
     assert made.toolkit == chosen(replace(GPU_HOST, toolkits=ALL))
     assert Settings().toolkit_method == "auto"
+
+
+def test_a_host_that_will_get_no_toolkit_is_told_so_before_it_is_rebooted() -> None:
+    waiting = failing(**UPDATED)
+    assert not plan(waiting, reboot="allow").problems
+    problem = only_problem(plan(waiting, reboot="allow", toolkit_method="present"))
+    assert problem.check == "toolkit" and "wheels: toolkit_method = 'present'" in problem.expected
+    assert problem.next.startswith("change the setting named there")
+    there = replace(waiting, toolkits=(toolkit("12.8"),))
+    assert plan(there, reboot="allow", toolkit_method="present").reboot
