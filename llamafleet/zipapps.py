@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llamafleet.onhost import diagnose
 from llamafleet.onhost.toolkit import packages
+from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.tables import driver_packages
 from llamafleet.tables import failures as known
 
@@ -21,15 +22,18 @@ PACKAGE = Path(__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that the zip format holds."""
 
-HOST_MAIN = b"""import sys
+OLDEST = PYTHONS[0]
 
-if sys.version_info < (3, 10):
-    sys.exit("llamafleet: found Python %d.%d; expected 3.10 or newer" % sys.version_info[:2])
+# For any Python, so that the oldest says what is wrong.
+HOST_MAIN = f"""import sys
+
+if sys.version_info < ({OLDEST.replace(".", ", ")}):
+    sys.exit("llamafleet: found Python %d.%d; expected {OLDEST} or newer" % sys.version_info[:2])
 
 from llamafleet.onhost.__main__ import main
 
 sys.exit(main())
-"""
+""".encode()
 
 PIP_MAIN = b"""import runpy
 
@@ -62,7 +66,7 @@ def archive(files: dict[str, bytes], compression: int) -> bytes:
 
 @cache
 def host_zipapp() -> bytes:
-    """The code for hosts and what it needs of the tables; runs under any Python 3.10 or newer."""
+    """The code for hosts and what it needs of the tables; runs under any of PYTHONS."""
     files = {
         f"llamafleet/{path.relative_to(PACKAGE)}": path.read_bytes()
         for room in ("onhost", "protocol")

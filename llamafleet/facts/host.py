@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
+from llamafleet.protocol.job import Progress, Stamp
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 
@@ -179,12 +179,15 @@ class Job:
     key: str
     alive: bool
     """Its process still runs (same boot, same pid)."""
-    progress: dict[str, Any] | None = None
-    stamp: dict[str, Any] | None = None
+    progress: Progress | None = None
+    """None: it has told nothing, or nothing that can be read."""
+    stamp: Stamp | None = None
+    unreadable: str = ""
+    """Why the stamp that is there can't be read."""
 
     @property
     def ok(self) -> bool:
-        return bool(self.stamp and self.stamp.get("ok") is True)
+        return self.stamp is not None and self.stamp.ok
 
 
 @dataclass(frozen=True)

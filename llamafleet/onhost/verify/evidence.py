@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from llamafleet.onhost.job import read_json
 from llamafleet.onhost.verify import gpu, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome, cure
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.protocol import models
+from llamafleet.protocol.job import read_json
 from llamafleet.protocol.result import Benchmark, Check, ModelFile, Rates, failed
 from llamafleet.protocol.verify import VerifyConfig
 
