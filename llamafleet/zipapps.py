@@ -12,12 +12,10 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-import yaml
-
-from llamafleet.onhost import diagnose
+from llamafleet.onhost.diagnose import TABLE
+from llamafleet.tables import failures
 
 PACKAGE = Path(__file__).parent
-FAILURES = PACKAGE / "tables" / "failures.yaml"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that the zip format holds."""
 
@@ -35,17 +33,6 @@ PIP_MAIN = b"""import runpy
 
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
-
-
-def failures() -> list[dict[str, str]]:
-    """The rows of tables/failures.yaml."""
-    rows: list[dict[str, str]] = yaml.safe_load(FAILURES.read_text(encoding="utf-8"))
-    return rows
-
-
-def signatures() -> tuple[diagnose.Signature, ...]:
-    """The same, compiled: for use on the controller."""
-    return diagnose.signatures_from(failures())
 
 
 def archive(files: dict[str, bytes], compression: int) -> bytes:
@@ -70,7 +57,7 @@ def host_zipapp() -> bytes:
         for path in (PACKAGE / room).rglob("*.py")
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
-    files[f"llamafleet/onhost/{diagnose.TABLE}"] = json.dumps(failures(), indent=1).encode()
+    files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
     files["__main__.py"] = HOST_MAIN
     return archive(files, zipfile.ZIP_STORED)
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llamafleet.onhost import diagnose
+from llamafleet.onhost.diagnose import OF_JOBS, diagnose
+from llamafleet.protocol.diagnose import error_lines
 
 VERSION = 1
 EXIT_FAILED = 1
@@ -411,12 +412,8 @@ def _read_log(path: Path) -> str:
 def _error(job: Job, message: str) -> Data:
     """The stamp's "error": the lines worth reading and, where a signature fits, cause and fix."""
     text = _read_log(job.log_path)
-    lines = diagnose.error_lines(text)
-    # The narrow text first: in a whole log a harmless word may fit a signature.
-    excerpt = "\n".join(lines)
-    match = None
-    for part in (message, excerpt, text):
-        match = match or diagnose.diagnose(part)
+    lines = error_lines(text)
+    match = diagnose(message, "\n".join(lines), text, stages=OF_JOBS)
     return {
         "phase": job.current_phase,
         "lines": [message, *lines],

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet import zipapps
-from llamafleet.onhost import diagnose
+from llamafleet.protocol.diagnose import STAGES, diagnose, error_lines, signatures_from
+from llamafleet.tables import failures
 
-ROWS = zipapps.failures()
-SIGNATURES = zipapps.signatures()
-STAGES = {
-    "detection", "toolkit", "deps", "configure", "compile", "link", "import", "runtime", "verify",
-}  # fmt: skip
+DATA = Path(__file__).parents[1] / "onhost" / "data"
+ROWS = failures.rows()
+SIGNATURES = signatures_from(ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row["id"] for row in ROWS])
 def test_sample_is_matched_by_its_own_entry_first(row: dict[str, str]) -> None:
-    match = diagnose.diagnose(f"a line before\n{row['sample']}\na line after\n", SIGNATURES)
+    match = diagnose(SIGNATURES, f"a line before\n{row['sample']}\na line after\n")
     assert match is not None
     assert match.id == row["id"]
 
@@ -36,8 +34,8 @@ def test_ids_are_unique() -> None:
 
 
 def test_an_ordinary_build_matches_nothing() -> None:
-    log = (Path(__file__).parent / "data" / "build-cpu.log").read_text(encoding="utf-8")
-    match = diagnose.diagnose(log, SIGNATURES)
+    log = (DATA / "build-cpu.log").read_text(encoding="utf-8")
+    match = diagnose(SIGNATURES, log)
     assert match is None
 
 
@@ -58,34 +56,58 @@ def test_an_ordinary_build_matches_nothing() -> None:
 def test_the_particular_wins_over_the_general(particular: str, general: str, swap: bool) -> None:
     sample = {row["id"]: row["sample"] for row in ROWS}
     texts = [sample[particular], sample[general]]
-    match = diagnose.diagnose("\n".join(reversed(texts) if swap else texts), SIGNATURES)
+    match = diagnose(SIGNATURES, "\n".join(reversed(texts) if swap else texts))
     assert match is not None
     assert match.id == particular
 
 
+def test_only_the_stages_that_are_asked_for() -> None:
+    samples = {row["stage"]: row["sample"] for row in ROWS}
+    for stage in STAGES:
+        asked = [diagnose(SIGNATURES, text, stages=(stage,)) for text in samples.values()]
+        assert {match.stage for match in asked if match} == {stage}
+
+
+def test_the_narrow_text_is_asked_before_the_wide() -> None:
+    sample = {row["id"]: row["sample"] for row in ROWS}
+    narrow, wide = sample["wheel-build-failed"], sample["enospc"]
+    for texts, id in [((narrow, wide), "wheel-build-failed"), (("nothing", wide), "enospc")]:
+        match = diagnose(SIGNATURES, *texts)
+        assert match and match.id == id
+    assert diagnose(SIGNATURES) is None and diagnose(SIGNATURES, "nothing") is None
+
+
+def test_a_match_says_what_it_is_in_a_sentence() -> None:
+    match = diagnose(SIGNATURES, "Failed to initialize NVML: Driver/library version mismatch")
+    assert str(match) == (
+        "known as nvml-driver-library-mismatch: The driver's libraries were upgraded while the old "
+        "kernel module stayed loaded"
+    )
+
+
 def test_a_shadowed_entry_is_seen() -> None:
     greedy = {"id": "greedy", "stage": "link", "pattern": ".", "cause": "", "fix": "", "source": ""}
-    match = diagnose.diagnose(ROWS[0]["sample"], diagnose.signatures_from([greedy, *ROWS]))
+    match = diagnose(signatures_from([greedy, *ROWS]), ROWS[0]["sample"])
     assert match is not None
     assert match.id == "greedy"
 
 
 def test_malformed_row_is_refused() -> None:
     with pytest.raises(KeyError):
-        diagnose.signatures_from([{"id": "x"}])
+        signatures_from([{"id": "x"}])
     with pytest.raises(re.error):
-        diagnose.signatures_from([ROWS[0] | {"pattern": "("}])
+        signatures_from([ROWS[0] | {"pattern": "("}])
 
 
 def test_error_lines_begin_before_the_first_error() -> None:
     noise = [f"line {n}" for n in range(100)]
     log = "\n".join([*noise, "x.cu(3): error: no such type", *noise, "ERROR: no wheel"])
-    lines = diagnose.error_lines(log)
+    lines = error_lines(log)
     assert lines[:3] == ["line 98", "line 99", "x.cu(3): error: no such type"]
     assert len(lines) == 20
 
 
 def test_error_lines_of_a_log_without_errors_are_its_last() -> None:
-    assert diagnose.error_lines("a\nb\nc", limit=2) == ["b", "c"]
-    assert diagnose.error_lines("") == []
-    assert diagnose.error_lines("-Werror=x\nwarning: y\nc", limit=1) == ["c"]
+    assert error_lines("a\nb\nc", limit=2) == ["b", "c"]
+    assert error_lines("") == []
+    assert error_lines("-Werror=x\nwarning: y\nc", limit=1) == ["c"]
