@@ -61,6 +61,34 @@ def test_the_particular_wins_over_the_general(particular: str, general: str, swa
     assert match.id == particular
 
 
+REPORTED = {
+    # With some 70 lines of `nvcc -v` between them.
+    "glibc-241-math": """\
+    Compiling the CUDA compiler identification source file
+    "CMakeCUDACompilerId.cu" failed.
+    /usr/include/x86_64-linux-gnu/bits/mathcalls.h(206): error: exception
+    specification is incompatible with that of previous function "rsqrtf"
+""",
+    "glibcxx": "libstdc++.so.6: version `CXXABI_1.3.15' not found (required by libllama.so)\n",
+    "no-generator": "FileNotFoundError: [Errno 2] No such file or directory: 'ninja'\n",
+    "": """\
+fatal: detected dubious ownership in repository at '/src/vendor/llama.cpp'
+CMake Warning: LLAMA_CUDA is deprecated, use GGML_CUDA instead
+CMake Warning: GGML_CUDA_FA_ALL_QUANTS is deprecated, use GGML_CUDA_FA_QUANTS=all instead
+warning: variable 'x' set but not used [-Wunused-but-set-variable]
+WARNING: Retrying (Retry(total=4, connect=None, read=None)) after connection broken
+""",
+}
+"""What reports show, by what it is; "": harmless beside any cause."""
+
+
+@pytest.mark.parametrize("id", REPORTED)
+def test_words_of_reports_amid_a_real_log(id: str) -> None:
+    lines = (DATA / "build-cpu.log").read_text(encoding="utf-8").splitlines(keepends=True)
+    match = diagnose(SIGNATURES, "".join([*lines[:200], REPORTED[id], *lines[200:]]))
+    assert (match.id if match else "") == id
+
+
 def test_only_the_stages_that_are_asked_for() -> None:
     samples = {row["stage"]: row["sample"] for row in ROWS}
     for stage in STAGES:
