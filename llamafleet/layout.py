@@ -21,8 +21,6 @@ APT_PIN = "/etc/apt/preferences.d/00llamafleet-cuda"
 APT_KEY = "/etc/apt/keyrings/llamafleet-cuda.asc"
 DNF_SOURCE = "/etc/yum.repos.d/llamafleet-cuda.repo"
 DNF_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda"
-REPOSITORY_FILES = (APT_SOURCE, APT_PIN, APT_KEY, DNF_SOURCE, DNF_KEY)
-"""Of a repository with CUDA Toolkits: written by the toolkit's job, removed by uninstall."""
 HOLD_APT = "/etc/apt/apt.conf.d/52llamafleet-hold-driver"
 """Settings of unattended-upgrades, read after its own 50unattended-upgrades."""
 
@@ -93,6 +91,13 @@ class Layout:
     @property
     def models(self) -> str:
         return f"{self.state}/models"
+
+    @property
+    def timer_stamps(self) -> str:
+        """Where systemd keeps the times of persistent timers: systemd.timer(5), Persistent=."""
+        if self.scope == "system":
+            return "/var/lib/systemd/timers"
+        return f"{self.prefix.rpartition('/')[0]}/systemd/timers"
 
     @property
     def installed_packages(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,15 @@ from llamafleet.layout import (
     APT_SOURCE,
     DNF_KEY,
     DNF_SOURCE,
-    DRIVER_CHECK_PATH,
-    DRIVER_CHECK_UNIT,
-    HOLD_APT,
     USER,
-    VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
 )
+from llamafleet.managed import Managed
 from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.build import allowed_unused
 from llamafleet.plans.driver.hold import expressions
-from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan, Source, ToolkitPlan, VerifyPlan
+from llamafleet.plans.plan import BuildPlan, Plan, Source, ToolkitPlan, VerifyPlan
 from llamafleet.plans.requirements import toolkit_requirements
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
@@ -48,104 +45,59 @@ _jinja = Environment(
 )
 
 
-@dataclass(frozen=True)
-class ManagedFile:
-    """One file on a host: its bytes, and whether it is a unit of systemd."""
-
-    path: str
-    content: bytes
-    unit: bool = False
-
-    @property
-    def sha256(self) -> str:
-        return sha256(self.content).hexdigest()
-
-
-def tool_files(layout: Layout) -> tuple[ManagedFile, ...]:
-    """What the jobs run: llamafleet's own zipapp and pip as one."""
-    return (ManagedFile(layout.zipapp, host_zipapp()), ManagedFile(layout.pip, pip_zipapp()))
-
-
-def settings_files(
-    plan: Plan, settings: Settings, layout: Layout, *, systemd: bool
-) -> tuple[ManagedFile, ...]:
-    """Environment, verification settings and, under systemd, the units.
+def content(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> bytes:
+    """The bytes of one managed file, the same for the same plan.
 
     Raises ValueError where a value can't stand in a quoted line of an environment file.
     """
-    if plan.build is None or plan.verify is None:
-        return ()
-    files = [
-        ManagedFile(layout.env, environment(plan.build, layout).encode()),
-        ManagedFile(layout.verify_config, verify_config(plan.verify)),
-    ]
-    if systemd:
-        files.append(
-            ManagedFile(f"{layout.units}/{VERIFY_UNIT}", service(settings, layout).encode(), True)
-        )
-        if settings.verify_schedule:
-            files.append(
-                ManagedFile(f"{layout.units}/{VERIFY_TIMER}", timer(settings).encode(), True)
-            )
-        if plan.backend == "cuda":
-            for unit in (DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH):
-                content = driver_check(unit, layout).encode()
-                files.append(ManagedFile(f"{layout.units}/{unit}", content, True))
-    return tuple(files)
+    if row.source.endswith(".j2"):
+        text = _jinja.get_template(row.source).render(_values(plan, settings, layout))
+        return text.encode()
+    if row.source == "verify.json":
+        assert plan.verify is not None
+        return verify_config(plan.verify)
+    return {"zipapp": host_zipapp, "pip": pip_zipapp}[row.source]()
 
 
-def hold_files(hold: HoldPlan, layout: Layout, *, apt: bool) -> tuple[ManagedFile, ...]:
-    """The record of what llamafleet holds and, for apt, the same for unattended-upgrades."""
-    if not hold.record:
-        return ()
-    record = ManagedFile(layout.hold_record, "".join(f"{n}\n" for n in hold.record).encode())
-    text = _jinja.get_template("52llamafleet-hold-driver.j2").render(
-        expressions=expressions(hold.record)
-    )
-    return (record, ManagedFile(HOLD_APT, text.encode())) if apt else (record,)
+def content_sha256(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> str:
+    """Of the same bytes, in hex."""
+    return hashlib.sha256(content(row, plan, settings, layout)).hexdigest()
 
 
-def environment(build: BuildPlan, layout: Layout) -> str:
-    values = sorted(build.environment.items())
-    # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
-    cmake_args = shlex.join(build.cmake_args)
-    for name, value in (*values, ("CMAKE_ARGS", cmake_args)):
-        if any(c in value for c in '"\\$`\n'):
-            raise ValueError(f"{name}: {value!r} can't stand in an environment file")
-    return _jinja.get_template("llamafleet.env.j2").render(
-        layout=layout,
-        fingerprint=build.fingerprint,
-        cmake_args=cmake_args,
-        environment=values,
-    )
-
-
-def service(settings: Settings, layout: Layout) -> str:
-    return _jinja.get_template("llamafleet-verify.service.j2").render(
-        layout=layout,
-        system=layout.scope == "system",
-        user=USER,
-        timeout_minutes=settings.verify_timeout_minutes,
+def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
+    """What templates of managed files may use; of a part that is not planned they get nothing."""
+    values: dict[str, Any] = {
+        "layout": layout,
+        "system": layout.scope == "system",
+        "user": USER,
+        "timeout_minutes": settings.verify_timeout_minutes,
         # A model given by path may lie in a home.
-        protect_home="read-only" if settings.model.startswith("/") else "yes",
-    )
+        "protect_home": "read-only" if settings.model.startswith("/") else "yes",
+        "schedule": settings.verify_schedule,
+        "verify_unit": VERIFY_UNIT,
+        "verify_status": EXIT_VERIFY,
+        "stale_status": EXIT_STALE,
+    }
+    if plan.build:
+        values |= {
+            "fingerprint": plan.build.fingerprint,
+            # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
+            "cmake_args": shlex.join(plan.build.cmake_args),
+            "environment": sorted(plan.build.environment.items()),
+        }
+    if plan.hold:
+        values |= {"held": plan.hold.record, "expressions": expressions(plan.hold.record)}
+    return values
 
 
-def timer(settings: Settings) -> str:
-    return _jinja.get_template("llamafleet-verify.timer.j2").render(
-        schedule=settings.verify_schedule
-    )
+def _quotable(value: str, name: str) -> str:
+    """The value, for "..." in a file that systemd and a shell read. Raises ValueError."""
+    if any(c in value for c in '"\\$`\n'):
+        raise ValueError(f"{name}: {value!r} can't stand in an environment file")
+    return value
 
 
-def driver_check(unit: str, layout: Layout) -> str:
-    return _jinja.get_template(f"{unit}.j2").render(
-        layout=layout,
-        system=layout.scope == "system",
-        user=USER,
-        verify_unit=VERIFY_UNIT,
-        verify_status=EXIT_VERIFY,
-        stale_status=EXIT_STALE,
-    )
+_jinja.filters["quotable"] = _quotable
 
 
 def toolkit_config(

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from llamafleet.layout import Scope
 from llamafleet.protocol.models import SHAPES, TYPES
-from llamafleet.tables import toolkits
+from llamafleet.tables.toolkits import toolkits
 
 LLAMA_VERSION = "0.3.36"
 LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"

@@ -13,7 +13,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from llamafleet.onhost.diagnose import TABLE
-from llamafleet.tables import failures
+from llamafleet.onhost.toolkit import packages
+from llamafleet.tables import driver_packages, failures
 
 PACKAGE = Path(__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -50,7 +51,7 @@ def archive(files: dict[str, bytes], compression: int) -> bytes:
 
 @cache
 def host_zipapp() -> bytes:
-    """The code for hosts and the table of failures; runs under any Python 3.10 or newer."""
+    """The code for hosts and what it needs of the tables; runs under any Python 3.10 or newer."""
     files = {
         f"llamafleet/{path.relative_to(PACKAGE)}": path.read_bytes()
         for room in ("onhost", "protocol")
@@ -58,6 +59,8 @@ def host_zipapp() -> bytes:
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
     files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
+    refused = json.dumps(driver_packages.expression("refused")).encode()
+    files[f"llamafleet/onhost/toolkit/{packages.REFUSED}"] = refused
     files["__main__.py"] = HOST_MAIN
     return archive(files, zipfile.ZIP_STORED)
 

@@ -1,24 +1,27 @@
-"""Files that llamafleet manages on a host."""
+"""Files and units that llamafleet manages on a host: see llamafleet/managed.py."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from io import BytesIO
+from pathlib import PurePosixPath
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra.api import (
+    FileUploadCommand,
+    FunctionCommand,
+    QuoteString,
+    StringCommand,
+    operation,
+)
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
 
-from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_TIMER
-from llamafleet.render import ManagedFile, settings_files, tool_files
+from llamafleet.managed import by_path
+from llamafleet.plans.plan import FilesPlan, Problem
+from llamafleet.render import content
 from operations.run import HostRun, here
-
-# Units that a host has or not, by its settings and backend, and how each one is enabled.
-OPTIONAL_UNITS = {
-    VERIFY_TIMER: "enable --now --quiet",
-    DRIVER_CHECK_UNIT: "enable --quiet",
-    DRIVER_CHECK_PATH: "enable --now --quiet",
-}
 
 
 @operation()
@@ -34,18 +37,21 @@ def tools() -> Generator[PyinfraCommand, None, None]:
         tools(name="Bring the job runner")
     """
     run = here()
-    files = differing(run, tool_files(run.layout()))
-    if not files:
+    wanted = run.files("tools")
+    if not wanted.needed:
         host.noop("zipapp and pip are the ones of this controller")
         return
-    yield from put(files)
+    yield from put(run, wanted.write)
     run.changed("tools")
 
 
 @operation()
 def settings() -> Generator[PyinfraCommand, None, None]:
     """
-    Render environment, verification settings and units.
+    Render environment, verification settings and units; enable and start what is to run.
+
+    A unit that somebody has disabled or stopped is enabled and started again. The host fails
+    where its files and units are not as planned after that.
 
     **Example:**
 
@@ -55,53 +61,100 @@ def settings() -> Generator[PyinfraCommand, None, None]:
         settings(name="Render environment and units")
     """
     run = here()
-    snapshot, layout, ctl = run.snapshot(), run.layout(), systemctl(run)
-    rendered = settings_files(run.plan(), run.settings, layout, systemd=snapshot.init == "systemd")
-    files = differing(run, rendered)
-    paths = {unit: f"{layout.units}/{unit}" for unit in OPTIONAL_UNITS}
-    written = {f.path for f in files}
-    dropped = [
-        unit
-        for unit, path in paths.items()
-        if any(f.unit for f in rendered)
-        and path in snapshot.files
-        and path not in {f.path for f in rendered}
-    ]
-    if not files and not dropped:
-        host.noop("environment, settings and units are as rendered")
+    wanted = run.plan().files
+    if wanted is None or not wanted.needed:
+        host.noop("environment, settings and units are as planned")
         return
-    yield from put(files)
-    for unit in dropped:
-        yield StringCommand(ctl, "disable --now --quiet", unit)
-        yield StringCommand("rm -f", QuoteString(paths[unit]))
-        run.changed(f"{unit} removed")
-    if dropped or any(f.unit for f in files):
+    yield from put(run, wanted.write)
+    yield from switch_units(run, wanted)
+    for change in changes(wanted):
+        run.changed(change)
+    yield FunctionCommand(check, (run,), {})
+
+
+def switch_units(run: HostRun, wanted: FilesPlan) -> Generator[StringCommand, None, None]:
+    """Stop and remove units, have them read again, enable and start them.
+
+    What a command says of itself is not asked: `check` looks at what came of it.
+    """
+    ctl = systemctl(run)
+    if wanted.stop:
+        yield StringCommand(ctl, "stop", *wanted.stop, "|| true")
+    if wanted.disable:
+        yield StringCommand(ctl, "disable --quiet", *wanted.disable, "|| true")
+    if wanted.remove:
+        yield StringCommand("rm -f", *map(QuoteString, wanted.remove))
+    if wanted.reload:
         yield StringCommand(ctl, "daemon-reload")
-    for unit, enable in OPTIONAL_UNITS.items():
-        if paths[unit] in written:
-            yield StringCommand(ctl, enable, unit)
-    if files:
-        run.changed("settings " + " ".join(f.path.rsplit("/", 1)[1] for f in files))
+    if wanted.enable:
+        yield StringCommand(ctl, "enable --quiet", *wanted.enable, "|| true")
+    if wanted.restart:
+        yield StringCommand(ctl, "restart", *wanted.restart, "|| true")
+
+
+def check(state: State, host: Host, run: HostRun) -> bool:
+    """Read the host again: nothing may be left to do for its files and units."""
+    plan = run.plan()
+    problems = list(plan.problems)
+    if plan.files is not None and plan.files.needed:
+        problems.append(_left_over(run, plan.files))
+    for problem in problems:
+        run.fail(problem)
+    return not problems
+
+
+def _left_over(run: HostRun, left: FilesPlan) -> Problem:
+    manager = "systemctl" if run.settings.scope == "system" else "systemctl --user"
+    units = dict.fromkeys((*left.enable, *left.restart, *left.stop)) or ["'llamafleet-*'"]
+    return Problem(
+        "units",
+        found=f"still to do: {'; '.join(left.reasons)}",
+        expected="files and units as planned, now that they were written and started",
+        next=f"{manager} status {' '.join(units)}",
+    )
+
+
+def changes(wanted: FilesPlan) -> list[str]:
+    """What was done, for the report."""
+    written, removed = ([_name(path) for path in paths] for paths in (wanted.write, wanted.remove))
+    again = {
+        "enabled": wanted.enable,
+        "started": wanted.restart,
+        "stopped": wanted.stop,
+        "disabled": wanted.disable,
+    }
+    said = [f"settings {' '.join(written)}"] if written else []
+    said += [f"{name} removed" for name in removed]
+    for verb, units in again.items():
+        said += [f"{unit} {verb}" for unit in units if unit not in (*written, *removed)]
+    return said or ["units read again"]
 
 
 def systemctl(run: HostRun) -> str:
-    return "systemctl" if run.settings.scope == "system" else "systemctl --user"
+    if run.settings.scope == "system":
+        return "systemctl"
+    # A shell without a login session lacks it; lingering keeps the user's systemd there.
+    return 'XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}" systemctl --user'
 
 
-def differing(run: HostRun, files: Iterable[ManagedFile]) -> list[ManagedFile]:
-    """Those that the host has not, or has otherwise."""
-    there = run.snapshot().files
-    return [f for f in files if there.get(f.path) != f.sha256]
-
-
-def put(files: Iterable[ManagedFile]) -> Generator[PyinfraCommand, None, None]:
-    """Write each file in place of what was there."""
-    for file in files:
-        # An upload is not atomic; the rename is.
-        partial = f"{file.path}.partial"
-        folder = file.path.rsplit("/", 1)[0]
-        yield StringCommand("mkdir", "-p", QuoteString(folder))
-        yield FileUploadCommand(BytesIO(file.content), partial)
+def put(run: HostRun, paths: Iterable[str]) -> Generator[PyinfraCommand, None, None]:
+    """Write each managed file in place of what was there."""
+    plan, layout = run.plan(), run.layout()
+    rows = by_path(layout)
+    for path in paths:
+        made = content(rows[path], plan, run.settings, layout)
+        partial = unfinished(path)
+        yield StringCommand("mkdir", "-p", QuoteString(str(PurePosixPath(path).parent)))
+        yield FileUploadCommand(BytesIO(made), partial)
         yield StringCommand(
-            "chmod 644", QuoteString(partial), "&& mv", QuoteString(partial), QuoteString(file.path)
+            "chmod 644", QuoteString(partial), "&& mv", QuoteString(partial), QuoteString(path)
         )
+
+
+def unfinished(path: str) -> str:
+    """Where a file is uploaded to: an upload is not atomic, the rename that follows is."""
+    return f"{path}.partial"
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path).name

@@ -8,9 +8,7 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.layout import HOLD_APT
-from llamafleet.render import hold_files
-from operations.files import differing, put
+from operations.files import put
 from operations.run import here
 
 
@@ -34,23 +32,15 @@ def hold() -> Generator[PyinfraCommand, None, None]:
     if wanted is None:
         host.noop("no hold is asked for")
         return
-    snapshot, layout = run.snapshot(), run.layout()
-    rendered = hold_files(wanted, layout, apt=snapshot.package_manager == "apt")
-    files = differing(run, rendered)
-    kept = {file.path for file in rendered}
-    dropped = [
-        path
-        for path in (layout.hold_record, HOLD_APT)
-        if path in snapshot.files and path not in kept
-    ]
-    if not wanted.commands and not files and not dropped:
+    files = run.files("hold")
+    if not wanted.commands and not files.needed:
         host.noop(wanted.reason)
         return
     # The record first: what is held without it would pass for the administrator's own hold.
-    yield from put(files)
+    yield from put(run, files.write)
     for command in wanted.commands:
         yield StringCommand(command)
-    if dropped:
-        yield StringCommand("rm -f", *map(QuoteString, dropped))
+    if files.remove:
+        yield StringCommand("rm -f", *map(QuoteString, files.remove))
     released = "hold released" if wanted.release else "files of the hold"
     run.changed(f"{len(wanted.hold)} packages held" if wanted.hold else released)

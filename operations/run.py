@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -13,21 +15,28 @@ from pyinfra import host
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import BaseStateCallback, State, StateStage
 from pyinfra.connectors.ssh import SSHConnector
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
-from llamafleet.history.report import render
-from llamafleet.history.store import Row, Store
+from llamafleet.history.command import without_secrets
+from llamafleet.history.report import render, render_run
+from llamafleet.history.runs import Run, Runs, RunState
+from llamafleet.history.store import Row
 from llamafleet.history.update import Update
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.layout import Layout
+from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
+from llamafleet.plans.files import plan_files
 from llamafleet.plans.make import layout_for, make_plan, to_read
-from llamafleet.plans.plan import Plan, Problem
+from llamafleet.plans.plan import FilesPlan, Plan, Problem
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
+from llamafleet.render import content_sha256
 from llamafleet.settings import Settings
+from llamafleet.terminal import printable
 
 RESULTS = Path("results")
 
@@ -60,7 +69,14 @@ class HostRun:
     def plan(self) -> Plan:
         snapshot = self.snapshot()
         layout = layout_for(self.settings, snapshot)
-        return make_plan(self.name, self.settings, snapshot, layout, self._barred())
+        sha256 = partial(content_sha256, settings=self.settings, layout=layout)
+        return make_plan(self.name, self.settings, snapshot, layout, self._barred(), sha256=sha256)
+
+    def files(self, group: Group) -> FilesPlan:
+        """What the files of a group need that the plan does not speak of."""
+        plan, snapshot, layout = self.plan(), self.snapshot(), self.layout()
+        sha256 = partial(content_sha256, settings=self.settings, layout=layout)
+        return plan_files(group, plan, self.settings, snapshot, layout, sha256=sha256)
 
     def _barred(self) -> Barred | None:
         if not isinstance(self.host.connector, SSHConnector):
@@ -84,7 +100,8 @@ class HostRun:
         self.say(text, fg="red")
 
     def say(self, text: str, fg: str | None = None) -> None:
-        click.echo(f"{self.host.print_prefix}{click.style(text, fg=fg)}", err=True)
+        line = click.style(printable(text.expandtabs()), fg=fg)
+        click.echo(f"{self.host.print_prefix}{line}", err=True)
 
     def row(self, reached: bool) -> Row:
         """The host's line in the report."""
@@ -113,21 +130,72 @@ class Fleet:
         self.runs: dict[str, HostRun] = {
             h.name: HostRun(host=h, settings=settings[h.name]) for h in inventory
         }
+        self.kept: Run | None = None
+        """This run as it is kept, from its first operation on: a dry run has none."""
 
-    def report(self) -> None:
-        """Write the run's rows and print the table; called when pyinfra has ended.
+    def keep(self, state: State) -> None:
+        """Keep the run as one without an end: if it is killed, that stays true."""
+        if self.kept is not None:
+            return
+        try:
+            self.kept = Runs(RESULTS).begin(
+                command=without_secrets(sys.argv, Settings.model_fields),
+                hosts=[name for name, run in self.runs.items() if state.is_host_in_limit(run.host)],
+                fleet=len(self.runs),
+                waves=_waves(state),
+            )
+        except OSError as error:
+            # Of pyinfra's own error --serial would tell nobody.
+            sys.exit(_not_kept(error))
 
-        A run that changed nothing by intent (--dry, a prompt that was declined) has no result.
-        """
-        if not any(h.state.is_executing for h in self.inventory):
+    def report(self, state: State) -> None:
+        """Keep the end of the run and print it; called when pyinfra has ended."""
+        if self.kept is None:
             return
         rows = [
-            self.runs[h.name].row(reached=h in h.state.activated_hosts)
-            for h in self.inventory
-            if h.state.is_host_in_limit(h)
+            self.runs[name].row(reached=self.runs[name].host in state.activated_hosts)
+            for name in self.kept.hosts
         ]
-        Store(RESULTS).write_run(rows)
-        click.echo("\n" + render(rows), err=True)
+        text = render(rows)
+        try:
+            text = render_run(Runs(RESULTS).finish(self.kept, _end(state), rows))
+        except OSError as error:
+            click.echo(_not_kept(error), err=True)
+        click.echo("\n" + text, err=True)
+
+
+class _Keeper(BaseStateCallback):
+    """Keeps a run when its first operation begins."""
+
+    @staticmethod
+    def operation_start(state: State, op_hash: str) -> None:
+        _fleets[state.inventory].keep(state)
+
+    @staticmethod
+    def operation_host_start(state: State, host: Host, op_hash: str) -> None:
+        """With --serial there is no other one."""
+        _fleets[state.inventory].keep(state)
+
+
+def _not_kept(error: OSError) -> str:
+    return (
+        f"run: found that it can't be kept ({error}); expected to write below {RESULTS}/; "
+        f"next: ls -ld {RESULTS} {RESULTS}/runs"
+    )
+
+
+def _waves(state: State) -> list[list[str]]:
+    """Names of the reached hosts as pyinfra takes them."""
+    names = [h.name for h in state.inventory.get_active_hosts()]
+    # pyinfra tells nobody of --serial.
+    size = 1 if "--serial" in sys.argv else state.config.PARALLEL
+    return [names[at : at + size] for at in range(0, len(names), size)]
+
+
+def _end(state: State) -> RunState:
+    """pyinfra leaves the stage of execution when all is done, except where every host failed."""
+    done = state.current_stage == StateStage.Disconnect or not state.active_hosts
+    return "complete" if done else "interrupted"
 
 
 _fleets: WeakKeyDictionary[Inventory, Fleet] = WeakKeyDictionary()
@@ -143,7 +211,8 @@ def begin(report: bool = True) -> HostRun:
         fleet = Fleet(inventory)
         _fleets[inventory] = fleet
         if report:
-            atexit.register(fleet.report)
+            host.state.add_callback_handler(_Keeper())  # type: ignore[no-untyped-call]
+            atexit.register(fleet.report, host.state)
     return _fleets[inventory].runs[host.name]
 
 

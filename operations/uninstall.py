@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import shlex
+from collections.abc import Generator, Iterable, Iterator
 
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.facts.files import FileContents
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import HOLD_APT, REPOSITORY_FILES, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.layout import USER, Layout
+from llamafleet.managed import Managed, rows
 from llamafleet.plans.driver.hold import release
-from operations.files import OPTIONAL_UNITS, systemctl
+from operations.files import systemctl, unfinished
 from operations.run import here
 
 # Jobs end their own children on TERM, but for a package manager, which they let end; what is left
@@ -56,6 +58,22 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
     return found
 
 
+def managed(snapshot: HostSnapshot, layout: Layout) -> list[Managed]:
+    """What llamafleet may have put there; the mask of a unit is an administrator's, and stays."""
+    masked = {name for name, unit in snapshot.units.items() if unit.load == "masked"}
+    return [row for row in rows(layout) if row.unit not in masked]
+
+
+def files_of(ours: Iterable[Managed], layout: Layout) -> Iterator[str]:
+    """All files that may be there of these rows, quoted for a shell."""
+    for row in ours:
+        path = row.path(layout)
+        yield from map(shlex.quote, (path, unfinished(path), *row.leftovers(layout)))
+        if row.unit:
+            # Where systemd did not answer nothing else has disabled it.
+            yield f"{shlex.quote(layout.units)}/*.wants/{row.unit}"
+
+
 @operation()
 def uninstall() -> Generator[StringCommand, None, None]:
     """
@@ -78,10 +96,11 @@ def uninstall() -> Generator[StringCommand, None, None]:
         host.noop("no trace of llamafleet is there")
         return
     system = layout.scope == "system"
+    ours = managed(snapshot, layout)
     if snapshot.init == "systemd":
         ctl = systemctl(run)
         # One by one, so that one that is not there stops no other.
-        for unit in OPTIONAL_UNITS:
+        for unit in (row.unit for row in ours if row.unit):
             yield StringCommand(ctl, f"disable --now --quiet {unit} 2>/dev/null || true")
         yield StringCommand(ctl, "stop 'llamafleet-*' || true")
     yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
@@ -93,19 +112,10 @@ def uninstall() -> Generator[StringCommand, None, None]:
     staying = host.get_fact(FileContents, path=layout.installed_packages)
     if staying:
         run.say(f"packages that were installed and stay: {' '.join(sorted(set(staying)))}")
-    names = (VERIFY_UNIT, *OPTIONAL_UNITS)
-    yield StringCommand("rm -f", *(QuoteString(f"{layout.units}/{name}") for name in names))
-    if system:
-        yield StringCommand("rm -f", *map(QuoteString, REPOSITORY_FILES))
+    yield StringCommand("rm -f", *files_of(ours, layout))
     if snapshot.init == "systemd":
         yield StringCommand(ctl, "daemon-reload;", ctl, "reset-failed 'llamafleet-*' || true")
-    # A timer with Persistent=true leaves a time stamp behind.
-    yield StringCommand(
-        "rm -rf",
-        *map(QuoteString, (layout.prefix, layout.etc, layout.state)),
-        QuoteString(f"/var/lib/systemd/timers/stamp-{VERIFY_TIMER}") if system else "",
-        HOLD_APT if system else "",
-    )
+    yield StringCommand("rm -rf", *map(QuoteString, (layout.prefix, layout.etc, layout.state)))
     if system and snapshot.account:
         yield StringCommand("userdel", USER)
     run.changed("removed")

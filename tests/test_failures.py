@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -18,7 +19,7 @@ from llamafleet.onhost.verify.child import Children
 from llamafleet.onhost.verify.evidence import task_failed
 from llamafleet.plans.driver.known import known_of
 from llamafleet.plans.make import make_plan
-from llamafleet.protocol.diagnose import STAGES, diagnose, signatures_from
+from llamafleet.protocol.diagnose import diagnose, signatures_from
 from llamafleet.protocol.result import Check
 from llamafleet.settings import Settings
 from llamafleet.tables import failures
@@ -55,7 +56,8 @@ def a_build_job_says(folder: Path, sample: str) -> str:
     script = folder / "python"
     script.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(sample)}\nexit 1\n")
     script.chmod(0o755)
-    (folder / "llama_cpp_python-0.3.36.tar.gz").touch()
+    for name in ("llama_cpp_python-0.3.36.tar.gz", "requirements.txt"):
+        (folder / name).touch()
     return _read(Build(Runner(folder), folder, python=str(script)))
 
 
@@ -172,7 +174,7 @@ def test_a_row_is_reached(reach: Reach, row: Row) -> None:
 
 
 def test_every_stage_has_rows() -> None:
-    assert {row["stage"] for row in ROWS} == set(STAGES)
+    assert {row["stage"] for row in ROWS} == set(get_args(failures.Stage))
 
 
 def planted(stage: str, sample: str) -> Row:

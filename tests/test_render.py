@@ -14,18 +14,11 @@ import pytest
 from jinja2 import UndefinedError
 
 from llamafleet import render
-from llamafleet.layout import (
-    DRIVER_CHECK_PATH,
-    DRIVER_CHECK_UNIT,
-    REPOSITORY_FILES,
-    VERIFY_TIMER,
-    VERIFY_UNIT,
-    Layout,
-)
+from llamafleet.layout import Layout
+from llamafleet.managed import Group, by_path, rows, unit_names
 from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan, VerifyPlan
 from llamafleet.plans.toolkit.methods import offers
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.result import Backend
 from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST
@@ -49,12 +42,16 @@ BUILD = BuildPlan(
 )
 VERIFY = VerifyPlan("fedcba9876543210", decode(VerifyConfig, good()), needed=True, reason="")
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
-UNITS = (VERIFY_UNIT, VERIFY_TIMER, DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
 
-def rendered(layout: Layout, settings: Settings) -> dict[str, str]:
-    files = render.settings_files(PLAN, settings, layout, systemd=True)
-    return {Path(f.path).name: f.content.decode() for f in files}
+def rendered(
+    layout: Layout, settings: Settings, plan: Plan = PLAN, group: Group = "settings"
+) -> dict[str, str]:
+    """Each file of the group, by its name."""
+    return {
+        Path(row.path(layout)).name: render.content(row, plan, settings, layout).decode()
+        for row in rows(layout, group)
+    }
 
 
 def compare(golden: Path, text: str) -> None:
@@ -68,7 +65,7 @@ def compare(golden: Path, text: str) -> None:
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
-    assert set(files) == {"llamafleet.env", "verify.json", *UNITS}
+    assert set(files) == {"llamafleet.env", "verify.json", *unit_names()}
     # Of the plan alone: tests/plans/test_verify.py.
     del files["verify.json"]
     for name, text in files.items():
@@ -77,15 +74,10 @@ def test_every_file_is_its_golden_copy(scope: str) -> None:
 
 def test_files_of_the_hold() -> None:
     hold = HoldPlan("", record=("libcuda1:amd64", "libcuda1:i386", "nvidia-driver-580"))
-    files = render.hold_files(hold, Layout.system(), apt=True)
-    assert [file.path for file in files] == [
-        "/opt/llamafleet/held-packages",
-        "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
-    ]
-    for file in files:
-        compare(GOLDEN / "system" / Path(file.path).name, file.content.decode())
-    assert len(render.hold_files(hold, Layout.system(), apt=False)) == 1
-    assert render.hold_files(HoldPlan(""), Layout.system(), apt=True) == ()
+    files = rendered(Layout.system(), Settings(), Plan("gpu-a", "cuda", hold=hold), "hold")
+    assert set(files) == {"held-packages", "52llamafleet-hold-driver"}
+    for name, text in files.items():
+        compare(GOLDEN / "system" / name, text)
 
 
 REPOSITORIES = [
@@ -111,7 +103,7 @@ def test_files_of_a_repository(os_id: str, version: str, arch: str, cuda: str) -
     for path, text in made["files"].items():
         compare(GOLDEN / "repositories" / f"{os_id}{version}-{arch}" / Path(path).name, text)
     assert made["source"] in made["files"] and made["keyring"] in made["files"][made["source"]]
-    assert {made["keyring"], *made["files"]} < set(REPOSITORY_FILES)
+    assert {made["keyring"], *made["files"]} < set(by_path(Layout.system()))
 
 
 def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -> None:
@@ -129,9 +121,9 @@ def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -
 
 @pytest.mark.parametrize("bad", ['a"b', "a$HOME", "a\nb", "a`b`", "a\\b"])
 def test_a_value_that_a_shell_would_change_is_refused(bad: str) -> None:
-    build = BuildPlan(**{**vars(BUILD), "environment": {"X": bad}})
-    with pytest.raises(ValueError, match="X"):
-        render.environment(build, Layout.system())
+    plan = replace(PLAN, build=replace(BUILD, environment={"X": bad}))
+    with pytest.raises(ValueError, match="X: "):
+        rendered(Layout.system(), Settings(), plan)
 
 
 def test_a_variable_that_a_template_lacks_is_an_error() -> None:
@@ -147,28 +139,17 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: boo
     runner.symlink_to("/bin/true")
     layout = Layout("user", str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path))
     files = rendered(layout, Settings.model_validate({"scope": "user"}))
-    for name in UNITS:
+    for name in unit_names():
         text = files[name].replace("Type=oneshot", "Type=once") if planted else files[name]
         (tmp_path / name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", *(tmp_path / name for name in UNITS)],
+        ["systemd-analyze", "verify", *(tmp_path / name for name in unit_names())],
         capture_output=True,
         text=True,
         check=False,
     )
     clean = done.returncode == 0 and str(tmp_path) not in done.stderr
     assert clean is not planted, done.stderr
-
-
-def test_a_host_without_a_driver_or_systemd_has_no_driver_check() -> None:
-    def names(backend: Backend, systemd: bool) -> set[str]:
-        plan = replace(PLAN, backend=backend)
-        files = render.settings_files(plan, Settings(), Layout.system(), systemd=systemd)
-        return {Path(f.path).name for f in files}
-
-    check = {DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH}
-    assert check <= names("cuda", True)
-    assert not check & (names("cpu", True) | names("cuda", False))
 
 
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:

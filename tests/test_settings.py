@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ import pytest
 from pyinfra.connectors.chroot import ChrootConnector
 from pyinfra.connectors.docker import DockerConnector
 from pyinfra.connectors.dockerssh import DockerSSHConnector
-from pyinfra_cli.util import parse_cli_arg  # type: ignore[import-untyped]
 
 from llamafleet.inventory import SettingsError, pyinfra_keys, validate_fleet
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
@@ -95,24 +96,38 @@ def test_keys_that_connectors_derive_from_a_name_are_known(connector: Any, name:
         assert data and set(data) <= pyinfra_keys()
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("toolkit_version=13.0", "13.0"),
-        ("compute_capabilities=8.9", ("8.9",)),
-        ('compute_capabilities=["8.9", 9.0]', ("8.9", "9.0")),
-        ("jobs=3", 3),
-        ("jobs=null", None),
-        ("install_packages=false", False),
-        ("accelerator=cpu", "cpu"),
-        ("llama_sha256=" + ZEROS[:-1] + "a", ZEROS[:-1] + "a"),
-        ('cmake_options={"LLAVA_BUILD": "ON"}', {"LLAVA_BUILD": "ON"}),
-        ("model=synthetic:160m-q4_0", "synthetic:160m-q4_0"),
-    ],
-)
-def test_values_as_pyinfra_parses_them_from_its_command_line(argument: str, value: object) -> None:
-    key, text = argument.split("=", 1)
-    assert getattr(settings_of(**{key: parse_cli_arg(text)}), key) == value
+TYPED = [
+    ("toolkit_version", "13.0", "13.0"),
+    ("compute_capabilities", "8.9", ("8.9",)),
+    ("compute_capabilities", '["8.9", 9.0]', ("8.9", "9.0")),
+    ("jobs", "3", 3),
+    ("jobs", "null", None),
+    ("install_packages", "false", False),
+    ("accelerator", "cpu", "cpu"),
+    ("llama_sha256", ZEROS[:-1] + "a", ZEROS[:-1] + "a"),
+    ("cmake_options", '{"LLAVA_BUILD": "ON"}', {"LLAVA_BUILD": "ON"}),
+    ("model", "synthetic:160m-q4_0", "synthetic:160m-q4_0"),
+]
+
+
+@pytest.fixture(scope="module")
+def parsed() -> dict[str, object]:
+    """What pyinfra makes of each text that is typed after --data KEY=."""
+    program = (
+        "import json, sys; from pyinfra_cli.util import parse_cli_arg; "
+        "json.dump({text: parse_cli_arg(text) for text in sys.argv[1:]}, sys.stdout)"
+    )
+    argv = [sys.executable, "-c", program, *(text for _, text, _ in TYPED)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    values: dict[str, object] = json.loads(done.stdout)
+    return values
+
+
+@pytest.mark.parametrize(("key", "text", "value"), TYPED)
+def test_values_as_pyinfra_parses_them_from_its_command_line(
+    parsed: dict[str, object], key: str, text: str, value: object
+) -> None:
+    assert getattr(settings_of(**{key: parsed[text]}), key) == value
 
 
 CAPABILITY = "a compute capability from 5.0 to 12.9"
@@ -190,6 +205,7 @@ def test_capabilities_in_another_form(value: str) -> None:
     assert line.startswith(f"host gpu-a: compute_capabilities[0]: found '{value}', allowed: ")
 
 
+@pytest.mark.usefixtures("frozen_tables")
 @pytest.mark.parametrize("value", ["12.7", "13.9", "14.0", "10.2"])
 def test_a_toolkit_that_was_never_released(value: str) -> None:
     (line,) = lines_of(toolkit_version=value)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
-
 import click
 
 from llamafleet import __version__
-from llamafleet.cli.errors import BadInput
 from llamafleet.cli.plan import plan, snapshot
-from llamafleet.history.report import exit_code, render
-from llamafleet.history.store import Store, StoreError
-from llamafleet.wheelhouse import collect as house
-
-FOLDER = click.Path(file_okay=False, path_type=Path)
+from llamafleet.cli.report import report
+from llamafleet.cli.wheelhouse import wheelhouse
 
 
 @click.group()
@@ -27,102 +19,5 @@ def main() -> None:
     """
 
 
-main.add_command(plan)
-main.add_command(snapshot)
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--results", type=FOLDER, default=Path("results"), show_default=True)
-@click.pass_context
-def report(context: click.Context, as_json: bool, results: Path) -> None:
-    """Print the last run again. Exit code 0: all PASS; 1: something is not; 2: no run."""
-    try:
-        rows = Store(results).last_run()
-    except StoreError as error:
-        raise BadInput(str(error)) from error
-    click.echo(json.dumps([asdict(row) for row in rows], indent=1) if as_json else render(rows))
-    context.exit(exit_code(rows))
-
-
-@main.group()
-def wheelhouse() -> None:
-    """A folder with all that hosts without a package registry need."""
-
-
-@wheelhouse.command()
-@click.argument("directory", type=FOLDER)
-@click.option(
-    *("--python", "pythons"),
-    multiple=True,
-    type=click.Choice(house.PYTHONS),
-    default=house.PYTHONS,
-    show_default=True,
-    help="Python on the hosts; may be repeated.",
-)
-@click.option(
-    *("--arch", "arches"),
-    multiple=True,
-    type=click.Choice(house.ARCHES),
-    default=("x86_64",),
-    show_default=True,
-    help="Machine of the hosts; may be repeated.",
-)
-@click.option(
-    *("--toolkit", "toolkits"),
-    multiple=True,
-    metavar="VERSION",
-    help='CUDA Toolkit to add, as "13.0" (about half a GB); may be repeated.',
-)
-@click.option(
-    "--slim/--no-slim",
-    default=True,
-    show_default=True,
-    help="Leave out of llama-cpp-python's source what no CPU or CUDA build reads.",
-)
-@click.option(
-    "--cmake/--no-cmake",
-    default=True,
-    show_default=True,
-    help="Add CMake; without it hosts need their own, 3.24 or newer.",
-)
-def build(
-    *,
-    directory: Path,
-    pythons: tuple[str, ...],
-    arches: tuple[str, ...],
-    toolkits: tuple[str, ...],
-    slim: bool,
-    cmake: bool,
-) -> None:
-    """Collect a wheelhouse in DIRECTORY."""
-    # The settings bring pyinfra with them, which no other command needs.
-    from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION
-
-    try:
-        manifest = house.build(
-            directory.absolute(),
-            version=LLAMA_VERSION,
-            sha256=LLAMA_SHA256,
-            pythons=pythons,
-            arches=arches,
-            toolkits=toolkits,
-            slim=slim,
-            cmake=cmake,
-        )
-    except (house.WheelhouseError, OSError) as error:
-        raise BadInput(str(error)) from error
-    size = sum(file.bytes for file in manifest.files.values())
-    click.echo(f"{directory}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
-
-
-@wheelhouse.command()
-@click.argument("directory", type=FOLDER)
-def check(directory: Path) -> None:
-    """Compare DIRECTORY with its manifest. Exit code 0: as listed; 2: not."""
-    problems = house.verify(directory)
-    for problem in problems:
-        click.echo(problem, err=True)
-    if problems:
-        raise BadInput(f"{len(problems)} problems; next: llamafleet wheelhouse build {directory}")
-    click.echo(f"{directory}: {len(house.files(directory))} files, all as listed")
+for command in (plan, snapshot, report, wheelhouse):
+    main.add_command(command)

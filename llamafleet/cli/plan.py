@@ -16,6 +16,7 @@ from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.facts.summary import summarize
+from llamafleet.terminal import printable
 
 # Settings and plans bring pyinfra with them, which no other command needs.
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def plan(
     if as_json:
         click.echo(json.dumps({"snapshot": asdict(host), "plan": asdict(made)}, indent=1))
     else:
-        click.echo("\n".join([*summarize(host), "", *explain(made)]))
+        click.echo("\n".join(map(printable, [*summarize(host), "", *explain(made)])))
     context.exit(1 if made.problems else 0)
 
 

@@ -79,12 +79,13 @@ class Driver:
     smi_error: str = ""
     """First lines of what a failing nvidia-smi printed."""
     packages: tuple[Package, ...] = ()
-    """Installed packages that tell the driver's version, at most 60."""
+    """Installed packages of the driver that the verdict looks at, at most 60."""
     parts: tuple[str, ...] = ()
-    """Installed packages by name, at most 300: all whose names are the driver's or begin so. One
-    of several architectures is named with its own, as libcuda1:i386."""
+    """Installed packages of the driver by name, at most 300. One of several architectures is named
+    with its own, as libcuda1:i386."""
     held: tuple[str, ...] = ()
-    """Names among such packages that are held; with dnf all that is locked, patterns too."""
+    """What is held of these and of packages named like them; with dnf all that is locked, patterns
+    too."""
     next_kernel: str | None = None
     """The newest kernel on disk, which boots next unless the boot loader is told otherwise.
     None: no kernel on disk, as in containers."""
@@ -158,10 +159,16 @@ class Tool:
 
 @dataclass(frozen=True)
 class Unit:
+    """A unit by systemd's own words; one that it has never loaded is told by its file."""
+
     load: str
+    """loaded, not-found, bad-setting, error or masked."""
     active: str
     sub: str
     enabled: str
+    """enabled, disabled, static, masked, bad (its file is gone), ...; "": it has no file."""
+    stale: bool = False
+    """Its file is another one than systemd has read."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +247,10 @@ class HostSnapshot:
     git: Tool | None = None
 
     init: str = "none"
-    """systemd where it is PID 1 and answers, else none."""
+    """systemd: it runs and answers; silent: it runs and does not, as a user's own without a
+    session; none."""
     units: dict[str, Unit] = field(default_factory=dict)
-    """llamafleet's units by name; those that exist."""
+    """llamafleet's units by name, those that exist; known where systemd answers."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each managed file that exists, by path."""
     current: str | None = None

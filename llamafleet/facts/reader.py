@@ -24,6 +24,7 @@ from llamafleet.facts.host import (
 )
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable, received_result
+from llamafleet.tables import driver_packages
 
 HEADER = "#llamafleet-snapshot"
 END = "#end"
@@ -36,6 +37,9 @@ NOT_INSTALLED = ("not-installed", "config-files")
 
 # The column of a GPU that tells of MIG; no other one of the banner has this word.
 MIG_ON = re.compile(r"\| +Enabled\*? +\|$", re.MULTILINE)
+
+TELLING: tuple[driver_packages.Role, ...] = ("version", "prebuilt")
+"""What the verdict looks at packages for: their version, and how they bring the module."""
 
 TIMED_OUT = 124
 JSON_LIMIT = 1 << 20
@@ -123,7 +127,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         cmake=_tool(record, "cmake"),
         ninja=_tool(record, "ninja") or _tool(record, "ninja-build"),
         git=_tool(record, "git"),
-        init="systemd" if record.text("systemctl") == "0" else "none",
+        init=_init(record),
         units=_units(record.blocks.get(("units",), [])),
         files=_hashes(record.blocks.get(("files",), [])),
         current=record.text("current") or None,
@@ -253,8 +257,8 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
             if "libnvidia-ml" in path:
                 break
     packages = _packages(record.blocks.get(("packages",), []))
-    parts = [line.split() for line in record.blocks.get(("parts",), [])]
-    parts = [row for row in parts if len(row) == 3 and row[0] in ("install", "hold")]
+    rows = [line.split() for line in record.blocks.get(("parts",), [])]
+    wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
     next_kernel, module_next = _next_kernel(record)
     log = record.blocks.get(("kernel_log",))
     driver = Driver(
@@ -267,9 +271,8 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
         smi_state=state,
         smi_error=error,
         packages=packages,
-        # One that is there for two architectures is one name to rpm.
-        parts=tuple(dict.fromkeys(n for _, state, n in parts if state not in NOT_INSTALLED)),
-        held=(*(name for want, _, name in parts if want == "hold"), *_locked(record)),
+        parts=_parts(wanted),
+        held=(*(name for want, _, name in wanted if want == "hold"), *_locked(record)),
         next_kernel=next_kernel,
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
@@ -364,13 +367,25 @@ def _smi_row(line: str) -> tuple[Gpu, str] | None:
 
 
 def _packages(lines: list[str]) -> tuple[Package, ...]:
+    """Those of the driver: the wide patterns that were asked for find others too.
+
+    One that is there for two architectures, in the same version, is one here.
+    """
     fields = [line.split() for line in lines]
-    return tuple(Package(*row[:3]) for row in fields if len(row) > 1)
+    found = [Package(*row[:3]) for row in fields if len(row) > 1]
+    telling = (p for p in found if any(driver_packages.has(p.name, role) for role in TELLING))
+    return tuple(dict.fromkeys(telling))
+
+
+def _parts(rows: list[list[str]]) -> tuple[str, ...]:
+    """Installed packages of the driver. One of two architectures is one name to rpm."""
+    names = (name for _, state, name in rows if state not in NOT_INSTALLED)
+    return tuple(dict.fromkeys(name for name in names if driver_packages.has(name, "held")))
 
 
 def _package(packages: tuple[Package, ...]) -> str | None:
     """Version of the package that brings the user-space library, else the newest of the driver."""
-    found = [(p.name.startswith("libnvidia-compute"), p.driver) for p in packages if p.driver]
+    found = [(driver_packages.has(p.name, "library"), p.driver) for p in packages if p.driver]
     library = any(brings for brings, _ in found)
     versions = [version for brings, version in found if version and brings == library]
     return max(versions, key=_version_order, default=None)
@@ -436,6 +451,12 @@ def _tool(record: _Record, name: str) -> Tool | None:
     return None
 
 
+def _init(record: _Record) -> str:
+    if "systemctl" not in record.values:
+        return "none"
+    return "systemd" if record.text("systemctl") == "0" else "silent"
+
+
 def _units(lines: list[str]) -> dict[str, Unit]:
     units = {}
     properties: dict[str, str] = {}
@@ -447,7 +468,11 @@ def _units(lines: list[str]) -> dict[str, Unit]:
         load, active = properties.get("LoadState", ""), properties.get("ActiveState", "")
         if properties.get("Id") and (load, active) != ("not-found", "inactive"):
             units[properties["Id"]] = Unit(
-                load, active, properties.get("SubState", ""), properties.get("UnitFileState", "")
+                load,
+                active,
+                properties.get("SubState", ""),
+                properties.get("UnitFileState", ""),
+                stale=properties.get("NeedDaemonReload") == "yes",
             )
         properties = {}
     return units

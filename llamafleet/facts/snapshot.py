@@ -12,8 +12,10 @@ from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.reader import TELLING, SnapshotError, parse
 from llamafleet.layout import Layout
+from llamafleet.managed import unit_names
+from llamafleet.tables import driver_packages
 
 __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render", "snapshot_of"]
 
@@ -43,6 +45,9 @@ def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) 
         "LF_STATE": layout.state,
         "LF_FILES": "\n".join(files),
         "LF_EXTRA": "\n".join(extra),
+        "LF_UNITS": " ".join(unit_names()),
+        "LF_DRIVER": "\n".join(driver_packages.patterns(*TELLING)),
+        "LF_HELD": "\n".join(driver_packages.patterns("held")),
     }
     script = package_files("llamafleet.facts").joinpath("snapshot.sh").read_text("utf-8")
     return "".join(f"{key}={shlex.quote(text)}\n" for key, text in parameters.items()) + script

@@ -9,6 +9,9 @@
 #   LF_STATE      folder of jobs and results
 #   LF_FILES      paths to hash, one a line
 #   LF_EXTRA      further toolkits, compilers and interpreters to look at, one a line
+#   LF_UNITS      names of llamafleet's units, separated by blanks
+#   LF_DRIVER     packages of the driver that the verdict looks at, one a line; "*" is any text
+#   LF_HELD       packages that a hold of the driver is about, likewise
 #   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (10)
 #   LF_ROOT       put before every well-known path: reads a recorded host
 #
@@ -283,37 +286,38 @@ read_driver() {
         [ -n "$path" ] && put library "$path" "$(readlink -f "$path")"
     done
 
+    # The patterns stand unquoted, as words, and are no names of files.
+    set -f
+    # shellcheck disable=SC2086 # words wanted
     if have dpkg-query; then
-        dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n' 'nvidia-driver*' \
-            'nvidia-open*' 'nvidia-headless-*' 'nvidia-dkms-*' 'nvidia-kernel-*' 'nvidia-tesla-*' \
-            'linux-modules-nvidia-*' 'libnvidia-compute-*' 'libnvidia-*ml1' 'libcuda1' \
-            'nvidia-utils-*' 'nvidia-compute-utils-*' 'nvidia-smi' 'cuda-drivers*' |
+        dpkg-query -W -f='${db:Status-Status} ${Package} ${Version}\n' $LF_DRIVER |
             sed -n -e 's/^installed //p' -e 's/^triggers-[a-z]* //p' \
                 -e 's/^\(unpacked\) \(.*\)/\2 \1/p' -e 's/^\(half-[a-z]*\) \(.*\)/\2 \1/p'
     elif have rpm; then
-        rpm -qa --qf '%{NAME} %{VERSION}\n' 'nvidia-driver*' 'xorg-x11-drv-nvidia*' 'kmod-nvidia*' \
-            'akmod-nvidia*' 'dkms-nvidia*' 'nvidia-kmod*' 'nvidia-open*' 'libnvidia-ml' \
-            'nvidia-compute-*' 'cuda-drivers*'
+        rpm -qa --qf '%{NAME} %{VERSION}\n' $LF_DRIVER
     elif have pacman; then
-        pacman -Q nvidia-utils nvidia nvidia-lts nvidia-dkms nvidia-open nvidia-open-lts \
-            nvidia-open-dkms
+        # It takes no patterns.
+        pacman -Q | while read -r name version; do
+            for pattern in $LF_DRIVER; do
+                # shellcheck disable=SC2254 # a pattern
+                case $name in $pattern) echo "$name $version" && break ;; esac
+            done
+        done
     fi | sed 60q | block packages
+    set +f
 }
 
 # All installed packages of the driver, and what is held: more than the verdict looks at. A row is
 # "wanted state name", as dpkg says it.
 read_parts() {
+    set -f
+    # shellcheck disable=SC2086 # words wanted
     if have dpkg-query; then
-        dpkg-query -W -f='${db:Status-Want} ${db:Status-Status} ${binary:Package}\n' \
-            'nvidia-*' 'libnvidia-*' 'lib*-nvidia*' 'libcuda1' 'libcudadebugger1' 'libnvcuvid1' \
-            'libnvoptix1' 'libnvsdm*' 'libxnvctrl0' 'xserver-xorg-video-nvidia*' \
-            'linux-modules-nvidia-*' 'linux-objects-nvidia-*' 'linux-signatures-nvidia-*' \
-            'firmware-nvidia-*' 'cuda-drivers*'
+        dpkg-query -W -f='${db:Status-Want} ${db:Status-Status} ${binary:Package}\n' $LF_HELD
     elif have rpm; then
-        rpm -qa --qf 'install installed %{NAME}\n' 'nvidia-*' 'libnvidia-*' 'libnvsdm*' \
-            'kmod-nvidia*' 'akmod-nvidia*' 'dkms-nvidia*' 'xorg-x11-drv-nvidia*' \
-            'xorg-x11-nvidia*' 'cuda-drivers*'
+        rpm -qa --qf 'install installed %{NAME}\n' $LF_HELD
     fi | sed 300q | block parts
+    set +f
 
     # The files themselves: dnf's own command would load the repositories.
     if have dnf; then
@@ -538,9 +542,11 @@ read_units() {
         XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}
         export XDG_RUNTIME_DIR
     fi
+    # A pattern finds none but those in memory; one that is named is loaded for the answer.
+    # shellcheck disable=SC2086 # words are wanted
     limited 5 systemctl $manager show \
-        --property=Id,LoadState,ActiveState,SubState,UnitFileState \
-        llamafleet-verify.service llamafleet-verify.timer 'llamafleet-*'
+        --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
+        $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
     [ "$rc" = 0 ] && printf '%s\n' "$out" | block units
 }

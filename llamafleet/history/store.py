@@ -1,30 +1,22 @@
-"""Results on the controller: one folder for each host, and the rows of the last run."""
+"""Results on the controller, one folder for each host, and the row that a run makes of one."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
+from llamafleet.history.files import write_json
 from llamafleet.history.update import Update, find_update
 from llamafleet.protocol.result import FAIL, GOOD, NOT_VERIFIED, Result, Verdict
 from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
 
-LAST_RUN = "last-run.json"
 LARGEST = 4 << 20
 """Characters of a stored result that are read; one of 16 GPUs has some 100,000."""
-
-
-class StoreError(Exception):
-    """The rows of the last run can't be read; the text is one line."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +91,6 @@ class Row:
         return replace(row, verdict=verdict, changed=tuple(changed), reason=reason, update=update)
 
 
-_ROW = TypeAdapter(Row)
-
-
 def _no_result(host: str, found: str) -> str:
     return (
         f"result: found {found} of {host}; expected a finished verification; "
@@ -159,8 +148,8 @@ class Store:
         """Keep a result as <time>-<fingerprint>.json and as latest.json; returns the former."""
         name = f"{_timestamp(result.finished)}-{result.fingerprint}.json"
         path = self.folder(host) / re.sub(r"[^A-Za-z0-9._-]", "_", name)
-        _write(path, asdict(result))
-        _write(path.with_name(LATEST), asdict(result))
+        write_json(path, asdict(result))
+        write_json(path.with_name(LATEST), asdict(result))
         return path
 
     def update(self, host: str, result: Result) -> Update | None:
@@ -171,36 +160,6 @@ class Store:
         stored = [p for p in self.folder(host).glob("*.json") if p.name != LATEST]
         earlier = [read for path in stored if isinstance(read := read_result(path), Result)]
         return find_update(earlier, result)
-
-    def write_run(self, rows: Iterable[Row]) -> None:
-        """Keep the rows of a run in place of those of the one before."""
-        _write(self.root / LAST_RUN, {"version": 1, "rows": [asdict(row) for row in rows]})
-
-    def last_run(self) -> list[Row]:
-        """The rows of the last run; one that can't be read says so. Raises StoreError."""
-        path = self.root / LAST_RUN
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"no {path}: nothing was run here; next: pyinfra -y inventory deploy.py"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} can't be read ({error})") from error
-        if not isinstance(data, dict) or data.get("version") != 1:
-            raise StoreError(f"{path} is not of version 1")
-        if not isinstance(data.get("rows"), list):
-            raise StoreError(f"{path} has no rows")
-        return [_row(entry, f"row {number} of {path}") for number, entry in enumerate(data["rows"])]
-
-
-def _row(entry: object, where: str) -> Row:
-    try:
-        return _ROW.validate_python(entry)
-    except ValueError as error:
-        host = str(entry.get("host", "?")) if isinstance(entry, dict) else "?"
-        reason = _no_result(host, f"{where} that can't be understood ({_brief(error)})")
-        return Row(host=host, verdict=NOT_VERIFIED, reason=(reason,))
 
 
 def read_result(path: Path) -> Result | Unreadable:
@@ -220,19 +179,3 @@ def _timestamp(finished: float) -> str:
         return datetime.fromtimestamp(finished, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     except (ValueError, OverflowError, OSError):
         return str(finished)
-
-
-def _write(path: Path, data: object) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

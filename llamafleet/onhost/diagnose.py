@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection
 from functools import cache
 
-from llamafleet.protocol.diagnose import Match, Signature, Stage, signatures_from
+from llamafleet.protocol.diagnose import Match, Signature, signatures_from
 from llamafleet.protocol.diagnose import diagnose as diagnose_by
 
 TABLE = "failures.json"
 """Name of the table in the zipapp, beside this module; made from tables/failures.yaml."""
 
-OF_JOBS: tuple[Stage, ...] = ("toolkit", "deps", "configure", "compile", "link", "import")
+OF_JOBS = ("toolkit", "deps", "configure", "compile", "link", "import")
 """What a job that installs or builds can end in."""
 
 
@@ -27,6 +27,6 @@ def shipped() -> tuple[Signature, ...]:
     return signatures_from(json.loads(data)) if data else ()
 
 
-def diagnose(*texts: str, stages: Sequence[Stage]) -> Match | None:
+def diagnose(*texts: str, stages: Collection[str]) -> Match | None:
     """What the zipapp's table knows of the texts, the narrow before the wide."""
     return diagnose_by(shipped(), *texts, stages=stages)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import (
-    DRIVER_CHECK_PATH,
-    DRIVER_CHECK_UNIT,
-    HOLD_APT,
-    REPOSITORY_FILES,
-    VERIFY_TIMER,
-    VERIFY_UNIT,
-    Layout,
-)
+from llamafleet.layout import Layout
+from llamafleet.managed import by_path
 from llamafleet.plans.build import allowed_unused, plan_build
 from llamafleet.plans.driver.acceleration import plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
+from llamafleet.plans.files import Sha256, masked_units, plan_files, units_note
 from llamafleet.plans.host import (
     choose_python,
     disk_needs,
@@ -46,7 +41,7 @@ from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
 from llamafleet.protocol.result import Backend, Result
 from llamafleet.settings import Settings
-from llamafleet.tables import toolkit as toolkit_row
+from llamafleet.tables.toolkits import toolkit as toolkit_row
 
 __all__ = [
     "allowed_unused",
@@ -55,7 +50,6 @@ __all__ = [
     "layout_for",
     "llama_requirement",
     "make_plan",
-    "managed_paths",
     "to_read",
     "toolkit_requirements",
 ]
@@ -68,22 +62,6 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
     return Layout.system() if settings.scope == "system" else Layout.user(snapshot.home)
 
 
-def managed_paths(layout: Layout) -> tuple[str, ...]:
-    """Files that llamafleet writes: what it compares by hash, and what uninstall looks for."""
-    of_root = (layout.hold_record, HOLD_APT, layout.installed_packages, *REPOSITORY_FILES)
-    return (
-        *(of_root if layout.scope == "system" else ()),
-        layout.zipapp,
-        layout.pip,
-        layout.env,
-        layout.verify_config,
-        f"{layout.units}/{VERIFY_UNIT}",
-        f"{layout.units}/{VERIFY_TIMER}",
-        f"{layout.units}/{DRIVER_CHECK_UNIT}",
-        f"{layout.units}/{DRIVER_CHECK_PATH}",
-    )
-
-
 def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
     """What the snapshot of a host needs: layout, paths to hash, the settings' own paths.
 
@@ -91,7 +69,7 @@ def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    return layout, managed_paths(layout), tuple(path for path in chosen if path)
+    return layout, tuple(by_path(layout)), tuple(path for path in chosen if path)
 
 
 class _Problems:
@@ -122,10 +100,13 @@ def make_plan(
     snapshot: HostSnapshot,
     layout: Layout,
     barred: Barred | None = None,
+    *,
+    sha256: Sha256 | None = None,
 ) -> Plan:
     """What to do on one host. With problems the plan has only the hold to carry out.
 
-    `barred`: why this run can't reboot the host; None: it can.
+    `barred`: why this run can't reboot the host; None: it can. `sha256`: of rendered files, to
+    compare the host's with; None: only what is missing there is seen.
     """
     unread = unread_problem(snapshot)
     if unread:
@@ -138,6 +119,8 @@ def make_plan(
     acceleration = plan_acceleration(settings, snapshot, barred)
     problems.all += acceleration.problems
     backend = acceleration.backend
+    problems.all += masked_units(backend, settings, snapshot, layout)
+    notes = (*acceleration.notes, *units_note(settings, snapshot))
     python = problems.take(choose_python(settings, snapshot))
     packages = problems.take(plan_packages(snapshot, settings))
 
@@ -178,11 +161,29 @@ def make_plan(
     problems.all += disk_problems(snapshot, _disk(backend, toolkit, build, verify, snapshot))
 
     if problems.all or packages is None:
-        return Plan(host, backend, tuple(problems.all), acceleration.notes, hold)
-    return Plan(
-        *(host, backend, (), acceleration.notes, hold, acceleration.reboot),
+        return Plan(host, backend, tuple(problems.all), notes, hold)
+    plan = Plan(
+        *(host, backend, (), notes, hold, acceleration.reboot),
         *(packages, toolkit, build, verify),
     )
+    return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
+
+
+def _with_files(
+    plan: Plan,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    sha256: Sha256 | None,
+) -> Plan:
+    """The plan with what its files and units need, which are rendered from the rest of it."""
+    try:
+        files = plan_files("settings", plan, settings, snapshot, layout, sha256=sha256)
+    except ValueError as error:
+        expected, fix = "values that a shell and systemd read alike", "change cmake_options"
+        problem = Problem("environment", str(error), expected, fix)
+        return Plan(plan.host, plan.backend, (problem,), plan.notes, plan.hold)
+    return replace(plan, files=files)
 
 
 def _disk(
@@ -227,6 +228,8 @@ def explain(plan: Plan) -> list[str]:
     lines.append(f"build: {plan.build.action} {plan.build.fingerprint} ({plan.build.reason})")
     if plan.build.action == "build":
         lines.append(f"  {plan.build.jobs} jobs, {' '.join(plan.build.cmake_args)}")
+    if plan.files:
+        lines += [f"files: {reason}" for reason in plan.files.reasons]
     if plan.verify:
         verb = "needed" if plan.verify.needed else "not needed"
         lines.append(f"verify: {verb} ({plan.verify.reason})")

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from llamafleet.protocol.result import Backend
 from llamafleet.protocol.verify import VerifyConfig
-from llamafleet.tables import CompilerPackage
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ class ToolkitPlan:
     """Key of the job that installs it; "": nothing is to be installed."""
     source: Source | None = None
     """None: wheels, or nothing is to be installed."""
-    compiler: CompilerPackage | None = None
-    """What must be installed first: no compiler on the host is one that this toolkit accepts."""
+    compiler: str | None = None
+    """Package to install first: no compiler on the host is one that this toolkit accepts."""
     ruled_out: tuple[tuple[str, str], ...] = ()
     """(version, why not) for each version that was not chosen."""
 
@@ -118,6 +117,29 @@ class BuildPlan:
     action: Literal["build", "attach", "activate", "none"]
     """attach: it runs already; activate: it is built but `current` points elsewhere."""
     reason: str
+
+
+@dataclass(frozen=True)
+class FilesPlan:
+    """What brings llamafleet's files and units into the wanted state, in the order it is done."""
+
+    write: tuple[str, ...] = ()
+    """Paths."""
+    stop: tuple[str, ...] = ()
+    """Units, as those that follow."""
+    disable: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    """Paths."""
+    reload: bool = False
+    """systemd is to read all units again."""
+    enable: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """One for each file or unit that is not as it should be; none on a first run."""
+
+    @property
+    def needed(self) -> bool:
+        return self != FilesPlan(reasons=self.reasons)
 
 
 @dataclass(frozen=True)
@@ -152,3 +174,5 @@ class Plan:
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None
     verify: VerifyPlan | None = None
+    files: FilesPlan | None = None
+    """Of the group "settings": environment, verification settings, units."""

@@ -3,25 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-Stage = Literal[
-    "detection",
-    "toolkit",
-    "deps",
-    "configure",
-    "compile",
-    "link",
-    "import",
-    "runtime",
-    "verify",
-]
-"""Where a failure is said: by nvidia-smi, NVML or the kernel; by a job of a toolkit or a build, in
-the phase of that name; by the loading of the library; by a run of it that dies; in the log of a run
-that ends."""
-STAGES: tuple[Stage, ...] = get_args(Stage)
 
 MAX_LINES = 20
 BEFORE = 2
@@ -38,7 +21,7 @@ class Signature:
 
     id: str
     stage: str
-    """One of STAGES."""
+    """Who says it: see the head of tables/failures.yaml."""
     pattern: re.Pattern[str]
     cause: str
     fix: str
@@ -77,13 +60,13 @@ def signatures_from(rows: Iterable[Mapping[str, str]]) -> tuple[Signature, ...]:
 
 
 def diagnose(
-    signatures: Iterable[Signature], *texts: str, stages: Sequence[Stage] = STAGES
+    signatures: Iterable[Signature], *texts: str, stages: Collection[str] | None = None
 ) -> Match | None:
-    """What is known of the first text that any signature of these stages fits.
+    """What is known of the first text that a signature fits, of these stages or of all.
 
     Give the narrow text before the wide: in a whole log a harmless word may fit a signature.
     """
-    asked = [signature for signature in signatures if signature.stage in stages]
+    asked = [one for one in signatures if stages is None or one.stage in stages]
     return next((match for text in texts if (match := _first(asked, text))), None)
 
 

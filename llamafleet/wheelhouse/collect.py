@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from llamafleet import tables
+from llamafleet.tables.toolkits import wheel_toolkits
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -298,7 +299,7 @@ def _table(name: str) -> Table:
     try:
         text = tables.text(name).replace("\\\n", " ")
     except FileNotFoundError as error:
-        have = ", ".join(sorted({row.cuda for row in tables.wheel_toolkits()}))
+        have = ", ".join(sorted({row.cuda for row in wheel_toolkits()}))
         raise WheelhouseError(
             f"no pinned wheels {name}; toolkits that have some: {have}"
         ) from error

@@ -1,98 +1,14 @@
-"""The command line: what it prints and its exit codes."""
+"""The command itself."""
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
-from pathlib import Path
-
-import pytest
-from click.testing import CliRunner, Result
 
 from llamafleet import __version__
-from llamafleet.cli.main import main
-from llamafleet.history.report import render
-from llamafleet.history.store import LAST_RUN, Row, Store
-from llamafleet.protocol.result import Verdict
-from tests.test_settings import make_wheelhouse
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+from tests.cli import run
 
 
 def test_version_is_the_packages() -> None:
     result = run("--version")
     assert (result.output, result.exit_code) == (f"llamafleet, version {__version__}\n", 0)
     assert version("llamafleet") == __version__, "pyproject.toml and llamafleet/__init__.py differ"
-
-
-@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("CPU ONLY", 0), ("FAIL", 1)])
-def test_report_prints_the_last_run_and_judges_it(
-    verdict: Verdict, code: int, tmp_path: Path
-) -> None:
-    rows = [Row(host="gpu-a", verdict="PASS"), Row(host="gpu-b", verdict=verdict)]
-    Store(tmp_path).write_run(rows)
-    result = run("report", "--results", tmp_path)
-    assert (result.output, result.exit_code) == (render(rows) + "\n", code)
-
-
-def test_report_as_json(tmp_path: Path) -> None:
-    Store(tmp_path).write_run([Row(host="gpu-a", verdict="FAIL", reason=("disk: found 2 GiB",))])
-    result = run("report", "--json", "--results", tmp_path)
-    (row,) = json.loads(result.output)
-    assert (row["host"], row["verdict"], row["reason"]) == ("gpu-a", "FAIL", ["disk: found 2 GiB"])
-    assert result.exit_code == 1
-
-
-def test_report_without_a_run_is_bad_input(tmp_path: Path) -> None:
-    result = run("report", "--results", tmp_path)
-    assert result.exit_code == 2
-    assert result.output == (
-        f"Error: no {tmp_path / LAST_RUN}: nothing was run here; "
-        "next: pyinfra -y inventory deploy.py\n"
-    )
-
-
-def test_wheelhouse_check(tmp_path: Path) -> None:
-    folder = make_wheelhouse(tmp_path / "w")
-    result = run("wheelhouse", "check", folder)
-    assert (result.output, result.exit_code) == (f"{folder}: 2 files, all as listed\n", 0)
-    (folder / "a.whl").unlink()
-    (folder / "c.whl").touch()
-    result = run("wheelhouse", "check", folder)
-    assert result.exit_code == 2
-    assert result.output.splitlines() == [
-        "a.whl is missing",
-        "c.whl is not in manifest.json",
-        f"Error: 2 problems; next: llamafleet wheelhouse build {folder}",
-    ]
-
-
-def test_wheelhouse_build_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").touch()
-    result = run("wheelhouse", "build", tmp_path)
-    assert result.exit_code == 2
-    assert result.output == (
-        f"Error: {tmp_path} is not empty and no wheelhouse: name another folder\n"
-    )
-    assert (tmp_path / "thesis.txt").exists()
-
-
-def test_wheelhouse_build_names_the_toolkits_there_are(tmp_path: Path) -> None:
-    result = run("wheelhouse", "build", tmp_path / "w", "--toolkit", "12.4")
-    assert result.exit_code == 2
-    assert result.output == (
-        "Error: no pinned wheels toolkit-wheels-12.4.txt; toolkits that have some: "
-        "13.0, 13.1, 13.2, 13.3, 13.4, 13.5\n"
-    )
-    assert not (tmp_path / "w").exists()
-
-
-@pytest.mark.parametrize(("option", "value"), [("--python", "3.9"), ("--arch", "riscv64")])
-def test_wheelhouse_build_refuses_what_has_no_wheels(
-    option: str, value: str, tmp_path: Path
-) -> None:
-    result = run("wheelhouse", "build", tmp_path / "w", option, value)
-    assert result.exit_code == 2
-    assert value in result.output

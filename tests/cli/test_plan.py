@@ -9,17 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from llamafleet.cli.main import main
 from llamafleet.facts.reader import parse
+from tests.cli import run
 from tests.hosts.recorded import load
 
 RECORDED = Path(__file__).parents[1] / "hosts" / "h100-ubuntu24.snapshot"
-
-
-def run(*arguments: object, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
 def only_line(result: Result) -> str:
@@ -191,8 +187,9 @@ def test_printed_script_reads_a_host() -> None:
 
 
 def test_snapshot_of_this_machine_is_planned(tmp_path: Path) -> None:
+    (tmp_path / "inventory").write_text('lab = ["@local"]\n')
     file = tmp_path / "here.snapshot"
-    assert run("snapshot", "@local", "-o", file).exit_code == 0
+    assert command(tmp_path, "snapshot", "@local", "-o", str(file)).returncode == 0
     assert run("plan", file, "--set", "accelerator=cpu").output.startswith("host: ")
 
 

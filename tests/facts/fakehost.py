@@ -39,6 +39,7 @@ class FakeHost:
             folder.mkdir()
         for name in BASE_TOOLS:
             self.borrow(name)
+        self._hide_account()
         self.layout = Layout(
             scope="system",
             prefix=str(self.folder / "prefix"),
@@ -63,6 +64,12 @@ class FakeHost:
         path = shutil.which(name)
         assert path, f"this machine has no {name}"
         (self.bin / name).symlink_to(path)
+
+    def _hide_account(self) -> None:
+        """This machine may have the account `llamafleet`; the host has none."""
+        real = (self.bin / "id").readlink()
+        (self.bin / "id").unlink()
+        self.program("id", f'[ "$*" != "-u llamafleet" ] && exec {real} "$@"')
 
     def program(self, path: Path | str, body: str, interpreter: str = "/bin/sh") -> Path:
         """Write a program; a plain name goes on PATH."""

@@ -302,3 +302,48 @@ def test_packages_are_bounded(fake: FakeHost) -> None:
         "rpm", 'n=0; while [ $n -lt 200 ]; do n=$((n + 1)); echo "kmod-nvidia-$n 580.1"; done'
     )
     assert len(fake.snapshot().driver.packages) == 60
+
+
+UBUNTU_590 = """\
+installed libnvidia-compute 595.71.05-1ubuntu1
+installed libnvidia-compute 595.71.05-1ubuntu1
+installed nvidia-dkms 595.71.05-1ubuntu1
+installed nvidia-driver-pinning-595 595.71.05-1
+installed nvidia-kernel-common 595.71.05-1ubuntu1
+installed nvidia-openjdk-8-jre 9.+8u372-ga-1
+"""
+"""The driver for compute alone as NVIDIA packages it, and the library for i386 beside it."""
+
+DPKG_QUERY = """
+while read -r state name version; do
+    for pattern in "$@"; do
+        case $name in $pattern) echo "$state $name $version" && break ;; esac
+    done
+done <{file}
+"""
+"""Answers with what it is asked for."""
+
+
+def test_names_without_a_branch(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    file = fake.write(fake.folder / "packages", UBUNTU_590)
+    fake.program("dpkg-query", DPKG_QUERY.format(file=file))
+    driver = fake.snapshot().driver
+    version = "595.71.05-1ubuntu1"
+    assert driver.packages == (
+        Package("libnvidia-compute", version),
+        Package("nvidia-dkms", version),
+        Package("nvidia-kernel-common", version),
+    )
+    assert driver.package == "595.71.05"
+
+
+def test_pacman_takes_no_patterns(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    said = "nvtop 3.2.0-1\nnvidia-580xx-utils 580.119.02-1\nnvidia-580xx-dkms 580.119.02-1\n"
+    fake.program("pacman", f'[ "$*" = -Q ] && printf "{said}"')
+    assert fake.snapshot().driver.packages == (
+        Package("nvidia-580xx-utils", "580.119.02-1"),
+        Package("nvidia-580xx-dkms", "580.119.02-1"),
+    )
+    assert fake.snapshot().driver.package == "580.119.02"

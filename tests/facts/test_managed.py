@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import Job, Unit
+from llamafleet.managed import unit_names
 from llamafleet.received import Unreadable
 from tests.facts.fakehost import FakeHost
 from tests.history import OFFLOAD, RESULT
@@ -212,12 +213,20 @@ LoadState=loaded
 ActiveState=inactive
 SubState=dead
 UnitFileState=static
+NeedDaemonReload=yes
 
 Id=llamafleet-verify.timer
 LoadState=not-found
 ActiveState=inactive
 SubState=dead
 UnitFileState=
+
+Id=llamafleet-driver-check.path
+LoadState=masked
+ActiveState=inactive
+SubState=dead
+UnitFileState=masked
+NeedDaemonReload=no
 
 Id=llamafleet-build-0123.service
 LoadState=loaded
@@ -240,21 +249,25 @@ def test_units(fake: FakeHost, scope: str) -> None:
     snapshot = fake.snapshot()
     assert snapshot.init == "systemd"
     assert snapshot.units == {
-        "llamafleet-verify.service": Unit("loaded", "inactive", "dead", "static"),
+        "llamafleet-verify.service": Unit("loaded", "inactive", "dead", "static", stale=True),
+        "llamafleet-driver-check.path": Unit("masked", "inactive", "dead", "masked"),
         "llamafleet-build-0123.service": Unit("loaded", "active", "running", "transient"),
     }
-    assert (fake.folder / "asked").read_text().startswith(f"--{scope} show ")
+    asked = (fake.folder / "asked").read_text()
+    assert asked.startswith(f"--{scope} show ")
+    # By name: a pattern finds none of those that systemd has not loaded.
+    assert {*unit_names(), "llamafleet-*"} < set(asked.split())
 
 
 def test_systemd_that_does_not_answer(fake: FakeHost) -> None:
     booted(fake, "echo 'Failed to connect to bus: No medium found' >&2; exit 1")
     snapshot = fake.snapshot()
-    assert (snapshot.init, snapshot.units) == ("none", {})
+    assert (snapshot.init, snapshot.units) == ("silent", {})
 
 
 def test_systemd_that_hangs(fake: FakeHost) -> None:
     booted(fake, "exec sleep 20")
-    assert fake.snapshot().init == "none"
+    assert fake.snapshot().init == "silent"
 
 
 def test_systemd_installed_but_not_booted(fake: FakeHost) -> None:

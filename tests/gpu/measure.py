@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llamafleet.history.store import read_result
 from llamafleet.layout import Layout
+from llamafleet.protocol.result import Check, Result
+from llamafleet.protocol.verify import LATEST
 from tests.e2e.runs import REPOSITORY, Run, pyinfra
 
 LAYOUT = Layout.system() if os.geteuid() == 0 else Layout.user(str(Path.home()))
@@ -45,13 +48,27 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def result() -> dict[str, Any]:
+def result() -> Result:
     """What the last run fetched."""
-    return json.loads((STORED / "latest.json").read_text())  # type: ignore[no-any-return]
+    return _read(STORED / LATEST)
 
 
-def check(found: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(c for c in found["checks"] if c["name"] == name)
+def _read(file: Path) -> Result:
+    found = read_result(file)
+    assert isinstance(found, Result), found
+    return found
+
+
+def checks(found: Result) -> list[Check]:
+    """Of the host and of each GPU."""
+    return [*found.checks, *(check for gpu in found.gpus for check in gpu.checks)]
+
+
+def check(found: Result, name: str) -> Check:
+    """The worst of that name."""
+    order = ("fail", "skip", "warn", "pass")
+    named = [check for check in checks(found) if check.name == name]
+    return min(named, key=lambda check: order.index(check.status))
 
 
 def record(name: str, **figures: object) -> None:
@@ -67,11 +84,13 @@ def verify(
     *arguments: str,
     env: dict[str, str] | None = None,
     prefix_command: Sequence[str] = (),
+    inputs: dict[str, object] | None = None,
     **changes: object,
-) -> dict[str, Any]:
+) -> Result:
     """The verification by hand, with its settings changed, its result in `folder`."""
     config = json.loads(Path(LAYOUT.verify_config).read_text())
     config |= {"results": str(folder / "results"), "job": str(folder / "run"), **changes}
+    config["inputs"] |= inputs or {}
     path = folder / "verify.json"
     path.write_text(json.dumps(config))
     python = f"{config['prefix']}/bin/python"
@@ -84,13 +103,13 @@ def verify(
         check=False,
         timeout=900,
     )
-    found: dict[str, Any] = json.loads((folder / "results/latest.json").read_text())
-    assert (done.returncode == 0) == (found["verdict"] != "FAIL"), done.stdout + done.stderr
+    found = _read(folder / "results" / LATEST)
+    assert (done.returncode == 0) == (found.verdict != "FAIL"), done.stdout + done.stderr
     return found
 
 
-def reds(found: dict[str, Any]) -> list[str]:
-    return [c["name"] for c in found["checks"] if c["status"] == "fail"]
+def reds(found: Result) -> list[str]:
+    return [check.name for _, check in found.red]
 
 
 def our_bench(folder: Path, model: str) -> dict[str, Any]:

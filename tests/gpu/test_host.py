@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost.driver_check import EXIT_OK, EXIT_STALE, EXIT_VERIFY
+from llamafleet.protocol.result import Check, Result
 from tests.gpu import llama_bench, measure
 from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
 
@@ -31,18 +34,23 @@ pytestmark = [
 ROUNDS = 3
 
 
-def summary(found: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summary(found: Result, seconds: float) -> dict[str, Any]:
     """The figures of one deployment that go into a table."""
     return {
         "run_s": round(seconds, 1),
-        "verdict": found["verdict"],
-        "gpus": found["system"]["gpus"],
-        "driver": found["system"]["driver"],
-        "build": found["build"],
-        "timings": found["timings"],
-        "benchmark": found["benchmark"],
-        "checks": {c["name"]: f"{c['status']}: {c['found']}" for c in found["checks"]},
+        "verdict": found.verdict,
+        "driver": found.system.driver,
+        "build": asdict(found.build),
+        "benchmark": found.benchmark and asdict(found.benchmark),
+        "gpus": [
+            asdict(replace(gpu, checks=())) | {"checks": told(gpu.checks)} for gpu in found.gpus
+        ],
+        "checks": told(found.checks),
     }
+
+
+def told(checks: Sequence[Check]) -> dict[str, str]:
+    return {check.name: f"{check.status}: {check.found}" for check in checks}
 
 
 def test_the_build_that_a_4090_gets_passes_here() -> None:
@@ -50,10 +58,10 @@ def test_the_build_that_a_4090_gets_passes_here() -> None:
     assert run.returncode == 0, run.output
     found = result()
     record("sm_89", **summary(found, run.seconds), output=run.output[-3000:])
-    assert found["verdict"] == "PASS"
-    native = all(g["compute_capability"] == "8.9" for g in found["system"]["gpus"])
-    assert check(found, "machine_code")["status"] == ("pass" if native else "warn")
-    assert found["build"]["inputs"]["compute_capabilities"] == ["8.9"]
+    assert found.verdict == "PASS"
+    native = all(g.compute_capability == "8.9" for g in found.gpus)
+    assert check(found, "machine_code").status == ("pass" if native else "warn")
+    assert (found.build.inputs or {})["compute_capabilities"] == ["8.9"]
 
 
 def test_the_detected_capability_passes_with_machine_code() -> None:
@@ -61,9 +69,9 @@ def test_the_detected_capability_passes_with_machine_code() -> None:
     assert run.returncode == 0, run.output
     found = result()
     record("detected", **summary(found, run.seconds), output=run.output[-3000:])
-    assert found["verdict"] == "PASS"
-    assert check(found, "machine_code")["status"] == "pass"
-    assert found["system"]["driver"] == found["inputs"]["driver"]
+    assert found.verdict == "PASS"
+    assert check(found, "machine_code").status == "pass"
+    assert found.system.driver == found.inputs.driver
 
 
 def test_the_next_run_changes_nothing() -> None:
@@ -78,7 +86,7 @@ OLDER = "570.86.10"
 
 def test_after_a_driver_update_the_host_is_verified_and_nothing_is_built() -> None:
     """The update is in the records alone: all results so far are made to speak of an older one."""
-    loaded = result()["inputs"]["driver"]
+    loaded = result().inputs.driver
     stored = [Path(LAYOUT.results, "latest.json"), *measure.STORED.glob("*.json")]
     for file in stored:
         data = json.loads(file.read_text())
@@ -90,7 +98,7 @@ def test_after_a_driver_update_the_host_is_verified_and_nothing_is_built() -> No
     record("driver_update", run_s=round(run.seconds, 1), output=run.output[-3000:])
     assert "build: none" in run.output and "Build llama-cpp-python" in run.output
     assert f"driver {OLDER} -> {loaded}: PASS -> PASS" in run.output, run.output
-    assert result()["inputs"]["driver"] == loaded
+    assert result().inputs.driver == loaded
     again = deploy(accelerator="cuda")
     assert again.returncode == 0 and OLDER not in again.output, again.output
     assert driver_check() == EXIT_OK
@@ -109,7 +117,7 @@ def test_other_gpus_take_the_verdict_away() -> None:
         + ", ".join(("NVIDIA GeForce RTX 4090 GPU-0", *planned[1:]))
     )
     run = deploy(accelerator="cuda")
-    assert run.returncode == 0 and result()["verdict"] == "PASS", run.output
+    assert run.returncode == 0 and result().verdict == "PASS", run.output
     assert driver_check() == EXIT_OK
 
 
@@ -154,21 +162,22 @@ def test_the_benchmark_agrees_with_llama_bench(
 # -- planted faults: none may end in PASS, and the check it is about must be red ------------------
 
 
-def planted(name: str, found: dict[str, Any], *expected: str) -> None:
+def planted(name: str, found: Result, *expected: str) -> None:
     record(
         f"fault {name}",
-        verdict=found["verdict"],
-        red={c["name"]: [c["found"], c["next"]] for c in found["checks"] if c["status"] == "fail"},
+        verdict=found.verdict,
+        red={f"{where} {c.name}".strip(): [c.found, c.next] for where, c in found.red},
     )
-    assert found["verdict"] == "FAIL"
+    assert found.verdict == "FAIL"
     assert set(expected) <= set(reds(found)), reds(found)
-    assert all(check(found, name)["next"] for name in reds(found))
+    assert all(check(found, name).next for name in reds(found))
 
 
 def test_hidden_gpus_are_red(tmp_path: Path) -> None:
     found = verify(tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
-    planted("gpus hidden", found, "gpus_visible", "offload")
-    assert "CUDA_VISIBLE_DEVICES" in check(found, "gpus_visible")["next"]
+    planted("gpus hidden", found, "gpus_visible")
+    assert {gpu.verdict for gpu in found.gpus} == {"FAIL"}
+    assert "CUDA_VISIBLE_DEVICES" in check(found, "gpus_visible").next
 
 
 @pytest.mark.parametrize("layers", ["0", "half"])
@@ -178,9 +187,9 @@ def test_a_model_that_stays_on_the_cpu_is_red(tmp_path: Path, layers: str) -> No
 
 
 def test_a_context_far_too_large_is_red_and_the_largest_that_fits_is_named(tmp_path: Path) -> None:
-    found = verify(tmp_path, context=1_048_576)
+    found = verify(tmp_path, inputs={"context": 1_048_576})
     planted("out of memory", found, "context")
-    assert "set context = " in check(found, "context")["next"]
+    assert "set context = " in check(found, "context").next
 
 
 def test_a_stale_library_in_front_is_red(tmp_path: Path) -> None:
@@ -198,12 +207,12 @@ def test_a_missing_cublas_is_red(tmp_path: Path) -> None:
     """libcublas is hidden from this one verification, by mounts of its own."""
     found = verify(tmp_path, prefix_command=hidden(library_folder(), tmp_path / "libraries"))
     planted("libcublas missing", found, "library_cuda")
-    assert "libcublas" in check(found, "library_cuda")["found"]
+    assert "libcublas" in check(found, "library_cuda").found
 
 
 def library_folder() -> Path:
     """Where the build looks for libcublas: the path that is linked into it."""
-    options = result()["build"]["inputs"]["cmake_options"]
+    options = (result().build.inputs or {})["cmake_options"]
     flags = next(o for o in options if o.startswith("CMAKE_SHARED_LINKER_FLAGS="))
     return Path(flags.rpartition("-rpath,")[2]).resolve()
 
@@ -249,3 +258,31 @@ def test_a_library_for_another_capability_is_red(tmp_path: Path) -> None:
     (tmp_path / "stamp.json").write_text(json.dumps(stamp))
     found = verify(tmp_path, prefix=str(prefix), stamp=str(tmp_path / "stamp.json"))
     planted("other capability", found, "machine_code")
+
+
+# -- several GPUs --------------------------------------------------------------------------------
+
+
+def several() -> bool:
+    return len(result().gpus) > 1
+
+
+def test_one_gpu_of_several_that_is_hidden_is_named(tmp_path: Path) -> None:
+    """Measured before there were rows: this was a PASS."""
+    if not several():
+        pytest.skip("one GPU")
+    shown, *hidden = result().gpus
+    found = verify(tmp_path, env={"CUDA_VISIBLE_DEVICES": shown.uuid})
+    planted("one of several hidden", found, "gpus_visible")
+    verdicts = {gpu.uuid: gpu.verdict for gpu in found.gpus}
+    assert verdicts == {shown.uuid: "PASS"} | {gpu.uuid: "FAIL" for gpu in hidden}
+
+
+def test_each_of_several_gpus_has_figures_of_its_own() -> None:
+    if not several():
+        pytest.skip("one GPU")
+    found = result()
+    assert found.verdict == "PASS" and found.benchmark is not None
+    for gpu in found.gpus:
+        assert gpu.verdict == "PASS" and gpu.benchmark is not None, gpu
+        assert gpu.bus_id and gpu.benchmark.gpu and gpu.benchmark.gpu.utilisation_mean

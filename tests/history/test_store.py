@@ -1,4 +1,4 @@
-"""The store: rows from results, files that are whole or absent, and what can't be read."""
+"""The store: rows from results, and files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.history.store import (
-    LAST_RUN,
-    Built,
-    GpuLine,
-    Row,
-    Store,
-    StoreError,
-    read_result,
-)
+from llamafleet.history.store import Built, GpuLine, Row, Store, read_result
 from llamafleet.protocol.result import BuildSummary, Check, Result, Verdict
 from llamafleet.received import Unreadable
 from tests.history import RESULT, gpu
@@ -155,43 +147,3 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
         store.write_result("gpu-a", replace(RESULT, model=object()))
     assert path.read_text() == before
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, "latest.json"]
-
-
-def test_the_rows_of_a_run_come_back(tmp_path: Path) -> None:
-    rows = [of(RESULT), of(None, failures=["driver: found none"])]
-    Store(tmp_path).write_run([of(None)])
-    Store(tmp_path).write_run(rows)
-    assert Store(tmp_path).last_run() == rows
-
-
-def test_a_row_that_can_t_be_read_says_so_and_hides_no_other(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.write_run([of(RESULT), of(RESULT), of(RESULT)])
-    path = tmp_path / LAST_RUN
-    data = json.loads(path.read_text())
-    data["rows"][0]["verdict"] = "GOOD"
-    data["rows"][1] = "gpu-b"
-    path.write_text(json.dumps(data))
-    first, second, third = store.last_run()
-    assert (first.host, first.verdict) == ("gpu-a", "NOT VERIFIED")
-    assert "found row 0 of" in first.reason[0] and "GOOD" in first.reason[0]
-    assert (second.host, second.verdict) == ("?", "NOT VERIFIED")
-    assert third == of(RESULT)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (None, "nothing was run here; next: pyinfra -y inventory deploy.py"),
-        ("{", "can't be read"),
-        ("[]", "is not of version 1"),
-        ('{"version": 2, "rows": []}', "is not of version 1"),
-        ('{"version": 1}', "has no rows"),
-    ],
-)
-def test_a_last_run_that_is_none(text: str | None, says: str, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / LAST_RUN).write_text(text)
-    with pytest.raises(StoreError, match=r"last-run\.json") as error:
-        Store(tmp_path).last_run()
-    assert says in str(error.value)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llamafleet.history.report import render
+from llamafleet.history.runs import Runs
 from llamafleet.history.store import Row, Store
 from llamafleet.history.update import Rate, change, describe, find_update
 from llamafleet.protocol.result import Benchmark, Rates, Result, Verdict
@@ -119,9 +120,10 @@ def test_told_once_and_again_by_the_report_of_that_run(tmp_path: Path) -> None:
     update = store.update("gpu-a", new)
     store.write_result("gpu-a", new)
     assert update is not None and store.update("gpu-a", new) is None
-    store.write_run([Row.of("gpu-a", new, ["verified"], [], update)])
-    text = render(store.last_run())
+    runs = Runs(tmp_path)
+    first = runs.begin(["pyinfra"], ["gpu-a"], 1, [["gpu-a"]])
+    runs.finish(first, "complete", [Row.of("gpu-a", new, ["verified"], [], update)])
+    text = render(runs.read(first.id).rows)
     assert "gpu-a driver 570.86.10 -> 580.95.05: PASS -> PASS" in text
     assert "gpu-a tg 341.5 ± 2.8 -> 310.2 ± 2.8 t/s: -9.2 %, SLOWER" in text
-    store.write_run([Row.of("gpu-a", new, [], [])])
-    assert "->" not in render(store.last_run())
+    assert "->" not in render([Row.of("gpu-a", new, [], [])])

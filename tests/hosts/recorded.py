@@ -9,7 +9,7 @@ lines: key -> its lines in the recording, fields divided by " | "; [] removes th
 blocks: name -> the block's lines; null removes it
 greeting: lines before the recording, as a login shell prints them
 settings: as in an inventory
-expect: what the plan must be; see test_hosts.py
+expect: what the plan must be on frozen tables; see test_hosts.py
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from llamafleet.facts.reader import parse
 from llamafleet.inventory import validate_fleet
 from llamafleet.plans.make import explain, layout_for, make_plan
 from llamafleet.plans.plan import Plan
+from llamafleet.tables import overlaid
+from tests.frozen_tables import FROZEN
 
 FOLDER = Path(__file__).parent
 FIELDS = {
@@ -67,6 +69,7 @@ class RecordedHost:
         return parse(self.text.split("\n"))
 
     @property
+    @overlaid(FROZEN)
     def plan(self) -> Plan:
         settings = validate_fleet({self.name: self.settings})[self.name]
         snapshot = self.snapshot

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
 from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
+from tests.onhost.wheels import hash_option, write_wheel
 
 DATA = Path(__file__).parent / "data"
 NEEDED = (
@@ -84,18 +86,39 @@ def requirements() -> str:
     return "\n".join(b for b in blocks if re.match(rf"(?:{'|'.join(NEEDED)})\b(?!-)", b)) + "\n"
 
 
+def download(root: Path) -> Path:
+    """A folder with the backend's wheels."""
+    folder, listed, pip = root / "wheels", root / "pinned.txt", root / "pip.pyz"
+    listed.write_text(requirements())
+    pip.write_bytes(zipapps.pip_zipapp())
+    options = ["-q", "download", "--require-hashes", "--only-binary", ":all:", "--no-deps"]
+    subprocess.run([PYTHON, str(pip), *options, "-d", str(folder), "-r", str(listed)], check=True)
+    return folder
+
+
+def unpack_cmake(folder: Path, root: Path) -> str:
+    """Put a wheel that calls CMake in its place; the requirement of it.
+
+    The 4,000 files of CMake's own are unpacked once: each build would take seconds for them.
+    """
+    real = next(folder.glob("cmake-*.whl"))
+    with zipfile.ZipFile(real) as wheel:
+        wheel.extractall(root)
+    program = root / "cmake/data/bin/cmake"
+    program.chmod(0o755)
+    version = real.name.split("-")[1]
+    real.unlink()
+    script = {f"cmake-{version}.data/scripts/cmake": f'#!/bin/sh\nexec {program} "$@"\n'}
+    return f"cmake=={version} {hash_option(write_wheel(folder, 'cmake', version, script))}\n"
+
+
 @pytest.fixture(scope="module")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the backend's wheels, fetched once, and the small source archive."""
-    root = Path(os.environ.get("LLAMAFLEET_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
-    folder = root / "wheels"
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = root / "requirements.txt"
-    listed.write_text(requirements())
-    pip = root / "pip.pyz"
-    pip.write_bytes(zipapps.pip_zipapp())
-    download = ["-q", "download", "--require-hashes", "--only-binary", ":all:", "--no-deps"]
-    subprocess.run([PYTHON, str(pip), *download, "-d", str(folder), "-r", str(listed)], check=True)
+    """A folder with the backend's wheels, their requirements and the small source archive."""
+    root = tmp_path_factory.mktemp("cache")
+    folder = download(root)
+    others = re.sub(r"^cmake==.*(?:\n    .*)*\n", "", requirements(), flags=re.MULTILINE)
+    (folder / "requirements.txt").write_text(others + unpack_cmake(folder, root))
     with tarfile.open(folder / "llama_cpp_python-0.3.36.tar.gz", "w:gz") as archive:
         for name, text in SDIST.items():
             entry = tarfile.TarInfo(f"llama_cpp_python-0.3.36/{name}")
@@ -118,7 +141,7 @@ class Build:
             {
                 "inputs": {"backend": "cpu"},
                 "prefix": str(self.prefix),
-                "requirements": requirements(),
+                "requirements": (wheelhouse / "requirements.txt").read_text(),
                 "llama_requirement": f"llama-cpp-python==0.3.36 --hash=sha256:{sha256}",
                 "cmake_args": [],
                 "allowed_unused": [],

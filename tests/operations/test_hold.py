@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import HOLD_APT, Layout
+from llamafleet.managed import Managed, rows
 from llamafleet.plans.driver.hold import plan_hold
-from llamafleet.plans.plan import HoldPlan
-from llamafleet.render import hold_files
+from llamafleet.plans.files import plan_files
+from llamafleet.plans.plan import HoldPlan, Plan, Problem
+from llamafleet.render import content_sha256
 from llamafleet.settings import Settings
 from operations import hold
 from tests.plans.driver.test_hold import PARTS, host
@@ -27,10 +30,12 @@ def carry_out(
     """What the operation runs, uploads as their target, and the changes that it records."""
     snapshot = replace(host(**found), files=files)
     changes: list[str] = []
+    plan = Plan("gpu-a", "cuda", hold=held(settings, snapshot))
     run = SimpleNamespace(
-        plan=lambda: SimpleNamespace(hold=plan_hold(settings, snapshot)),
+        settings=settings,
+        plan=lambda: plan,
         layout=lambda: LAYOUT,
-        snapshot=lambda: snapshot,
+        files=lambda group: plan_files(group, plan, settings, snapshot, LAYOUT, sha256=sha256),
         changed=changes.append,
     )
     monkeypatch.setattr(hold, "here", lambda: run)
@@ -40,10 +45,20 @@ def carry_out(
     return [c for c in commands if not c.startswith(("mkdir", "chmod"))], changes
 
 
+def held(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | None:
+    made = plan_hold(settings, snapshot)
+    assert not isinstance(made, Problem), made
+    return made
+
+
+def sha256(row: Managed, plan: Plan) -> str:
+    return content_sha256(row, plan, ON, LAYOUT)
+
+
 def there(*record: str) -> dict[str, str]:
     """A host's files after a run that held these."""
-    files = hold_files(HoldPlan("", record=record), LAYOUT, apt=True)
-    return {file.path: file.sha256 for file in files}
+    plan = Plan("gpu-a", "cuda", hold=HoldPlan("", record=record))
+    return {row.path(LAYOUT): sha256(row, plan) for row in rows(LAYOUT, "hold")}
 
 
 def test_the_record_is_there_before_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:

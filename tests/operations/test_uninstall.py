@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.plans.make import managed_paths
+from llamafleet.managed import by_path
 from operations.uninstall import STOP_JOBS, traces
 from tests.facts.fakehost import FakeHost
 
@@ -15,7 +15,7 @@ from tests.facts.fakehost import FakeHost
 def test_a_run_that_ended_with_its_packages_is_seen(tmp_path: Path) -> None:
     """The record of packages comes before the account, the tools and any job."""
     host = FakeHost(tmp_path)
-    host.files = managed_paths(host.layout)
+    host.files = tuple(by_path(host.layout))
     assert traces(host.snapshot(), host.layout) == []
     record = Path(host.layout.installed_packages)
     host.write(record, "g++\n")

@@ -12,6 +12,8 @@ from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan, VerifyP
 from llamafleet.plans.toolkit.choice import choose_toolkit
 from llamafleet.protocol.result import Result, Verdict
 from llamafleet.settings import Settings
+from llamafleet.tables import overlaid
+from tests.frozen_tables import FROZEN
 from tests.history import RESULT
 from tests.history import gpu as row
 
@@ -99,6 +101,7 @@ GPU_HOST = HostSnapshot(
 CPU_HOST = replace(GPU_HOST, pci_gpus=(), gpus=(), driver=Driver())
 
 
+@overlaid(FROZEN)
 def plan(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> Plan:
     return make_plan("lab-1", Settings(**settings), snapshot, LAYOUT)
 
@@ -109,6 +112,7 @@ def build_of(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> BuildPlan:
     return made.build
 
 
+@overlaid(FROZEN)
 def toolkit_for(snapshot: HostSnapshot, **settings: Any) -> ToolkitPlan | Problem:
     found = tuple(g.compute_capability or "" for g in snapshot.gpus)
     return choose_toolkit(snapshot, Settings(**settings), found, LAYOUT)

@@ -8,21 +8,19 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import HostSnapshot, Tool
-from llamafleet.layout import REPOSITORY_FILES, Layout
+from llamafleet.layout import Layout
 from llamafleet.plans.make import (
     explain,
     host_requirements,
     layout_for,
     llama_requirement,
     make_plan,
-    managed_paths,
     toolkit_requirements,
 )
 from llamafleet.settings import LLAMA_SHA256, Settings
 from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
-    LAYOUT,
     build_of,
     built,
     driver,
@@ -230,29 +228,6 @@ def test_where_things_lie() -> None:
     assert layout_for(Settings(scope="user"), user) == Layout.user("/home/joe")
     made = make_plan("x", Settings(scope="user"), replace(GPU_HOST), Layout.user("/home/joe"))
     assert made.toolkit and made.toolkit.root.startswith("/home/joe/.local/share/llamafleet/")
-
-
-def test_managed_paths() -> None:
-    assert managed_paths(LAYOUT) == (
-        "/opt/llamafleet/held-packages",
-        "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
-        # There alone where a run ended early: uninstall must see them.
-        "/opt/llamafleet/installed-packages",
-        *REPOSITORY_FILES,
-        "/opt/llamafleet/llamafleet-host.pyz",
-        "/opt/llamafleet/pip.pyz",
-        "/etc/llamafleet/llamafleet.env",
-        "/etc/llamafleet/verify.json",
-        "/etc/systemd/system/llamafleet-verify.service",
-        "/etc/systemd/system/llamafleet-verify.timer",
-        "/etc/systemd/system/llamafleet-driver-check.service",
-        "/etc/systemd/system/llamafleet-driver-check.path",
-    )
-
-
-def test_a_user_s_own_deployment_manages_nothing_outside_the_home() -> None:
-    paths = managed_paths(Layout.user("/home/joe"))
-    assert all(path.startswith("/home/joe/") for path in paths)
 
 
 def test_requirements() -> None:

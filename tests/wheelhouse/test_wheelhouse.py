@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -174,21 +175,40 @@ def test_requirements_are_only_what_is_there(tmp_path: Path) -> None:
 # A real one
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+@dataclass(frozen=True)
+class Real:
     """A wheelhouse for this Python, from the configured index."""
+
+    folder: Path
+    manifest: Manifest
+    published: Path
+    """The source archive as it was downloaded for it: 77 MB, fetched once for all tests."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     folder = tmp_path_factory.mktemp("real") / "wheelhouse"
-    return folder, house.build(
-        folder,
-        version=LLAMA_VERSION,
-        sha256=LLAMA_SHA256,
-        pythons=[PYTHON],
-        arches=[os.uname().machine],
-    )
+    published = tmp_path_factory.mktemp("published") / sdist_name(LLAMA_VERSION)
+
+    def keep_and_cut(source: Path, target: Path) -> None:
+        shutil.copy(source, published)
+        slim_sdist(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(house, "slim_sdist", keep_and_cut)
+        manifest = house.build(
+            folder,
+            version=LLAMA_VERSION,
+            sha256=LLAMA_SHA256,
+            pythons=[PYTHON],
+            arches=[os.uname().machine],
+        )
+    assert house.sha256_of(published) == LLAMA_SHA256
+    return Real(folder, manifest, published)
 
 
-def test_a_real_wheelhouse_is_small_and_as_its_manifest_says(real: tuple[Path, Manifest]) -> None:
-    folder, manifest = real
+def test_a_real_wheelhouse_is_small_and_as_its_manifest_says(real: Real) -> None:
+    folder, manifest = real.folder, real.manifest
     assert verify(folder) == []
     assert load(folder) == manifest
     assert sum(file.bytes for file in manifest.files.values()) < 60e6
@@ -217,30 +237,27 @@ def offline(folder: Path, lines: str, target: Path, *options: object) -> Any:
     )
 
 
-def test_pip_takes_everything_from_it_alone(real: tuple[Path, Manifest], tmp_path: Path) -> None:
-    folder, manifest = real
+def test_pip_takes_everything_from_it_alone(real: Real, tmp_path: Path) -> None:
+    folder, manifest = real.folder, real.manifest
     done = offline(folder, requirements(manifest), tmp_path / "wheels")
     assert done.returncode == 0, done.stderr
     wheels = {name for name in manifest.files if name.endswith(".whl")}
     assert {path.name for path in (tmp_path / "wheels").iterdir()} == wheels
 
 
-def test_pip_builds_the_metadata_of_the_cut_archive(
-    real: tuple[Path, Manifest], tmp_path: Path
-) -> None:
-    folder, manifest = real
-    done = offline(folder, llama_requirement(manifest), tmp_path / "sdist", "--no-deps")
+def test_pip_builds_the_metadata_of_the_cut_archive(real: Real, tmp_path: Path) -> None:
+    wanted = llama_requirement(real.manifest)
+    done = offline(real.folder, wanted, tmp_path / "sdist", "--no-deps")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sdist" / sdist_name(LLAMA_VERSION)).is_file()
 
 
-def test_pip_refuses_an_archive_altered_since(real: tuple[Path, Manifest], tmp_path: Path) -> None:
-    folder, manifest = real
+def test_pip_refuses_an_archive_altered_since(real: Real, tmp_path: Path) -> None:
     altered = tmp_path / "altered"
-    shutil.copytree(folder, altered)
+    shutil.copytree(real.folder, altered)
     with (altered / sdist_name(LLAMA_VERSION)).open("ab") as file:
         file.write(b"\0")
-    done = offline(altered, llama_requirement(manifest), tmp_path / "sdist", "--no-deps")
+    done = offline(altered, llama_requirement(real.manifest), tmp_path / "sdist", "--no-deps")
     assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr
 
 
@@ -254,28 +271,31 @@ def test_a_wrong_hash_of_the_archive_leaves_the_old_wheelhouse(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
+def test_a_whole_archive_is_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(wanted: Path, target: Path, what: str, *options: str) -> None:
+        (target / sdist_name("1.2.3")).write_bytes(b"as published")
+
+    monkeypatch.setattr(house, "_pip_download", download)
+    sha256 = hashlib.sha256(b"as published").hexdigest()
+    llama = house._download_llama(tmp_path, "1.2.3", sha256, slim=False)
+    assert (tmp_path / sdist_name("1.2.3")).read_bytes() == b"as published"
+    assert llama.sha256 == llama.source_sha256 == sha256
+
+
 # The cut
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The published source archive, its hash checked."""
-    folder = tmp_path_factory.mktemp("archive")
-    llama = house._download_llama(folder, LLAMA_VERSION, LLAMA_SHA256, slim=False)
-    assert llama.sha256 == LLAMA_SHA256
-    return folder / sdist_name(LLAMA_VERSION)
 
 
 Trees = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
-def trees(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Trees:
+def trees(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Trees:
     """The published archive and the cut one, unpacked."""
     folder = tmp_path_factory.mktemp("trees")
-    slim = folder / "slim.tar.gz"
-    slim_sdist(archive, slim)
-    for name, packed in (("full", archive), ("slim", slim)):
+    cut = real.folder / sdist_name(LLAMA_VERSION)
+    for name, packed in (("full", real.published), ("slim", cut)):
         with tarfile.open(packed) as tar:
             tar.extractall(folder / name, filter="data")
     top = f"llama_cpp_python-{LLAMA_VERSION}"
@@ -283,11 +303,20 @@ def trees(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Trees:
 
 
 @pytest.fixture(scope="module")
-def tools(real: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tools(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the cmake and ninja of the wheelhouse, below bin/."""
     folder = tmp_path_factory.mktemp("tools")
     done = pip(
-        *("install", "--no-index", "--find-links", real[0], "--target", folder, "cmake", "ninja")
+        *(
+            "install",
+            "--no-index",
+            "--find-links",
+            real.folder,
+            "--target",
+            folder,
+            "cmake",
+            "ninja",
+        )
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -301,9 +330,9 @@ def contents(tree: Path) -> dict[str, str]:
     }
 
 
-def test_the_cut_is_the_same_every_time(archive: Path, trees: Trees, tmp_path: Path) -> None:
-    slim_sdist(archive, tmp_path / "again")
-    first = trees[0].parent.parent / "slim.tar.gz"
+def test_the_cut_is_the_same_every_time(real: Real, tmp_path: Path) -> None:
+    slim_sdist(real.published, tmp_path / "again")
+    first = real.folder / sdist_name(LLAMA_VERSION)
     assert (tmp_path / "again").read_bytes() == first.read_bytes()
 
 
@@ -383,11 +412,21 @@ def missing_includes(build: Path, below: str = "") -> list[str]:
     return failed
 
 
-def test_a_cpu_build_compiles_the_same(trees: Trees, tools: Path) -> None:
-    full, slim = trees
-    options = ("-DGGML_CUDA=OFF", "-DLLAVA_BUILD=ON")
-    of_slim = configure(slim, slim.parent / "cpu", tools, *options)
-    assert of_slim == configure(full, full.parent / "cpu", tools, *options)
+CPU = ("-DGGML_CUDA=OFF", "-DLLAVA_BUILD=ON")
+
+
+@pytest.fixture(scope="module")
+def published_cpu(trees: Trees, tools: Path) -> Configured:
+    """The CPU backend as the published archive is configured for it."""
+    return configure(trees[0], trees[0].parent / "cpu", tools, *CPU)
+
+
+def test_a_cpu_build_compiles_the_same(
+    trees: Trees, tools: Path, published_cpu: Configured
+) -> None:
+    _, slim = trees
+    of_slim = configure(slim, slim.parent / "cpu", tools, *CPU)
+    assert of_slim == published_cpu
     assert len(of_slim.units) > 100
     assert any("unity" in name for name in of_slim.written)
     assert missing_includes(slim.parent / "cpu") == []
@@ -412,11 +451,11 @@ def without(trees: Trees, tmp_path: Path, missing: str) -> Path:
     return tree
 
 
-def test_a_source_too_few_is_seen(trees: Trees, tools: Path, tmp_path: Path) -> None:
-    full, _ = trees
+def test_a_source_too_few_is_seen(
+    trees: Trees, tools: Path, published_cpu: Configured, tmp_path: Path
+) -> None:
     tree = without(trees, tmp_path, "vendor/llama.cpp/src/models/llama.cpp")
-    of_full = configure(full, tmp_path / "full", tools, "-DGGML_CUDA=OFF")
-    assert configure(tree, tmp_path / "build", tools, "-DGGML_CUDA=OFF") != of_full
+    assert configure(tree, tmp_path / "build", tools, *CPU) != published_cpu
 
 
 def test_a_header_too_few_is_seen(trees: Trees, tools: Path, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ packages; and the package manager is asked first what it would do.
 from __future__ import annotations
 
 import contextlib
+import json
+import pkgutil
 import re
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from llamafleet.onhost.job import STOPPER, Data, Job, JobFailed
@@ -21,15 +24,8 @@ APT = ("apt-get", "-y", "-o", "DPkg::Lock::Timeout=600")
 APT_INSTALL = ("--no-install-recommends", "--no-remove", "install")
 DNF = ("dnf", "--setopt=install_weak_deps=False")
 
-DRIVER = re.compile(
-    r"cuda-(?:drivers|compat)"
-    r"|nvidia-(?!cuda-(?!mps)|profiler|visual-profiler|opencl-dev|container|docker)"
-    r"|libnvidia-(?!container|ml-dev)|lib[^-]+-nvidia|libcuda1|libcudadebugger|libnvcuvid"
-    r"|libnvoptix|libnvsdm|libxnvctrl0|xserver-xorg-video-nvidia|xorg-x11-(?:drv-)?nvidia"
-    r"|linux-.*-nvidia|firmware-nvidia"
-    r"|(?:kmod|akmod|dkms)-nvidia|nvidia$"
-)
-"""Names of the driver's packages in the repositories of NVIDIA, Debian, Ubuntu and RPM Fusion."""
+REFUSED = "refused-packages.json"
+"""Name of the rule in the zipapp, beside this module; made from tables/driver-packages.yaml."""
 
 ERROR = re.compile(r"E: |Err:|Error: ")
 """How apt and dnf begin what is wrong."""
@@ -161,9 +157,27 @@ def dnf_changes(lines: Iterable[str]) -> Changes:
     return Changes(**{name: tuple(names) for name, names in found.items()})
 
 
+@cache
+def refused() -> re.Pattern[str]:
+    """What matches, whole, the names of packages that must not come or change.
+
+    Raises JobFailed where the zipapp came without it: unguarded, nothing is installed.
+    """
+    try:
+        data = pkgutil.get_data(__package__, REFUSED)
+    except OSError:
+        data = None
+    if not data:
+        raise JobFailed(
+            f"found no {REFUSED} beside {__name__}; expected the names of the driver's packages, "
+            "which no install may touch; next: run this from llamafleet's zipapp"
+        )
+    return re.compile(json.loads(data))
+
+
 def refuse(changes: Changes) -> None:
     """Raise JobFailed where a package would go, or one of the driver would come or change."""
-    touched = [name for name in (*changes.new, *changes.replaced) if DRIVER.match(name)]
+    touched = [name for name in (*changes.new, *changes.replaced) if refused().fullmatch(name)]
     found = [f"install or replace {' '.join(touched)}"] if touched else []
     found += [f"remove {' '.join(changes.removed)}"] if changes.removed else []
     if found:

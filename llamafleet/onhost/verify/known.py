@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost.diagnose import diagnose
 from llamafleet.onhost.verify.child import Outcome
-from llamafleet.protocol.diagnose import Match, Stage
+from llamafleet.protocol.diagnose import Match
 from llamafleet.protocol.result import Check
 
-DIED: tuple[Stage, ...] = ("import", "runtime")
+DIED = ("import", "runtime")
 """What can end a task of the worker."""
-ENDED: tuple[Stage, ...] = ("runtime", "verify")
+ENDED = ("runtime", "verify")
 """What the log of a run that ended can hold."""
 
 OUT_OF_MEMORY = frozenset({"oom-context", "oom-weights", "oom-host"})
@@ -38,7 +38,7 @@ def with_match(check: Check, match: Match | None) -> Check:
     return replace(check, found=f"{check.found}; {match}", next=_on_this_host(match) or match.fix)
 
 
-def explained(check: Check, *texts: str, stages: Sequence[Stage] = ENDED) -> Check:
+def explained(check: Check, *texts: str, stages: Collection[str] = ENDED) -> Check:
     """A red check with what is known of the texts, the narrow before the wide."""
     red = check.status == "fail"
     return with_match(check, diagnose(*texts, stages=stages) if red else None)

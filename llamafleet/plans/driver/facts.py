@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from fnmatch import fnmatchcase
 
 from llamafleet.facts.host import Driver, HostSnapshot, Package
-from llamafleet.tables import parse_version
-
-NO_PART = re.compile(r"pinning|local-repo|assistant")
-"""Packages of a repository, not of the driver."""
-
-OF_KERNEL = re.compile(r"-(\d{1,2}\.\d+\.\d+-\S+)$")
-"""The kernel in the name of a package, as kmod-nvidia-6.10.3-200.fc40.x86_64."""
-
-PREBUILT = re.compile(r"linux-modules-nvidia-(\d+(?:-server)?(?:-open)?)-")
-"""The branch in the name of Ubuntu's packages of modules, each for one kernel."""
+from llamafleet.tables import driver_packages, parse_version
 
 
 def newest(a: str, b: str) -> str:
@@ -36,9 +27,9 @@ def coming_module(snapshot: HostSnapshot) -> str | None:
 
 def _counts(package: Package, kernel: str | None) -> bool:
     """A part that must be of the driver's version; not one for a kernel that does not boot next."""
-    of_kernel = OF_KERNEL.search(package.name)
-    elsewhere = of_kernel and not (kernel or "").startswith(of_kernel[1])
-    return not NO_PART.search(package.name) and not elsewhere
+    of_kernel = driver_packages.kernel_of(package.name)
+    elsewhere = of_kernel and not (kernel or "").startswith(of_kernel)
+    return driver_packages.has(package.name, "version") and not elsewhere
 
 
 def package_versions(snapshot: HostSnapshot) -> dict[str, list[str]]:
@@ -55,11 +46,19 @@ def package_versions(snapshot: HostSnapshot) -> dict[str, list[str]]:
 
 def is_held(driver: Driver, name: str) -> bool:
     """The package is held; a name without an architecture is that of any."""
-    return any(
-        fnmatchcase(name, pattern)
-        for held in driver.held
-        for pattern in (held, held.partition(":")[0])
-    )
+    return any(_holds(held, name) for held in driver.held)
+
+
+def _holds(held: str, name: str) -> bool:
+    return fnmatchcase(name, held) or fnmatchcase(name, held.partition(":")[0])
+
+
+def holds(driver: Driver, names: list[str]) -> str:
+    """What holds one of these packages, as words of a command; "": nothing.
+
+    In the words it was set with, since unholding libcuda1 leaves libcuda1:i386 held.
+    """
+    return shlex.join(held for held in driver.held if any(_holds(held, name) for name in names))
 
 
 def versions_sentence(snapshot: HostSnapshot) -> str:
@@ -94,7 +93,7 @@ def repair(snapshot: HostSnapshot) -> str:
     if len(packages) > 1:
         late = [name for names in list(packages.values())[1:] for name in names]
         behind = " ".join(late)
-        held = " ".join(name for name in late if is_held(driver, name))
+        held = holds(driver, late)
         unhold = f"sudo apt-mark unhold {held}" if held else "apt-mark showhold"
         unlock = f"sudo dnf versionlock delete {held}" if held else "dnf versionlock list"
         upgrade = {
@@ -104,21 +103,22 @@ def repair(snapshot: HostSnapshot) -> str:
             "pacman": "sudo pacman -Syu",
         }.get(snapshot.package_manager or "", f"bring {behind} to {next(iter(packages))}")
         return f"{upgrade}, then sudo reboot"
-    names = " ".join(package.name for package in driver.packages)
-    if driver.dkms or "dkms" in names:
+    names = [package.name for package in driver.packages]
+    if driver.dkms or any(driver_packages.has(name, "dkms") for name in names):
         headers = {"apt": f"sudo apt-get install linux-headers-{kernel}; "}
         return (
             f"{headers.get(snapshot.package_manager or '', '')}"
             f"sudo dkms autoinstall -k {kernel}; dkms status; modinfo -k {kernel} -F version nvidia"
         )
-    if prebuilt := PREBUILT.search(names):
-        held = " ".join(one.name for one in driver.packages if is_held(driver, one.name))
+    branches = [branch for branch in map(driver_packages.prebuilt_branch, names) if branch]
+    if branches:
+        held = holds(driver, names)
         unhold = f"sudo apt-mark unhold {held}; " if held else ""
         return (
-            f"{unhold}sudo apt-get install linux-modules-nvidia-{prebuilt[1]}-{kernel}; "
+            f"{unhold}sudo apt-get install linux-modules-nvidia-{branches[0]}-{kernel}; "
             f"modinfo -k {kernel} -F version nvidia"
         )
-    if "akmod" in names:
+    if any(driver_packages.has(name, "akmod") for name in names):
         return f"sudo akmods --force --kernels {kernel}; modinfo -k {kernel} -F version nvidia"
     return (
         "install the driver again, so that module and library are of one version; "

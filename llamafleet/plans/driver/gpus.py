@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llamafleet.facts.host import HostSnapshot, PciGpu
 from llamafleet.plans.driver.known import LOST, is_known
-from llamafleet.tables import gpu_by_pci, xids
+from llamafleet.tables.gpus import gpu_by_pci, xids
 
 XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<place>[0-9a-f:.]+)\): (?P<code>\d+)", re.IGNORECASE)
 FALLEN = re.compile(r"GPU (?:at PCI:)?(?P<place>[0-9a-f:.]+).*fallen off the bus", re.IGNORECASE)

@@ -6,25 +6,14 @@ at a time of its own choosing.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable
 
-from llamafleet.facts.host import Driver, HostSnapshot
-from llamafleet.plans.driver.facts import NO_PART, is_held
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.plans.driver.facts import is_held
 from llamafleet.plans.driver.verdict import driver_verdict
 from llamafleet.plans.plan import HoldPlan, Problem
 from llamafleet.settings import Settings
-
-NOT_THE_DRIVER = re.compile(
-    r"(lib)?nvidia-(container|docker).*"
-    r"|nvidia-cuda-(?!mps).*"
-    r"|nvidia-(cudnn|nsight|visual-profiler|profiler|opencl-dev|cg-|texture-tools|openjdk).*"
-    r"|nvidia-(gds|fs|prime|vaapi-driver).*"
-    r"|linux-modules-nvidia-fs-.*|firmware-nvidia-graphics|nvidia-gpu-firmware"
-)
-"""Names like the driver's, of other origin: the container toolkit, Debian's CUDA toolkit (its
-nvidia-cuda-mps is the driver's), GPUDirect Storage, tools, and the firmware that nouveau loads."""
 
 # A lock is for the version that is installed, so no repository is needed: dnf-versionlock(8),
 # dnf5-versionlock(8). dnf5 keeps the option's old name: dnf5-changes-from-dnf4(7).
@@ -62,7 +51,7 @@ def plan_hold(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | Problem 
             "sudo dnf install python3-dnf-plugin-versionlock",
         )
     driver, ours = snapshot.driver, snapshot.hold_record
-    parts = driver_parts(driver)
+    parts = driver.parts
     kept = tuple(name for name in ours if name in parts or is_held(driver, name))
     loose = tuple(name for name in parts if not is_held(driver, name))
     verdict = driver_verdict(snapshot)
@@ -88,15 +77,6 @@ def release(snapshot: HostSnapshot) -> HoldPlan | None:
     held = tuple(name for name in snapshot.hold_record if is_held(snapshot.driver, name))
     commands = (shlex.join((*begin[1], *held)),) if held else ()
     return HoldPlan(release=held, commands=commands, reason="held by llamafleet before")
-
-
-def driver_parts(driver: Driver) -> tuple[str, ...]:
-    """Installed packages of the driver, as their package manager names them."""
-    return tuple(name for name in driver.parts if _is_part(name.partition(":")[0]))
-
-
-def _is_part(name: str) -> bool:
-    return not NOT_THE_DRIVER.fullmatch(name) and not NO_PART.search(name)
 
 
 def expressions(names: Iterable[str]) -> list[str]:

@@ -28,7 +28,8 @@ from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.plans.toolkit.refusal import no_cuda
 from llamafleet.protocol.diagnose import Match
-from llamafleet.tables import parse_version, toolkits
+from llamafleet.tables import parse_version
+from llamafleet.tables.toolkits import toolkits
 
 State = Literal[
     "ok",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.settings import Settings
-from llamafleet.tables import gpu_by_name
+from llamafleet.tables.gpus import gpu_by_name
 
 
 def architecture(capability: str) -> int:

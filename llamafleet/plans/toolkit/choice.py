@@ -13,8 +13,9 @@ from llamafleet.plans.toolkit.compiler import installable
 from llamafleet.plans.toolkit.methods import Offer, offers, unoffered
 from llamafleet.plans.toolkit.refusal import no_cuda, no_toolkit
 from llamafleet.settings import Settings
-from llamafleet.tables import UNVERIFIED, CompilerPackage, parse_version, toolkits
-from llamafleet.tables import toolkit as toolkit_row
+from llamafleet.tables import UNVERIFIED, parse_version
+from llamafleet.tables.toolkits import toolkit as toolkit_row
+from llamafleet.tables.toolkits import toolkits
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class _Judge:
         why = self.against[version]
         return not why or (set(why) == {"compiler"} and self.compiler(version) is not None)
 
-    def compiler(self, version: str) -> CompilerPackage | None:
-        """What must be installed for it; None: a compiler is there, or none can be installed."""
+    def compiler(self, version: str) -> str | None:
+        """The package to install for it; None: a compiler is there, or none can be installed."""
         if "compiler" not in self.against[version]:
             return None
-        return installable(self.snapshot, self.settings, toolkit_row(version))
+        found = installable(self.snapshot, self.settings, toolkit_row(version))
+        return found.package if found else None
 
 
 def choose_toolkit(

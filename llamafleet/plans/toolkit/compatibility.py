@@ -9,7 +9,8 @@ from llamafleet.facts.host import Driver, HostSnapshot
 from llamafleet.plans.toolkit.architectures import architecture
 from llamafleet.plans.toolkit.compiler import candidates, fitting, refusal
 from llamafleet.settings import Settings
-from llamafleet.tables import ToolkitRow, driver_floors, parse_version
+from llamafleet.tables import parse_version
+from llamafleet.tables.toolkits import ToolkitRow, driver_floors
 
 Blockers = dict[str, str]
 """Cause (settings, driver, gpu, glibc, compiler) -> why a toolkit can't be used on this host."""

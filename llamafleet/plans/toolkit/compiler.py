@@ -6,7 +6,8 @@ from llamafleet.facts.host import Compiler, HostSnapshot
 from llamafleet.plans.plan import PackagesPlan, Problem
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.settings import Settings
-from llamafleet.tables import CompilerPackage, ToolkitRow
+from llamafleet.tables.distributions import CompilerPackage
+from llamafleet.tables.toolkits import ToolkitRow
 
 MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
@@ -92,12 +93,12 @@ def installable(
     return max(fit, key=lambda c: (c.default, c.major), default=None)
 
 
-def plan_compiler(snapshot: HostSnapshot, package: CompilerPackage, toolkit: str) -> PackagesPlan:
+def plan_compiler(snapshot: HostSnapshot, package: str, toolkit: str) -> PackagesPlan:
     """Install the compiler that the toolkit accepts."""
     _, commands = _PACKAGES[snapshot.package_manager or ""]
     return PackagesPlan(
-        names=(package.package,),
-        commands=tuple(command.format(package.package) for command in commands),
+        names=(package,),
+        commands=tuple(command.format(package) for command in commands),
         reason=f"no C++ compiler is on the host that CUDA {toolkit} accepts",
     )
 

@@ -9,20 +9,15 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import Repository, Source
 from llamafleet.settings import Settings
-from llamafleet.tables import (
-    NVIDIA_URL,
+from llamafleet.tables import NVIDIA_URL, parse_version
+from llamafleet.tables.distributions import (
     Distribution,
-    apt_dependencies,
-    apt_packages,
     distribution,
-    dnf_dependencies,
-    dnf_packages,
-    parse_version,
     repository_key,
-    runfile,
-    toolkits,
-    wheel_toolkits,
+    toolkit_dependencies,
+    toolkit_packages,
 )
+from llamafleet.tables.toolkits import runfile, toolkits, wheel_toolkits
 
 METHODS = ("wheels", "apt", "dnf", "runfile", "distro")
 """Best first, where several offer the same version: pinned files in a folder of our own, then
@@ -143,9 +138,8 @@ def _repository(snapshot: HostSnapshot, settings: Settings) -> Iterator[Offer]:
     folder = f"{_base(settings)}/repos/{theirs.name}/{theirs.machines[snapshot.arch]}"
     key = repository_key(theirs.key)
     for version in theirs.toolkits:
-        apt = here.manager == "apt"
-        packages = apt_packages(version) if apt else dnf_packages(version)
-        needed = apt_dependencies(version) if apt else dnf_dependencies(version)
+        packages = toolkit_packages(here.manager, version)
+        needed = toolkit_dependencies(here.manager, version)
         repository = Repository(
             url=f"{folder}/",
             key_url=f"{folder}/{key.file}",

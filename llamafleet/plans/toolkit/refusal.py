@@ -7,7 +7,8 @@ from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import Case
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, install_version
 from llamafleet.plans.toolkit.methods import unoffered
-from llamafleet.tables import driver_floors, parse_version, toolkits, wheel_toolkits
+from llamafleet.tables import parse_version
+from llamafleet.tables.toolkits import driver_floors, toolkits, wheel_toolkits
 
 
 def no_cuda(driver: Driver) -> Problem:

@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,14 @@ from llamafleet import settings, tables, zipapps
 from llamafleet.onhost import job
 from llamafleet.onhost.toolkit import wheels as toolkit_wheels
 from llamafleet.onhost.verify import fatbin
+from llamafleet.tables.toolkits import wheel_toolkits
 from tests.onhost.runner import PYTHON, Runner
 from tests.onhost.test_build import requirements
+from tests.onhost.wheels import hash_option, write_wheel
 
 CXX = shutil.which("g++") or "g++"
 MACHINE = platform.machine()
-VERSIONS = [w.cuda for w in tables.wheel_toolkits() if w.machine == MACHINE]
+VERSIONS = [w.cuda for w in wheel_toolkits() if w.machine == MACHINE]
 ENDS = [*VERSIONS[:1], *VERSIONS[-1:]]
 HEADER = """
 #define cuMemAlloc                          cuMemAlloc_v2
@@ -42,25 +43,10 @@ typedef void (CUDA_CB *CUhostFn)(void *userData);
 
 def small_wheel(folder: Path, nvcc: str | None) -> Path:
     """A wheel laid out as NVIDIA's are, with a shell script for nvcc."""
-    path = folder / "nvidia_cuda_nvcc-13.0.88-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        if nvcc is not None:
-            info = zipfile.ZipInfo("nvidia/cu13/bin/nvcc")
-            info.external_attr = 0o100755 << 16
-            wheel.writestr(info, nvcc)
-        wheel.writestr("nvidia/cu13/include/cuda.h", HEADER)
-        wheel.writestr("nvidia/cu13/lib/libcudart.so.13", "")
-        record = "nvidia_cuda_nvcc-13.0.88.dist-info"
-        wheel.writestr(
-            f"{record}/METADATA",
-            "Metadata-Version: 2.1\nName: nvidia-cuda-nvcc\nVersion: 13.0.88\n",
-        )
-        wheel.writestr(
-            f"{record}/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        wheel.writestr(f"{record}/RECORD", "")
-    return path
+    files = {"nvidia/cu13/include/cuda.h": HEADER, "nvidia/cu13/lib/libcudart.so.13": ""}
+    if nvcc is not None:
+        files["nvidia/cu13/bin/nvcc"] = nvcc
+    return write_wheel(folder, "nvidia-cuda-nvcc", "13.0.88", files)
 
 
 ANSWERS = """#!/bin/sh
@@ -80,17 +66,12 @@ class Install:
         self.root.parent.mkdir()
         wheels = tmp_path / "wheels"
         wheels.mkdir()
-        hashed = subprocess.run(
-            [PYTHON, str(self.runner.pip), "hash", str(small_wheel(wheels, nvcc))],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.split()[-1]
+        wheel = small_wheel(wheels, nvcc)
         config = {
             "method": "wheels",
             "cuda": "13.0",
             "root": str(self.root),
-            "requirements": f"nvidia-cuda-nvcc==13.0.88 {hashed}\n",
+            "requirements": f"nvidia-cuda-nvcc==13.0.88 {hash_option(wheel)}\n",
             "cxx": cxx,
             "index_url": None,
             "find_links": str(wheels),

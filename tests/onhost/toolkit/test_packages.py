@@ -7,6 +7,7 @@ empty packages with such names.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,24 @@ import pytest
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import packages as toolkit_packages
 from llamafleet.onhost.toolkit.packages import (
-    DRIVER,
     Changes,
     apt_changes,
     dnf_changes,
     refuse,
     refuse_unpinned,
 )
+from llamafleet.tables import driver_packages
 
 DATA = Path(__file__).parents[1] / "data" / "packages"
 URL = "https://mirror.example/repos/debian12/x86_64/"
+REFUSED = toolkit_packages.refused
+
+
+@pytest.fixture(autouse=True)
+def rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the zipapp brings, and the source tree does not."""
+    pattern = re.compile(driver_packages.expression("refused"))
+    monkeypatch.setattr(toolkit_packages, "refused", lambda: pattern)
 
 
 def lines(name: str) -> list[str]:
@@ -78,62 +87,10 @@ def test_dnf_that_would_change_the_driver() -> None:
         refuse(changes)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cuda-drivers",
-        "cuda-drivers-580",
-        "cuda-compat-12-8",
-        "nvidia-driver-580-open",
-        "nvidia-open",
-        "nvidia-utils-535",
-        "nvidia-dkms-580",
-        "nvidia-kernel-dkms",
-        "nvidia-smi",
-        "nvidia",
-        "libnvidia-compute-580",
-        "libnvidia-ml1",
-        "libcuda1",
-        "linux-modules-nvidia-580-generic",
-        "linux-objects-nvidia-580-6.8.0-60-generic",
-        "xserver-xorg-video-nvidia-580",
-        "firmware-nvidia-gsp",
-        "kmod-nvidia-open-dkms",
-        "akmod-nvidia",
-        "dkms-nvidia",
-        "xorg-x11-drv-nvidia-cuda-libs",
-        "xorg-x11-nvidia",
-        "nvidia-cuda-mps",
-        "libegl-nvidia0",
-        "libglx-nvidia0",
-        "libnvsdm",
-        "libxnvctrl0",
-    ],
-)
-def test_names_of_the_driver(name: str) -> None:
-    assert DRIVER.match(name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cuda-nvcc-12-8",
-        "cuda-driver-dev-12-8",
-        "cuda-driver-devel-12-8",
-        "libcublas-dev-12-8",
-        "libnvidia-ml-dev",
-        "libnvidia-container1",
-        "nvidia-container-toolkit",
-        "nvidia-cuda-toolkit",
-        "nvidia-cuda-dev",
-        "nvidia-opencl-dev",
-        "nvidia-profiler",
-        "libnvjitlink-12-8",
-        "linux-libc-dev",
-    ],
-)
-def test_names_that_are_not_the_drivers(name: str) -> None:
-    assert not DRIVER.match(name)
+def test_without_its_rule_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolkit_packages, "refused", REFUSED)
+    with pytest.raises(JobFailed, match=r"found no refused-packages\.json .*; expected .*; next: "):
+        refuse(Changes(new=("cuda-nvcc-12-8",)))
 
 
 KEY = """-----BEGIN PGP PUBLIC KEY BLOCK-----

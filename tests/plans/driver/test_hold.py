@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.hold import driver_parts, expressions, plan_hold, release
+from llamafleet.plans.driver.hold import expressions, plan_hold, release
 from llamafleet.plans.driver.verdict import driver_verdict
 from llamafleet.plans.make import explain
 from llamafleet.plans.plan import HoldPlan, Problem
@@ -72,8 +72,8 @@ CASES = {
         host(PARTS[:2], PARTS, PARTS), (), PARTS, "2 held"
     ),
     "no packages": Case(host(()), (), (), "no package of the driver is installed"),
-    "others are left alone": Case(
-        host(("nvidia-container-toolkit", "nvidia-cuda-toolkit")), (), (), "no package"
+    "held before, no part today": Case(
+        host((), ("nvidia-prime",), ("nvidia-prime",)), (), ("nvidia-prime",), "no package"
     ),
     "locked by a pattern": Case(host(held=("*nvidia*", "libcuda1*")), (), (), "3 held"),
 }
@@ -166,34 +166,6 @@ def test_a_release_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("nvidia-driver-580-open", "libnvidia-gl-580:i386", "xserver-xorg-video-nvidia-580"),
-        *("linux-modules-nvidia-580-6.8.0-45-generic", "linux-signatures-nvidia-6.8.0-45-generic"),
-        *("firmware-nvidia-gsp", "nvidia-cuda-mps", "nvidia-firmware-580-580.95.05", "libcuda1"),
-        *("nvidia-fabricmanager-580", "cuda-drivers-580", "nvidia-persistenced", "akmod-nvidia"),
-        *("libnvsdm", "libglx-nvidia0", "linux-objects-nvidia-580-6.8.0-45-generic"),
-    ],
-)
-def test_parts_of_the_driver(name: str) -> None:
-    assert driver_parts(driver(parts=(name,))) == (name,)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("nvidia-container-toolkit", "libnvidia-container1:amd64", "nvidia-container-runtime"),
-        *("nvidia-docker2", "nvidia-cuda-toolkit", "nvidia-cuda-dev:amd64", "nvidia-cudnn"),
-        *("nvidia-driver-pinning-580", "nvidia-driver-local-repo-ubuntu2404-580.95.05"),
-        *("nvidia-gds-13-0", "nvidia-fs-dkms", "nvidia-vaapi-driver", "nvidia-gpu-firmware"),
-        *("firmware-nvidia-graphics", "nvidia-prime", "linux-modules-nvidia-fs-6.8.0-45-generic"),
-    ],
-)
-def test_what_only_sounds_like_the_driver(name: str) -> None:
-    assert driver_parts(driver(parts=(name,))) == ()
-
-
-@pytest.mark.parametrize(
     ("name", "blocks", "passes"),
     [
         ("nvidia-driver", ("nvidia-driver", "nvidia-driver:i386"), ("nvidia-driver-bin",)),
@@ -218,4 +190,21 @@ def test_expressions_as_unattended_upgrades_matches_them(
 )
 def test_a_repair_lifts_the_hold_first(manager: str, fix: str) -> None:
     split = failing(library=NEW, packages=ubuntu(NEW, OLD), held=("nvidia-dkms-580",))
+    assert only_problem(plan(replace(split, package_manager=manager))).next.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("manager", "held", "fix"),
+    [
+        (
+            "apt",
+            ("nvidia-utils-580", "nvidia-dkms-580:i386"),
+            "sudo apt-mark unhold nvidia-dkms-580:i386; sudo apt-get install",
+        ),
+        ("dnf", ("bash", "nvidia-d*"), "sudo dnf versionlock delete 'nvidia-d*'; sudo dnf upgrade"),
+    ],
+)
+def test_a_repair_lifts_a_hold_as_it_was_set(manager: str, held: tuple[str, ...], fix: str) -> None:
+    """`apt-mark unhold NAME` leaves NAME of another architecture held, and with it all of NAME."""
+    split = failing(library=NEW, packages=ubuntu(NEW, OLD), held=held)
     assert only_problem(plan(replace(split, package_manager=manager))).next.startswith(fix)

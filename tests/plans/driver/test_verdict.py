@@ -481,3 +481,20 @@ def test_a_prebuilt_module_comes_from_its_package(branch: str, held: tuple[str, 
     unhold = f"sudo apt-mark unhold {held[0]}; " if held else ""
     install = f"sudo apt-get install linux-modules-nvidia-{branch}-{NEXT}; "
     assert f"next: {unhold}{install}" in note
+
+
+def test_a_metapackage_named_after_dkms_brings_none() -> None:
+    meta = Package("nvidia-headless-no-dkms-580-server", f"{OLD}-0ubuntu0.24.04.1")
+    packages = (*prebuilt("580-server"), meta)
+    bare = host(next_kernel=NEXT, module_next=None, packages=packages)
+    assert f"install linux-modules-nvidia-580-server-{NEXT}" in driver_verdict(bare).notes[0]
+
+
+@pytest.mark.parametrize("late", ["libnvidia-compute", "nvidia-dkms"])
+def test_nvidias_packages_for_compute_alone_count(late: str) -> None:
+    """From branch 590 on their names have none."""
+    names = ("libnvidia-compute", "nvidia-dkms", "nvidia-kernel-common")
+    packages = tuple(Package(n, f"{OLD if n == late else NEW}-1ubuntu1") for n in names)
+    verdict = driver_verdict(failing(library=NEW, module_on_disk=NEW, packages=packages))
+    assert verdict.state == "packages split"
+    assert verdict.problem and f"--only-upgrade {late}," in verdict.problem.next

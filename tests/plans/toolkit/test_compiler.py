@@ -10,8 +10,8 @@ from llamafleet.facts.host import Compiler, HostSnapshot
 from llamafleet.plans.plan import PackagesPlan, Problem
 from llamafleet.plans.toolkit.compiler import choose_compiler, plan_packages, refusal
 from llamafleet.settings import Settings
-from llamafleet.tables import ToolkitRow
-from llamafleet.tables import toolkit as toolkit_row
+from llamafleet.tables.toolkits import ToolkitRow
+from llamafleet.tables.toolkits import toolkit as toolkit_row
 from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, clang, gcc, only_problem, plan
 
 NONE = replace(CPU_HOST, compilers=())

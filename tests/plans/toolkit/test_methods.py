@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import HostSnapshot, Job, Package
-from llamafleet.onhost.toolkit.packages import DRIVER
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, installable
 from llamafleet.plans.toolkit.methods import METHODS, offers
 from llamafleet.settings import Settings
-from llamafleet.tables import ToolkitRow, distributions, toolkits
+from llamafleet.tables import driver_packages
+from llamafleet.tables.distributions import distributions
+from llamafleet.tables.toolkits import ToolkitRow, toolkits
 from tests.plans.hosts import (
     GPU_HOST,
     LAYOUT,
@@ -86,7 +87,7 @@ def test_the_newest_toolkit_by_the_best_method(
 ) -> None:
     made = chosen(replace(host, driver=driver(branch)))
     assert (made.version, made.method, made.install) == (version, method, True)
-    assert (made.compiler.package if made.compiler else None) == compiler
+    assert made.compiler == compiler
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_nvidias_repository_its_key_and_nothing_but_the_toolkit() -> None:
 
 
 def test_every_repository_gives_versioned_packages_and_no_driver() -> None:
-    """What DRIVER knows as the driver's is in no list, and neither are the packages of it all."""
+    """What the guard would refuse is in no list, and neither are the packages of it all."""
     for row in distributions():
         host = system(row.id, row.version, "2.36", 12, package_manager=row.manager)
         for offer in offers(host, Settings(), LAYOUT):
@@ -137,7 +138,8 @@ def test_every_repository_gives_versioned_packages_and_no_driver() -> None:
             for name in source.packages:
                 assert name.endswith(f"-{offer.version.replace('.', '-')}"), name
             for name in source.repository.allowed:
-                assert not DRIVER.match(name) and name not in ("cuda", "cuda-toolkit"), name
+                assert not driver_packages.has(name, "refused"), name
+                assert name not in ("cuda", "cuda-toolkit"), name
 
 
 def test_the_sbsa_folder_and_runfile_for_arm64() -> None:
@@ -240,7 +242,7 @@ def test_the_distributions_own_beside_the_distributions_driver() -> None:
     made = chosen(host, toolkit_method="distro")
     assert (made.version, made.root) == ("11.8", "/usr")
     assert made.libdir == "/usr/lib/x86_64-linux-gnu"
-    assert made.compiler and made.compiler.package == "g++-11"
+    assert made.compiler == "g++-11"
     assert made.source and made.source.packages == ("nvidia-cuda-toolkit",)
     assert made.source.repository is None
     # Unasked, the newer one of NVIDIA is taken.
@@ -343,7 +345,7 @@ def test_a_toolkit_that_needs_no_new_compiler_comes_before_a_newer_one_that_does
     assert chosen(host).version == "12.4"
     older = replace(host, toolkits=(there("12.3"), there("11.8")))
     made = chosen(older)
-    assert made.version == "12.3" and made.compiler and made.compiler.package == "g++-12"
+    assert made.version == "12.3" and made.compiler == "g++-12"
 
 
 @pytest.mark.parametrize("row", toolkits(), ids=lambda row: row.version)

@@ -1,0 +1,61 @@
+"""A command line as it may be kept: without passwords."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path
+
+MASK = "***"
+
+SECRET = re.compile(r"pass|secret|token", re.IGNORECASE)
+"""In the name of an option: its value is one."""
+
+FLAGS = frozenset({"--same-sudo-password", "--use-sudo-password", "--ssh-password-prompt"})
+"""Options of pyinfra that are named so and take no value."""
+
+USER_IN_URL = re.compile(r"://\S*@")
+QUERY_OF_URL = re.compile(r"(://[^\s?]*\?)\S+")
+
+
+def without_secrets(arguments: Sequence[str], shown: Container[str]) -> tuple[str, ...]:
+    """The arguments of pyinfra, with the program's name alone and secrets masked.
+
+    Of --data KEY=VALUE the value is kept only for keys in `shown`: nobody knows what others hold.
+    """
+    kept = [Path(arguments[0]).name]
+    masked: Callable[[str], str] | None = None
+    for argument in arguments[1:]:
+        if masked:  # The value of the option before.
+            kept.append(masked(argument))
+            masked = None
+            continue
+        option, equals, value = argument.partition("=")
+        masked = _masked(option, shown)
+        if masked and equals:
+            kept.append(f"{option}={masked(value)}")
+            masked = None
+        else:
+            kept.append(_url(argument))
+    return tuple(kept)
+
+
+def _masked(option: str, shown: Container[str]) -> Callable[[str], str] | None:
+    """What is kept of an option's value; None: the option has no value that is a secret."""
+    if option == "--data":
+        return lambda pair: _data(pair, shown)
+    if option.startswith("--") and SECRET.search(option) and option not in FLAGS:
+        return lambda value: MASK
+    return None
+
+
+def _data(pair: str, shown: Container[str]) -> str:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        return MASK
+    return f"{key}={_url(value) if key in shown else MASK}"
+
+
+def _url(text: str) -> str:
+    """An index or a mirror may be named with user and password, or be signed."""
+    return QUERY_OF_URL.sub(rf"\1{MASK}", USER_IN_URL.sub(f"://{MASK}@", text))

@@ -1,0 +1,113 @@
+"""Every file and unit that llamafleet puts on a host, one row each.
+
+By these rows a host's files are rendered, compared, written and removed, its units enabled and
+started, and both looked for by the snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from llamafleet.layout import (
+    APT_KEY,
+    APT_PIN,
+    APT_SOURCE,
+    DNF_KEY,
+    DNF_SOURCE,
+    DRIVER_CHECK_PATH,
+    DRIVER_CHECK_UNIT,
+    HOLD_APT,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+    Scope,
+)
+
+Group = Literal["tools", "settings", "hold"]
+"""The operation that writes a file."""
+
+Condition = Literal["cuda", "schedule", "hold", "apt"]
+"""What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
+schedule of verifications, packages that llamafleet holds, apt."""
+
+UnitState = Literal["loaded", "enabled", "active"]
+"""loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
+
+
+@dataclass(frozen=True)
+class Managed:
+    """One file, or one unit of systemd and its file."""
+
+    path: Callable[[Layout], str]
+    group: Group | None
+    """None: a job on the host writes it."""
+    source: str = ""
+    """What render makes its content from: a template, or a name of its own."""
+    needs: frozenset[Condition] = frozenset()
+    """It is wanted where all of them hold, and unwanted elsewhere."""
+    scopes: tuple[Scope, ...] = ("system", "user")
+    unit: str = ""
+    """The unit's name, for one."""
+    state: UnitState = "loaded"
+    """What is wanted of the unit."""
+
+    def leftovers(self, layout: Layout) -> tuple[str, ...]:
+        """What systemd keeps for a unit: the time of a persistent timer's last run."""
+        timer = self.unit.endswith(".timer")
+        return (f"{layout.timer_stamps}/stamp-{self.unit}",) if timer else ()
+
+
+def _unit(name: str, state: UnitState, *needs: Condition) -> Managed:
+    return Managed(
+        lambda at: f"{at.units}/{name}",
+        "settings",
+        f"{name}.j2",
+        frozenset(needs),
+        unit=name,
+        state=state,
+    )
+
+
+def _of_root(
+    path: Callable[[Layout], str], group: Group | None, source: str = "", *needs: Condition
+) -> Managed:
+    return Managed(path, group, source, frozenset(needs), scopes=("system",))
+
+
+CATALOGUE = (
+    Managed(lambda at: at.zipapp, "tools", "zipapp"),
+    Managed(lambda at: at.pip, "tools", "pip"),
+    Managed(lambda at: at.env, "settings", "llamafleet.env.j2"),
+    Managed(lambda at: at.verify_config, "settings", "verify.json"),
+    _unit(VERIFY_UNIT, "loaded"),
+    _unit(VERIFY_TIMER, "active", "schedule"),
+    _unit(DRIVER_CHECK_UNIT, "enabled", "cuda"),
+    _unit(DRIVER_CHECK_PATH, "active", "cuda"),
+    _of_root(lambda at: at.hold_record, "hold", "held-packages.j2", "hold"),
+    _of_root(lambda at: HOLD_APT, "hold", "52llamafleet-hold-driver.j2", "hold", "apt"),
+    _of_root(lambda at: at.installed_packages, None),
+    _of_root(lambda at: APT_SOURCE, None),
+    _of_root(lambda at: APT_PIN, None),
+    _of_root(lambda at: APT_KEY, None),
+    _of_root(lambda at: DNF_SOURCE, None),
+    _of_root(lambda at: DNF_KEY, None),
+)
+
+
+def rows(layout: Layout, group: Group | None = None) -> tuple[Managed, ...]:
+    """Those of the layout's scope, of one group or of all."""
+    return tuple(
+        row for row in CATALOGUE if layout.scope in row.scopes and group in (None, row.group)
+    )
+
+
+def by_path(layout: Layout) -> dict[str, Managed]:
+    """The rows of the layout's scope, by where their files lie."""
+    return {row.path(layout): row for row in rows(layout)}
+
+
+def unit_names() -> tuple[str, ...]:
+    """Units of any scope."""
+    return tuple(row.unit for row in CATALOGUE if row.unit)

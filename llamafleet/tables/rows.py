@@ -1,0 +1,62 @@
+"""From a YAML file to rows that are known to be sound."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from llamafleet import tables
+
+Machine = Literal["x86_64", "aarch64"]
+"""As uname -m names it."""
+
+Cuda = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+"""major.minor of a CUDA Toolkit."""
+
+Origin = Annotated[str, Field(pattern=r"^(measured: .|looked up: .|UNVERIFIED\b)")]
+"""Where a figure is from."""
+
+# The C loader takes a tenth of the time; PyYAML is built without it on some platforms.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class TableError(Exception):
+    """A table that is not as its model says; the message has one line for each error."""
+
+
+class Row(BaseModel):
+    """One row of a table, or a whole table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Form = TypeVar("Form", bound=Row)
+
+
+def load(name: str, form: type[Form]) -> Form:
+    """The table in that file. Raises TableError."""
+    loaded: Form = _load(name, tables.text(name), form)
+    return loaded
+
+
+@lru_cache
+def _load(name: str, text: str, form: type[Form]) -> Form:
+    try:
+        # YAML has lists only; in JSON pydantic's strict mode takes them for tuples and sets.
+        return form.model_validate_json(json.dumps(yaml.load(text, _LOADER)))
+    except ValidationError as error:
+        lines = [_line(name, detail) for detail in error.errors()]
+        raise TableError("\n".join(lines)) from None
+    except (yaml.YAMLError, TypeError) as error:  # TypeError: a date without quotes
+        raise TableError(f"tables/{name}: {error}; next: correct that file") from None
+
+
+def _line(name: str, error: ErrorDetails) -> str:
+    place = ".".join(map(str, error["loc"]))
+    found = repr(error["input"])
+    return f"tables/{name}: {place}: {error['msg']}; found {found:.200}; next: correct that row"

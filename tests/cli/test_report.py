@@ -1,0 +1,133 @@
+"""The command that prints runs: what it says and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llamafleet.history.report import render_line, render_run
+from llamafleet.history.runs import Run, Runs
+from llamafleet.history.store import Row
+from llamafleet.protocol.result import Verdict
+from tests.cli import run
+
+COMMAND = ["pyinfra", "-y", "inventory", "deploy.py"]
+
+
+def keep(folder: Path, *verdicts: Verdict) -> Run:
+    """A run of hosts that got these verdicts."""
+    rows = [Row(host=f"gpu-{n}", verdict=verdict) for n, verdict in enumerate(verdicts)]
+    hosts = [row.host for row in rows]
+    return Runs(folder).finish(Runs(folder).begin(COMMAND, hosts, 40, [hosts]), "complete", rows)
+
+
+def spoil(folder: Path, spoiled: Run) -> str:
+    """The error line of a run whose file is no longer one."""
+    path = folder / "runs" / f"{spoiled.id}.json"
+    path.write_text("[]")
+    return (
+        f"Error: {path} can't be read: found no object; expected what a run wrote; "
+        f"next: mv {path} {path}.unreadable\n"
+    )
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("CPU ONLY", 0), ("FAIL", 1)])
+def test_the_last_run_is_printed_and_judged(verdict: Verdict, code: int, tmp_path: Path) -> None:
+    keep(tmp_path, "NOT VERIFIED")
+    last = keep(tmp_path, "PASS", verdict)
+    result = run("report", "--results", tmp_path)
+    assert (result.output, result.exit_code) == (render_run(last) + "\n", code)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("FAIL", 1)])
+def test_another_run_by_its_id_or_the_beginning(
+    verdict: Verdict, code: int, tmp_path: Path
+) -> None:
+    first = keep(tmp_path, verdict)
+    keep(tmp_path, "CPU ONLY")
+    for wanted in (first.id, first.id[:-1]):
+        result = run("report", "--results", tmp_path, "--run", wanted)
+        assert (result.output, result.exit_code) == (render_run(first) + "\n", code)
+
+
+def test_an_id_that_is_none_names_those_there_are(tmp_path: Path) -> None:
+    last = keep(tmp_path, "PASS")
+    result = run("report", "--results", tmp_path, "--run", "1999")
+    assert result.exit_code == 2
+    assert result.output == (
+        f"Error: --run 1999: found no runs that begin so in {tmp_path}/runs; "
+        f"expected one, as {last.id}; next: llamafleet report --run all\n"
+    )
+
+
+def test_all_runs_one_line_each(tmp_path: Path) -> None:
+    first, second = keep(tmp_path, "PASS"), keep(tmp_path, "FAIL", "PASS")
+    result = run("report", "--results", tmp_path, "--run", "all")
+    assert result.output.splitlines() == [render_line(second), render_line(first)]
+    assert result.exit_code == 0
+
+
+def test_json(tmp_path: Path) -> None:
+    first = keep(tmp_path, "PASS")
+    row = Row(host="gpu-a", verdict="FAIL", reason=("disk: found 2 GiB\x1b[2J\x7f\x9b",))
+    second = Runs(tmp_path).begin(COMMAND, ["gpu-a"], 40, [["gpu-a"]])
+    Runs(tmp_path).finish(second, "interrupted", [row])
+    last = run("report", "--results", tmp_path, "--json")
+    data = json.loads(last.output)
+    assert last.exit_code == 1
+    assert last.output.replace("\n", "").isprintable()
+    assert (data["id"], data["state"], data["command"]) == (second.id, "interrupted", COMMAND)
+    assert (data["hosts"], data["fleet"], data["waves"]) == (["gpu-a"], 40, [["gpu-a"]])
+    assert data["rows"][0]["reason"] == list(row.reason)
+    older = run("report", "--results", tmp_path, "--json", "--run", first.id)
+    assert (json.loads(older.output)["id"], older.exit_code) == (first.id, 0)
+    both = run("report", "--results", tmp_path, "--json", "--run", "all")
+    assert [run["id"] for run in json.loads(both.output)] == [second.id, first.id]
+    assert both.exit_code == 0
+
+
+@pytest.mark.parametrize("wanted", [(), ("--run", "all"), ("--run", "2026"), ("--json",)])
+def test_no_run_is_bad_input(wanted: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("report", "--results", tmp_path, *wanted)
+    assert result.exit_code == 2
+    assert result.output == (
+        f"Error: found no run in {tmp_path}/runs; expected one; "
+        "next: pyinfra -y inventory deploy.py\n"
+    )
+
+
+def test_a_run_that_can_t_be_read_is_named_and_what_is_older_is_no_success(tmp_path: Path) -> None:
+    older = keep(tmp_path, "PASS")
+    error = spoil(tmp_path, keep(tmp_path, "PASS"))
+    last = run("report", "--results", tmp_path)
+    assert (last.stderr, last.stdout) == (error, render_run(older) + "\n")
+    assert last.exit_code == 2
+    listed = run("report", "--results", tmp_path, "--run", "all")
+    assert (listed.stderr, listed.stdout) == (error, render_line(older) + "\n")
+    assert listed.exit_code == 2
+
+
+def test_an_old_run_that_can_t_be_read_is_no_fault_of_the_last(tmp_path: Path) -> None:
+    spoil(tmp_path, keep(tmp_path, "PASS"))
+    last = keep(tmp_path, "PASS")
+    result = run("report", "--results", tmp_path)
+    assert (result.output, result.exit_code) == (render_run(last) + "\n", 0)
+
+
+def test_nothing_but_runs_that_can_t_be_read(tmp_path: Path) -> None:
+    errors = [spoil(tmp_path, keep(tmp_path, "PASS")) for _ in range(2)]
+    result = run("report", "--results", tmp_path)
+    assert (result.stderr, result.stdout) == ("".join(reversed(errors)), "")
+    assert result.exit_code == 2
+    one = run("report", "--results", tmp_path, "--run", Runs(tmp_path).ids()[0])
+    assert (one.output, one.exit_code) == (errors[0], 2)
+
+
+def test_the_run_of_before_runs_were_kept(tmp_path: Path) -> None:
+    rows = [{"host": "gpu-a", "verdict": "PASS"}]
+    (tmp_path / "last-run.json").write_text(json.dumps({"version": 1, "rows": rows}))
+    result = run("report", "--results", tmp_path)
+    assert result.output.startswith("run last-run, of before runs were kept")
+    assert result.exit_code == 0

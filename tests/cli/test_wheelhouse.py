@@ -1,0 +1,54 @@
+"""The commands that make and check a wheelhouse: what they print and their exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli import run
+from tests.test_settings import make_wheelhouse
+
+
+def test_wheelhouse_check(tmp_path: Path) -> None:
+    folder = make_wheelhouse(tmp_path / "w")
+    result = run("wheelhouse", "check", folder)
+    assert (result.output, result.exit_code) == (f"{folder}: 2 files, all as listed\n", 0)
+    (folder / "a.whl").unlink()
+    (folder / "c.whl").touch()
+    result = run("wheelhouse", "check", folder)
+    assert result.exit_code == 2
+    assert result.output.splitlines() == [
+        "a.whl is missing",
+        "c.whl is not in manifest.json",
+        f"Error: 2 problems; next: llamafleet wheelhouse build {folder}",
+    ]
+
+
+def test_wheelhouse_build_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    result = run("wheelhouse", "build", tmp_path)
+    assert result.exit_code == 2
+    assert result.output == (
+        f"Error: {tmp_path} is not empty and no wheelhouse: name another folder\n"
+    )
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_wheelhouse_build_names_the_toolkits_there_are(tmp_path: Path) -> None:
+    result = run("wheelhouse", "build", tmp_path / "w", "--toolkit", "12.4")
+    assert result.exit_code == 2
+    assert result.output == (
+        "Error: no pinned wheels toolkit-wheels-12.4.txt; toolkits that have some: "
+        "13.0, 13.1, 13.2, 13.3, 13.4, 13.5\n"
+    )
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--python", "3.9"), ("--arch", "riscv64")])
+def test_wheelhouse_build_refuses_what_has_no_wheels(
+    option: str, value: str, tmp_path: Path
+) -> None:
+    result = run("wheelhouse", "build", tmp_path / "w", option, value)
+    assert result.exit_code == 2
+    assert value in result.output

@@ -1,0 +1,30 @@
+"""What all tests share: frozen tables, and when they run in several processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from llamafleet.tables import overlaid
+from tests.frozen_tables import FROZEN
+
+
+@pytest.fixture
+def frozen_tables() -> Iterator[None]:
+    with overlaid(FROZEN):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unpatched() -> Iterator[None]:
+    """pyinfra's command line patches the standard library, and pytest-xdist would hang up."""
+    yield
+    assert "pyinfra_cli" not in sys.modules, "run pyinfra's command line in a process of its own"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process where tests are selected that need the machine for themselves."""
+    apart = all(f"not {mark}" in config.option.markexpr for mark in ("e2e", "gpu"))
+    return None if apart else 0

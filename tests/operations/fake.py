@@ -1,0 +1,137 @@
+"""A host that is none: pyinfra runs operations on it as on any other, and it keeps what was sent.
+
+By pyinfra's own @fake connector, so that what is asserted is what a host would have got: commands
+and uploads, in order, after pyinfra has prepared and executed the operation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.connect import connect_all
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.operation import add_op
+from pyinfra.api.operations import run_ops
+from pyinfra.connectors.fake import FakeConnector
+from pyinfra.connectors.util import CommandOutput, OutputLine
+from pyinfra.context import ctx_host, ctx_inventory, ctx_state
+
+from operations.run import HostRun, begin
+from tests.hosts.recorded import change, load
+
+SNAPSHOT = "llamafleet-snapshot"
+"""Part of the script that reads a host, and of no other command."""
+
+GPU, CPU = "rtx4090-580-ubuntu24", "cpu-debian12"
+"""Recorded hosts to start from."""
+
+
+class FakeHost:
+    """One host of an inventory: its snapshot, what it answers, and what it got."""
+
+    def __init__(self, recorded: str = GPU, **data: object) -> None:
+        host = load(recorded)
+        self.text = host.text
+        self.data = {**host.settings, **data}
+        self.answers: dict[str, str | bool] = {}
+        """Output of commands by a part of them; False: the command fails."""
+        self.sent: list[str] = []
+        """Commands, and "PUT path" for uploads; not the script that reads the host."""
+        self.uploads: dict[str, bytes] = {}
+        self.read = 0
+        """How often it was read."""
+
+    def found(self, *lines: str, **blocks: list[str]) -> FakeHost:
+        """The same host with more lines in its snapshot, fields separated by " | "."""
+        more = [line.replace(" | ", "\t") for line in lines]
+        for name, content in blocks.items():
+            more += [f"@begin {name}", *(f" {line}" for line in content), "@end"]
+        body, end = self.text.rstrip("\n").rsplit("\ncomplete=1\n", 1)
+        self.text = "\n".join([body, *more, "complete=1", end]) + "\n"
+        return self
+
+    def file(self, *name: str, text: str) -> FakeHost:
+        """The same host with a file in its snapshot, as latest.json or a stamp."""
+        body, end = self.text.rstrip("\n").rsplit("\ncomplete=1\n", 1)
+        block = ["@begin " + "\t".join(name), *(f" {line}" for line in text.splitlines()), "@end"]
+        self.text = "\n".join([body, *block, "complete=1", end]) + "\n"
+        return self
+
+    def changed(self, **changes: Any) -> FakeHost:
+        """The same host with other lines or blocks: as tests/hosts/*.yaml write them."""
+        self.text = change(self.text, changes)
+        return self
+
+    def answer(self, command: str) -> tuple[bool, str]:
+        if SNAPSHOT in command:
+            self.read += 1
+            return True, self.text
+        self.sent.append(command)
+        for part, said in self.answers.items():
+            if part in command:
+                return (False, "") if said is False else (True, str(said))
+        return True, ""
+
+    @property
+    def commands(self) -> list[str]:
+        """What was sent, less the shell around it."""
+        return [re.sub(r"^sh -c '(.*)'$", r"\1", sent, flags=re.DOTALL) for sent in self.sent]
+
+
+class Fleet:
+    """Fake hosts in one run of pyinfra."""
+
+    def __init__(self, state: State, runs: dict[str, HostRun]) -> None:
+        self.state, self.runs = state, runs
+
+    def run(self, *operations: Callable[..., Any], **arguments: Any) -> list[str]:
+        """Carry the operations out; the names of the hosts that failed."""
+        with ctx_state.use(self.state), ctx_inventory.use(self.state.inventory):
+            for operation in operations:
+                add_op(self.state, operation, **arguments)
+            try:
+                run_ops(self.state)
+            except PyinfraError as error:
+                assert "No hosts remaining" in str(error), error
+        return sorted(host.name for host in self.state.failed_hosts)
+
+
+@contextmanager
+def fleet(
+    monkeypatch: pytest.MonkeyPatch, hosts: Mapping[str, FakeHost], *, dry: bool = False
+) -> Iterator[Fleet]:
+    """The hosts, connected and begun, in a run of pyinfra."""
+    by_name = {f"@fake/{name}": host for name, host in hosts.items()}
+
+    def shell(self: FakeConnector, command: Any, **_: object) -> tuple[bool, CommandOutput]:
+        text = command if isinstance(command, str) else command.get_raw_value()
+        done, said = by_name[self.host.name].answer(text)
+        return done, CommandOutput([OutputLine("stdout", line) for line in said.splitlines()])
+
+    def put(self: FakeConnector, source: Any, target: str, **_: object) -> bool:
+        content = Path(source).read_bytes() if isinstance(source, str) else source.read()
+        if not isinstance(source, str):
+            source.seek(0)
+        host = by_name[self.host.name]
+        host.sent.append(f"PUT {target}")
+        host.uploads[target] = content if isinstance(content, bytes) else content.encode()
+        return True
+
+    monkeypatch.setattr(FakeConnector, "run_shell_command", shell)
+    monkeypatch.setattr(FakeConnector, "put_file", put)
+    listed = [(name, cast("dict[str, Any]", host.data)) for name, host in by_name.items()]
+    inventory = Inventory((listed, {}))
+    state = State(inventory, Config(), check_for_changes=dry)
+    with ctx_state.use(state), ctx_inventory.use(inventory):
+        connect_all(state)
+        runs = {}
+        for host in inventory:
+            with ctx_host.use(host):
+                runs[host.name.removeprefix("@fake/")] = begin(report=False)
+    yield Fleet(state, runs)

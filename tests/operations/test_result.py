@@ -1,0 +1,79 @@
+"""The result that a run fetches: which verdicts let a host through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from llamafleet.history.store import Store
+from llamafleet.protocol.result import Check, Result, Verdict
+from operations import verify
+from operations.verify import result
+from tests.hosts.recorded import load
+from tests.operations.fake import GPU, FakeHost, fleet
+from tests.plans.hosts import proven
+
+RED = Check("vram", "fail", "0 MiB", "3500 MiB", "look")
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(verify, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def wanted(verdict: Verdict = "PASS", *red: Check) -> Result:
+    """The result of the very plan of the recorded host, whose name the plan's inputs hold not."""
+    found = proven(load(GPU).plan.verify, verdict)
+    return replace(
+        found, gpus=tuple(replace(gpu, checks=(*gpu.checks, *red)) for gpu in found.gpus)
+    )
+
+
+def failed(monkeypatch: pytest.MonkeyPatch, text: str | None) -> tuple[list[str], list[str]]:
+    """Names of the hosts that failed, and why."""
+    host = FakeHost()
+    if text is not None:
+        host.file("latest", "latest.json", text=text)
+    with fleet(monkeypatch, {"a": host}) as run:
+        return run.run(result), run.runs["a"].failures
+
+
+def text(result: Result) -> str:
+    return json.dumps(asdict(result))
+
+
+def test_a_pass_of_this_plan_lets_the_host_through_and_is_kept(
+    monkeypatch: pytest.MonkeyPatch, results: Path
+) -> None:
+    assert failed(monkeypatch, text(wanted())) == ([], [])
+    assert len(list(Store(results).folder("@fake/a").glob("2*.json"))) == 1
+
+
+@pytest.mark.parametrize("verdict", ["FAIL", "NOT VERIFIED"])
+def test_any_other_verdict_fails_it(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
+    hosts, why = failed(monkeypatch, text(wanted(verdict, RED)))
+    assert hosts == ["@fake/a"]
+    assert why == ["vram: found 0 MiB; expected 3500 MiB; next: look"]
+
+
+def test_a_verdict_without_a_reason_fails_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts, why = failed(monkeypatch, text(wanted("FAIL")))
+    assert hosts == ["@fake/a"] and "the verdict FAIL" in why[0]
+
+
+def test_a_pass_of_something_else_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts, why = failed(monkeypatch, text(replace(wanted(), key="0" * 16)))
+    assert hosts == ["@fake/a"] and "a result of something else" in why[0]
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"version": 9}', '{"version": 2}', "[]"])
+def test_none_or_an_unreadable_one_fails_it(
+    monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    hosts, why = failed(monkeypatch, content)
+    assert hosts == ["@fake/a"] and len(why) == 1
+    assert ("no result" if content is None else "can't be understood") in why[0]
