@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost.verify import gpu, known, synth
-from llamafleet.onhost.verify.child import Outcome
+from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.evidence import Evidence, Faults, task_failed
 from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.protocol.result import Check
@@ -16,7 +16,7 @@ from llamafleet.protocol.verify import parse
 from llamafleet.tables import failures
 from tests.onhost.llama import models
 from tests.onhost.verify.test_child import children
-from tests.onhost.verify.test_session import Answers, Host, every, host, log, said, status
+from tests.onhost.verify.test_session import Host, every, host, log, said, status
 from tests.protocol.test_verify import good
 
 __all__ = ["host", "models"]
@@ -211,7 +211,9 @@ def warned(host: Host, task: str, line: str, **inputs: Any) -> set[str]:
     return status(result, "warn")
 
 
-OVERFLOW = "llama_context: n_ctx_seq (4096) > n_ctx_train (2048) -- possible training context overf"
+OVERFLOW = (
+    "llama_context: n_ctx_seq (4096) > n_ctx_train (2048) -- possible training context overflow"
+)
 
 
 def test_a_context_beyond_the_model_s_training_is_a_warning(
@@ -219,8 +221,8 @@ def test_a_context_beyond_the_model_s_training_is_a_warning(
 ) -> None:
     mine = tmp_path / "mine.gguf"
     mine.symlink_to(models / "synthetic-160m-q4_0.gguf")
-    assert warned(host, "context", f"{OVERFLOW}low") == set(), "a synthetic model was not trained"
-    assert warned(host, "context", f"{OVERFLOW}low", model=str(mine)) == {"context"}
+    assert warned(host, "context", OVERFLOW) == set(), "a synthetic model was not trained"
+    assert warned(host, "context", OVERFLOW, model=str(mine)) == {"context"}
 
 
 def test_a_benchmark_without_flash_attention_is_a_warning(host: Host) -> None:
@@ -230,6 +232,19 @@ def test_a_benchmark_without_flash_attention_is_a_warning(host: Host) -> None:
 
 
 # -- the user's model ----------------------------------------------------------------------------
+
+
+def refused(folder: Path, content: bytes | None) -> synth.ModelError:
+    """What is said of a model with that content; None: there is no such file."""
+    file = folder / "mine.gguf"
+    if content is not None:
+        file.write_bytes(content)
+    data = good()
+    data["inputs"] |= {"model": str(file)}
+    evidence = Evidence(parse(folder / "verify.json", data), Faults(), Children(folder, None), None)
+    with pytest.raises(synth.ModelError, match=str(file)) as error:
+        evidence.model()
+    return error.value
 
 
 @pytest.mark.parametrize(
@@ -244,23 +259,15 @@ def test_a_benchmark_without_flash_attention_is_a_warning(host: Host) -> None:
 def test_a_model_that_cannot_be_read_is_explained(
     tmp_path: Path, content: bytes | None, id: str
 ) -> None:
-    file = tmp_path / "mine.gguf"
-    if content is not None:
-        file.write_bytes(content)
-    data = good()
-    data["inputs"] |= {"model": str(file)}
-    config = parse(tmp_path / "verify.json", data)
-    children = Answers(tmp_path, [])
-    with pytest.raises(synth.ModelError, match=f"known as {id}: ") as error:
-        Evidence(config, Faults(), children, None).model()  # type: ignore[arg-type]
+    error = refused(tmp_path, content)
     fix = next(row["fix"] for row in failures.rows() if row["id"] == id)
-    assert str(file) in str(error.value) and error.value.next == fix
+    assert f"known as {id}: " in str(error) and error.next == fix
 
 
-def test_a_model_cut_in_the_middle_is_explained(tmp_path: Path, models: Path) -> None:
+def test_a_model_cut_anywhere_is_explained(tmp_path: Path, models: Path) -> None:
     whole = synth.ensure(models, "tiny", "q4_0")[0].read_bytes()
     for cut in (100, 5000, len(whole) // 2, len(whole) - 10):
-        test_a_model_that_cannot_be_read_is_explained(tmp_path, whole[:cut], "model-truncated")
+        assert "known as model-truncated: " in str(refused(tmp_path, whole[:cut]))
 
 
 def test_an_outcome_without_a_problem_is_not_known(tmp_path: Path) -> None:
