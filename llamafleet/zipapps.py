@@ -12,11 +12,10 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-from llamafleet.onhost import diagnose
+from llamafleet.onhost.diagnose import TABLE
 from llamafleet.onhost.toolkit import packages
 from llamafleet.protocol.pythons import PYTHONS
-from llamafleet.tables import driver_packages
-from llamafleet.tables import failures as known
+from llamafleet.tables import driver_packages, failures
 
 PACKAGE = Path(__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -41,16 +40,6 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
 
 
-def failures() -> list[dict[str, str]]:
-    """The rows of tables/failures.yaml."""
-    return [row.model_dump() for row in known.failures()]
-
-
-def signatures() -> tuple[diagnose.Signature, ...]:
-    """The same, compiled: for use on the controller."""
-    return diagnose.signatures_from(failures())
-
-
 def archive(files: dict[str, bytes], compression: int) -> bytes:
     """A zip of `files` by name, sorted, with the same time and mode for each."""
     buffer = io.BytesIO()
@@ -73,7 +62,7 @@ def host_zipapp() -> bytes:
         for path in (PACKAGE / room).rglob("*.py")
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
-    files[f"llamafleet/onhost/{diagnose.TABLE}"] = json.dumps(failures(), indent=1).encode()
+    files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
     refused = json.dumps(driver_packages.expression("refused")).encode()
     files[f"llamafleet/onhost/toolkit/{packages.REFUSED}"] = refused
     files["__main__.py"] = HOST_MAIN

@@ -103,7 +103,8 @@ class Driver:
     secure_boot: bool | None = None
     """None: no UEFI, or it does not tell."""
     kernel_log: tuple[str, ...] | None = None
-    """Lines of this boot's kernel log about the driver, the last 20; None: may not be read."""
+    """Lines of this boot's kernel log about the driver: the last 20, and the last failure to start
+    a GPU; None: may not be read."""
 
 
 @dataclass(frozen=True)

@@ -390,9 +390,12 @@ kernel_log() {
     have "$1" || return
     # shellcheck disable=SC2016 # expanded by the inner shell
     limited 3 sh -c 'log=$("$@") || exit
-        printf "%s\n" "$log" | tail -n 2000 | grep -E "NVRM: Xid|fallen off the bus|API mismatch|\
+        log=$(printf "%s\n" "$log" | tail -n 2000)
+        printf "%s\n" "$log" | grep -E "NVRM: Xid|fallen off the bus|API mismatch|\
 NVRM:.* has the version|module verification failed|Key was rejected|Loading of .* is rejected|\
-module loading is restricted" | tail -n 20' sh "$@"
+module loading is restricted" | tail -n 20
+        # Said again at each attempt: it would push out the others.
+        printf "%s\n" "$log" | grep "RmInitAdapter failed" | tail -n 1' sh "$@"
     [ "$rc" = 0 ] && printf '%s\n' "$out" | block kernel_log
 }
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from llamafleet.onhost import diagnose
+from llamafleet.onhost.diagnose import OF_JOBS, diagnose
 from llamafleet.protocol.decode import DecodeError
+from llamafleet.protocol.diagnose import error_lines
 from llamafleet.protocol.job import (
     CONFIG,
     LOCK,
@@ -370,12 +371,8 @@ def _error(job: Job, failure: Exception) -> JobError:
     named = isinstance(failure, JobFailed)
     message = str(failure) if named else f"{type(failure).__name__}: {failure}"
     text = _read_log(job.log_path)
-    lines = diagnose.error_lines(text)
-    # The narrow text first: in a whole log a harmless word may fit a signature.
-    excerpt = "\n".join(lines)
-    match = None
-    for part in (message, excerpt, text):
-        match = match or diagnose.diagnose(part)
+    lines = error_lines(text)
+    match = diagnose(message, "\n".join(lines), text, stages=OF_JOBS)
     return JobError(
         phase=job.current_phase,
         lines=(message, *lines),
