@@ -35,6 +35,7 @@ def test_wheelhouse_build_refuses_a_folder_of_something_else(tmp_path: Path) -> 
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.usefixtures("frozen_tables")
 def test_wheelhouse_build_names_the_toolkits_there_are(tmp_path: Path) -> None:
     result = run("wheelhouse", "build", tmp_path / "w", "--toolkit", "12.4")
     assert result.exit_code == 2
