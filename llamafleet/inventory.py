@@ -13,8 +13,9 @@ from pyinfra.api.arguments import all_argument_meta
 from pyinfra.api.connectors import get_all_connectors
 
 from llamafleet.onhost.toolkit.openpgp import fingerprints
+from llamafleet.plans.supplies import Supplies
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
-from llamafleet.wheelhouse import collect as house
+from llamafleet.wheelhouse import manifest as house
 
 OWN_PREFIX = "x_"
 """Keys of host data that begin so are the user's own and are not looked at."""
@@ -73,6 +74,21 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
     if lines:
         raise SettingsError(lines)
     return fleet
+
+
+def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
+    """What the sound settings of each host name on the controller; each is read once for all."""
+    folders = {one.wheelhouse for one in fleet.values() if one.wheelhouse}
+    files = {one.toolkit_key for one in fleet.values() if one.toolkit_key}
+    houses = {folder: house.read(Path(folder)) for folder in folders}
+    keys = {file: Path(file).read_text(encoding="utf-8") for file in files}
+    return {
+        host: Supplies(
+            wheelhouse=houses[one.wheelhouse] if one.wheelhouse else None,
+            toolkit_key=keys[one.toolkit_key] if one.toolkit_key else None,
+        )
+        for host, one in fleet.items()
+    }
 
 
 def pyinfra_keys() -> set[str]:

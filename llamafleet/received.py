@@ -15,6 +15,8 @@ from llamafleet.protocol.result import Result
 
 T = TypeVar("T")
 
+LIMIT = 4 << 20
+"""Characters of text that are looked at; what hosts write is far below."""
 MOST_ERRORS = 3
 LONGEST = 60
 """Characters of a value that an error quotes."""
@@ -48,6 +50,8 @@ def received(kind: type[T], data: object) -> T | Unreadable:
 
 def received_text(kind: type[T], text: str) -> T | Unreadable:
     """The same of JSON text."""
+    if len(text) > LIMIT:
+        return Unreadable(f"found {len(text)} characters, expected at most {LIMIT}")
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

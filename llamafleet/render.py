@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from llamafleet.layout import (
-    APT_KEY,
     APT_PIN,
     APT_SOURCE,
-    DNF_KEY,
     DNF_SOURCE,
     USER,
     VERIFY_UNIT,
@@ -23,15 +21,20 @@ from llamafleet.layout import (
 )
 from llamafleet.managed import Managed
 from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
-from llamafleet.plans.build import allowed_unused
 from llamafleet.plans.driver.hold import expressions
-from llamafleet.plans.plan import BuildPlan, Plan, Source, ToolkitPlan, VerifyPlan
-from llamafleet.plans.requirements import toolkit_requirements
+from llamafleet.plans.plan import Plan, Repository, ToolkitPlan, VerifyPlan
+from llamafleet.protocol.job import Manager, PackagesConfig, ToolkitConfig
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
 LABEL = "NVIDIA CUDA"
 """Label of the Release files of NVIDIA's apt repositories; their own pin files go by it too."""
+
+REPOSITORY_TEMPLATES: dict[Manager, dict[str, str]] = {
+    "apt": {APT_SOURCE: "llamafleet-cuda.sources.j2", APT_PIN: "llamafleet-cuda.pref.j2"},
+    "dnf": {DNF_SOURCE: "llamafleet-cuda.repo.j2"},
+}
+"""By package manager, the files of a repository and their templates."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -82,8 +85,8 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
         values |= {
             "fingerprint": plan.build.fingerprint,
             # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
-            "cmake_args": shlex.join(plan.build.cmake_args),
-            "environment": sorted(plan.build.environment.items()),
+            "cmake_args": shlex.join(plan.build.config.cmake_args),
+            "environment": sorted(plan.build.config.environment.items()),
         }
     if plan.hold:
         values |= {"held": plan.hold.record, "expressions": expressions(plan.hold.record)}
@@ -100,108 +103,26 @@ def _quotable(value: str, name: str) -> str:
 _jinja.filters["quotable"] = _quotable
 
 
-def toolkit_config(
-    plan: ToolkitPlan,
-    build: BuildPlan,
-    settings: Settings,
-    layout: Layout,
-    *,
-    machine: str,
-    find_links: str | None,
-) -> dict[str, Any]:
-    """config.json of the toolkit job; `machine` as uname -m names it.
-
-    Raises OSError where the settings' toolkit_key can't be read.
-    """
-    config: dict[str, Any] = {
-        "version": 1,
-        "kind": "toolkit",
-        "key": plan.job,
-        "inputs": {"method": plan.method},
-        "method": plan.method,
-        "cuda": plan.version,
-        "root": plan.root,
-        "cxx": build.environment["CUDAHOSTCXX"],
-    }
-    if plan.method == "wheels":
-        return config | {
-            "python": build.python,
-            "pip": layout.pip,
-            "requirements": toolkit_requirements(plan.version),
-            "index_url": settings.index_url,
-            "find_links": find_links,
-        }
-    source = plan.source
-    assert source is not None
-    if plan.method == "runfile":
-        return config | {"url": source.url, "sha256": source.sha256}
-    key = Path(settings.toolkit_key).read_text(encoding="utf-8") if settings.toolkit_key else None
-    return config | {
-        "manager": source.manager,
-        "packages": list(source.packages),
-        "record": layout.installed_packages,
-        "repository": source.repository and repository(source, machine, key),
-    }
+def toolkit_config(plan: ToolkitPlan) -> ToolkitConfig | None:
+    """What the plan's job is told, with the files of the repository that it sets up."""
+    config, source = plan.config, plan.source
+    if not isinstance(config, PackagesConfig) or config.repository is None:
+        return config
+    assert source is not None and source.repository is not None
+    files = repository_files(source.repository, config.manager, config.repository.keyring)
+    return replace(config, repository=replace(config.repository, files=files))
 
 
-def repository(source: Source, machine: str, key: str | None) -> dict[str, Any]:
-    """What the toolkit job needs to set up a repository: the files, and the key to trust.
-
-    `key`: its text; None: the job downloads the pinned one.
-    """
-    assert source.repository is not None
-    if source.manager == "apt":
-        path, keyring = APT_SOURCE, APT_KEY
-        templates = {APT_SOURCE: "llamafleet-cuda.sources.j2", APT_PIN: "llamafleet-cuda.pref.j2"}
-    else:
-        path, keyring = DNF_SOURCE, DNF_KEY
-        templates = {DNF_SOURCE: "llamafleet-cuda.repo.j2"}
-    files = {
+def repository_files(repository: Repository, manager: Manager, keyring: str) -> dict[str, str]:
+    """Text by path; `keyring`: path of the key."""
+    return {
         path: _jinja.get_template(template).render(
-            repository=source.repository,
-            architecture={"x86_64": "amd64", "aarch64": "arm64"}[machine],
+            repository=repository,
+            architecture={"x86_64": "amd64", "aarch64": "arm64"}[repository.machine],
             key=keyring,
             label=LABEL,
         )
-        for path, template in templates.items()
-    }
-    return {
-        "url": source.repository.url,
-        "source": path,
-        "keyring": keyring,
-        "key_url": source.repository.key_url,
-        "fingerprint": source.repository.fingerprint,
-        "key": key,
-        "files": files,
-    }
-
-
-def build_config(
-    build: BuildPlan,
-    settings: Settings,
-    layout: Layout,
-    *,
-    requirements: str,
-    llama_requirement: str,
-    find_links: str | None,
-) -> dict[str, Any]:
-    """config.json of the build job; `find_links` is the folder that takes an index's place."""
-    return {
-        "version": 1,
-        "kind": "build",
-        "key": build.fingerprint,
-        "inputs": build.inputs,
-        "python": build.python,
-        "pip": layout.pip,
-        "prefix": layout.version(build.fingerprint),
-        "requirements": requirements,
-        "llama_requirement": llama_requirement,
-        "cmake_args": list(build.cmake_args),
-        "allowed_unused": list(allowed_unused()),
-        "environment": build.environment,
-        "jobs": build.jobs,
-        "index_url": settings.index_url,
-        "find_links": find_links,
+        for path, template in REPOSITORY_TEMPLATES[manager].items()
     }
 
 

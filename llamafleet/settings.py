@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from llamafleet.layout import Scope
+from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
 from llamafleet.tables.toolkits import toolkits
 
@@ -17,13 +18,17 @@ LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 """sha256 of llama_cpp_python-0.3.36.tar.gz on PyPI (computed from the download, 2026-11-25)."""
 
 Accelerator = Literal["cuda", "cpu", "auto"]
-ToolkitMethod = Literal["auto", "present", "wheels", "apt", "dnf", "runfile", "distro"]
+ToolkitMethod = Literal["auto", "present", Method]
 Reboot = Literal["never", "allow"]
 
 # Values reach units, environment files and command lines, where blanks, quotes, $ and % mean more.
 _PATH = r"/[A-Za-z0-9._+@:,=~/-]*"
 
 _URL = r"^https?://[^\s/\"'$%\\]+(/[^\s\"'$%\\]*)?$"
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _listed(value: object) -> object:
@@ -110,7 +115,7 @@ class Settings(BaseModel):
     )
     """major.minor, as "13.0"; None: the newest that driver, GPUs and compiler allow."""
     toolkit_method: ToolkitMethod = Field(
-        default="auto", description="auto, present, wheels, apt, dnf, runfile or distro"
+        default="auto", description=_one_of(get_args(ToolkitMethod))
     )
     toolkit_url: Annotated[str, Field(pattern=_URL)] | None = Field(
         default=None, description="an http:// or https:// URL"

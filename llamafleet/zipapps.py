@@ -12,39 +12,32 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-from llamafleet.onhost import diagnose
+from llamafleet.onhost.diagnose import TABLE
 from llamafleet.onhost.toolkit import packages
-from llamafleet.tables import driver_packages
-from llamafleet.tables import failures as known
+from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.tables import driver_packages, failures
 
 PACKAGE = Path(__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The oldest time that the zip format holds."""
 
-HOST_MAIN = b"""import sys
+OLDEST = PYTHONS[0]
 
-if sys.version_info < (3, 10):
-    sys.exit("llamafleet: found Python %d.%d; expected 3.10 or newer" % sys.version_info[:2])
+# For any Python, so that the oldest says what is wrong.
+HOST_MAIN = f"""import sys
+
+if sys.version_info < ({OLDEST.replace(".", ", ")}):
+    sys.exit("llamafleet: found Python %d.%d; expected {OLDEST} or newer" % sys.version_info[:2])
 
 from llamafleet.onhost.__main__ import main
 
 sys.exit(main())
-"""
+""".encode()
 
 PIP_MAIN = b"""import runpy
 
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
-
-
-def failures() -> list[dict[str, str]]:
-    """The rows of tables/failures.yaml."""
-    return [row.model_dump() for row in known.failures()]
-
-
-def signatures() -> tuple[diagnose.Signature, ...]:
-    """The same, compiled: for use on the controller."""
-    return diagnose.signatures_from(failures())
 
 
 def archive(files: dict[str, bytes], compression: int) -> bytes:
@@ -62,14 +55,14 @@ def archive(files: dict[str, bytes], compression: int) -> bytes:
 
 @cache
 def host_zipapp() -> bytes:
-    """The code for hosts and what it needs of the tables; runs under any Python 3.10 or newer."""
+    """The code for hosts and what it needs of the tables; runs under any of PYTHONS."""
     files = {
         f"llamafleet/{path.relative_to(PACKAGE)}": path.read_bytes()
         for room in ("onhost", "protocol")
         for path in (PACKAGE / room).rglob("*.py")
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
-    files[f"llamafleet/onhost/{diagnose.TABLE}"] = json.dumps(failures(), indent=1).encode()
+    files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
     refused = json.dumps(driver_packages.expression("refused")).encode()
     files[f"llamafleet/onhost/toolkit/{packages.REFUSED}"] = refused
     files["__main__.py"] = HOST_MAIN

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
 
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.render import build_config
+from llamafleet.protocol.job import JobError, Kind, Stamp
 from operations import jobs
 from operations.run import HostRun, here
-from operations.wheelhouse import build_requirements, find_links
 
 
 @operation()
@@ -35,31 +33,17 @@ def build() -> Generator[PyinfraCommand, None, None]:
         host.noop("no build is planned")
         return
     wanted = plan.build
-    if wanted.action not in ("build", "attach"):
+    if wanted.job is None:
         host.noop(wanted.reason)
         return
-    folder = run.layout().job("build", wanted.fingerprint)
-    if wanted.action == "build":
-        requirements, llama = build_requirements(run)
-        config = build_config(
-            wanted,
-            run.settings,
-            run.layout(),
-            requirements=requirements,
-            llama_requirement=llama,
-            find_links=find_links(run),
-        )
-        yield from jobs.upload_config(run, folder, config)
-        yield jobs.start(run, "build", folder, wanted.python)
 
-    def done(stamp: dict[str, Any]) -> bool:
-        if not stamp.get("ok"):
+    def done(stamp: Stamp) -> bool:
+        if not stamp.ok:
             return report_failure(run, "build", stamp)
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         return True
 
-    limit = run.settings.build_timeout_minutes
-    yield jobs.watch(run, "build", folder, wanted.python, minutes=limit, done=done)
+    yield from jobs.carry_out(run, wanted.job, wanted.config, done)
 
 
 @operation()
@@ -88,18 +72,16 @@ def activate() -> Generator[PyinfraCommand, None, None]:
     run.changed(f"current -> {plan.build.fingerprint[:8]}")
 
 
-def report_failure(run: HostRun, kind: str, stamp: dict[str, Any]) -> bool:
+def report_failure(run: HostRun, kind: Kind, stamp: Stamp) -> bool:
     """Say why a job failed: last error lines, log, and cause and fix where they are known."""
-    error = stamp.get("error") or {}
-    lines = error.get("lines", [])
-    for line in lines:
+    error = stamp.error or JobError(phase="?")
+    for line in error.lines:
         run.say(f"  {line}", fg="yellow")
-    said = lines[0] if lines and "next: " in lines[0] else ""
-    if error.get("cause") or not said:
-        cause = f"cause: {error['cause']}; " if error.get("cause") else ""
-        said = f"{cause}next: {error.get('fix') or 'read the log'}"
+    said = error.lines[0] if error.lines and "next: " in error.lines[0] else ""
+    if error.cause or not said:
+        cause = f"cause: {error.cause}; " if error.cause else ""
+        said = f"{cause}next: {error.fix or 'read the log'}"
     run.fail(
-        f"{kind} failed in phase {error.get('phase', '?')}: {said}; "
-        f"log on {run.name}: {error.get('log', stamp.get('log'))}"
+        f"{kind} failed in phase {error.phase}: {said}; log on {run.name}: {error.log or stamp.log}"
     )
     return False

@@ -5,16 +5,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import Any, cast
 
 from pyinfra.api import FactBase, FileUploadCommand, FunctionCommand, QuoteString, StringCommand
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.host import Host
-from pyinfra.api.state import State
+from pyinfra.api.state import State as PyinfraState
 
 from llamafleet.layout import USER
+from llamafleet.plans.plan import JobPlan
+from llamafleet.protocol.job import (
+    CONFIG,
+    PROGRESS,
+    STAMP,
+    JobConfig,
+    JobStatus,
+    Kind,
+    Progress,
+    Stamp,
+    State,
+    log_name,
+)
+from llamafleet.received import Unreadable, received_text
 from operations.run import HostRun
 
 # pyinfra's command line makes time.sleep yield to the other hosts (gevent).
@@ -23,12 +37,14 @@ SAY_SECONDS = 15.0
 UNPRIVILEGED = (f"--property=User={USER}", "--property=NoNewPrivileges=yes")
 PACKAGE_MANAGER = ("--property=KillMode=mixed", "--property=TimeoutStopSec=30min")
 """Stopped, or at a shutdown, the job alone is told, and it lets the package manager end."""
+START_SECONDS = 30.0
+"""Time in which a job that was started must have told something."""
 LOST_LIMIT = 6
 """Polls without an answer, each with an attempt to reconnect, before the host is given up."""
 
 
-class JobStatus(FactBase[dict[str, Any]]):
-    """Where a job stands: state, progress and stamp."""
+class StatusOfJob(FactBase[JobStatus | None]):
+    """Where a job stands: state, progress and stamp. None: no answer."""
 
     def command(self, python: str, zipapp: str, folder: str) -> StringCommand:
         return StringCommand(
@@ -36,61 +52,68 @@ class JobStatus(FactBase[dict[str, Any]]):
         )
 
     @staticmethod
-    def default() -> dict[str, Any]:
-        return {}
+    def default() -> JobStatus | None:
+        return None
 
-    def process(self, output: list[str]) -> dict[str, Any]:
-        try:
-            return cast("dict[str, Any]", json.loads("\n".join(output)))
-        except ValueError as error:
-            raise FactProcessError(f"status of a job is not JSON: {output[:3]}") from error
+    def process(self, output: list[str]) -> JobStatus:
+        status = received_text(JobStatus, "\n".join(output))
+        if isinstance(status, Unreadable):
+            raise FactProcessError(f"status of a job: {status.reason}")
+        return status
 
 
-def upload_config(
-    run: HostRun, folder: str, config: dict[str, Any], *, root: bool = False
+def carry_out(
+    run: HostRun, job: JobPlan, config: JobConfig, done: Callable[[Stamp], bool]
 ) -> Generator[PyinfraCommand]:
+    """Start the job unless it runs already, and wait for it; `done` judges its stamp."""
+    if job.start:
+        yield from upload_config(run, job, config)
+        yield start(run, job)
+    yield watch(run, job, done)
+
+
+def upload_config(run: HostRun, job: JobPlan, config: JobConfig) -> Generator[PyinfraCommand]:
     """Put config.json into the job's folder, which belongs to the account that runs the job."""
-    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not root else ""
-    yield StringCommand("install -d -m 755", own, QuoteString(folder))
+    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not job.root else ""
+    yield StringCommand("install -d -m 755", own, QuoteString(job.folder))
+    path = f"{job.folder}/{CONFIG}"
     yield FileUploadCommand(
-        BytesIO(json.dumps(config, indent=1, sort_keys=True).encode()), f"{folder}/config.json"
+        BytesIO(json.dumps(asdict(config), indent=1, sort_keys=True).encode()), path
     )
-    yield StringCommand("chmod 644", QuoteString(f"{folder}/config.json"))
-    # A stamp of an earlier attempt would be read as this one's end.
-    yield StringCommand(
-        "rm -f", QuoteString(f"{folder}/stamp.json"), QuoteString(f"{folder}/progress.json")
-    )
+    yield StringCommand("chmod 644", QuoteString(path))
+    yield forget_last(job)
 
 
-def start(
-    run: HostRun, kind: str, folder: str, python: str, *, root: bool = False
-) -> StringCommand:
-    """The command that starts a job and returns: a transient unit, or a detached process.
+def forget_last(job: JobPlan) -> StringCommand:
+    """A stamp of an earlier attempt would be read as this one's end."""
+    files = (QuoteString(f"{job.folder}/{name}") for name in (STAMP, PROGRESS))
+    return StringCommand("rm -f", *files)
 
-    `root`: the job keeps root's rights, in scope system.
-    """
+
+def start(run: HostRun, job: JobPlan) -> StringCommand:
+    """The command that starts a job and returns: a transient unit, or a detached process."""
     layout = run.layout()
-    job = (QuoteString(layout.zipapp), "job --kind", kind, "--dir", QuoteString(folder))
-    key = folder.rsplit("/", 1)[1]
+    argv = ("job --kind", job.kind, "--dir", QuoteString(job.folder))
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
         return StringCommand(
             "systemd-run --quiet --collect",
-            f"--unit=llamafleet-{kind}-{key}",
-            QuoteString(f"--description=llamafleet: {kind} {key}"),
-            *(PACKAGE_MANAGER if root else UNPRIVILEGED),
+            f"--unit=llamafleet-{job.kind}-{job.key}",
+            QuoteString(f"--description=llamafleet: {job.kind} {job.key}"),
+            *(PACKAGE_MANAGER if job.root else UNPRIVILEGED),
             "--property=Nice=10",
-            QuoteString(python),
-            *job,
+            QuoteString(job.python),
+            QuoteString(layout.zipapp),
+            *argv,
         )
     # A user's own manager ends with the last session unless lingering is on; this does not.
     return StringCommand(
-        QuoteString(python),
+        QuoteString(job.python),
         QuoteString(layout.zipapp),
         "start --log",
-        QuoteString(f"{folder}/start.log"),
-        *(() if root else as_account(run)),
+        QuoteString(f"{job.folder}/start.log"),
+        *(() if job.root else as_account(run)),
         "--",
-        *job[1:],
+        *argv,
     )
 
 
@@ -99,68 +122,84 @@ def as_account(run: HostRun) -> tuple[str, ...]:
     return ("--user", USER) if run.settings.scope == "system" else ()
 
 
-def watch(
-    run: HostRun,
-    kind: str,
-    folder: str,
-    python: str,
-    *,
-    minutes: int,
-    done: Callable[[dict[str, Any]], bool],
-) -> FunctionCommand:
+def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> FunctionCommand:
     """Poll a job until it ends; `done` judges its stamp and returns whether the host goes on."""
-    layout = run.layout()
+    where = {"python": job.python, "zipapp": run.layout().zipapp, "folder": job.folder}
 
-    def poll(state: State, host: Host) -> bool:
-        begun = time.monotonic()
-        said, lost = 0.0, 0
-        last_phase = None
+    def poll(state: PyinfraState, host: Host) -> bool:
+        begun, lost = time.monotonic(), 0
+        wait = _Wait(run.name, f"{job.folder}/{log_name(job.kind)}", job.minutes)
+        said = _Said(run, job.kind)
         while True:
-            status = host.get_fact(
-                JobStatus,
-                python=python,
-                zipapp=layout.zipapp,
-                folder=folder,
-                _ignore_errors=True,
-            )
-            progress = status.get("progress") or {}
-            if not status:
-                lost += 1
-                if lost > LOST_LIMIT:
-                    run.fail(
-                        f"{kind}: the connection to {run.name} is lost, the job goes on there; "
-                        f"expected an answer within {LOST_LIMIT} attempts; next: run the same "
-                        "command again, it attaches to the job"
-                    )
-                    return False
-                reconnect(host)
-            elif status["state"] in ("ok", "failed"):
+            status = host.get_fact(StatusOfJob, **where, _ignore_errors=True)
+            lost = 0 if status else lost + 1
+            waited = time.monotonic() - begun
+            if status and status.stamp:
                 run.reread()
-                return done(status["stamp"])
-            elif status["state"] == "dead" or (
-                status["state"] == "absent" and time.monotonic() - begun > 30
-            ):
-                run.fail(
-                    f"{kind}: the job on {run.name} is gone without a stamp (killed or rebooted); "
-                    f"expected {folder}/stamp.json; next: read {folder}/{kind}.log there, "
-                    "then run the same command again"
-                )
+                return done(status.stamp)
+            if problem := wait.problem(status, lost, waited):
+                run.fail(f"{job.kind}: {problem}")
                 return False
-            else:
-                lost = 0
-            now = time.monotonic()
-            if now - begun > minutes * 60:
-                run.fail(
-                    f"{kind}: still running after {minutes} minutes on {run.name}; it was left "
-                    f"running; next: read {folder}/{kind}.log there, or raise the time limit"
-                )
-                return False
-            if progress and (progress.get("phase") != last_phase or now - said > SAY_SECONDS):
-                said, last_phase = now, progress.get("phase")
-                run.say(_line(kind, progress))
-            time.sleep(1.0 if now - begun < 10 else POLL_SECONDS)
+            if status is None:
+                reconnect(host)
+            elif status.progress:
+                said.tell(status.progress)
+            time.sleep(1.0 if waited < 10 else POLL_SECONDS)
 
     return FunctionCommand(poll, (), {})
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """For how long a job is waited for."""
+
+    host: str
+    log: str
+    minutes: int
+
+    def problem(self, status: JobStatus | None, lost: int, waited: float) -> str:
+        """Why it is waited for no longer; "": it is. `lost`: polls in a row without an answer."""
+        again = f"next: read {self.log} there, then run the same command again"
+        if lost > LOST_LIMIT:
+            return (
+                f"the connection to {self.host} is lost, the job goes on there; expected an answer "
+                f"within {LOST_LIMIT} attempts; next: run the same command again, it attaches to "
+                "the job"
+            )
+        if status and status.state == "dead" and status.unreadable:
+            return (
+                f"found a stamp on {self.host} that can't be read ({status.unreadable}); expected "
+                f"the one that the job writes at its end; {again}"
+            )
+        if status and self._gone(status.state, waited):
+            return (
+                f"the job on {self.host} is gone without a stamp (killed or rebooted); "
+                f"expected one; {again}"
+            )
+        if waited > self.minutes * 60:
+            return (
+                f"still running after {self.minutes} minutes on {self.host}; it was left running; "
+                f"next: read {self.log} there, or raise the time limit"
+            )
+        return ""
+
+    def _gone(self, state: State, waited: float) -> bool:
+        return state == "dead" or (state == "absent" and waited > START_SECONDS)
+
+
+class _Said:
+    """What was said of a job's progress: each phase once, and a line every SAY_SECONDS."""
+
+    def __init__(self, run: HostRun, kind: Kind) -> None:
+        self._run, self._kind = run, kind
+        self._phase: str | None = None
+        self._at = 0.0
+
+    def tell(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.phase != self._phase or now - self._at > SAY_SECONDS:
+            self._at, self._phase = now, progress.phase
+            self._run.say(_line(self._kind, progress))
 
 
 def reconnect(host: Host) -> None:
@@ -173,7 +212,8 @@ def reconnect(host: Host) -> None:
     host.connect(show_errors=False)
 
 
-def _line(kind: str, progress: dict[str, Any]) -> str:
-    elapsed = int(progress.get("updated", 0) - progress.get("started", 0))
-    counter = f"[{progress['step']}/{progress['steps']}] " if progress.get("steps") else ""
-    return f"{kind} {counter}{progress.get('phase', '')}, {elapsed // 60}m{elapsed % 60:02d}s"
+def _line(kind: Kind, progress: Progress) -> str:
+    # A host's clock may say anything.
+    elapsed = int(min(max(progress.updated - progress.started, 0.0), 1e9))
+    counter = f"[{progress.step}/{progress.steps}] " if progress.steps else ""
+    return f"{kind} {counter}{progress.phase}, {elapsed // 60}m{elapsed % 60:02d}s"

@@ -25,13 +25,14 @@ from llamafleet.history.report import render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import Row
 from llamafleet.history.update import Update
-from llamafleet.inventory import SettingsError, validate_fleet
+from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
 from llamafleet.layout import Layout
 from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import plan_files
 from llamafleet.plans.make import layout_for, make_plan, to_read
 from llamafleet.plans.plan import FilesPlan, Plan, Problem
+from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
@@ -47,6 +48,7 @@ class HostRun:
 
     host: Host
     settings: Settings
+    supplies: Supplies = NO_SUPPLIES
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     result: Result | Unreadable | None = None
@@ -69,8 +71,15 @@ class HostRun:
     def plan(self) -> Plan:
         snapshot = self.snapshot()
         layout = layout_for(self.settings, snapshot)
-        sha256 = partial(content_sha256, settings=self.settings, layout=layout)
-        return make_plan(self.name, self.settings, snapshot, layout, self._barred(), sha256=sha256)
+        return make_plan(
+            self.name,
+            self.settings,
+            snapshot,
+            layout,
+            self._barred(),
+            supplies=self.supplies,
+            sha256=partial(content_sha256, settings=self.settings, layout=layout),
+        )
 
     def files(self, group: Group) -> FilesPlan:
         """What the files of a group need that the plan does not speak of."""
@@ -127,8 +136,10 @@ class Fleet:
             raise PyinfraError(
                 "the inventory is refused, no host was touched:\n" + "\n".join(error.lines)
             ) from error
+        supplies = read_supplies(settings)
         self.runs: dict[str, HostRun] = {
-            h.name: HostRun(host=h, settings=settings[h.name]) for h in inventory
+            h.name: HostRun(host=h, settings=settings[h.name], supplies=supplies[h.name])
+            for h in inventory
         }
         self.kept: Run | None = None
         """This run as it is kept, from its first operation on: a dry run has none."""

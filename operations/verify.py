@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import asdict
-from typing import Any
 
 from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
@@ -16,6 +15,7 @@ from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
 from llamafleet.protocol.fingerprint import explain_difference
+from llamafleet.protocol.job import Stamp
 from llamafleet.protocol.result import GOOD, Result
 from llamafleet.received import Unreadable
 from operations import jobs
@@ -37,30 +37,25 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     """
     run = here()
     plan = run.plan()
-    if plan.verify is None or plan.build is None or not plan.verify.needed:
+    if plan.verify is None or not plan.verify.needed:
         host.noop(plan.verify.reason if plan.verify else "nothing to verify")
         return
-    layout, python = run.layout(), plan.build.python
-    folder = layout.job("verify", "run")
-    running = run.snapshot().verifying
-    if running is None or not running.alive or running.key != plan.verify.key:
-        if running and running.alive and running.progress and run.snapshot().init != "systemd":
-            yield stop_verification(running.progress["pid"])
-        yield StringCommand(
-            "rm -f", QuoteString(f"{folder}/stamp.json"), QuoteString(f"{folder}/progress.json")
-        )
+    job = plan.verify.job
+    if plan.verify.stop:
+        yield stop_verification(plan.verify.stop)
+    if job.start:
+        yield jobs.forget_last(job)
         yield start_verification(run)
 
-    def done(stamp: dict[str, Any]) -> bool:
+    def done(stamp: Stamp) -> bool:
         run.changed("verified")
         return True
 
-    limit = run.settings.verify_timeout_minutes
-    yield jobs.watch(run, "verify", folder, python, minutes=limit, done=done)
+    yield jobs.watch(run, job, done)
 
 
 def stop_verification(pid: int) -> StringCommand:
-    """End one that no unit restarts, with its worker: two would measure each other."""
+    """End one that no unit restarts, with its worker."""
     # The worker is of the same process group, the third field behind the name: proc(5). dash's
     # kill takes no --.
     script = f"set -- $(sed 's/.*) //' /proc/{pid}/stat) && kill -TERM -$3 || true"

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
-from pyinfra.api.host import Host
-from pyinfra.api.state import State
 
-from llamafleet.plans.make import host_requirements, llama_requirement
-from llamafleet.wheelhouse import collect as house
-from operations.run import HostRun, here
+from operations.run import here
 
 
 @operation()
@@ -29,60 +24,13 @@ def wheelhouse() -> Generator[PyinfraCommand, None, None]:
         wheelhouse(name="Bring the wheelhouse")
     """
     run = here()
-    if run.settings.wheelhouse is None:
-        host.noop("registries are used")
+    wanted = run.plan().wheelhouse
+    if wanted is None or not wanted.bring:
+        host.noop(wanted.reason if wanted else "nothing is taken from a wheelhouse")
         return
-    source, target = Path(run.settings.wheelhouse), run.layout().wheelhouse
-    if lines := _misfits(run, source):
-        yield FunctionCommand(_refuse, (run, lines), {})
-        return
-    if run.snapshot().wheelhouse == house.manifest_sha256(source):
-        host.noop("the host has this wheelhouse")
-        return
-    yield StringCommand("rm -rf", QuoteString(target))
-    yield StringCommand("install -d -m 755", QuoteString(target))
-    for name in (*house.files(source), house.MANIFEST):
-        yield FileUploadCommand(str(source / name), f"{target}/{name}")
-    yield StringCommand("chmod -R a+rX", QuoteString(target))
+    yield StringCommand("rm -rf", QuoteString(wanted.target))
+    yield StringCommand("install -d -m 755", QuoteString(wanted.target))
+    for name in wanted.files:
+        yield FileUploadCommand(f"{wanted.source}/{name}", f"{wanted.target}/{name}")
+    yield StringCommand("chmod -R a+rX", QuoteString(wanted.target))
     run.changed("wheelhouse")
-
-
-def _misfits(run: HostRun, source: Path) -> list[str]:
-    """Why this host can't build from the wheelhouse."""
-    plan, snapshot = run.plan(), run.snapshot()
-    if plan.build is None:
-        return []
-    python = next(p.version for p in snapshot.pythons if p.path == plan.build.python)
-    cmake = snapshot.cmake.version if snapshot.cmake else None
-    chosen, toolkit = plan.toolkit, None
-    if chosen and chosen.install and chosen.method == "wheels":
-        toolkit = chosen.version
-    return house.misfits(
-        house.load(source),
-        python=python,
-        arch=snapshot.arch,
-        host_cmake=cmake,
-        toolkit=toolkit,
-    )
-
-
-def _refuse(state: State, host: Host, run: HostRun, lines: list[str]) -> bool:
-    for line in lines:
-        run.fail(
-            f"wheelhouse: found {line}; expected one that fits {run.name}; "
-            f"next: llamafleet wheelhouse build {run.settings.wheelhouse}"
-        )
-    return False
-
-
-def find_links(run: HostRun) -> str | None:
-    """Folder on the host that pip uses in place of an index."""
-    return run.layout().wheelhouse if run.settings.wheelhouse else None
-
-
-def build_requirements(run: HostRun) -> tuple[str, str]:
-    """(requirements of venv and build, the requirement of llama-cpp-python), with hashes."""
-    if run.settings.wheelhouse is None:
-        return host_requirements(), llama_requirement(run.settings)
-    manifest = house.load(Path(run.settings.wheelhouse))
-    return house.requirements(manifest), house.llama_requirement(manifest)

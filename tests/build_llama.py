@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
-from llamafleet.plans.make import host_requirements, llama_requirement, make_plan
-from llamafleet.render import build_config
+from llamafleet.plans.make import make_plan
+from llamafleet.protocol.job import CONFIG
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 from tests.e2e.booted import CACHE
@@ -35,21 +36,14 @@ def main() -> int:
         return 1
     Path(layout.zipapp).write_bytes(host_zipapp())
     Path(layout.pip).write_bytes(pip_zipapp())
-    folder = Path(layout.job("build", plan.build.fingerprint))
+    config = plan.build.config
+    folder = Path(layout.job("build", config.key))
     folder.mkdir(parents=True, exist_ok=True)
-    config = build_config(
-        plan.build,
-        settings,
-        layout,
-        requirements=host_requirements(),
-        llama_requirement=llama_requirement(settings),
-        find_links=None,
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-    argv = [plan.build.python, layout.zipapp, "job", "--kind", "build", "--dir", str(folder)]
+    (folder / CONFIG).write_text(json.dumps(asdict(config)))
+    argv = [config.python, layout.zipapp, "job", "--kind", "build", "--dir", str(folder)]
     done = subprocess.run(argv, stdout=sys.stderr, check=False)
     if done.returncode == 0:
-        print(f"{config['prefix']}/bin/python")
+        print(f"{config.prefix}/bin/python")
     return done.returncode
 
 

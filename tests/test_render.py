@@ -16,18 +16,19 @@ from jinja2 import UndefinedError
 from llamafleet import render
 from llamafleet.layout import Layout
 from llamafleet.managed import Group, by_path, rows, unit_names
-from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan, VerifyPlan
+from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan
+from llamafleet.plans.toolkit.installation import REPOSITORY_PATHS
 from llamafleet.plans.toolkit.methods import offers
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import Settings
-from tests.plans.hosts import GPU_HOST
+from tests.plans.hosts import GPU_HOST, build_of, verification
 from tests.protocol.test_verify import good
 
 GOLDEN = Path(__file__).parent / "golden"
-BUILD = BuildPlan(
-    fingerprint="0123456789abcdef",
-    inputs={"toolkit": "13.0"},
+CONFIG = replace(
+    build_of(GPU_HOST).config,
+    key="0123456789abcdef",
     cmake_args=("-DGGML_CUDA=on", "-DCMAKE_CUDA_ARCHITECTURES=86;89", "-DCMAKE_CXX_FLAGS=-O2 -g"),
     environment={
         "GGML_CUDA": "1",
@@ -35,12 +36,9 @@ BUILD = BuildPlan(
         "LD_LIBRARY_PATH": "/usr/local/cuda-13.0/lib64",
         "CMAKE_BUILD_PARALLEL_LEVEL": "8",
     },
-    jobs=8,
-    python="/usr/bin/python3",
-    action="none",
-    reason="",
 )
-VERIFY = VerifyPlan("fedcba9876543210", decode(VerifyConfig, good()), needed=True, reason="")
+BUILD = BuildPlan(CONFIG, action="none", reason="")
+VERIFY = verification("fedcba9876543210", decode(VerifyConfig, good()))
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
 
 
@@ -96,14 +94,15 @@ def test_files_of_a_repository(os_id: str, version: str, arch: str, cuda: str) -
     manager = "apt" if os_id in ("ubuntu", "debian") else "dnf"
     host = replace(GPU_HOST, os_id=os_id, os_version=version, arch=arch, package_manager=manager)
     wanted = Settings.model_validate({"toolkit_method": manager})
-    offered = {o.version: o.source for o in offers(host, wanted, Layout.system())}
+    offered = {o.version: o.source for o in offers(host, wanted, Layout.system(), None)}
     source = offered[cuda]
-    assert source is not None
-    made = render.repository(source, arch, None)
-    for path, text in made["files"].items():
+    assert source is not None and source.repository is not None and source.manager is not None
+    named, keyring = REPOSITORY_PATHS[source.manager]
+    files = render.repository_files(source.repository, source.manager, keyring)
+    for path, text in files.items():
         compare(GOLDEN / "repositories" / f"{os_id}{version}-{arch}" / Path(path).name, text)
-    assert made["source"] in made["files"] and made["keyring"] in made["files"][made["source"]]
-    assert {made["keyring"], *made["files"]} < set(by_path(Layout.system()))
+    assert named in files and keyring in files[named]
+    assert {keyring, *files} < set(by_path(Layout.system()))
 
 
 def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -> None:
@@ -116,14 +115,14 @@ def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -
         check=False,
     )
     # scikit-build-core splits CMAKE_ARGS as a shell does.
-    assert tuple(shlex.split(shell.stdout)) == BUILD.cmake_args, shell
+    assert tuple(shlex.split(shell.stdout)) == CONFIG.cmake_args, shell
 
 
 @pytest.mark.parametrize("bad", ['a"b', "a$HOME", "a\nb", "a`b`", "a\\b"])
 def test_a_value_that_a_shell_would_change_is_refused(bad: str) -> None:
-    plan = replace(PLAN, build=replace(BUILD, environment={"X": bad}))
+    build = replace(BUILD, config=replace(CONFIG, environment={"X": bad}))
     with pytest.raises(ValueError, match="X: "):
-        rendered(Layout.system(), Settings(), plan)
+        rendered(Layout.system(), Settings(), replace(PLAN, build=build))
 
 
 def test_a_variable_that_a_template_lacks_is_an_error() -> None:

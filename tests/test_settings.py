@@ -14,9 +14,10 @@ from pyinfra.connectors.chroot import ChrootConnector
 from pyinfra.connectors.docker import DockerConnector
 from pyinfra.connectors.dockerssh import DockerSSHConnector
 
-from llamafleet.inventory import SettingsError, pyinfra_keys, validate_fleet
+from llamafleet.inventory import SettingsError, pyinfra_keys, read_supplies, validate_fleet
+from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
-from llamafleet.wheelhouse import collect as house
+from llamafleet.wheelhouse import manifest as house
 
 ZEROS = "0" * 64
 BINARY_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"
@@ -340,8 +341,8 @@ def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
     assert all("\n" not in line for line in lines)
 
 
-def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256) -> Path:
-    """The smallest folder that is one: two files and their manifest."""
+def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256, **changes: Any) -> Path:
+    """The smallest folder that is one: two files and their manifest, with those changes."""
     folder.mkdir()
     for name in ("a.whl", "b.whl"):
         (folder / name).write_text(name)
@@ -359,7 +360,7 @@ def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256) -> Path:
         "slim": True,
         "llama": {"version": LLAMA_VERSION, "sha256": ZEROS, "source_sha256": source_sha256},
     }
-    (folder / house.MANIFEST).write_text(json.dumps(manifest))
+    (folder / house.MANIFEST).write_text(json.dumps(manifest | changes))
     return folder
 
 
@@ -368,6 +369,33 @@ def test_a_sound_wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert settings_of(wheelhouse=str(folder)).wheelhouse == str(folder)
     monkeypatch.chdir(tmp_path)
     assert settings_of(wheelhouse="w").wheelhouse == str(folder)
+
+
+def test_what_the_settings_name_is_read_once_for_all_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+
+    def counted(folder: Path) -> house.Wheelhouse:
+        reads.append(folder)
+        return read(folder)
+
+    read = house.read
+    monkeypatch.setattr(house, "read", counted)
+    key = tmp_path / "mirror.asc"
+    key.write_bytes(PUBLIC_KEY)
+    first, second = make_wheelhouse(tmp_path / "w1"), make_wheelhouse(tmp_path / "w2")
+    fleet = {
+        "a": Settings(wheelhouse=str(first)),
+        "b": Settings(wheelhouse=str(first)),
+        "c": Settings(wheelhouse=str(second), toolkit_key=str(key), toolkit_url="http://m.lab"),
+        "d": Settings(),
+    }
+    found = read_supplies(fleet)
+    assert sorted(reads) == [first, second]
+    assert found["a"] == found["b"] == Supplies(wheelhouse=read(first))
+    assert found["c"] == Supplies(read(second), PUBLIC_KEY.decode())
+    assert found["d"] == NO_SUPPLIES
 
 
 def test_faults_of_a_wheelhouse_are_a_line_each(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def plan(
     it is what to attach to a bug report. A HOST is read over its own connection, and not changed.
     Exit code 0: nothing stands in the way; 1: a problem does; 2: bad input.
     """
+    from llamafleet.inventory import read_supplies
     from llamafleet.plans.make import explain, layout_for, make_plan
 
     if str(target) == "-" or target.exists():
@@ -112,7 +113,9 @@ def plan(
 
         chosen, text = read_host(str(target), inventory, settings)
     host = _parse(str(target), text)
-    made = make_plan(host.hostname, chosen, host, layout_for(chosen, host))
+    supplies = read_supplies({host.hostname: chosen})[host.hostname]
+    layout = layout_for(chosen, host)
+    made = make_plan(host.hostname, chosen, host, layout, supplies=supplies)
     if as_json:
         click.echo(json.dumps({"snapshot": asdict(host), "plan": asdict(made)}, indent=1))
     else:

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from llamafleet.cli.errors import BadInput
-from llamafleet.wheelhouse import collect as house
+from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.wheelhouse import collect
+from llamafleet.wheelhouse.manifest import WheelhouseError, load, verify
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -22,15 +24,15 @@ def wheelhouse() -> None:
 @click.option(
     *("--python", "pythons"),
     multiple=True,
-    type=click.Choice(house.PYTHONS),
-    default=house.PYTHONS,
+    type=click.Choice(PYTHONS),
+    default=PYTHONS,
     show_default=True,
     help="Python on the hosts; may be repeated.",
 )
 @click.option(
     *("--arch", "arches"),
     multiple=True,
-    type=click.Choice(house.ARCHES),
+    type=click.Choice(collect.ARCHES),
     default=("x86_64",),
     show_default=True,
     help="Machine of the hosts; may be repeated.",
@@ -67,7 +69,7 @@ def build(
     from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION
 
     try:
-        manifest = house.build(
+        manifest = collect.build(
             directory.absolute(),
             version=LLAMA_VERSION,
             sha256=LLAMA_SHA256,
@@ -77,7 +79,7 @@ def build(
             slim=slim,
             cmake=cmake,
         )
-    except (house.WheelhouseError, OSError) as error:
+    except (WheelhouseError, OSError) as error:
         raise BadInput(str(error)) from error
     size = sum(file.bytes for file in manifest.files.values())
     click.echo(f"{directory}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
@@ -87,9 +89,9 @@ def build(
 @click.argument("directory", type=FOLDER)
 def check(directory: Path) -> None:
     """Compare DIRECTORY with its manifest. Exit code 0: as listed; 2: not."""
-    problems = house.verify(directory)
+    problems = verify(directory)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         raise BadInput(f"{len(problems)} problems; next: llamafleet wheelhouse build {directory}")
-    click.echo(f"{directory}: {len(house.files(directory))} files, all as listed")
+    click.echo(f"{directory}: {len(load(directory).files)} files, all as listed")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
+from llamafleet.protocol.job import Progress, Stamp
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 
@@ -103,7 +103,8 @@ class Driver:
     secure_boot: bool | None = None
     """None: no UEFI, or it does not tell."""
     kernel_log: tuple[str, ...] | None = None
-    """Lines of this boot's kernel log about the driver, the last 20; None: may not be read."""
+    """Lines of this boot's kernel log about the driver: the last 20, and the last failure to start
+    a GPU; None: may not be read."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,15 @@ class Job:
     key: str
     alive: bool
     """Its process still runs (same boot, same pid)."""
-    progress: dict[str, Any] | None = None
-    stamp: dict[str, Any] | None = None
+    progress: Progress | None = None
+    """None: it has told nothing, or nothing that can be read."""
+    stamp: Stamp | None = None
+    unreadable: str = ""
+    """Why the stamp that is there can't be read."""
 
     @property
     def ok(self) -> bool:
-        return bool(self.stamp and self.stamp.get("ok") is True)
+        return self.stamp is not None and self.stamp.ok
 
 
 @dataclass(frozen=True)

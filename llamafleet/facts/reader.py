@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from llamafleet.facts.host import (
     DRIVER_VERSION,
@@ -22,9 +22,12 @@ from llamafleet.facts.host import (
     Toolkit,
     Unit,
 )
+from llamafleet.protocol.job import Progress, Stamp
 from llamafleet.protocol.result import Result
-from llamafleet.received import Unreadable, received_result
+from llamafleet.received import Unreadable, received_result, received_text
 from llamafleet.tables import driver_packages
+
+T = TypeVar("T")
 
 HEADER = "#llamafleet-snapshot"
 END = "#end"
@@ -504,13 +507,22 @@ def _result(record: _Record) -> Result | Unreadable | None:
 
 
 def _job(record: _Record, kind: str, key: str, alive: str) -> Job:
-    progress = _first_json(record, "progress", kind, key)
-    stamp = _first_json(record, "stamp", kind, key)
-    if kind == "verify":
-        key = str((progress or stamp or {}).get("key", key))
-    return Job(kind=kind, key=key, alive=alive == "1", progress=progress, stamp=stamp)
+    progress = _told(record, Progress, "progress", kind, key)
+    stamp = _told(record, Stamp, "stamp", kind, key)
+    job = Job(
+        kind=kind,
+        key=key,
+        alive=alive == "1",
+        progress=None if isinstance(progress, Unreadable) else progress,
+        stamp=None if isinstance(stamp, Unreadable) else stamp,
+        unreadable=stamp.reason if isinstance(stamp, Unreadable) else "",
+    )
+    # Its folder has the same name whatever is verified.
+    told = job.progress or job.stamp
+    return replace(job, key=told.key) if kind == "verify" and told else job
 
 
-def _first_json(record: _Record, *name: str) -> dict[str, Any] | None:
-    """The block whose name begins so; its last part is the file's path."""
-    return next((record.json(*block) for block in record.blocks if block[:3] == name), None)
+def _told(record: _Record, form: type[T], *name: str) -> T | Unreadable | None:
+    """The block whose name begins so; its last part is the file's path. None: no such file."""
+    block = next((lines for block, lines in record.blocks.items() if block[:3] == name), None)
+    return None if block is None else received_text(form, "\n".join(block))

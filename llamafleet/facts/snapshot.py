@@ -15,6 +15,7 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import TELLING, SnapshotError, parse
 from llamafleet.layout import Layout
 from llamafleet.managed import unit_names
+from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.tables import driver_packages
 
 __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render", "snapshot_of"]
@@ -48,6 +49,7 @@ def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) 
         "LF_UNITS": " ".join(unit_names()),
         "LF_DRIVER": "\n".join(driver_packages.patterns(*TELLING)),
         "LF_HELD": "\n".join(driver_packages.patterns("held")),
+        "LF_PYTHONS": " ".join(reversed(PYTHONS)),
     }
     script = package_files("llamafleet.facts").joinpath("snapshot.sh").read_text("utf-8")
     return "".join(f"{key}={shlex.quote(text)}\n" for key, text in parameters.items()) + script

@@ -12,6 +12,7 @@
 #   LF_UNITS      names of llamafleet's units, separated by blanks
 #   LF_DRIVER     packages of the driver that the verdict looks at, one a line; "*" is any text
 #   LF_HELD       packages that a hold of the driver is about, likewise
+#   LF_PYTHONS    versions of Python to look for, as "3.13 3.12"
 #   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (10)
 #   LF_ROOT       put before every well-known path: reads a recorded host
 #
@@ -389,9 +390,12 @@ kernel_log() {
     have "$1" || return
     # shellcheck disable=SC2016 # expanded by the inner shell
     limited 3 sh -c 'log=$("$@") || exit
-        printf "%s\n" "$log" | tail -n 2000 | grep -E "NVRM: Xid|fallen off the bus|API mismatch|\
+        log=$(printf "%s\n" "$log" | tail -n 2000)
+        printf "%s\n" "$log" | grep -E "NVRM: Xid|fallen off the bus|API mismatch|\
 NVRM:.* has the version|module verification failed|Key was rejected|Loading of .* is rejected|\
-module loading is restricted" | tail -n 20' sh "$@"
+module loading is restricted" | tail -n 20
+        # Said again at each attempt: it would push out the others.
+        printf "%s\n" "$log" | grep "RmInitAdapter failed" | tail -n 1' sh "$@"
     [ "$rc" = 0 ] && printf '%s\n' "$out" | block kernel_log
 }
 
@@ -515,7 +519,9 @@ while True:
         break
     part = os.path.dirname(part)
 print("%s\t%d.%d.%d\t%d" % ((path,) + tuple(sys.version_info[:3]) + (everyone,)))'
-    for name in python3.14 python3.13 python3.12 python3.11 python3.10 python3; do
+    names=
+    for minor in ${LF_PYTHONS:-}; do names="$names python$minor"; done
+    for name in $names python3; do
         found "$name" | while IFS= read -r path; do
             # A shim script is asked by its plain name only: each run of it is slow.
             case $name,$(first "$path") in python3.*,'#!'*) ;; *) printf '%s\n' "$path" ;; esac

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import build, detach, driver_check, job
 from llamafleet.onhost.toolkit import install as toolkit
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import BuildConfig, status, toolkit_config
 
-WORKERS = {
-    "build": (build.work, build.done),
-    "toolkit": (toolkit.work, toolkit.done),
+BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
+TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
+RUNS: dict[str, Callable[[Path], int]] = {
+    BUILD.kind: partial(job.run, BUILD),
+    TOOLKIT.kind: partial(job.run, TOOLKIT),
 }
 
 
@@ -41,7 +47,7 @@ def _dispatch(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="llamafleet-host.pyz", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("job", help="run a job in the foreground")
-    run.add_argument("--kind", choices=sorted(WORKERS), required=True)
+    run.add_argument("--kind", choices=sorted(RUNS), required=True)
     run.add_argument("--dir", type=Path, required=True, help="the job's folder")
     ask = commands.add_parser("status", help="state of a job as one line of JSON")
     ask.add_argument("--dir", type=Path, required=True)
@@ -52,12 +58,11 @@ def _dispatch(args: list[str]) -> int:
     options = parser.parse_args(args)
     folder: Path = options.dir.resolve()
     if options.command == "status":
-        print(json.dumps(job.status(folder)))
+        print(json.dumps(asdict(status(folder))))
         return 0
     if not folder.is_dir():
         parser.error(f"--dir: found no folder {folder}; next: deploy again")
-    work, done = WORKERS[options.kind]
-    return job.run(options.kind, folder, work, done)
+    return RUNS[options.kind](folder)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from llamafleet.onhost.job import Data, Job, JobFailed
+from llamafleet.onhost.job import Job, JobFailed
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import BuildConfig, BuildProduct, PipConfig
 
 NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] (.*)")
 WHEEL = re.compile(r"Created wheel for llama.cpp.python: .*\bsize=(\d+) sha256=([0-9a-f]{64})")
@@ -130,20 +133,20 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
     return total
 
 
-def done(config: Data) -> bool:
-    return Path(config["prefix"], "bin", "python").exists()
+def done(config: BuildConfig) -> bool:
+    return Path(config.prefix, "bin", "python").exists()
 
 
-def work(job: Job) -> Data:
-    """Make the venv, build into it, check what came out; what the stamp holds of it."""
-    prefix = Path(job.config["prefix"])
+def work(job: Job, config: BuildConfig) -> BuildProduct:
+    """Make the venv, build into it, check what came out."""
+    prefix = Path(config.prefix)
     tree, tmp = job.folder / "cmake", job.folder / "tmp"
     for leftover in (prefix, tree, tmp):
         if leftover.exists():
             shutil.rmtree(leftover)
     try:
         tmp.mkdir()
-        product = _build(job, prefix, tree, tmp)
+        return _build(job, config, tree, tmp)
     except BaseException:
         # Freed before the stamp is written: the disk may be full.
         shutil.rmtree(prefix, ignore_errors=True)
@@ -151,37 +154,36 @@ def work(job: Job) -> Data:
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
         trim(tree)
-    return product
 
 
-def _build(job: Job, prefix: Path, tree: Path, tmp: Path) -> Data:
-    config = job.config
-    env = environment(config, prefix, tmp)
+def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct:
+    prefix = Path(config.prefix)
+    env = environment(variables(config), prefix, tmp)
     job.phase("resolve", "venv")
-    job.command([config["python"], "-m", "venv", "--without-pip", str(prefix)], env=env)
+    job.command([config.python, "-m", "venv", "--without-pip", str(prefix)], env=env)
     python = str(prefix / "bin" / "python")
     pip = pip_install(config, python)
 
     requirements = job.folder / "requirements.txt"
-    requirements.write_text(config["requirements"], encoding="utf-8")
+    requirements.write_text(config.requirements, encoding="utf-8")
     job.command([*pip, *WHEELS_ONLY, "-r", str(requirements)], env=env)
 
     # pip applies --config-settings of its command line to named requirements, not to those of a
     # file; and a hash can be given in a file only.
     llama = job.folder / "llama.txt"
     llama.write_text(
-        f'{config["llama_requirement"]} --config-settings="build-dir={tree}"\n', encoding="utf-8"
+        f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
     )
     log = BuildLog()
     job.command(
         [*pip, "-v", *FROM_SOURCE, "-r", str(llama)],
         env=env,
-        on_line=lambda line: _follow(job, log, line),
+        on_line=lambda line: _follow(job, log, line, config.allowed_unused),
     )
     job.phase("check", "import")
-    checked = import_check(python, env, job.folder)
+    imported = import_check(python, env, job.folder)
     libraries = library_hashes(prefix)
-    if config.get("inputs", {}).get("backend") == "cuda" and not any(
+    if config.inputs.backend == "cuda" and not any(
         path.endswith("/libggml-cuda.so") for path in libraries
     ):
         raise JobFailed(
@@ -190,23 +192,30 @@ def _build(job: Job, prefix: Path, tree: Path, tmp: Path) -> Data:
         )
     job.finish()
     _split_link(job, tree)
-    return {
-        "wheel_bytes": log.wheel_bytes,
-        "wheel_sha256": log.wheel_sha256,
-        "libraries": libraries,
-        "units": log.steps,
-        **checked,
+    return BuildProduct(
+        wheel_bytes=log.wheel_bytes,
+        wheel_sha256=log.wheel_sha256,
+        libraries=libraries,
+        units=log.steps,
+        llama_cpp_python=imported.llama_cpp_python,
+        system_info=imported.system_info,
+        import_s=imported.import_s,
+    )
+
+
+def variables(config: BuildConfig) -> dict[str, str]:
+    """What the plan puts into the build's environment."""
+    return config.environment | {
+        "CMAKE_ARGS": shlex.join(config.cmake_args),
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(config.jobs),
     }
 
 
-def environment(config: Data, prefix: Path, tmp: Path) -> dict[str, str]:
-    """The job's environment: the caller's without what steers compilers, then the plan's."""
-    env = {k: v for k, v in os.environ.items() if not FOREIGN.fullmatch(k)}
-    env |= config["environment"]
+def environment(own: Mapping[str, str], prefix: Path, tmp: Path) -> dict[str, str]:
+    """A job's environment: the caller's without what steers compilers, then the job's own."""
+    env = {k: v for k, v in os.environ.items() if not FOREIGN.fullmatch(k)} | dict(own)
     path = env.get("PATH", os.defpath)
     return env | {
-        "CMAKE_ARGS": shlex.join(config["cmake_args"]),
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(config["jobs"]),
         "TMPDIR": str(tmp),
         "PATH": f"{prefix / 'bin'}:{path}",
         # Error lines are recognised by their English words.
@@ -214,25 +223,25 @@ def environment(config: Data, prefix: Path, tmp: Path) -> dict[str, str]:
     }
 
 
-def pip_install(config: Data, python: str) -> list[str]:
+def pip_install(config: PipConfig, python: str) -> list[str]:
     """`pip install` with hashes required, from one folder alone or from the settings' index."""
-    argv = [python, config["pip"], "--disable-pip-version-check", "--no-input", "install"]
+    argv = [python, config.pip, "--disable-pip-version-check", "--no-input", "install"]
     argv += ["--no-cache-dir", "--require-hashes"]
-    if config.get("find_links"):
-        argv += ["--no-index", "--find-links", config["find_links"]]
-    elif config.get("index_url"):
-        argv += ["--index-url", config["index_url"]]
+    if config.find_links:
+        argv += ["--no-index", "--find-links", config.find_links]
+    elif config.index_url:
+        argv += ["--index-url", config.index_url]
     return argv
 
 
-def _follow(job: Job, log: BuildLog, line: str) -> None:
+def _follow(job: Job, log: BuildLog, line: str, allowed_unused: Sequence[str]) -> None:
     log.feed(line)
     if log.phase != job.current_phase:
         job.phase(log.phase, log.line)
         if log.phase == "compile":
             cache = job.folder / "cmake" / "CMakeCache.txt"
             undeclared = undeclared_options(cache.read_text(encoding="utf-8"))
-            refuse_unused([*log.unused, *undeclared], job.config["allowed_unused"])
+            refuse_unused([*log.unused, *undeclared], allowed_unused)
     else:
         job.progress.step(log.step, log.steps, log.line)
 
@@ -247,7 +256,7 @@ def undeclared_options(cache: str) -> list[str]:
     return [name for name in names if name not in READ_UNDECLARED]
 
 
-def refuse_unused(unused: list[str], allowed: list[str]) -> None:
+def refuse_unused(unused: Sequence[str], allowed: Sequence[str]) -> None:
     """Raise JobFailed where CMake did not use an option: a typing error builds something else."""
     wrong = [name for name in dict.fromkeys(unused) if name not in allowed]
     if wrong:
@@ -257,8 +266,17 @@ def refuse_unused(unused: list[str], allowed: list[str]) -> None:
         )
 
 
-def import_check(python: str, env: dict[str, str], folder: Path) -> Data:
-    """Import the package in a process of its own; version, system info and seconds it took."""
+@dataclass(frozen=True)
+class Imported:
+    """What IMPORT_CHECK prints: version, system info and the seconds that the import took."""
+
+    llama_cpp_python: str
+    system_info: str
+    import_s: float
+
+
+def import_check(python: str, env: dict[str, str], folder: Path) -> Imported:
+    """Import the package in a process of its own."""
     # Not in a source directory: its llama_cpp/ would be imported in place of the installed one.
     child = subprocess.run(
         [python, "-c", IMPORT_CHECK],
@@ -276,8 +294,7 @@ def import_check(python: str, env: dict[str, str], folder: Path) -> Data:
         raise JobFailed(
             f"import llama_cpp ended with status {child.returncode}: {text[-1] if text else ''}"
         )
-    result: Data = json.loads(child.stdout.strip().splitlines()[-1])
-    return result
+    return decode(Imported, json.loads(child.stdout.strip().splitlines()[-1]))
 
 
 def library_hashes(prefix: Path) -> dict[str, str]:

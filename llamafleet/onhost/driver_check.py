@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamafleet.onhost import driver, job
-from llamafleet.onhost.job import read_json, write_json
+from llamafleet.onhost import driver
 from llamafleet.onhost.verify import gpu
 from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.job import alive, read_json, read_progress, write_json
 from llamafleet.protocol.result import VerdictOn
 from llamafleet.protocol.verify import ConfigError, VerifyConfig, load
 
@@ -63,7 +63,8 @@ def _check(config: VerifyConfig, planned: str) -> int:
     """The exit status. Raises OSError."""
     latest, stale = config.latest, config.stale
     # Before the verdict is read: one that ends just now has written it by then.
-    verifying = job.alive(read_json(Path(config.job, "progress.json")))
+    progress = read_progress(Path(config.job))
+    verifying = progress is not None and alive(progress)
     now, source = driver.loaded_driver()
     library = driver.library_driver()
     halves = now is not None and library not in (None, now)

@@ -1,15 +1,9 @@
-"""The protocol of a long job: one folder with config.json, progress.json, <kind>.log, stamp.json.
-
-A job outlives the connection that started it. Whoever asks later reads the folder: progress.json
-while it runs, stamp.json once it has ended, well or badly. stamp.json is removed when a run begins,
-so a stamp always belongs to the last run.
-"""
+"""One run of a job on a host: its lock, progress, commands and stamp."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import resource
 import signal
@@ -17,25 +11,43 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from llamafleet.onhost import diagnose
+from llamafleet.onhost.diagnose import OF_JOBS, diagnose
+from llamafleet.protocol.decode import DecodeError
+from llamafleet.protocol.diagnose import error_lines
+from llamafleet.protocol.job import (
+    CONFIG,
+    LOCK,
+    PROGRESS,
+    STAMP,
+    JobConfig,
+    JobError,
+    Kind,
+    Product,
+    Progress,
+    Stamp,
+    log_name,
+    read_json,
+    start_ticks,
+    status,
+    write_json,
+    write_stamp,
+)
 
-VERSION = 1
 EXIT_FAILED = 1
 EXIT_BUSY = 75
 """EX_TEMPFAIL of sysexits.h: another runner holds the job's lock."""
-PROCESS_NAME = "llamafleet-host"
-"""Part of the command line of every process of the zipapp; tells a job from a reused pid."""
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOG_LIMIT = 64 * 2**20
 GRACE_S = 5.0
 """Time between SIGTERM and SIGKILL for a job's children."""
 
-Data = dict[str, Any]
+Config = TypeVar("Config", bound=JobConfig)
 
 
 class JobFailed(Exception):
@@ -91,110 +103,44 @@ class Stopper:
 STOPPER = Stopper()
 
 
-def write_json(path: Path, data: Data) -> None:
-    """Write `data` with "version" so that a reader sees the old file or the new one, whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps({"version": VERSION} | data, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def read_json(path: Path) -> Data | None:
-    """The object in `path`; None where there is no file or no JSON object in it."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def start_ticks(pid: object) -> int | None:
-    """When a process started, in clock ticks since boot (field 22 of its stat, proc(5)).
-
-    Tells a process from a later one of the same pid, also after a reboot. The boot id would not:
-    in a container it can read differently inside a sandboxed unit (measured, systemd-nspawn).
-    """
-    try:
-        # The second field may hold blanks and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
-        return int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def alive(progress: Data | None) -> bool:
-    """The process that wrote `progress` runs still: same pid, same start, a process of ours."""
-    if not progress or not isinstance(progress.get("start_ticks"), int):
-        return False
-    pid = progress.get("pid")
-    if start_ticks(pid) != progress["start_ticks"]:
-        return False
-    try:
-        cmdline = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return PROCESS_NAME.encode() in cmdline
-
-
-def status(folder: Path) -> Data:
-    """State of the job in `folder`: running, ok, failed, dead (ended without a stamp) or absent."""
-    progress = read_json(folder / "progress.json")
-    stamp = read_json(folder / "stamp.json")
-    if stamp:
-        state = "ok" if stamp.get("ok") is True else "failed"
-    elif alive(progress):
-        state = "running"
-    else:
-        state = "dead" if progress else "absent"
-    return {"state": state, "progress": progress, "stamp": stamp}
-
-
-class Progress:
+class ProgressFile:
     """progress.json: written at every change of phase, and else once a second at most."""
 
-    def __init__(self, folder: Path, kind: str, key: str) -> None:
-        self._path = folder / "progress.json"
+    def __init__(self, folder: Path, kind: Kind, key: str) -> None:
+        self._path = folder / PROGRESS
         self._written = 0.0
-        self._data: Data = {
-            "kind": kind,
-            "key": key,
-            "pid": os.getpid(),
-            "start_ticks": start_ticks(os.getpid()),
-            "started": time.time(),
-            "updated": 0.0,
-            "phase": "",
-            "step": 0,
-            "steps": 0,
-            "line": "",
-        }
+        pid = os.getpid()
+        self._told = Progress(
+            kind=kind, key=key, pid=pid, start_ticks=start_ticks(pid), started=time.time()
+        )
 
     def phase(self, name: str, line: str = "") -> None:
-        self._data |= {"phase": name, "step": 0, "steps": 0, "line": line}
+        self._told = replace(self._told, phase=name, step=0, steps=0, line=line)
         self._write()
 
     def step(self, step: int, steps: int, line: str = "") -> None:
-        self._data |= {"step": step, "steps": steps, "line": line[:200]}
+        self._told = replace(self._told, step=step, steps=steps, line=line[:200])
         if time.monotonic() - self._written >= 1.0:
             self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        self._data["updated"] = time.time()
-        write_json(self._path, self._data)
+        self._told = replace(self._told, updated=time.time())
+        write_json(self._path, asdict(self._told))
 
 
 class Job:
     """One run of a job, as its worker sees it."""
 
-    def __init__(self, kind: str, folder: Path, config: Data) -> None:
+    def __init__(self, kind: Kind, folder: Path, key: str) -> None:
         self.kind = kind
         self.folder = folder
-        self.config = config
-        self.key = str(config.get("key", folder.name))
-        self.log_path = folder / f"{kind}.log"
+        self.key = key
+        self.log_path = folder / log_name(kind)
         self.phases: dict[str, float] = {}
         """Seconds by phase, in the order in which the phases began."""
         self.current_phase = ""
-        self.progress = Progress(folder, kind, self.key)
+        self.progress = ProgressFile(folder, kind, key)
         self._since = time.monotonic()
 
     def phase(self, name: str, line: str = "") -> None:
@@ -311,7 +257,7 @@ def session_members(session: int) -> list[int]:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Hold the job's lock; False where another process holds it."""
-    with (folder / "lock").open("a") as lock:
+    with (folder / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -320,84 +266,96 @@ def locked(folder: Path) -> Iterator[bool]:
             yield True
 
 
-def run(kind: str, folder: Path, work: Callable[[Job], Data], done: Callable[[Data], bool]) -> int:
+@dataclass(frozen=True)
+class Worker(Generic[Config]):
+    """What a kind of job does."""
+
+    kind: Kind
+    read: Callable[[object], Config]
+    """Its settings from the object in config.json. Raises DecodeError."""
+    work: Callable[[Job, Config], Product]
+    done: Callable[[Config], bool]
+    """The product of an earlier, successful run is still there: nothing is to be done."""
+
+
+def run(worker: Worker[Config], folder: Path) -> int:
     """Run the job in `folder` and stamp it; the exit status of the process.
 
-    `work` does it and returns what the stamp shall hold beside the common part; `done(config)`
-    tells whether the product of an earlier, successful run is still there, so that nothing is to
-    be done. 0: done; 1: failed; 75: another process runs this job; 128 + n: stopped by signal n.
+    0: done; 1: failed; 75: another process runs this job; 128 + n: stopped by signal n.
     """
     with locked(folder) as mine:
         if not mine:
-            print(f"{kind}: another process runs the job in {folder}", file=sys.stderr)
+            print(f"{worker.kind}: another process runs the job in {folder}", file=sys.stderr)
             return EXIT_BUSY
-        config = read_json(folder / "config.json") or {}
-        if status(folder)["state"] == "ok" and done(config):
-            print(f"{kind}: done already, see {folder / 'stamp.json'}")
-            return 0
+        config = _config(worker, folder)
+        key = folder.name
+        if not isinstance(config, JobFailed):
+            key = config.key
+            if status(folder).state == "ok" and worker.done(config):
+                print(f"{worker.kind}: done already, see {folder / STAMP}")
+                return 0
         STOPPER.install()
-        return _run(Job(kind, folder, config), work)
+        return _run(Job(worker.kind, folder, key), worker, config)
 
 
-def _run(job: Job, work: Callable[[Job], Data]) -> int:
+def _config(worker: Worker[Config], folder: Path) -> Config | JobFailed:
+    """The job's settings, or what is wrong with them."""
+    try:
+        return worker.read(read_json(folder / CONFIG))
+    except DecodeError as error:
+        return JobFailed(
+            f"{folder / CONFIG}: found no settings of a {worker.kind} job ({error}); expected "
+            "those of this version; next: deploy again"
+        )
+
+
+def _run(job: Job, worker: Worker[Config], config: Config | JobFailed) -> int:
     started = time.time()
     code = 0
-    outcome: Data = {"ok": True}
+    product: Product | None = None
+    error: JobError | None = None
     try:
-        (job.folder / "stamp.json").unlink(missing_ok=True)
+        (job.folder / STAMP).unlink(missing_ok=True)
         job.phase("start")
         job.log_path.write_text("", encoding="utf-8")
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-        if job.config.get("version") != VERSION or job.config.get("kind") != job.kind:
-            raise JobFailed(
-                f"{job.folder}/config.json: found no settings of a {job.kind} job; expected "
-                f'"version": {VERSION}, "kind": "{job.kind}"; next: deploy again'
-            )
-        outcome |= work(job)
+        if isinstance(config, JobFailed):
+            raise config
+        product = worker.work(job, config)
         STOPPER.ignore()
     except Stopped as stop:
         code = 128 + stop.signum
-        outcome = {"ok": False, "error": _stopped(job, stop)}
-    except Exception as error:
+        error = JobError(phase=job.current_phase, lines=(str(stop),), log=str(job.log_path))
+    except Exception as failure:
         STOPPER.ignore()
         code = EXIT_FAILED
-        text = str(error) if isinstance(error, JobFailed) else f"{type(error).__name__}: {error}"
-        outcome = {"ok": False, "error": _error(job, text)}
-    _write_stamp(job, started, outcome)
-    if code:
-        print("\n".join(outcome["error"]["lines"]), file=sys.stderr)
+        error = _error(job, failure)
+    inputs = {} if isinstance(config, JobFailed) else asdict(config.inputs)
+    write_stamp(job.folder, _stamp(job, started, inputs, error), None if error else product)
+    if error:
+        print("\n".join(error.lines), file=sys.stderr)
     return code
 
 
-def _write_stamp(job: Job, started: float, outcome: Data) -> None:
+def _stamp(job: Job, started: float, inputs: dict[str, Any], error: JobError | None) -> Stamp:
     job.finish()
     finished = time.time()
     # Children only: the runner's own share is the reading of lines.
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    stamp: Data = {
-        "kind": job.kind,
-        "key": job.key,
-        "started": started,
-        "finished": finished,
-        "wall_s": round(finished - started, 3),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
-        "max_rss_mib": round(usage.ru_maxrss / 1024, 1),  # Linux counts KiB: getrusage(2)
-        "phases": job.phases,
-        "inputs": job.config.get("inputs", {}),
-        "log": str(job.log_path),
-    }
-    write_json(job.folder / "stamp.json", stamp | outcome)
-
-
-def _stopped(job: Job, stop: Stopped) -> Data:
-    return {
-        "phase": job.current_phase,
-        "lines": [str(stop)],
-        "log": str(job.log_path),
-        "signature": None,
-        "cause": None,
-        "fix": None,
-    }
+    return Stamp(
+        kind=job.kind,
+        key=job.key,
+        ok=error is None,
+        started=started,
+        finished=finished,
+        wall_s=round(finished - started, 3),
+        cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
+        max_rss_mib=round(usage.ru_maxrss / 1024, 1),  # Linux counts KiB: getrusage(2)
+        phases=job.phases,
+        inputs=inputs,
+        log=str(job.log_path),
+        error=error,
+    )
 
 
 def _read_log(path: Path) -> str:
@@ -408,20 +366,18 @@ def _read_log(path: Path) -> str:
         return log.read(LOG_LIMIT)
 
 
-def _error(job: Job, message: str) -> Data:
-    """The stamp's "error": the lines worth reading and, where a signature fits, cause and fix."""
+def _error(job: Job, failure: Exception) -> JobError:
+    """The lines worth reading and, where a signature fits, cause and fix."""
+    named = isinstance(failure, JobFailed)
+    message = str(failure) if named else f"{type(failure).__name__}: {failure}"
     text = _read_log(job.log_path)
-    lines = diagnose.error_lines(text)
-    # The narrow text first: in a whole log a harmless word may fit a signature.
-    excerpt = "\n".join(lines)
-    match = None
-    for part in (message, excerpt, text):
-        match = match or diagnose.diagnose(part)
-    return {
-        "phase": job.current_phase,
-        "lines": [message, *lines],
-        "log": str(job.log_path),
-        "signature": match.id if match else None,
-        "cause": match.cause if match else None,
-        "fix": match.fix if match else None,
-    }
+    lines = error_lines(text)
+    match = diagnose(message, "\n".join(lines), text, stages=OF_JOBS)
+    return JobError(
+        phase=job.current_phase,
+        lines=(message, *lines),
+        log=str(job.log_path),
+        signature=match.id if match else None,
+        cause=match.cause if match else None,
+        fix=match.fix if match else None,
+    )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Job
-from llamafleet.plans.plan import BuildPlan, ToolkitPlan
+from llamafleet.layout import Layout
+from llamafleet.plans.plan import BuildPlan, JobPlan, ToolkitPlan
+from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
+from llamafleet.protocol.job import BuildConfig, BuildInputs
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
+from llamafleet.wheelhouse.manifest import Manifest
 
 MIB_PER_UNIT: dict[Backend, int] = {"cuda": 2048, "cpu": 1024}
 """Memory that one compile job may need. Measured peak for sm_89: 710 MiB; the rest is margin for
@@ -46,12 +51,9 @@ PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_
 run-time search path does stay an input: it is written into the library."""
 
 
-def allowed_unused() -> tuple[str, ...]:
-    """Options of ours that CMake may report as unused; any other is a mistyped one.
-
-    None: the source tree and CMake 4.4 read all of them (measured, both backends).
-    """
-    return ()
+ALLOWED_UNUSED: tuple[str, ...] = ()
+"""Options of ours that CMake may report as unused; any other is a mistyped one. The source tree and
+CMake 4.4 read all of them (measured, both backends)."""
 
 
 def cmake_options(
@@ -158,25 +160,24 @@ def build_inputs(
     toolkit: ToolkitPlan | None,
     capabilities: Sequence[str],
     options: dict[str, str],
-) -> dict[str, Any]:
+) -> BuildInputs:
     """Exactly what changes the machine code. The driver does not."""
     native = options["GGML_NATIVE"].lower() in ("on", "1", "true", "yes", "y")
     flags = sha256(" ".join(sorted(snapshot.cpu_flags)).encode()).hexdigest()[:16]
-    return {
-        "llama_version": settings.llama_version,
-        "llama_sha256": settings.llama_sha256,
-        "cmake_options": [f"{n}={v}" for n, v in options.items() if n not in PATH_OPTIONS],
-        "toolkit": toolkit.version if toolkit else None,
-        "compute_capabilities": list(capabilities) if toolkit else [],
-        "compiler": f"{compiler.kind} {compiler.major}",
-        "arch": snapshot.arch,
-        "cpu_flags": flags if native else None,
-        "glibc": snapshot.glibc,
-        "backend": "cuda" if toolkit else "cpu",
-        "nvcc_append_flags": "--allow-unsupported-compiler"
-        if toolkit and settings.allow_unsupported_compiler
-        else None,
-    }
+    unsupported = toolkit is not None and settings.allow_unsupported_compiler
+    return BuildInputs(
+        llama_version=settings.llama_version,
+        llama_sha256=settings.llama_sha256,
+        cmake_options=tuple(f"{n}={v}" for n, v in options.items() if n not in PATH_OPTIONS),
+        toolkit=toolkit.version if toolkit else None,
+        compute_capabilities=tuple(capabilities) if toolkit else (),
+        compiler=f"{compiler.kind} {compiler.major}",
+        arch=snapshot.arch,
+        cpu_flags=flags if native else None,
+        glibc=snapshot.glibc,
+        backend="cuda" if toolkit else "cpu",
+        nvcc_append_flags="--allow-unsupported-compiler" if unsupported else None,
+    )
 
 
 def plan_build(
@@ -187,8 +188,13 @@ def plan_build(
     toolkit: ToolkitPlan | None,
     capabilities: Sequence[str],
     python: str,
+    layout: Layout,
+    house: Manifest | None,
 ) -> BuildPlan:
-    """The build of this host. Raises ValueError as `cmake_options` does."""
+    """The build of this host; `house`: of the wheelhouse that takes the registries' place.
+
+    Raises ValueError as `cmake_options` does.
+    """
     options = cmake_options(settings, compiler, toolkit, capabilities, snapshot.cpu_flags)
     inputs = build_inputs(
         settings,
@@ -198,23 +204,36 @@ def plan_build(
         capabilities=capabilities,
         options=options,
     )
-    key = fingerprint(inputs)
-    action, reason = decide(snapshot, key, inputs)
-    backend: Backend = "cuda" if toolkit else "cpu"
-    return BuildPlan(
-        fingerprint=key,
+    key = fingerprint(asdict(inputs))
+    config = BuildConfig(
+        key=key,
         inputs=inputs,
-        cmake_args=tuple(f"-D{name}={value}" for name, value in options.items()),
-        environment=environment(settings, snapshot, compiler, toolkit),
-        jobs=jobs(settings, snapshot.cores, snapshot.memory_available_mib, backend),
         python=python,
-        action=action,
-        reason=reason,
+        pip=layout.pip,
+        requirements=host_requirements(house),
+        index_url=settings.index_url,
+        find_links=layout.wheelhouse if house else None,
+        prefix=layout.version(key),
+        llama_requirement=llama_requirement(settings, house),
+        cmake_args=tuple(f"-D{name}={value}" for name, value in options.items()),
+        allowed_unused=ALLOWED_UNUSED,
+        environment=environment(settings, snapshot, compiler, toolkit),
+        jobs=jobs(settings, snapshot.cores, snapshot.memory_available_mib, inputs.backend),
     )
+    action, reason = decide(snapshot, key, inputs)
+    job = JobPlan(
+        kind="build",
+        key=key,
+        folder=layout.job("build", key),
+        python=python,
+        minutes=settings.build_timeout_minutes,
+        start=action == "build",
+    )
+    return BuildPlan(config, action, reason, job if action in ("build", "attach") else None)
 
 
 def decide(
-    snapshot: HostSnapshot, key: str, inputs: dict[str, Any]
+    snapshot: HostSnapshot, key: str, inputs: BuildInputs
 ) -> tuple[Literal["build", "attach", "activate", "none"], str]:
     """What to do for that fingerprint, and why."""
     job = snapshot.job("build", key)
@@ -224,17 +243,19 @@ def decide(
         if snapshot.current == key:
             return "none", "built and active"
         return "activate", f"built; current is {snapshot.current or 'not set'}"
-    if job and job.stamp:
-        phase = (job.stamp.get("error") or {}).get("phase", "?")
-        if not job.ok:
-            return "build", f"the last attempt failed in phase {phase}"
+    if job and job.unreadable:
+        return "build", f"the stamp of the last attempt can't be read ({job.unreadable})"
+    if job and job.ok:
         return "build", "it was built, but its files are gone"
+    if job and job.stamp:
+        phase = job.stamp.error.phase if job.stamp.error else "?"
+        return "build", f"the last attempt failed in phase {phase}"
     if job:
         return "build", "the last attempt ended without a word"
     last = last_build(snapshot)
     if last is None or last.stamp is None:
         return "build", "nothing was built on this host yet"
-    return "build", explain_difference(last.stamp.get("inputs") or {}, inputs)
+    return "build", explain_difference(last.stamp.inputs, asdict(inputs))
 
 
 def last_build(snapshot: HostSnapshot) -> Job | None:
@@ -243,4 +264,4 @@ def last_build(snapshot: HostSnapshot) -> Job | None:
     if active and active.ok:
         return active
     done = [j for j in snapshot.jobs if j.kind == "build" and j.ok]
-    return max(done, key=lambda j: (j.stamp or {}).get("finished") or 0, default=None)
+    return max(done, key=lambda j: j.stamp.finished if j.stamp else 0.0, default=None)

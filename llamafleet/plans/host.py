@@ -5,13 +5,13 @@ from __future__ import annotations
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.protocol.models import estimate_mib
+from llamafleet.protocol.pythons import PYTHONS, RANGE, minor
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
+from llamafleet.wheelhouse.manifest import Manifest
 
 MACHINES = ("x86_64", "aarch64")
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 14)
-"""Pythons for which every pinned wheel exists (checked against the index)."""
 
 BUILD_MIB: dict[Backend, dict[str, int]] = {
     "cuda": {"state": 6000, "prefix": 2000},
@@ -61,16 +61,20 @@ def machine_problem(snapshot: HostSnapshot) -> Problem | None:
     )
 
 
-def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
-    """The interpreter of the settings, else the newest supported one.
+def choose_python(
+    settings: Settings, snapshot: HostSnapshot, house: Manifest | None
+) -> Tool | Problem:
+    """The interpreter of the settings, else the newest supported one that the wheelhouse is for.
 
     In scope system one that not every user may run doesn't count: another account builds.
     """
     wanted = settings.python
     found = [p for p in snapshot.pythons if wanted in (None, p.path)]
-    usable = [p for p in found if _supported(p) and (wanted or not _hidden(p, settings))]
+    supported = [p for p in found if minor(p.version) in PYTHONS]
+    usable = [p for p in supported if wanted or not _hidden(p, settings)]
+    served = [p for p in usable if house is None or minor(p.version) in house.pythons]
     if usable:
-        return max(usable, key=lambda p: parse_version(p.version))
+        return max(served or usable, key=lambda p: parse_version(p.version))
     seen = ", ".join(
         f"{p.path} {p.version}" + (" (not for every user)" if _hidden(p, settings) else "")
         for p in snapshot.pythons
@@ -78,7 +82,7 @@ def choose_python(settings: Settings, snapshot: HostSnapshot) -> Tool | Problem:
     return Problem(
         "python",
         found=seen or "no Python",
-        expected=f"{wanted or 'a Python'}, version 3.10 to 3.14",
+        expected=f"{wanted or 'a Python'}, version {RANGE}",
         next="set python to one of those found, or remove it"
         if wanted
         else install_python(snapshot),
@@ -94,11 +98,7 @@ def install_python(snapshot: HostSnapshot) -> str:
     own = [p for p in snapshot.pythons if p.path.startswith(("/usr/bin/", "/usr/libexec/"))]
     if tool and not own:
         return f"sudo {tool} install python3"
-    return "install Python 3.10 to 3.14, and set python to its path"
-
-
-def _supported(python: Tool) -> bool:
-    return OLDEST_PYTHON <= parse_version(python.version)[:2] <= NEWEST_PYTHON
+    return f"install Python {RANGE}, and set python to its path"
 
 
 def _hidden(python: Tool, settings: Settings) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from llamafleet.facts.host import HostSnapshot
+from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
 from llamafleet.managed import by_path
-from llamafleet.plans.build import allowed_unused, plan_build
-from llamafleet.plans.driver.acceleration import plan_acceleration
+from llamafleet.plans.build import plan_build
+from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import Sha256, masked_units, plan_files, units_note
@@ -33,26 +33,17 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
-from llamafleet.plans.requirements import host_requirements, llama_requirement, toolkit_requirements
+from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
-from llamafleet.plans.toolkit.choice import choose_toolkit
+from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
 from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, plan_packages
+from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
-from llamafleet.protocol.result import Backend, Result
+from llamafleet.plans.wheelhouse import misfits, plan_wheelhouse
+from llamafleet.protocol.result import Result
 from llamafleet.settings import Settings
 from llamafleet.tables.toolkits import toolkit as toolkit_row
-
-__all__ = [
-    "allowed_unused",
-    "explain",
-    "host_requirements",
-    "layout_for",
-    "llama_requirement",
-    "make_plan",
-    "to_read",
-    "toolkit_requirements",
-]
 
 T = TypeVar("T")
 
@@ -72,16 +63,20 @@ def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...
     return layout, tuple(by_path(layout)), tuple(path for path in chosen if path)
 
 
-class _Problems:
-    """Collects problems while the parts that don't depend on the missing one are still planned."""
+@dataclass
+class _Draft:
+    """A plan in the making: problems add up while what does not depend on them is still planned."""
 
-    def __init__(self) -> None:
-        self.all: list[Problem] = []
+    settings: Settings
+    snapshot: HostSnapshot
+    layout: Layout
+    supplies: Supplies
+    problems: list[Problem] = field(default_factory=list)
 
     def take(self, part: T | Problem) -> T | None:
         """The part; None where it is a problem, which is kept."""
         if isinstance(part, Problem):
-            self.all.append(part)
+            self.problems.append(part)
             return None
         return part
 
@@ -90,8 +85,105 @@ class _Problems:
         try:
             return self.take(make())
         except ValueError as error:
-            self.all.append(Problem(check, str(error), "values that nvcc knows", fix))
+            self.problems.append(Problem(check, str(error), "values that nvcc knows", fix))
             return None
+
+    def code(self, acceleration: Acceleration, python: Tool | None) -> _Code:
+        """Packages, toolkit and build."""
+        packages = self.take(plan_packages(self.snapshot, self.settings))
+        if acceleration.backend == "cpu":
+            compiler = self._compiler(packages, None)
+            return _Code(packages, None, self._build(compiler, None, (), python))
+        if acceleration.problems:
+            return _Code(packages)
+        if acceleration.reboot:
+            self._foresee_toolkit()
+            return _Code(packages)
+        capabilities = self.attempt(
+            "compute_capabilities",
+            partial(capabilities_of, self.snapshot, self.settings),
+            "set compute_capabilities, as ('8.9',)",
+        )
+        toolkit = self._toolkit(packages, capabilities)
+        if toolkit is None or capabilities is None:
+            return _Code(packages)
+        if toolkit.compiler:
+            packages = plan_compiler(self.snapshot, toolkit.compiler, toolkit.version)
+        compiler = self._compiler(packages, toolkit)
+        build = self._build(compiler, toolkit, capabilities, python)
+        if compiler and python:
+            toolkit = plan_installation(
+                toolkit,
+                self.settings,
+                self.snapshot,
+                self.layout,
+                cxx=compiler.path,
+                python=python.path,
+                supplies=self.supplies,
+            )
+        return _Code(packages, toolkit, build)
+
+    def _toolkit(
+        self, packages: PackagesPlan | None, capabilities: tuple[str, ...] | None
+    ) -> ToolkitPlan | None:
+        # Where it is not known which compilers can be installed, one must be there first.
+        judged = packages and (not packages.commands or system(self.snapshot) is not None)
+        if not judged:
+            self._foresee_toolkit()
+        if not judged or capabilities is None:
+            return None
+        house = self.supplies.wheelhouse
+        return self.take(
+            choose_toolkit(self.snapshot, self.settings, capabilities, self.layout, house)
+        )
+
+    def _foresee_toolkit(self) -> None:
+        """Keep the problem of a host that will get no toolkit, before anything is done to it."""
+        house = self.supplies.wheelhouse
+        problem = nothing_to_choose(self.snapshot, self.settings, self.layout, house)
+        self.problems.extend([problem] if problem else [])
+
+    def _compiler(
+        self, packages: PackagesPlan | None, toolkit: ToolkitPlan | None
+    ) -> Compiler | None:
+        """None: one must be installed first, or none will do."""
+        if packages is None or packages.commands:
+            return None
+        row = toolkit_row(toolkit.version) if toolkit else None
+        return self.take(choose_compiler(self.snapshot, self.settings, row))
+
+    def _build(
+        self,
+        compiler: Compiler | None,
+        toolkit: ToolkitPlan | None,
+        capabilities: tuple[str, ...],
+        python: Tool | None,
+    ) -> BuildPlan | None:
+        if compiler is None or python is None:
+            return None
+        make = partial(
+            plan_build,
+            self.settings,
+            self.snapshot,
+            compiler=compiler,
+            toolkit=toolkit,
+            capabilities=capabilities,
+            python=python.path,
+            layout=self.layout,
+            house=self.supplies.manifest,
+        )
+        return self.attempt(
+            "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
+        )
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What the machine code is made with; a part is None as in a plan."""
+
+    packages: PackagesPlan | None
+    toolkit: ToolkitPlan | None = None
+    build: BuildPlan | None = None
 
 
 def make_plan(
@@ -101,70 +193,54 @@ def make_plan(
     layout: Layout,
     barred: Barred | None = None,
     *,
+    supplies: Supplies = NO_SUPPLIES,
     sha256: Sha256 | None = None,
 ) -> Plan:
     """What to do on one host. With problems the plan has only the hold to carry out.
 
     `barred`: why this run can't reboot the host; None: it can. `sha256`: of rendered files, to
-    compare the host's with; None: only what is missing there is seen.
+    compare the host's with; None: only what is missing there is seen. Raises ValueError where the
+    settings name a wheelhouse and `supplies` has none: the plan would be that of a host with a
+    network.
     """
+    if settings.wheelhouse and supplies.wheelhouse is None:
+        raise ValueError(f"the wheelhouse {settings.wheelhouse} of {host} was not read")
     unread = unread_problem(snapshot)
     if unread:
         return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (unread,))
-    problems = _Problems()
+    draft = _Draft(settings, snapshot, layout, supplies)
     rights = rights_problem(settings, snapshot)
     for found in (rights, machine_problem(snapshot)):
-        problems.take(found)
-    hold = None if rights else problems.take(plan_hold(settings, snapshot))
+        draft.take(found)
+    hold = None if rights else draft.take(plan_hold(settings, snapshot))
     acceleration = plan_acceleration(settings, snapshot, barred)
-    problems.all += acceleration.problems
-    backend = acceleration.backend
-    problems.all += masked_units(backend, settings, snapshot, layout)
+    draft.problems.extend(acceleration.problems)
+    draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     notes = (*acceleration.notes, *units_note(settings, snapshot))
-    python = problems.take(choose_python(settings, snapshot))
-    packages = problems.take(plan_packages(snapshot, settings))
-
-    toolkit: ToolkitPlan | None = None
-    build: BuildPlan | None = None
-    capabilities: tuple[str, ...] | None = ()
-    cuda = backend == "cuda"
-    if cuda and not acceleration.problems and not acceleration.reboot:
-        capabilities = problems.attempt(
-            "compute_capabilities",
-            partial(capabilities_of, snapshot, settings),
-            "set compute_capabilities, as ('8.9',)",
-        )
-        # Where it is not known which compilers can be installed, one must be there first.
-        judged = packages is not None and (not packages.commands or system(snapshot) is not None)
-        if judged and capabilities is not None:
-            toolkit = problems.take(choose_toolkit(snapshot, settings, capabilities, layout))
-        if toolkit and toolkit.compiler:
-            packages = plan_compiler(snapshot, toolkit.compiler, toolkit.version)
-    compilers = packages is not None and not packages.commands
-    if compilers and capabilities is not None and (toolkit is not None or not cuda):
-        row = toolkit_row(toolkit.version) if toolkit else None
-        compiler = problems.take(choose_compiler(snapshot, settings, row))
-        if compiler and python:
-            make = partial(
-                plan_build,
-                settings,
-                snapshot,
-                compiler=compiler,
-                toolkit=toolkit,
-                capabilities=capabilities,
-                python=python.path,
-            )
-            build = problems.attempt(
-                "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
-            )
+    python = draft.take(choose_python(settings, snapshot, supplies.manifest))
+    code = draft.code(acceleration, python)
+    backend, build, toolkit = acceleration.backend, code.build, code.toolkit
     verify = plan_verify(host, settings, snapshot, layout, build) if build else None
-    problems.all += disk_problems(snapshot, _disk(backend, toolkit, build, verify, snapshot))
 
-    if problems.all or packages is None:
-        return Plan(host, backend, tuple(problems.all), notes, hold)
+    building = build.action == "build" if build else snapshot.current is None
+    house = supplies.wheelhouse if building or _takes_wheels(toolkit) else None
+    if house:
+        draft.problems.extend(misfits(snapshot, house, python))
+    needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
+    draft.problems.extend(disk_problems(snapshot, needs))
+    if draft.problems or code.packages is None:
+        return Plan(host, backend, tuple(draft.problems), notes, hold)
     plan = Plan(
-        *(host, backend, (), notes, hold, acceleration.reboot),
-        *(packages, toolkit, build, verify),
+        host,
+        backend,
+        notes=notes,
+        hold=hold,
+        reboot=acceleration.reboot,
+        packages=code.packages,
+        wheelhouse=plan_wheelhouse(snapshot, layout, house) if house else None,
+        toolkit=toolkit,
+        build=build,
+        verify=verify,
     )
     return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
 
@@ -186,19 +262,18 @@ def _with_files(
     return replace(plan, files=files)
 
 
-def _disk(
-    backend: Backend,
-    toolkit: ToolkitPlan | None,
-    build: BuildPlan | None,
-    verify: VerifyPlan | None,
-    snapshot: HostSnapshot,
-) -> dict[str, int]:
-    """Room for what will be written; where that isn't known, for a first build."""
+def _takes_wheels(toolkit: ToolkitPlan | None) -> bool:
+    """A job that runs already has what it needs, and must keep it."""
+    if toolkit is None or not toolkit.install or toolkit.method != "wheels":
+        return False
+    return toolkit.job is None or toolkit.job.start
+
+
+def _model(verify: VerifyPlan | None, snapshot: HostSnapshot) -> str | None:
+    """The model that a verification has yet to write; None: none, or it is not known."""
     model = verify.config.inputs.model if verify and verify.needed else None
-    if isinstance(snapshot.result, Result) and snapshot.result.inputs.model == model:
-        model = None  # The last verification has written it.
-    building = build.action == "build" if build else snapshot.current is None
-    return disk_needs(backend, toolkit, building, model)
+    there = snapshot.result.inputs.model if isinstance(snapshot.result, Result) else None
+    return None if model == there else model
 
 
 def explain(plan: Plan) -> list[str]:
@@ -212,6 +287,9 @@ def explain(plan: Plan) -> list[str]:
     if plan.reboot:
         lines.append(f"reboot: for the updated driver ({plan.reboot.reason})")
     lines.append(_packages_line(plan.packages))
+    if plan.wheelhouse:
+        verb = "bring" if plan.wheelhouse.bring else "use"
+        lines.append(f"wheelhouse: {verb} {plan.wheelhouse.source} ({plan.wheelhouse.reason})")
     if plan.reboot:
         return [*lines, "toolkit, build, verify: planned once it has rebooted"]
     if plan.toolkit:
@@ -227,7 +305,8 @@ def explain(plan: Plan) -> list[str]:
         return [*lines, "build, verify: planned once the packages are there"]
     lines.append(f"build: {plan.build.action} {plan.build.fingerprint} ({plan.build.reason})")
     if plan.build.action == "build":
-        lines.append(f"  {plan.build.jobs} jobs, {' '.join(plan.build.cmake_args)}")
+        told = plan.build.config
+        lines.append(f"  {told.jobs} jobs, {' '.join(told.cmake_args)}")
     if plan.files:
         lines += [f"files: {reason}" for reason in plan.files.reasons]
     if plan.verify:

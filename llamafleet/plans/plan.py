@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from llamafleet.protocol.job import (
+    BuildConfig,
+    BuildInputs,
+    Kind,
+    Manager,
+    Method,
+    ToolkitConfig,
+)
 from llamafleet.protocol.result import Backend
 from llamafleet.protocol.verify import VerifyConfig
 
@@ -55,6 +63,36 @@ class PackagesPlan:
 
 
 @dataclass(frozen=True)
+class WheelhousePlan:
+    """The host's copy of a wheelhouse, from which a build or a toolkit is made."""
+
+    source: str
+    """Folder on the controller."""
+    target: str
+    files: tuple[str, ...]
+    """In the order in which they are brought."""
+    bring: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """How a job is run on the host; what it does, its configuration says."""
+
+    kind: Kind
+    key: str
+    folder: str
+    python: str
+    """Interpreter on the host that runs it."""
+    minutes: int
+    """How long a run waits for it; it goes on after that."""
+    start: bool
+    """False: it runs already, and is attached to."""
+    root: bool = False
+    """It keeps root's rights."""
+
+
+@dataclass(frozen=True)
 class Repository:
     """A package repository with CUDA Toolkits, NVIDIA's own or a mirror of it."""
 
@@ -64,14 +102,16 @@ class Repository:
     """Of the key, 40 hex digits."""
     allowed: tuple[str, ...]
     """Patterns of the names that it may give: the toolkit's, none of the driver's."""
+    machine: str
+    """As uname -m names it."""
 
 
 @dataclass(frozen=True)
 class Source:
     """What a toolkit is installed from, other than wheels."""
 
-    manager: str = ""
-    """apt or dnf, where it is packages."""
+    manager: Manager | None = None
+    """None: it is no packages."""
     packages: tuple[str, ...] = ()
     repository: Repository | None = None
     """None: the repositories that the host has."""
@@ -88,35 +128,46 @@ class ToolkitPlan:
     """major.minor."""
     root: str
     libdir: str
-    method: str
-    """present, wheels, apt, dnf, runfile or distro."""
+    method: Method | Literal["present"]
     install: bool
     reason: str
-    job: str = ""
-    """Key of the job that installs it; "": nothing is to be installed."""
+    key: str = ""
+    """Of the job that installs it; "": nothing is to be installed."""
     source: Source | None = None
     """None: wheels, or nothing is to be installed."""
     compiler: str | None = None
     """Package to install first: no compiler on the host is one that this toolkit accepts."""
     ruled_out: tuple[tuple[str, str], ...] = ()
     """(version, why not) for each version that was not chosen."""
+    config: ToolkitConfig | None = None
+    """None: nothing is to be installed, or a compiler must be there first."""
+    job: JobPlan | None = None
+    """With `config`."""
 
 
 @dataclass(frozen=True)
 class BuildPlan:
     """One build of llama-cpp-python."""
 
-    fingerprint: str
-    """16 hex digits over `inputs`."""
-    inputs: dict[str, Any]
-    """Exactly what changes the machine code."""
-    cmake_args: tuple[str, ...]
-    environment: dict[str, str]
-    jobs: int
-    python: str
+    config: BuildConfig
     action: Literal["build", "attach", "activate", "none"]
     """attach: it runs already; activate: it is built but `current` points elsewhere."""
     reason: str
+    job: JobPlan | None = None
+    """None: it is built."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over `inputs`."""
+        return self.config.key
+
+    @property
+    def inputs(self) -> BuildInputs:
+        return self.config.inputs
+
+    @property
+    def python(self) -> str:
+        return self.config.python
 
 
 @dataclass(frozen=True)
@@ -149,8 +200,11 @@ class VerifyPlan:
     key: str
     """16 hex digits over the configuration's `inputs`."""
     config: VerifyConfig
+    job: JobPlan
     needed: bool
     reason: str
+    stop: int | None = None
+    """Process of a verification of something else that must end first."""
 
 
 @dataclass(frozen=True)
@@ -176,3 +230,5 @@ class Plan:
     verify: VerifyPlan | None = None
     files: FilesPlan | None = None
     """Of the group "settings": environment, verification settings, units."""
+    wheelhouse: WheelhousePlan | None = None
+    """None: nothing is taken from one."""

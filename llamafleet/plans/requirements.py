@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from llamafleet.settings import Settings
 from llamafleet.tables import text
+from llamafleet.tables.pinned import HOST, pins, pip_line, toolkit_file
+from llamafleet.wheelhouse.manifest import Manifest
 
 
-def host_requirements() -> str:
-    """Build backend and run-time packages of a build's environment, for Python 3.10 to 3.14."""
-    return text("host-requirements.txt")
+def host_requirements(house: Manifest | None = None) -> str:
+    """Build backend and run-time packages of a build's environment; of a wheelhouse what it has.
+
+    Hashes and packages that are not in it are left out.
+    """
+    if house is None:
+        return text(HOST)
+    there = {file.sha256 for file in house.files.values()}
+    served = [(pin, [value for value in pin.sha256 if value in there]) for pin in pins(HOST)]
+    return "".join(pip_line(str(pin.requirement), hashes) for pin, hashes in served if hashes)
 
 
 def toolkit_requirements(version: str) -> str:
@@ -16,9 +25,13 @@ def toolkit_requirements(version: str) -> str:
 
     Raises FileNotFoundError where none are pinned for `version` (major.minor).
     """
-    return text(f"toolkit-wheels-{version}.txt")
+    return text(toolkit_file(version))
 
 
-def llama_requirement(settings: Settings) -> str:
-    """One line for pip --require-hashes: the sdist of llama-cpp-python."""
-    return f"llama-cpp-python=={settings.llama_version} --hash=sha256:{settings.llama_sha256}"
+def llama_requirement(settings: Settings, house: Manifest | None = None) -> str:
+    """One line for pip --require-hashes: the source archive of llama-cpp-python.
+
+    The one in a wheelhouse may be cut, and has another hash then.
+    """
+    sha256 = house.llama.sha256 if house else settings.llama_sha256
+    return f"llama-cpp-python=={settings.llama_version} --hash=sha256:{sha256}"

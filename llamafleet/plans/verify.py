@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from llamafleet.facts.host import HostSnapshot
+from llamafleet.facts.host import HostSnapshot, Job
 from llamafleet.layout import Layout
-from llamafleet.plans.plan import BuildPlan, VerifyPlan
+from llamafleet.plans.plan import BuildPlan, JobPlan, VerifyPlan
 from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
+from llamafleet.protocol.job import STAMP
 from llamafleet.protocol.result import PASS, WANTED, Backend
 from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
 from llamafleet.received import Unreadable
@@ -46,7 +47,7 @@ def plan_verify(
     host: str, settings: Settings, snapshot: HostSnapshot, layout: Layout, build: BuildPlan
 ) -> VerifyPlan:
     """The verification of this build on this host as it is now; `host` is its name."""
-    backend: Backend = build.inputs["backend"]
+    backend: Backend = build.inputs.backend
     inputs = verification_inputs(settings, snapshot, backend, build.fingerprint)
     key = fingerprint(asdict(inputs))
     config = VerifyConfig(
@@ -54,9 +55,9 @@ def plan_verify(
         host=host,
         inputs=inputs,
         backend=backend,
-        toolkit=build.inputs["toolkit"],
+        toolkit=build.inputs.toolkit,
         prefix=layout.version(build.fingerprint),
-        stamp=f"{layout.job('build', build.fingerprint)}/stamp.json",
+        stamp=f"{layout.job('build', build.fingerprint)}/{STAMP}",
         job=layout.job("verify", "run"),
         results=layout.results,
         models=layout.models,
@@ -64,9 +65,32 @@ def plan_verify(
         allow_cpu_only=settings.accelerator != "cuda",
     )
     reason = _why(snapshot, backend, build, key, inputs)
+    running = snapshot.verifying if snapshot.verifying and snapshot.verifying.alive else None
     return VerifyPlan(
-        key=key, config=config, needed=bool(reason), reason=reason or "verified as it is now"
+        key=key,
+        config=config,
+        job=JobPlan(
+            kind="verify",
+            key=key,
+            folder=config.job,
+            python=build.config.python,
+            minutes=settings.verify_timeout_minutes,
+            start=running is None or running.key != key,
+        ),
+        needed=bool(reason),
+        reason=reason or "verified as it is now",
+        stop=_other(snapshot, running, key),
     )
+
+
+def _other(snapshot: HostSnapshot, running: Job | None, key: str) -> int | None:
+    """A verification of something else: two would measure each other.
+
+    One of a unit ends with the unit, which is started again.
+    """
+    if running is None or running.progress is None or running.key == key:
+        return None
+    return None if snapshot.init == "systemd" else running.progress.pid
 
 
 def _why(

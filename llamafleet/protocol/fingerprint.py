@@ -16,8 +16,15 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
 
 def explain_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """As "llama_version 0.3.35 -> 0.3.36; glibc 2.36 -> 2.41"; "" where nothing differs."""
+    old, new = _as_read(old), _as_read(new)
     names = sorted({*old, *new})
     return "; ".join(_change(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n))
+
+
+def _as_read(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back, where a tuple is a list: one side may never have been written."""
+    read: dict[str, Any] = json.loads(json.dumps(inputs))
+    return read
 
 
 def _change(name: str, old: Any, new: Any) -> str:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from llamafleet.tables.rows import Row, load
 
+# Who says it, and so who asks for it: see the head of failures.yaml.
 Stage = Literal[
     "detection",
     "toolkit",
@@ -33,7 +34,7 @@ def _pattern(value: str) -> str:
 
 
 class Failure(Row):
-    """A row of what `onhost.diagnose` looks for; the first that matches a log names its cause."""
+    """A row of what `protocol.diagnose` looks for; the first that matches names the cause."""
 
     id: Text
     stage: Stage
@@ -53,3 +54,8 @@ class _Failures(Row):
 def failures() -> tuple[Failure, ...]:
     """In the order in which they are tried."""
     return load("failures.yaml", _Failures).failures
+
+
+def rows() -> list[dict[str, str]]:
+    """The same as plain data: what the zipapp carries and `protocol.diagnose` compiles."""
+    return [row.model_dump() for row in failures()]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -14,6 +15,7 @@ from click.testing import Result
 from llamafleet.facts.reader import parse
 from tests.cli import run
 from tests.hosts.recorded import load
+from tests.test_settings import make_wheelhouse
 
 RECORDED = Path(__file__).parents[1] / "hosts" / "h100-ubuntu24.snapshot"
 
@@ -82,6 +84,39 @@ def test_plan_as_json() -> None:
     assert record["plan"]["toolkit"]["version"] == "13.0"
 
 
+def offline(tmp_path: Path, toolkits: list[str], cuda: str = "13.1", **changes: Any) -> Result:
+    """The plan of a host whose driver runs that CUDA version, from such a wheelhouse alone."""
+    folder = make_wheelhouse(tmp_path / "w", toolkits=toolkits, **changes)
+    text = load("rtx4090-580-ubuntu24").text
+    text = text.replace("CUDA Version: 13.0", f"CUDA Version: {cuda}")
+    return run("plan", "-", "--set", f"wheelhouse={folder}", stdin=text)
+
+
+def test_a_toolkit_that_the_wheelhouse_lacks_gives_way_to_one_that_it_has(tmp_path: Path) -> None:
+    result = offline(tmp_path, ["13.0"])
+    assert result.exit_code == 0, result.output
+    assert "toolkit: install CUDA 13.0 at /opt/llamafleet/toolkits/cuda-13.0" in result.output
+    assert "  not 13.1: wheels: CUDA 13.1 is not in the wheelhouse (it has 13.0); " in result.output
+
+
+def test_a_wheelhouse_without_a_toolkit_that_fits_says_what_to_add(tmp_path: Path) -> None:
+    result = offline(tmp_path, ["13.3"])
+    assert result.exit_code == 1, result.output
+    assert "PROBLEM toolkit: found no CUDA Toolkit on the host; expected CUDA 13.1" in result.output
+    added = f"llamafleet wheelhouse build {tmp_path / 'w'} --python 3.12 --arch x86_64"
+    assert f"next: {added} --toolkit 13.3 --toolkit 13.1" in result.output
+
+
+def test_a_wheelhouse_for_other_hosts_is_told_before_anything_is_touched(tmp_path: Path) -> None:
+    result = offline(tmp_path, ["13.0"], pythons=["3.11"], arches=["aarch64"])
+    assert result.exit_code == 1, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("PROBLEM wheelhouse: ")]
+    assert [line.split("found ")[1].split(";")[0] for line in lines] == [
+        "Python 3.12 on the host, and the wheelhouse is for 3.11",
+        "machine x86_64, and the wheelhouse is for aarch64",
+    ]
+
+
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own: pyinfra's command line patches the standard library."""
     argv = [str(Path(sys.executable).parent / "llamafleet"), *arguments]
@@ -96,7 +131,7 @@ def test_a_host_of_the_inventory_with_its_settings(tmp_path: Path) -> None:
     made = json.loads(done.stdout)["plan"]
     assert made["backend"] == "cpu" and made["host"] != "@local"
     if made["build"]:
-        assert made["build"]["jobs"] == 1
+        assert made["build"]["config"]["jobs"] == 1
         assert made["verify"]["config"]["inputs"]["model"] == "synthetic:tiny-f16"
 
 

@@ -35,11 +35,12 @@ def test_wheelhouse_build_refuses_a_folder_of_something_else(tmp_path: Path) -> 
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.usefixtures("frozen_tables")
 def test_wheelhouse_build_names_the_toolkits_there_are(tmp_path: Path) -> None:
     result = run("wheelhouse", "build", tmp_path / "w", "--toolkit", "12.4")
     assert result.exit_code == 2
     assert result.output == (
-        "Error: no pinned wheels toolkit-wheels-12.4.txt; toolkits that have some: "
+        "Error: no pinned wheels of CUDA 12.4; toolkits that have some: "
         "13.0, 13.1, 13.2, 13.3, 13.4, 13.5\n"
     )
     assert not (tmp_path / "w").exists()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamafleet.inventory import read_supplies
 from llamafleet.layout import DNF_SOURCE, Layout
 from llamafleet.plans.make import make_plan
+from llamafleet.protocol.job import PackagesConfig
 from llamafleet.render import toolkit_config
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp
@@ -117,15 +119,15 @@ def job(host: BootedHost, url: str, **settings: Any) -> tuple[int, dict[str, Any
     """Exit status and stamp of the toolkit job of that plan."""
     chosen = Settings(toolkit_url=url, toolkit_method="dnf", **settings)
     snapshot = replace(load("l40s-550-rocky8-toolset").snapshot, toolkits=())
-    plan = make_plan(HOST, chosen, snapshot, Layout.system())
-    assert plan.toolkit and plan.build and plan.toolkit.version == "12.4", plan.problems
-    config = toolkit_config(
-        plan.toolkit, plan.build, chosen, Layout.system(), machine="x86_64", find_links=None
-    )
+    supplies = read_supplies({HOST: chosen})[HOST]
+    plan = make_plan(HOST, chosen, snapshot, Layout.system(), supplies=supplies)
+    assert plan.toolkit and plan.toolkit.version == "12.4", plan.problems
+    config = toolkit_config(plan.toolkit)
+    assert isinstance(config, PackagesConfig)
     folder = host.tree / "root/job"
     folder.mkdir(exist_ok=True)
-    config["record"] = f"/{RECORD}"
-    (folder / "config.json").write_text(json.dumps(config))
+    told = replace(config, record=f"/{RECORD}")
+    (folder / "config.json").write_text(json.dumps(asdict(told)))
     (host.tree / "root/llamafleet-host.pyz").write_bytes(host_zipapp())
     run = host.run("python3 /root/llamafleet-host.pyz job --kind toolkit --dir /root/job")
     return run.returncode, json.loads((folder / "stamp.json").read_text())

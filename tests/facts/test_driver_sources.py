@@ -224,6 +224,16 @@ def test_the_last_lines_of_a_long_log(fake: FakeHost) -> None:
     assert log and len(log) == 20 and log[-1].endswith("number 3000")
 
 
+def test_a_failure_that_is_said_again_and_again_leaves_room(fake: FakeHost, shell: str) -> None:
+    """As in NVIDIA/gpu-operator#1146."""
+    fake.shell = shell
+    lost = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+    line = "NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x24:0x72:$n)"
+    loop = f'n=0; while [ $n -lt 100 ]; do n=$((n + 1)); echo "{line}"; done'
+    fake.program("dmesg", f"echo '{lost}'; {loop}")
+    assert fake.snapshot().driver.kernel_log == (lost, line.replace("$n", "100"))
+
+
 def test_an_old_line_beyond_the_limit(fake: FakeHost) -> None:
     noise = "n=0; while [ $n -lt 2000 ]; do n=$((n + 1)); echo noise; done"
     fake.program("dmesg", f"echo 'NVRM: Xid (PCI:0000:01:00): 62, old'; {noise}")

@@ -12,6 +12,8 @@ import pytest
 
 from llamafleet.facts.host import Job, Unit
 from llamafleet.managed import unit_names
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import Progress, Stamp
 from llamafleet.received import Unreadable
 from tests.facts.fakehost import FakeHost
 from tests.history import OFFLOAD, RESULT
@@ -67,13 +69,13 @@ def test_current_that_is_no_link(fake: FakeHost) -> None:
 def test_jobs(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
     running(fake)
-    stamp = {"version": 1, "kind": "toolkit", "key": "13.0", "ok": True}
+    stamp = Stamp(kind="toolkit", key="13.0", ok=True)
     fake.write(fake.state / "build/0123/progress.json", json.dumps(progress()))
-    fake.write(fake.state / "toolkit/13.0/stamp.json", json.dumps(stamp, indent=1) + "\n")
+    fake.write(fake.state / "toolkit/13.0/stamp.json", json.dumps(asdict(stamp), indent=1) + "\n")
     jobs = fake.snapshot().jobs
     assert jobs == (
-        Job("build", "0123", alive=True, progress=progress(), stamp=None),
-        Job("toolkit", "13.0", alive=False, progress=None, stamp=stamp),
+        Job("build", "0123", alive=True, progress=decode(Progress, progress())),
+        Job("toolkit", "13.0", alive=False, stamp=stamp),
     )
     assert [job.ok for job in jobs] == [False, True]
 
@@ -121,7 +123,9 @@ def test_damaged_files(fake: FakeHost, content: bytes) -> None:
         fake.write(fake.state / name, content)
     fake.borrow("iconv")
     snapshot = fake.snapshot()
-    assert snapshot.jobs == (Job("build", "0123", alive=False),)
+    (job,) = snapshot.jobs
+    assert job == Job("build", "0123", alive=False, unreadable=job.unreadable)
+    assert job.unreadable and job.unreadable.isprintable()
     # Not none: a host that was never verified is another one.
     assert isinstance(snapshot.result, Unreadable) and snapshot.result.reason.isprintable()
 
@@ -139,7 +143,7 @@ def test_file_that_is_no_file(fake: FakeHost) -> None:
     for name in ("progress", "stamp"):
         os.mkfifo(fake.state / f"build/0123/{name}.json")
     snapshot = fake.snapshot()
-    assert snapshot.result is snapshot.jobs[0].stamp is None
+    assert snapshot.result is None and snapshot.jobs[0].stamp is None
 
 
 def test_only_the_newest_jobs_and_the_one_in_use(fake: FakeHost) -> None:
@@ -162,8 +166,12 @@ def test_odd_names_are_no_jobs(fake: FakeHost) -> None:
 
 @pytest.mark.parametrize("name", ["progress", "stamp"])
 def test_verification(fake: FakeHost, name: str) -> None:
-    content = {"version": 1, "kind": "verify", "key": "abcd", "ok": True}
-    fake.write(fake.state / f"verify/run/{name}.json", json.dumps(content))
+    contents: dict[str, Progress | Stamp] = {
+        "progress": Progress(kind="verify", key="abcd", pid=4711, start_ticks=TICKS),
+        "stamp": Stamp(kind="verify", key="abcd", ok=True),
+    }
+    content = contents[name]
+    fake.write(fake.state / f"verify/run/{name}.json", json.dumps(asdict(content)))
     snapshot = fake.snapshot()
     assert snapshot.jobs == ()
     assert snapshot.verifying is not None

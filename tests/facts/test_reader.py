@@ -30,7 +30,7 @@ smi_query=0
 @end
 job=build\t0123\t0
 @begin stamp\tbuild\t0123\t/var/lib/llamafleet/build/0123/stamp.json
- {"version": 1,
+ {"version": 1, "kind": "build", "key": "0123",
   "ok": true}
 
 @end

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llamafleet.facts.host import Compiler, Tool, Toolkit
+from llamafleet.protocol.pythons import PYTHONS
 from tests.facts.fakehost import FakeHost
 
 ARM = platform.machine() == "aarch64"
@@ -181,6 +182,15 @@ def test_interpreters(fake: FakeHost, shell: str) -> None:
     version = ".".join(str(part) for part in sys.version_info[:3])
     (found,) = fake.snapshot().pythons
     assert (found.path, found.version) == (str(real), version)
+
+
+@pytest.mark.parametrize(("version", "found"), [*((v, 1) for v in PYTHONS), ("3.9", 0)])
+def test_each_supported_python_is_found_by_its_name(
+    fake: FakeHost, shell: str, version: str, found: int
+) -> None:
+    fake.shell = shell
+    (fake.bin / f"python{version}").symlink_to(sys.executable)
+    assert len(fake.snapshot().pythons) == found
 
 
 @pytest.mark.parametrize(("mode", "everyone"), [(0o700, False), (0o711, True)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import click
+import json
+import subprocess
+import sys
+
 import pytest
-from pyinfra_cli.cli import cli  # type: ignore[import-untyped]
 
 from llamafleet.history.command import FLAGS, SECRET, without_secrets
 
@@ -55,15 +57,20 @@ def test_a_secret_is_masked_and_nothing_else(arguments: tuple[str, ...], shown: 
     )
 
 
+# pyinfra's command line patches the standard library of the process that imports it.
+OPTIONS = """
+import json, click
+from pyinfra_cli.cli import cli
+options = [option for option in cli.params if isinstance(option, click.Option)]
+print(json.dumps([(name, not one.is_flag) for one in options for name in one.opts]))
+"""
+
+
 def secretive() -> list[tuple[str, bool]]:
     """Names of pyinfra's own options that sound like a secret, and whether each takes a value."""
-    return [
-        (name, not option.is_flag)
-        for option in cli.params
-        if isinstance(option, click.Option)
-        for name in option.opts
-        if SECRET.search(name)
-    ]
+    command = [sys.executable, "-c", OPTIONS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [(name, valued) for name, valued in json.loads(done.stdout) if SECRET.search(name)]
 
 
 def test_every_option_of_pyinfra_that_takes_a_secret_is_known() -> None:

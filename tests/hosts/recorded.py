@@ -22,7 +22,7 @@ import yaml
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import parse
-from llamafleet.inventory import validate_fleet
+from llamafleet.inventory import read_supplies, validate_fleet
 from llamafleet.plans.make import explain, layout_for, make_plan
 from llamafleet.plans.plan import Plan
 from llamafleet.tables import overlaid
@@ -72,8 +72,9 @@ class RecordedHost:
     @overlaid(FROZEN)
     def plan(self) -> Plan:
         settings = validate_fleet({self.name: self.settings})[self.name]
-        snapshot = self.snapshot
-        return make_plan(self.name, settings, snapshot, layout_for(settings, snapshot))
+        snapshot, supplies = self.snapshot, read_supplies({self.name: settings})[self.name]
+        layout = layout_for(settings, snapshot)
+        return make_plan(self.name, settings, snapshot, layout, supplies=supplies)
 
     @property
     def explanation(self) -> str:

@@ -25,7 +25,7 @@ def found(host: RecordedHost) -> dict[str, Any]:
     plan = host.plan
     options = dict(
         argument.removeprefix("-D").split("=", 1)
-        for argument in (plan.build.cmake_args if plan.build else ())
+        for argument in (plan.build.config.cmake_args if plan.build else ())
     )
     toolkit = plan.toolkit
     return {
@@ -33,7 +33,7 @@ def found(host: RecordedHost) -> dict[str, Any]:
         "problems": [problem.check for problem in plan.problems],
         "toolkit": f"{toolkit.version} {toolkit.method}" if toolkit else None,
         "architectures": options.get("CMAKE_CUDA_ARCHITECTURES"),
-        "compiler": plan.build.environment["CXX"] if plan.build else None,
+        "compiler": plan.build.config.environment["CXX"] if plan.build else None,
         "packages": list(plan.packages.names),
     }
 

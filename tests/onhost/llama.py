@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from llamafleet import zipapps
+
 VARIABLE = "LLAMAFLEET_TEST_PYTHON"
 PYTHON = os.environ.get(VARIABLE, "")
 needs_llama = pytest.mark.skipif(
@@ -73,20 +75,19 @@ class Host:
         self.stamp.write_text(json.dumps(stamp))
 
     def verify(
-        self, *options: str, env: dict[str, str] | None = None, zipapp: Path | None = None
+        self, *options: str, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the command as a person would, on one core: a busy machine makes two slower."""
-        config = self.root / "verify.json"
+        """Run the command as the host's unit does, on one core: a busy machine makes two slower."""
+        config, zipapp = self.root / "verify.json", self.root / "llamafleet-host.pyz"
         config.write_text(json.dumps(self.config))
-        program = [str(zipapp)] if zipapp else ["-m", "llamafleet.onhost"]
-        path = {} if zipapp else {"PYTHONPATH": str(ROOT)}
+        zipapp.write_bytes(zipapps.host_zipapp())
         core = min(os.sched_getaffinity(0))
         return subprocess.run(
-            ["taskset", "-c", str(core), PYTHON, *program, "verify", "--config", config, *options],
+            ["taskset", "-c", str(core), PYTHON, zipapp, "verify", "--config", config, *options],
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | path | (env or {}),
+            env=os.environ | (env or {}),
             cwd=self.root,
             timeout=300,
         )

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import tarfile
 import zipfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
+from llamafleet.protocol.job import BuildConfig, BuildInputs
 from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
 from tests.onhost.wheels import hash_option, write_wheel
 
@@ -127,6 +129,22 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+INPUTS = BuildInputs(
+    llama_version="0.3.36",
+    llama_sha256="0" * 64,
+    cmake_options=(),
+    toolkit=None,
+    compute_capabilities=(),
+    compiler="gcc 12",
+    arch="x86_64",
+    cpu_flags=None,
+    glibc="2.36",
+    backend="cpu",
+    nvcc_append_flags=None,
+)
+CUDA_INPUTS = asdict(replace(INPUTS, backend="cuda"))
+
+
 class Build:
     """A build job over the small archive, with one thing or another changed."""
 
@@ -139,7 +157,7 @@ class Build:
             "build",
             "f00d",
             {
-                "inputs": {"backend": "cpu"},
+                "inputs": asdict(INPUTS),
                 "prefix": str(self.prefix),
                 "requirements": (wheelhouse / "requirements.txt").read_text(),
                 "llama_requirement": f"llama-cpp-python==0.3.36 --hash=sha256:{sha256}",
@@ -173,7 +191,7 @@ def test_a_build_is_made_checked_and_not_made_twice(runner: Runner, wheelhouse: 
         wheelhouse,
         cmake_args=["-DGGML_CUDA=on", "-DNOT_KNOWN=1", "-DCMAKE_C_FLAGS=-O1 -g"],
         allowed_unused=["NOT_KNOWN"],
-        inputs={"backend": "cuda"},
+        inputs=CUDA_INPUTS,
     )
     # What an unfinished run left, and what the caller's environment must not bring in.
     (toy.prefix / "lib").mkdir(parents=True)
@@ -261,7 +279,7 @@ def test_mistyped_option_stops_the_build(runner: Runner, wheelhouse: Path) -> No
 
 
 def test_cuda_build_without_its_library_fails(runner: Runner, wheelhouse: Path) -> None:
-    toy = Build(runner, wheelhouse, inputs={"backend": "cuda"})
+    toy = Build(runner, wheelhouse, inputs=CUDA_INPUTS)
     assert toy.run().returncode == job.EXIT_FAILED
     error = toy.stamp["error"]
     assert error["lines"][0].startswith("built without CUDA: found no libggml-cuda.so")
@@ -378,18 +396,36 @@ def test_link_time_counts_only_what_nothing_ran_beside() -> None:
     assert build.link_seconds("# ninja log v7\n") == 0
 
 
+CONFIG = BuildConfig(
+    key="f00d",
+    inputs=INPUTS,
+    python="py",
+    pip="pip.pyz",
+    requirements="",
+    index_url=None,
+    find_links=None,
+    prefix="/venv",
+    llama_requirement="",
+    cmake_args=(),
+    allowed_unused=(),
+    environment={},
+    jobs=1,
+)
+
+
 def test_environment_is_the_plans_and_not_the_callers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("CXXFLAGS", "GGML_CUDA", "CMAKE_GENERATOR", "SOURCE_DATE_EPOCH", "PYTHONPATH"):
         monkeypatch.setenv(name, "foreign")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
-    config = {
-        "cmake_args": ["-DA=1;2", "-DB=x y"],
-        "environment": {"CUDACXX": "/cuda/bin/nvcc", "PATH": "/cuda/bin:/bin"},
-        "jobs": 3,
-    }
-    env = build.environment(config, Path("/venv"), tmp_path)
+    config = replace(
+        CONFIG,
+        cmake_args=("-DA=1;2", "-DB=x y"),
+        environment={"CUDACXX": "/cuda/bin/nvcc", "PATH": "/cuda/bin:/bin"},
+        jobs=3,
+    )
+    env = build.environment(build.variables(config), Path("/venv"), tmp_path)
     assert "foreign" not in env.values()
     assert env["HTTPS_PROXY"] == "http://proxy:3128"
     assert env["CUDACXX"] == "/cuda/bin/nvcc"
@@ -400,9 +436,8 @@ def test_environment_is_the_plans_and_not_the_callers(
 
 
 def test_one_folder_or_one_index_or_the_hosts_own() -> None:
-    base = {"pip": "pip.pyz"}
-    only = build.pip_install(base | {"find_links": "/w", "index_url": "https://i"}, "py")
+    only = build.pip_install(replace(CONFIG, find_links="/w", index_url="https://i"), "py")
     assert only[-3:] == ["--no-index", "--find-links", "/w"]
     assert "https://i" not in only
-    assert build.pip_install(base | {"index_url": "https://i"}, "py")[-1] == "https://i"
-    assert "--require-hashes" in build.pip_install(base, "py")
+    assert build.pip_install(replace(CONFIG, index_url="https://i"), "py")[-1] == "https://i"
+    assert "--require-hashes" in build.pip_install(CONFIG, "py")

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost import driver_check, job
+from llamafleet.onhost import driver_check
+from llamafleet.onhost.job import ProgressFile
 from llamafleet.onhost.verify import gpu
 from llamafleet.onhost.verify.gpu import Nvml
+from llamafleet.protocol import job
 from tests.onhost.runner import Runner
 from tests.onhost.verify.test_gpu import Recorded
 from tests.protocol.test_verify import with_inputs
@@ -287,7 +289,7 @@ def test_a_verification_that_runs_is_not_disturbed(
     monkeypatch.setattr(job, "PROCESS_NAME", "python")
     folder = host.root / "job"
     folder.mkdir()
-    job.Progress(folder, "verify", "k0").phase("probe")
+    ProgressFile(folder, "verify", "k0").phase("probe")
     assert host.check() == 0
     assert not host.stale.exists()
     host.library(NOW)

@@ -1,9 +1,8 @@
-"""The protocol of a job: lock, progress, stamp, and what a reader concludes from the folder."""
+"""One run of a job: lock, progress, stamp, and what becomes of its children."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,21 +13,32 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost import job
+from llamafleet.protocol.job import CONFIG, PROGRESS, STAMP, Progress, read_progress, status
 from tests.onhost.runner import Runner, kill, processes_below, wait_for
 
-# A job of its own kind, in a process that is named as the zipapp is.
+# Work of its own, in a process that is named as the zipapp is.
 SCRIPT = """
 import os, sys, time
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from llamafleet.onhost import job
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import ToolkitConfig, ToolkitProduct
 
-def work(run):
+@dataclass(frozen=True, kw_only=True)
+class Toy(ToolkitConfig):
+    shell: str
+    there: bool
+    held: bool
+
+def work(run, config):
     run.phase("one")
-    with job.STOPPER.hold() if run.config["held"] else nullcontext():
-        run.command(["sh", "-c", run.config["shell"]], env=dict(os.environ))
-    return {{"product": 42}}
+    with job.STOPPER.hold() if config.held else nullcontext():
+        run.command(["sh", "-c", config.shell], env=dict(os.environ))
+    return ToolkitProduct(nvcc="13.0")
 
 class Slow(job.subprocess.Popen):
     def __init__(self, *args, **options):
@@ -36,7 +46,8 @@ class Slow(job.subprocess.Popen):
         time.sleep({slow})
 
 job.subprocess.Popen = Slow
-sys.exit(job.run("toy", Path(sys.argv[1]), work, lambda config: config["there"]))
+worker = job.Worker("toolkit", partial(decode, Toy), work, lambda config: config.there)
+sys.exit(job.run(worker, Path(sys.argv[1])))
 """
 ROOT = str(Path(job.__file__).parents[2])
 
@@ -46,8 +57,10 @@ def toy(
 ) -> list[str]:
     script = folder / "llamafleet-host-toy.py"
     script.write_text(SCRIPT.format(root=ROOT, slow=slow))
-    config = {"version": 1, "kind": "toy", "key": "k", "shell": shell, "there": there, "held": held}
-    (folder / "config.json").write_text(json.dumps(config | {"inputs": {"a": 1}}))
+    common = {"version": 1, "kind": "toolkit", "key": "k", "inputs": {"method": "wheels"}}
+    common |= {"method": "wheels", "cuda": "13.0", "root": "/r", "cxx": "/usr/bin/g++"}
+    config = common | {"shell": shell, "there": there, "held": held}
+    (folder / CONFIG).write_text(json.dumps(config))
     return [sys.executable, str(script), str(folder)]
 
 
@@ -56,7 +69,7 @@ def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def stamp(folder: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((folder / "stamp.json").read_text())
+    data: dict[str, Any] = json.loads((folder / STAMP).read_text())
     return data
 
 
@@ -65,14 +78,15 @@ def test_success_is_stamped(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     data = stamp(tmp_path)
     assert data["version"] == 1
-    assert (data["kind"], data["key"], data["ok"], data["product"]) == ("toy", "k", True, 42)
-    assert data["inputs"] == {"a": 1}
+    assert (data["kind"], data["key"], data["ok"]) == ("toolkit", "k", True)
+    assert data["nvcc"] == "13.0"
+    assert data["inputs"] == {"method": "wheels"}
     assert 0 < data["phases"]["one"] <= data["wall_s"]
     assert data["cpu_s"] > 0
     assert data["max_rss_mib"] > 1
     assert abs(sum(data["phases"].values()) - data["wall_s"]) < 0.5
-    assert "said" in (tmp_path / "toy.log").read_text()
-    assert job.status(tmp_path)["state"] == "ok"
+    assert "said" in (tmp_path / "toolkit.log").read_text()
+    assert status(tmp_path).state == "ok"
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -102,15 +116,14 @@ def test_failure_is_stamped_with_the_error(tmp_path: Path) -> None:
     assert error["phase"] == "one"
     assert error["lines"][0] == "sh ended with status 3"
     assert "x.c:1: error: broken" in error["lines"]
-    assert error["log"] == str(tmp_path / "toy.log")
-    assert job.status(tmp_path)["state"] == "failed"
+    assert error["log"] == str(tmp_path / "toolkit.log")
+    assert status(tmp_path).state == "failed"
     # A failed job may be tried again.
     assert run(toy(tmp_path, "true")).returncode == 0
 
 
 def test_missing_program_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    this = job.Job("toy", tmp_path, {})
+    this = job.Job("toolkit", tmp_path, "k")
     with pytest.raises(job.JobFailed, match="can't run /no/such/program"):
         this.command(["/no/such/program"], env={})
 
@@ -120,17 +133,29 @@ def test_child_ended_by_a_signal_is_named(tmp_path: Path) -> None:
     assert stamp(tmp_path)["error"]["lines"][0] == "sh was ended by SIGKILL"
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"version": 2}', '{"version": 1, "kind": "build"}'])
-def test_wrong_settings_are_stamped(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "the whole: found null"),
+        ("{", "the whole: found null"),
+        ('{"version": 2}', "version: found 2, expected 1"),
+        ('{"version": 1, "kind": "build"}', 'kind: found "build", expected toolkit'),
+    ],
+)
+def test_wrong_settings_are_stamped(tmp_path: Path, text: str, why: str) -> None:
     argv = toy(tmp_path, "true")
-    (tmp_path / "config.json").write_text(text)
+    assert run(argv).returncode == 0
+    # Also where an earlier run went well.
+    (tmp_path / CONFIG).write_text(text)
     assert run(argv).returncode == job.EXIT_FAILED
-    assert "found no settings of a toy job" in stamp(tmp_path)["error"]["lines"][0]
+    line = stamp(tmp_path)["error"]["lines"][0]
+    assert "found no settings of a toolkit job (" in line and why in line
+    assert "next: deploy again" in line
 
 
 def test_full_disk_is_stamped(tmp_path: Path) -> None:
     argv = toy(tmp_path, "echo something")
-    (tmp_path / "toy.log").symlink_to("/dev/full")
+    (tmp_path / "toolkit.log").symlink_to("/dev/full")
     assert run(argv).returncode == job.EXIT_FAILED
     assert "No space left on device" in stamp(tmp_path)["error"]["lines"][0]
 
@@ -191,12 +216,12 @@ def test_second_runner_is_refused(tmp_path: Path) -> None:
     first = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for((tmp_path / "running").exists)
-        before = (tmp_path / "progress.json").read_text()
+        before = (tmp_path / PROGRESS).read_text()
         second = run(argv)
         assert second.returncode == job.EXIT_BUSY
         assert "another process runs the job" in second.stderr
-        assert job.status(tmp_path)["state"] == "running"
-        assert json.loads((tmp_path / "progress.json").read_text())["pid"] == first.pid
+        assert status(tmp_path).state == "running"
+        assert json.loads((tmp_path / PROGRESS).read_text())["pid"] == first.pid
         assert json.loads(before)["phase"] == "one"
     finally:
         first.terminate()
@@ -207,71 +232,37 @@ def test_killed_runner_is_dead_and_may_be_replaced(tmp_path: Path) -> None:
     argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 3")
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for((tmp_path / "running").exists)
-    assert job.status(tmp_path)["state"] == "running"
+    assert status(tmp_path).state == "running"
     kill(process.pid)
     # Not reaped yet: a zombie is no runner.
-    wait_for(lambda: job.status(tmp_path)["state"] == "dead", 5)
+    wait_for(lambda: status(tmp_path).state == "dead", 5)
     process.wait()
-    assert job.status(tmp_path)["state"] == "dead"
+    assert status(tmp_path).state == "dead"
     assert run(toy(tmp_path, "true")).returncode == 0
-    assert job.status(tmp_path)["state"] == "ok"
-
-
-def test_absent_and_stale_jobs(tmp_path: Path) -> None:
-    assert job.status(tmp_path) == {"state": "absent", "progress": None, "stamp": None}
-    progress = {"pid": os.getpid(), "start_ticks": job.start_ticks(os.getpid())}
-    job.write_json(tmp_path / "progress.json", progress)
-    assert job.status(tmp_path)["state"] == "dead", "this process is not the zipapp's"
-    (tmp_path / "progress.json").write_text("half a fi")
-    assert job.status(tmp_path)["state"] == "absent"
-
-
-def test_a_job_whose_pid_is_another_process_s_is_dead(tmp_path: Path) -> None:
-    argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 30")
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for((tmp_path / "running").exists)
-        progress = job.read_json(tmp_path / "progress.json")
-        assert progress is not None
-        assert job.alive(progress)
-        assert not job.alive(progress | {"start_ticks": progress["start_ticks"] - 1})
-        assert not job.alive(progress | {"pid": None})
-    finally:
-        process.terminate()
-        process.wait(20)
+    assert status(tmp_path).state == "ok"
 
 
 def test_steps_are_written_once_a_second_and_phases_always(tmp_path: Path) -> None:
-    progress = job.Progress(tmp_path, "toy", "k")
+    def told() -> Progress:
+        found = read_progress(tmp_path)
+        assert found is not None
+        return found
+
+    progress = job.ProgressFile(tmp_path, "toolkit", "k")
     progress.phase("one")
     for number in range(1000):
         progress.step(number, 1000, "x" * 500)
-    data = job.read_json(tmp_path / "progress.json")
-    assert data is not None
-    assert (data["phase"], data["step"]) == ("one", 0)
+    assert (told().phase, told().step) == ("one", 0)
     time.sleep(1.05)
     progress.step(999, 1000, "x" * 500)
-    data = job.read_json(tmp_path / "progress.json")
-    assert data is not None
-    assert (data["step"], data["steps"], len(data["line"])) == (999, 1000, 200)
+    assert (told().step, told().steps, len(told().line)) == (999, 1000, 200)
+    assert told().updated >= told().started > 0
     progress.phase("two")
-    data = job.read_json(tmp_path / "progress.json")
-    assert data is not None
-    assert (data["phase"], data["step"]) == ("two", 0)
-
-
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    job.write_json(path, {"a": 1})
-    before = path.stat().st_ino
-    with pytest.raises(TypeError):
-        job.write_json(path, {"a": object()})
-    job.write_json(path, {"a": 2})
-    assert path.stat().st_ino != before
-    assert job.read_json(path) == {"version": 1, "a": 2}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    assert (told().phase, told().step) == ("two", 0)
 
 
 def test_status_command_prints_one_line(tmp_path: Path) -> None:
     answer = Runner(tmp_path).run("status", "--dir", tmp_path)
-    assert answer.stdout == '{"state": "absent", "progress": null, "stamp": null}\n'
+    assert answer.stdout == (
+        '{"state": "absent", "progress": null, "stamp": null, "unreadable": ""}\n'
+    )

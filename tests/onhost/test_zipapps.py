@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from llamafleet import zipapps
+from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.tables import failures
 from tests.onhost.runner import PYTHON, Runner
 
 HASHES = """
 import hashlib
 from llamafleet import zipapps
+from llamafleet.protocol.pythons import PYTHONS
 for make in (zipapps.host_zipapp, zipapps.pip_zipapp):
     print(hashlib.sha256(make()).hexdigest())
 """
@@ -42,27 +45,34 @@ def test_bytes_change_with_content_and_not_with_order() -> None:
     assert one != zipapps.archive({"a": b"1", "b": b"3"}, zipfile.ZIP_STORED)
 
 
-def python(minor: int) -> str:
+def python(version: str) -> str:
     """An interpreter of that version, or the test is skipped. A shim may exist and not run."""
-    path = shutil.which(f"python3.{minor}")
+    path = shutil.which(f"python{version}")
     if path and subprocess.run([path, "-V"], capture_output=True, check=False).returncode == 0:
         return path
-    pytest.skip(f"no python3.{minor} here")
+    pytest.skip(f"no python{version} here")
 
 
 # -I -S: no site-packages at all.
 BARE = ("-I", "-S")
 
 
-@pytest.mark.parametrize("minor", range(10, 15))
-def test_nothing_but_the_standard_library_is_needed(tmp_path: Path, minor: int) -> None:
-    command = [python(minor), *BARE, str(Runner(tmp_path).zipapp), "status", "--dir", str(tmp_path)]
+@pytest.mark.parametrize("version", PYTHONS)
+def test_nothing_but_the_standard_library_is_needed(tmp_path: Path, version: str) -> None:
+    command = [
+        python(version),
+        *BARE,
+        str(Runner(tmp_path).zipapp),
+        "status",
+        "--dir",
+        str(tmp_path),
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     assert json.loads(answer.stdout)["state"] == "absent"
 
 
 def test_older_python_is_refused_in_words(tmp_path: Path) -> None:
-    command = [python(9), *BARE, str(Runner(tmp_path).zipapp), "status", "--dir", str(tmp_path)]
+    command = [python("3.9"), *BARE, str(Runner(tmp_path).zipapp), "status", "--dir", str(tmp_path)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert answer.stderr == "llamafleet: found Python 3.9; expected 3.10 or newer\n"
@@ -72,7 +82,7 @@ def test_zipapp_holds_the_table_and_no_leftovers() -> None:
     with zipfile.ZipFile(BytesIO(zipapps.host_zipapp())) as archive:
         names = archive.namelist()
         table = json.loads(archive.read("llamafleet/onhost/failures.json"))
-    assert table == zipapps.failures()
+    assert table == list(failures.rows())
     assert not [n for n in names if "__pycache__" in n]
     assert "llamafleet/settings.py" not in names
 

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.runs import checkout, llamafleet, pyinfra, start
+from tests.hosts.recorded import load
+from tests.test_settings import make_wheelhouse
 
 NO_GPU = """#llamafleet-snapshot 1
 complete=1
@@ -74,6 +76,21 @@ def test_a_host_that_is_not_reached_is_in_the_table(folder: Path) -> None:
     run = pyinfra(folder, "-y", inventory, "deploy.py")
     assert run.returncode == 1, run.output
     assert "not reached" in str(rows(folder)["127.0.0.1"]["reason"]), run.output
+
+
+def test_a_host_that_its_wheelhouse_does_not_fit_is_not_touched(
+    folder: Path, tmp_path: Path
+) -> None:
+    house = make_wheelhouse(tmp_path / "w", pythons=["3.11"])
+    inventory = fleet(folder, {"gpu": load("rtx4090-580-ubuntu24").text})
+    run = pyinfra(folder, "-y", "-vv", "--data", f"wheelhouse={house}", inventory, "deploy.py")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    reason = str(rows(folder)["@fake/gpu"]["reason"])
+    assert "toolkit: found no CUDA Toolkit on the host" in reason, reason
+    assert "wheelhouse: found Python 3.12 on the host, and the wheelhouse is for 3.11" in reason
+    assert f"next: llamafleet wheelhouse build {house} " in reason
+    # It was read, and that is all.
+    assert run.commands == ["[@fake/gpu] >>> LF_SCOPE=system"]
 
 
 def test_a_dry_run_writes_no_results(folder: Path) -> None:

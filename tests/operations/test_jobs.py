@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pyinfra.api.exceptions import FactProcessError
 
 from llamafleet.layout import Layout
+from llamafleet.plans.plan import JobPlan
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import BuildConfig, JobError, JobStatus, Progress, Stamp
+from llamafleet.settings import Settings
 from operations import jobs
 from operations.build import report_failure
 from operations.run import HostRun
+from tests.plans.hosts import GPU_HOST, build_of
 
-RUNNING = {"state": "running", "progress": {"phase": "compile", "step": 7, "steps": 135}}
-OK = {"state": "ok", "progress": None, "stamp": {"ok": True}}
-FAILED = {"state": "failed", "progress": None, "stamp": {"ok": False}}
-DEAD = {"state": "dead", "progress": {"phase": "compile"}, "stamp": None}
-LOST: dict[str, Any] = {}
+COMPILING = Progress(
+    kind="build", key="0123", pid=1, start_ticks=1, phase="compile", step=7, steps=135
+)
+DONE = Stamp(kind="build", key="0123", ok=True)
+BROKEN = replace(DONE, ok=False)
+RUNNING = JobStatus(state="running", progress=COMPILING)
+OK = JobStatus(state="ok", stamp=DONE)
+FAILED = JobStatus(state="failed", stamp=BROKEN)
+DEAD = JobStatus(state="dead", progress=COMPILING)
+LOST = None
 
 
 class Clock:
@@ -35,12 +48,12 @@ class Clock:
 class Watched:
     """A run and a host that answers each poll with the next of `answers`, the last for ever."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[dict[str, Any]]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[JobStatus | None]) -> None:
         monkeypatch.setattr(jobs, "time", Clock())
         self.answers = answers
         self.failures: list[str] = []
         self.said: list[str] = []
-        self.stamps: list[dict[str, Any]] = []
+        self.stamps: list[Stamp] = []
         self.reconnects = 0
         self.run = SimpleNamespace(
             name="gpu-a",
@@ -53,34 +66,33 @@ class Watched:
             get_fact=self._answer, disconnect=lambda: None, connect=self._connect, connected=True
         )
 
-    def _answer(self, *_: object, **__: object) -> dict[str, Any]:
+    def _answer(self, *_: object, **__: object) -> JobStatus | None:
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
     def _connect(self, **_: object) -> None:
         self.reconnects += 1
 
     def poll(self, minutes: int = 60) -> bool:
-        def done(stamp: dict[str, Any]) -> bool:
+        def done(stamp: Stamp) -> bool:
             self.stamps.append(stamp)
-            return bool(stamp["ok"])
+            return stamp.ok
 
-        command = jobs.watch(
-            cast(HostRun, self.run), "build", "/j/0123", "python3", minutes=minutes, done=done
-        )
+        job = JobPlan("build", "0123", "/j/0123", "python3", minutes=minutes, start=True)
+        command = jobs.watch(cast(HostRun, self.run), job, done)
         return bool(command.function(None, self.host))
 
 
 def test_a_job_that_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, [RUNNING, RUNNING, OK])
     assert watched.poll()
-    assert watched.stamps == [{"ok": True}] and not watched.failures
+    assert watched.stamps == [DONE] and not watched.failures
     assert watched.said == ["build [7/135] compile, 0m00s"]
 
 
 def test_a_failed_job_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, [RUNNING, FAILED])
     assert not watched.poll()
-    assert watched.stamps == [{"ok": False}]
+    assert watched.stamps == [BROKEN]
 
 
 def test_a_job_that_is_gone_is_named_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +102,36 @@ def test_a_job_that_is_gone_is_named_with_its_log(monkeypatch: pytest.MonkeyPatc
     assert "/j/0123/build.log" in watched.failures[0]
 
 
+def test_a_stamp_that_can_not_be_read_is_no_end_that_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odd = JobStatus(state="dead", unreadable="version: found {2}, expected 1")
+    watched = Watched(monkeypatch, [RUNNING, odd])
+    assert not watched.poll() and not watched.stamps
+    assert "can't be read (version: found {2}, expected 1)" in watched.failures[0]
+    assert "/j/0123/build.log" in watched.failures[0]
+
+
+def test_clocks_that_are_none_do_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = [
+        replace(RUNNING, progress=replace(COMPILING, started=started, updated=updated))
+        for started, updated in ((-1e308, 1e308), (1e308, -1e308), (5.0, 70.0))
+    ]
+    for status, said in zip(odd, ("m", " 0m00s", " 1m05s"), strict=True):
+        watched = Watched(monkeypatch, [status, OK])
+        assert watched.poll() and said in watched.said[0]
+
+
+def test_the_answer_of_a_host_is_typed_or_refused() -> None:
+    text = json.dumps(asdict(RUNNING), indent=1)
+    assert jobs.StatusOfJob().process(text.split("\n")) == RUNNING
+    for odd in ("Welcome!", "[]", '{"state": "well"}', "[" * 100_000, "NaN"):
+        with pytest.raises(FactProcessError, match="status of a job: "):
+            jobs.StatusOfJob().process([odd])
+
+
 def test_a_job_that_never_begins_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Watched(monkeypatch, [{"state": "absent", "progress": None, "stamp": None}])
+    watched = Watched(monkeypatch, [JobStatus(state="absent")])
     assert not watched.poll()
     assert "gone without a stamp" in watched.failures[0]
 
@@ -117,16 +157,64 @@ def test_a_job_over_its_time_is_left_running(monkeypatch: pytest.MonkeyPatch) ->
     assert "still running after 2 minutes" in watched.failures[0]
 
 
+def carried_out(monkeypatch: pytest.MonkeyPatch, job: JobPlan, **run: Any) -> list[Any]:
+    """The commands for that job, and last the watch."""
+    watched = Watched(monkeypatch, [OK])
+    host = replace(GPU_HOST, init=run.pop("init", "systemd"))
+    watched.run.settings, watched.run.snapshot = Settings(**run), lambda: host
+    config = build_of(GPU_HOST).config
+    told = jobs.carry_out(cast(HostRun, watched.run), job, config, lambda stamp: True)
+    commands: list[Any] = list(told)
+    assert commands.pop().function(None, watched.host)
+    return commands
+
+
+JOB = JobPlan("build", "0123", "/j/0123", "/usr/bin/python3", minutes=1, start=True)
+
+
+def test_a_job_is_told_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, config, mode, stale, begun = carried_out(monkeypatch, JOB)
+    assert str(folder) == "install -d -m 755 -o llamafleet -g llamafleet /j/0123"
+    assert config.dest == "/j/0123/config.json"
+    assert decode(BuildConfig, json.load(config.src)) == build_of(GPU_HOST).config
+    assert str(mode) == "chmod 644 /j/0123/config.json"
+    assert str(stale) == "rm -f /j/0123/stamp.json /j/0123/progress.json"
+    assert "--unit=llamafleet-build-0123 " in str(begun) and "User=llamafleet" in str(begun)
+    assert str(begun).endswith("llamafleet-host.pyz job --kind build --dir /j/0123")
+
+
+def test_a_job_of_root_keeps_its_rights(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, *_, begun = carried_out(monkeypatch, replace(JOB, root=True))
+    assert str(folder).split() == ["install", "-d", "-m", "755", "/j/0123"]
+    assert "KillMode=mixed" in str(begun) and "User=" not in str(begun)
+    *_, detached = carried_out(monkeypatch, replace(JOB, root=True), init="none")
+    assert " start --log " in str(detached) and "--user" not in str(detached)
+
+
+def test_without_systemd_a_job_is_detached_and_gives_root_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    *_, begun = carried_out(monkeypatch, JOB, init="none")
+    assert " start --log /j/0123/start.log --user llamafleet -- job --kind build " in str(begun)
+    *_, own = carried_out(monkeypatch, JOB, scope="user")
+    assert " start --log " in str(own) and "--user" not in str(own)
+
+
+def test_a_job_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert carried_out(monkeypatch, replace(JOB, start=False)) == []
+
+
 def test_a_failure_is_told_with_lines_cause_fix_and_log(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, [OK])
-    error = {
-        "phase": "configure",
-        "lines": ["CMake Error: no nvcc"],
-        "cause": "no toolkit",
-        "fix": "install one",
-        "log": "/j/0123/build.log",
-    }
-    assert not report_failure(cast(HostRun, watched.run), "build", {"ok": False, "error": error})
+    error = JobError(
+        phase="configure",
+        lines=("CMake Error: no nvcc",),
+        cause="no toolkit",
+        fix="install one",
+        log="/j/0123/build.log",
+    )
+    failed = replace(BROKEN, error=error)
+    assert not report_failure(cast(HostRun, watched.run), "build", failed)
     assert watched.said == ["  CMake Error: no nvcc"]
     told = watched.failures[0]
     assert all(word in told for word in ("configure", "no toolkit", "install one", "build.log"))

@@ -13,8 +13,8 @@ import pytest
 from llamafleet.facts.host import Job
 from llamafleet.history.store import Store
 from llamafleet.layout import Layout
-from llamafleet.plans.plan import VerifyPlan
 from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import Progress
 from llamafleet.protocol.result import Check, Result
 from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.received import Unreadable
@@ -22,11 +22,11 @@ from llamafleet.settings import Settings
 from operations import verify
 from tests.history import RESULT, gpu
 from tests.history.test_update import result as under
-from tests.plans.hosts import GPU_HOST, plan, toolkit
+from tests.plans.hosts import GPU_HOST, plan, toolkit, verification
 from tests.protocol.test_verify import with_inputs
 
 CONFIG = decode(VerifyConfig, with_inputs(driver="580.95.05", gpus=["A"]))
-WANTED = VerifyPlan("k1", CONFIG, needed=True, reason="")
+WANTED = verification("k1", CONFIG)
 
 
 def judged(result: Result | Unreadable | None) -> list[str]:
@@ -80,7 +80,8 @@ def started(monkeypatch: pytest.MonkeyPatch, running: Job | None, **found: Any) 
 def test_without_systemd_a_verification_of_something_else_is_ended_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = Job("verify", "k0", alive=True, progress={"pid": 4242, "key": "k0"})
+    progress = Progress(kind="verify", key="k0", pid=4242, start_ticks=1)
+    other = Job("verify", "k0", alive=True, progress=progress)
     assert "/proc/4242/stat" in started(monkeypatch, other, init="none")[0]
     ended = replace(other, alive=False)
     for commands in (

@@ -1,48 +1,39 @@
-"""Whether a host can build from the wheelhouse."""
+"""The wheelhouse is brought as the plan says."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import Job
-from operations.run import HostRun
-from operations.wheelhouse import _misfits
-from tests.plans.hosts import GPU_HOST, LAYOUT, driver, plan, toolkit
-from tests.wheelhouse.test_wheelhouse import make_wheelhouse
-
-INSTALLED = replace(
-    GPU_HOST,
-    toolkits=(toolkit("13.1", LAYOUT.toolkit("13.1")),),
-    jobs=(Job("toolkit", "13.1", alive=False, stamp={"ok": True}),),
-)
+from llamafleet.facts.host import HostSnapshot
+from operations import wheelhouse
+from tests.plans.hosts import CPU_HOST, HOUSE, plan
 
 
-@pytest.mark.parametrize(
-    ("snapshot", "settings", "missing"),
-    [
-        (GPU_HOST, {}, True),
-        (INSTALLED, {}, False),
-        (replace(GPU_HOST, toolkits=(toolkit("13.1"),)), {}, False),
-        (GPU_HOST, {"accelerator": "cpu"}, False),
-    ],
-)
-def test_a_toolkit_must_be_in_it_only_where_wheels_have_to_bring_it(
-    tmp_path: Path, snapshot: Any, settings: dict[str, Any], missing: bool
-) -> None:
-    newer = replace(snapshot, driver=driver("590"))
-    run = SimpleNamespace(plan=lambda: plan(newer, **settings), snapshot=lambda: newer)
-    make_wheelhouse(tmp_path / "w")
-    lines = _misfits(cast(HostRun, run), tmp_path / "w")
-    assert [line for line in lines if line.startswith("CUDA")] == (
-        [
-            "CUDA 13.1: the wheelhouse has no toolkit "
-            "(add --toolkit 13.1, or set toolkit_version to one that it has)"
-        ]
-        if missing
-        else []
-    )
+def commands(monkeypatch: pytest.MonkeyPatch, host: HostSnapshot, **settings: Any) -> list[Any]:
+    made = plan(host, accelerator="cpu", **settings)
+    run = SimpleNamespace(plan=lambda: made, changed=lambda what: None)
+    monkeypatch.setattr(wheelhouse, "here", lambda: run)
+    monkeypatch.setattr(wheelhouse, "host", SimpleNamespace(noop=lambda text: None))
+    operation: Any = wheelhouse.wheelhouse._inner  # type: ignore[attr-defined]
+    return list(operation())
+
+
+def test_its_files_are_brought_the_manifest_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, made, *files, mode = commands(monkeypatch, CPU_HOST, house=HOUSE)
+    target = "/var/lib/llamafleet/wheelhouse"
+    assert [str(gone), str(made)] == [f"rm -rf {target}", f"install -d -m 755 {target}"]
+    names = [*HOUSE.manifest.files, "manifest.json"]
+    assert [(file.src, file.dest) for file in files] == [
+        (f"/srv/w/{name}", f"{target}/{name}") for name in names
+    ]
+    assert str(mode) == f"chmod -R a+rX {target}"
+
+
+def test_nothing_is_brought_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = replace(CPU_HOST, wheelhouse=HOUSE.sha256)
+    assert commands(monkeypatch, there, house=HOUSE) == []
+    assert commands(monkeypatch, CPU_HOST) == []

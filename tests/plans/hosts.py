@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
 from llamafleet.facts.host import Compiler, Driver, Gpu, HostSnapshot, Job, PciGpu, Tool, Toolkit
 from llamafleet.layout import Layout
 from llamafleet.plans.make import make_plan
-from llamafleet.plans.plan import BuildPlan, Plan, Problem, ToolkitPlan, VerifyPlan
+from llamafleet.plans.plan import BuildPlan, JobPlan, Plan, Problem, ToolkitPlan, VerifyPlan
+from llamafleet.plans.supplies import Supplies
 from llamafleet.plans.toolkit.choice import choose_toolkit
+from llamafleet.protocol.job import BuildInputs, Stamp
 from llamafleet.protocol.result import Result, Verdict
-from llamafleet.settings import Settings
+from llamafleet.protocol.verify import VerifyConfig
+from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
 from llamafleet.tables import overlaid
+from llamafleet.tables.toolkits import wheel_toolkits
+from llamafleet.wheelhouse.manifest import File, Llama, Manifest, Wheelhouse
 from tests.frozen_tables import FROZEN
 from tests.history import RESULT
 from tests.history import gpu as row
@@ -101,9 +107,42 @@ GPU_HOST = HostSnapshot(
 CPU_HOST = replace(GPU_HOST, pci_gpus=(), gpus=(), driver=Driver())
 
 
+with overlaid(FROZEN):
+    _WHEELS = tuple(sorted({row.cuda for row in wheel_toolkits()}))
+
+HOUSE = Wheelhouse(
+    folder="/srv/w",
+    manifest=Manifest(
+        created=0,
+        files={
+            "cmake-4.whl": File("c" * 64, 1),
+            "llama_cpp_python-0.3.36.tar.gz": File("d" * 64, 1),
+        },
+        pythons=("3.11", "3.12"),
+        arches=("x86_64", "aarch64"),
+        toolkits=_WHEELS,
+        slim=True,
+        llama=Llama(LLAMA_VERSION, "d" * 64, LLAMA_SHA256),
+    ),
+    sha256="e" * 64,
+)
+"""A wheelhouse with all toolkits."""
+
+
+def with_house(**changes: Any) -> Wheelhouse:
+    """The same with another manifest."""
+    return replace(HOUSE, manifest=replace(HOUSE.manifest, **changes))
+
+
 @overlaid(FROZEN)
-def plan(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> Plan:
-    return make_plan("lab-1", Settings(**settings), snapshot, LAYOUT)
+def plan(
+    snapshot: HostSnapshot = GPU_HOST, house: Wheelhouse | None = None, **settings: Any
+) -> Plan:
+    """`house`: the wheelhouse that the settings name."""
+    if house:
+        settings["wheelhouse"] = house.folder
+    supplies = Supplies(wheelhouse=house)
+    return make_plan("lab-1", Settings(**settings), snapshot, LAYOUT, supplies=supplies)
 
 
 def build_of(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> BuildPlan:
@@ -113,9 +152,13 @@ def build_of(snapshot: HostSnapshot = GPU_HOST, **settings: Any) -> BuildPlan:
 
 
 @overlaid(FROZEN)
-def toolkit_for(snapshot: HostSnapshot, **settings: Any) -> ToolkitPlan | Problem:
+def toolkit_for(
+    snapshot: HostSnapshot, house: Wheelhouse | None = None, **settings: Any
+) -> ToolkitPlan | Problem:
+    if house:
+        settings["wheelhouse"] = house.folder
     found = tuple(g.compute_capability or "" for g in snapshot.gpus)
-    return choose_toolkit(snapshot, Settings(**settings), found, LAYOUT)
+    return choose_toolkit(snapshot, Settings(**settings), found, LAYOUT, house)
 
 
 def chosen(snapshot: HostSnapshot, **settings: Any) -> ToolkitPlan:
@@ -138,12 +181,20 @@ def only_problem(made: Plan) -> Problem:
 
 def built(build: BuildPlan, ok: bool = True, **stamp: Any) -> Job:
     """The finished job of a build."""
-    return Job(
-        "build",
-        build.fingerprint,
-        alive=False,
-        stamp={"version": 1, "ok": ok, "finished": 100, "inputs": build.inputs, **stamp},
-    )
+    told = {"ok": ok, "finished": 100.0, "inputs": as_read(build.inputs), **stamp}
+    key = build.fingerprint
+    return Job("build", key, alive=False, stamp=Stamp(kind="build", key=key, **told))
+
+
+def as_read(inputs: BuildInputs) -> dict[str, Any]:
+    """As a stamp gives them back."""
+    data: dict[str, Any] = json.loads(json.dumps(asdict(inputs)))
+    return data
+
+
+def installed(key: str, ok: bool = True, **stamp: Any) -> Job:
+    """The finished job of a toolkit."""
+    return Job("toolkit", key, alive=False, stamp=Stamp(kind="toolkit", key=key, ok=ok, **stamp))
 
 
 def proven(verify: VerifyPlan | None, verdict: Verdict = "PASS") -> Result:
@@ -159,3 +210,9 @@ def proven(verify: VerifyPlan | None, verdict: Verdict = "PASS") -> Result:
         verdict=verdict,
         gpus=rows,
     )
+
+
+def verification(key: str, config: VerifyConfig) -> VerifyPlan:
+    """One that is yet to be started."""
+    job = JobPlan("verify", key, config.job, "/usr/bin/python3", minutes=30, start=True)
+    return VerifyPlan(key, config, job, needed=True, reason="")

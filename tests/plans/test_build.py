@@ -9,15 +9,27 @@ import pytest
 
 from llamafleet.facts.host import Job, Tool
 from llamafleet.plans.build import jobs, sibling_c_compiler
+from llamafleet.plans.plan import JobPlan
+from llamafleet.protocol.job import JobError
 from llamafleet.settings import Settings
-from tests.plans.hosts import CPU_HOST, GPU_HOST, build_of, built, clang, gcc, toolkit
+from tests.plans.hosts import (
+    CPU_HOST,
+    GPU_HOST,
+    HOUSE,
+    build_of,
+    built,
+    clang,
+    gcc,
+    installed,
+    toolkit,
+)
 
 ROOT = "/usr/local/cuda-13.0"
 HOST = replace(GPU_HOST, toolkits=(toolkit("13.0"),))
 
 
 def test_options_for_cuda() -> None:
-    assert build_of(HOST).cmake_args == (
+    assert build_of(HOST).config.cmake_args == (
         "-DCMAKE_CUDA_ARCHITECTURES=89",
         f"-DCMAKE_CUDA_COMPILER={ROOT}/bin/nvcc",
         "-DCMAKE_CUDA_HOST_COMPILER=/usr/bin/g++-12",
@@ -38,7 +50,7 @@ def test_options_for_cuda() -> None:
 
 
 def test_options_for_the_cpu() -> None:
-    assert build_of(CPU_HOST, accelerator="auto").cmake_args == (
+    assert build_of(CPU_HOST, accelerator="auto").config.cmake_args == (
         "-DCMAKE_INSTALL_BINDIR=llama_cpp/bin",
         "-DCMAKE_INSTALL_INCLUDEDIR=llama_cpp/include",
         "-DCMAKE_INSTALL_LIBDIR=llama_cpp/lib",
@@ -54,32 +66,35 @@ def test_options_for_the_cpu() -> None:
 
 def test_options_of_the_settings_replace_and_extend() -> None:
     args = build_of(HOST, cmake_options={"LLAVA_BUILD": "ON", "GGML_CUDA_FA_QUANTS": "all"})
-    assert "-DLLAVA_BUILD=ON" in args.cmake_args and "-DLLAVA_BUILD=OFF" not in args.cmake_args
-    assert "-DGGML_CUDA_FA_QUANTS=all" in args.cmake_args
-    assert list(args.cmake_args) == sorted(args.cmake_args)
+    assert (
+        "-DLLAVA_BUILD=ON" in args.config.cmake_args
+        and "-DLLAVA_BUILD=OFF" not in args.config.cmake_args
+    )
+    assert "-DGGML_CUDA_FA_QUANTS=all" in args.config.cmake_args
+    assert list(args.config.cmake_args) == sorted(args.config.cmake_args)
 
 
 def test_amx_is_left_out_where_the_cpu_lists_it() -> None:
     amx = replace(HOST, cpu_flags=("avx2", "amx_int8", "amx_tile"))
     assert {"-DCMAKE_C_FLAGS=-mno-amx-int8", "-DCMAKE_CXX_FLAGS=-mno-amx-int8"} <= set(
-        build_of(amx).cmake_args
+        build_of(amx).config.cmake_args
     )
     own = build_of(amx, cmake_options={"CMAKE_CXX_FLAGS": "-O3"})
-    assert "-DCMAKE_CXX_FLAGS=-mno-amx-int8 -O3" in own.cmake_args
-    assert not any("amx" in a for a in build_of(HOST).cmake_args)
+    assert "-DCMAKE_CXX_FLAGS=-mno-amx-int8 -O3" in own.config.cmake_args
+    assert not any("amx" in a for a in build_of(HOST).config.cmake_args)
 
 
 def test_what_hides_errors_comes_on_request_only() -> None:
     plain = build_of(HOST)
-    assert not any("FORCED" in a for a in plain.cmake_args)
-    assert "NVCC_APPEND_FLAGS" not in plain.environment
+    assert not any("FORCED" in a for a in plain.config.cmake_args)
+    assert "NVCC_APPEND_FLAGS" not in plain.config.environment
     forced = build_of(HOST, compiler_forced=True, allow_unsupported_compiler=True)
-    assert "-DCMAKE_CUDA_COMPILER_FORCED=ON" in forced.cmake_args
-    assert forced.environment["NVCC_APPEND_FLAGS"] == "--allow-unsupported-compiler"
+    assert "-DCMAKE_CUDA_COMPILER_FORCED=ON" in forced.config.cmake_args
+    assert forced.config.environment["NVCC_APPEND_FLAGS"] == "--allow-unsupported-compiler"
 
 
 def test_environment_for_cuda() -> None:
-    assert build_of(HOST).environment == {
+    assert build_of(HOST).config.environment == {
         "CC": "/usr/bin/gcc-12",
         "CMAKE_BUILD_PARALLEL_LEVEL": "16",
         "CUDACXX": f"{ROOT}/bin/nvcc",
@@ -93,7 +108,9 @@ def test_environment_for_cuda() -> None:
 
 
 def test_environment_for_the_cpu() -> None:
-    made = build_of(CPU_HOST, accelerator="auto", allow_unsupported_compiler=True).environment
+    made = build_of(
+        CPU_HOST, accelerator="auto", allow_unsupported_compiler=True
+    ).config.environment
     assert set(made) == {
         "CC",
         "CXX",
@@ -104,21 +121,21 @@ def test_environment_for_the_cpu() -> None:
 
 
 def test_the_host_s_pip_conf_counts_unless_there_is_a_wheelhouse() -> None:
-    made = build_of(HOST, wheelhouse="/srv/wheels").environment
+    made = build_of(HOST, house=HOUSE).config.environment
     assert made["PIP_CONFIG_FILE"] == "/dev/null"
-    assert "PIP_CONFIG_FILE" not in build_of(HOST).environment
+    assert "PIP_CONFIG_FILE" not in build_of(HOST).config.environment
 
 
 def test_a_cmake_off_the_usual_path_is_found_last() -> None:
     odd = replace(HOST, cmake=Tool("/opt/tools/bin/cmake", "4.1.0"))
-    assert build_of(odd).environment["PATH"].endswith("/sbin:/bin:/opt/tools/bin")
+    assert build_of(odd).config.environment["PATH"].endswith("/sbin:/bin:/opt/tools/bin")
     usual = replace(HOST, cmake=Tool("/usr/bin/cmake", "3.25.1"))
-    assert build_of(usual).environment["PATH"].endswith("/sbin:/bin")
+    assert build_of(usual).config.environment["PATH"].endswith("/sbin:/bin")
 
 
 def test_the_environment_does_not_change_with_the_free_memory() -> None:
     busy = build_of(replace(HOST, memory_available_mib=2100))
-    assert busy.jobs == 1 and busy.environment == build_of(HOST).environment
+    assert busy.config.jobs == 1 and busy.config.environment == build_of(HOST).config.environment
 
 
 @pytest.mark.parametrize(
@@ -139,8 +156,10 @@ def test_the_c_compiler_beside_a_cxx_compiler(cxx: str, cc: str | None) -> None:
 
 def test_no_c_compiler_is_set_where_its_name_does_not_follow() -> None:
     odd = replace(HOST, compilers=(replace(gcc(12)[0], path="/usr/bin/c++"),))
-    assert "CC" not in build_of(odd).environment
-    assert build_of(replace(HOST, compilers=clang(20))).environment["CC"] == "/usr/bin/clang-20"
+    assert "CC" not in build_of(odd).config.environment
+    assert (
+        build_of(replace(HOST, compilers=clang(20))).config.environment["CC"] == "/usr/bin/clang-20"
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,22 +190,38 @@ BUILD = build_of(HOST)
 DONE = replace(HOST, jobs=(built(BUILD),), versions=(BUILD.fingerprint,), current=BUILD.fingerprint)
 
 
+def test_a_build_s_job() -> None:
+    job = build_of(HOST, build_timeout_minutes=7).job
+    assert job == JobPlan(
+        kind="build",
+        key=BUILD.fingerprint,
+        folder=f"/var/lib/llamafleet/build/{BUILD.fingerprint}",
+        python="/usr/bin/python3.11",
+        minutes=7,
+        start=True,
+    )
+    assert not job.root, "nothing that is built runs as root"
+
+
 def test_a_finished_build_is_never_built_again() -> None:
-    assert build_of(DONE).action == "none"
+    made = build_of(DONE)
+    assert made.action == "none" and made.job is None
 
 
 def test_a_finished_build_that_is_not_current_is_activated() -> None:
     for current in (None, "0123456789abcdef"):
-        assert build_of(replace(DONE, current=current)).action == "activate"
+        made = build_of(replace(DONE, current=current))
+        assert made.action == "activate" and made.job is None
 
 
 def test_a_running_build_is_attached_to() -> None:
     running = Job("build", BUILD.fingerprint, alive=True)
-    assert build_of(replace(HOST, jobs=(running,))).action == "attach"
+    made = build_of(replace(HOST, jobs=(running,)))
+    assert made.action == "attach" and made.job and not made.job.start
 
 
 def test_a_failed_build_is_tried_again() -> None:
-    failed = built(BUILD, ok=False, error={"phase": "compile"})
+    failed = built(BUILD, ok=False, error=JobError(phase="compile"))
     made = build_of(replace(DONE, jobs=(failed,)))
     assert made.action == "build" and "failed in phase compile" in made.reason
 
@@ -197,6 +232,15 @@ def test_a_build_that_died_is_tried_again() -> None:
     assert made.action == "build" and "without a word" in made.reason
 
 
+def test_a_build_whose_stamp_can_not_be_read_is_made_again() -> None:
+    odd = Job("build", BUILD.fingerprint, alive=False, unreadable="version: found 2, expected 1")
+    made = build_of(replace(DONE, jobs=(odd,)))
+    assert made.action == "build"
+    assert made.reason == (
+        "the stamp of the last attempt can't be read (version: found 2, expected 1)"
+    )
+
+
 def test_a_build_whose_files_are_gone_is_built_again() -> None:
     made = build_of(replace(DONE, versions=()))
     assert made.action == "build" and "gone" in made.reason
@@ -205,12 +249,12 @@ def test_a_build_whose_files_are_gone_is_built_again() -> None:
 def test_the_reason_of_a_rebuild_is_what_differs_from_the_active_one() -> None:
     older = build_of(HOST, llama_version="0.3.34", llama_sha256="0" * 64)
     newest = built(older)
-    host = replace(DONE, jobs=(built(BUILD, finished=50), newest))
+    host = replace(DONE, jobs=(built(BUILD, finished=50.0), newest))
     made = build_of(host, llama_version="0.3.37", llama_sha256="1" * 64)
     assert made.action == "build" and "llama_version 0.3.36 -> 0.3.37" in made.reason
     # Neither a failed build nor another kind of job is what the host runs.
-    failed = replace(built(BUILD, ok=False, finished=300), key="f" * 16)
-    wheels = Job("toolkit", "13.0", alive=False, stamp={"ok": True, "finished": 200})
+    failed = replace(built(BUILD, ok=False, finished=300.0), key="f" * 16)
+    wheels = installed("13.0", finished=200.0)
     host = replace(host, jobs=(*host.jobs, failed, wheels))
     made = build_of(replace(host, current=None), llama_version="0.3.37", llama_sha256="1" * 64)
     assert "llama_version 0.3.34 -> 0.3.37" in made.reason
@@ -221,6 +265,6 @@ def test_a_build_of_wheels_is_the_same_before_and_after_their_installation() -> 
     after = replace(
         GPU_HOST,
         toolkits=(toolkit("13.0", root),),
-        jobs=(Job("toolkit", "13.0", alive=False, stamp={"ok": True}),),
+        jobs=(installed("13.0"),),
     )
     assert build_of(after).fingerprint == build_of(GPU_HOST).fingerprint

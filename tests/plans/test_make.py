@@ -11,13 +11,10 @@ from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.layout import Layout
 from llamafleet.plans.make import (
     explain,
-    host_requirements,
     layout_for,
-    llama_requirement,
     make_plan,
-    toolkit_requirements,
 )
-from llamafleet.settings import LLAMA_SHA256, Settings
+from llamafleet.settings import Settings
 from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
@@ -228,16 +225,6 @@ def test_where_things_lie() -> None:
     assert layout_for(Settings(scope="user"), user) == Layout.user("/home/joe")
     made = make_plan("x", Settings(scope="user"), replace(GPU_HOST), Layout.user("/home/joe"))
     assert made.toolkit and made.toolkit.root.startswith("/home/joe/.local/share/llamafleet/")
-
-
-def test_requirements() -> None:
-    assert "scikit-build-core==1.1.2 \\\n    --hash=sha256:" in host_requirements()
-    assert "nvidia-cuda-nvcc==13.0.88 " in toolkit_requirements("13.0")
-    with pytest.raises(FileNotFoundError):
-        toolkit_requirements("12.8")
-    assert llama_requirement(Settings()) == (
-        f"llama-cpp-python==0.3.36 --hash=sha256:{LLAMA_SHA256}"
-    )
 
 
 def test_what_would_be_done_is_explained() -> None:

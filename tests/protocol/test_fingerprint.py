@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -55,7 +55,7 @@ def test_it_changes_with(what: str) -> None:
     host, settings, name = CODE[what]
     changed = build_of(host, **settings)
     assert changed.fingerprint != BASE.fingerprint
-    assert f"{name} " in explain_difference(BASE.inputs, changed.inputs)
+    assert f"{name} " in explain_difference(asdict(BASE.inputs), asdict(changed.inputs))
 
 
 SAME: dict[str, tuple[HostSnapshot, dict[str, Any]]] = {
@@ -87,14 +87,14 @@ def test_without_native_the_cpu_flags_do_not_count() -> None:
     off = {"cmake_options": {"GGML_NATIVE": "OFF"}}
     other = replace(BOTH, cpu_flags=("sse2",))
     assert build_of(BOTH, **off).fingerprint == build_of(other, **off).fingerprint
-    assert build_of(BOTH, **off).inputs["cpu_flags"] is None
+    assert build_of(BOTH, **off).inputs.cpu_flags is None
 
 
 def test_the_cpu_build_knows_nothing_of_cuda() -> None:
     inputs = build_of(CPU_HOST, accelerator="auto").inputs
-    assert inputs["backend"] == "cpu" and inputs["toolkit"] is None
-    assert inputs["compute_capabilities"] == [] and inputs["nvcc_append_flags"] is None
-    assert not any("CUDA_" in option for option in inputs["cmake_options"])
+    assert inputs.backend == "cpu" and inputs.toolkit is None
+    assert inputs.compute_capabilities == () and inputs.nvcc_append_flags is None
+    assert not any("CUDA_" in option for option in inputs.cmake_options)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,9 @@ def test_the_cpu_build_knows_nothing_of_cuda() -> None:
         ({"c": ["A=1", "B=1"]}, {"c": ["A=2", "B=1"]}, "c -A=1 +A=2"),
         ({"c": None}, {"c": ["8.9"]}, 'c none -> ["8.9"]'),
         ({"c": [1, 2]}, {"c": [2, 1]}, "c in another order"),
+        # One side read from JSON, the other not.
+        ({"c": ["8.9"]}, {"c": ("8.9",)}, ""),
+        ({"c": ("8.9",)}, {"c": ["8.9", "12.0"]}, "c +12.0"),
         ({"a": 1, "b": {"x": 1}}, {"a": 2, "b": {"x": 2}}, 'a 1 -> 2; b {"x": 1} -> {"x": 2}'),
     ],
 )

@@ -31,7 +31,7 @@ OLD_COMPILER = replace(GPU_HOST, compilers=gcc(MIN_MAJOR))
 
 
 def chosen(snapshot: HostSnapshot, **settings: object) -> ToolkitPlan:
-    made = choose_toolkit(snapshot, Settings.model_validate(settings), ("8.9",), LAYOUT)
+    made = choose_toolkit(snapshot, Settings.model_validate(settings), ("8.9",), LAYOUT, None)
     assert isinstance(made, ToolkitPlan), made
     return made
 

@@ -12,27 +12,25 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION
+from llamafleet.plans.requirements import host_requirements, llama_requirement
+from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
+from llamafleet.tables.pinned import HOST, pins
 from llamafleet.wheelhouse import collect as house
-from llamafleet.wheelhouse.collect import (
+from llamafleet.wheelhouse.collect import sdist_name, slim_sdist
+from llamafleet.wheelhouse.manifest import (
     MANIFEST,
-    PYTHONS,
-    File,
     Manifest,
     WheelhouseError,
-    llama_requirement,
     load,
-    manifest_sha256,
-    misfits,
-    requirements,
-    sdist_name,
-    slim_sdist,
+    read,
+    sha256_of,
     verify,
 )
 from tests.test_settings import make_wheelhouse
@@ -100,17 +98,17 @@ def test_a_damaged_manifest_is_named(
 
 def test_the_manifest_s_hash_changes_with_any_file(tmp_path: Path) -> None:
     folder = make_wheelhouse(tmp_path / "w")
-    before = manifest_sha256(folder)
+    before = read(folder)
+    assert (before.folder, before.manifest) == (str(folder), load(folder))
     edit(folder, lambda data: data["files"]["a.whl"].update(sha256="0" * 64))
-    assert manifest_sha256(folder) != before
-    assert house.files(folder) == ("a.whl", "b.whl")
+    assert read(folder).sha256 != before.sha256
 
 
 # What a kind of host gets
 
 
 def host_lines(python: str, cmake: bool = True) -> dict[str, str]:
-    text = house._for_host([house._table("host-requirements.txt")], python, "x86_64", cmake)
+    text = house._for_host(pins(HOST), python, "x86_64", cmake)
     pairs = (line.split(" ", 1)[0].split("==") for line in text.splitlines())
     return {name: version for name, version in pairs}
 
@@ -126,50 +124,6 @@ def test_markers_are_those_of_the_host_not_of_the_controller() -> None:
 def test_without_cmake() -> None:
     lines = host_lines("3.12", cmake=False)
     assert "cmake" not in lines and "ninja" in lines
-
-
-@pytest.mark.parametrize(
-    ("python", "arch", "cmake", "toolkit", "red"),
-    [
-        ("3.12.3", "x86_64", "3.28.3", None, []),
-        ("3.12.3", "x86_64", "3.24", "13.0", []),
-        ("3.12.3", "x86_64", "3.24", "13.1", ["CUDA 13.1"]),
-        ("3.13.1", "x86_64", "3.28.3", None, ["Python 3.13"]),
-        ("3.12.3", "aarch64", "3.28.3", None, ["machine aarch64"]),
-        ("3.12.3", "x86_64", "3.22.1", None, ["CMake 3.22.1"]),
-        ("3.11.2", "ppc64le", None, None, ["Python 3.11", "machine ppc64le", "CMake none"]),
-    ],
-)
-def test_a_host_that_a_wheelhouse_does_not_fit_is_told_why(
-    tmp_path: Path,
-    *,
-    python: str,
-    arch: str,
-    cmake: str | None,
-    toolkit: str | None,
-    red: list[str],
-) -> None:
-    made = load(make_wheelhouse(tmp_path / "w"))
-    manifest = replace(made, pythons=("3.12",), arches=("x86_64",), toolkits=("13.0",))
-    lines = misfits(manifest, python=python, arch=arch, host_cmake=cmake, toolkit=toolkit)
-    assert [line.split(":")[0].split(" on ")[0] for line in lines] == red
-
-
-def test_requirements_are_only_what_is_there(tmp_path: Path) -> None:
-    manifest = load(make_wheelhouse(tmp_path / "w"))
-    assert requirements(manifest) == ""
-    table = {str(r): hashes for r, hashes in house._table("host-requirements.txt")}
-    ninja = next(name for name in table if name.startswith("ninja"))
-    numpy = next(name for name in table if name.startswith("numpy") and "3.12" in name)
-    files = {
-        "ninja.whl": File(table[ninja][0], 1),
-        "numpy1.whl": File(table[numpy][1], 1),
-        "numpy2.whl": File(table[numpy][-1], 1),
-    }
-    assert requirements(replace(manifest, files=files)) == (
-        f"{ninja} --hash=sha256:{table[ninja][0]}\n"
-        f"{numpy} --hash=sha256:{table[numpy][1]} --hash=sha256:{table[numpy][-1]}\n"
-    )
 
 
 # A real one
@@ -239,14 +193,14 @@ def offline(folder: Path, lines: str, target: Path, *options: object) -> Any:
 
 def test_pip_takes_everything_from_it_alone(real: Real, tmp_path: Path) -> None:
     folder, manifest = real.folder, real.manifest
-    done = offline(folder, requirements(manifest), tmp_path / "wheels")
+    done = offline(folder, host_requirements(manifest), tmp_path / "wheels")
     assert done.returncode == 0, done.stderr
     wheels = {name for name in manifest.files if name.endswith(".whl")}
     assert {path.name for path in (tmp_path / "wheels").iterdir()} == wheels
 
 
 def test_pip_builds_the_metadata_of_the_cut_archive(real: Real, tmp_path: Path) -> None:
-    wanted = llama_requirement(real.manifest)
+    wanted = llama_requirement(Settings(), real.manifest)
     done = offline(real.folder, wanted, tmp_path / "sdist", "--no-deps")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sdist" / sdist_name(LLAMA_VERSION)).is_file()
@@ -257,7 +211,8 @@ def test_pip_refuses_an_archive_altered_since(real: Real, tmp_path: Path) -> Non
     shutil.copytree(real.folder, altered)
     with (altered / sdist_name(LLAMA_VERSION)).open("ab") as file:
         file.write(b"\0")
-    done = offline(altered, llama_requirement(real.manifest), tmp_path / "sdist", "--no-deps")
+    wanted = llama_requirement(Settings(), real.manifest)
+    done = offline(altered, wanted, tmp_path / "sdist", "--no-deps")
     assert done.returncode != 0 and "DO NOT MATCH THE HASHES" in done.stderr
 
 
@@ -324,9 +279,7 @@ def tools(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(tree: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(tree)): house.sha256_of(path)
-        for path in tree.rglob("*")
-        if path.is_file()
+        str(path.relative_to(tree)): sha256_of(path) for path in tree.rglob("*") if path.is_file()
     }
 
 

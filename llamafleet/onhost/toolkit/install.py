@@ -9,19 +9,29 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost.build import environment
-from llamafleet.onhost.job import Data, Job, JobFailed
+from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import packages as toolkit_packages
 from llamafleet.onhost.toolkit import runfile as toolkit_runfile
 from llamafleet.onhost.toolkit import wheels as toolkit_wheels
+from llamafleet.protocol.job import (
+    CHECK,
+    Manager,
+    PackagesConfig,
+    RunfileConfig,
+    ToolkitConfig,
+    ToolkitProduct,
+    WheelsConfig,
+)
 
-FOLDER = {"wheels": toolkit_wheels.install, "runfile": toolkit_runfile.install}
-"""Methods that fill a folder of our own."""
-
-PACKAGES = {"apt": toolkit_packages.apt, "dnf": toolkit_packages.dnf}
-"""Package managers, by the setting `manager` of the methods apt, dnf and distro."""
+PACKAGES: dict[Manager, Callable[[Job, PackagesConfig, dict[str, str]], ToolkitProduct]] = {
+    "apt": toolkit_packages.apt,
+    "dnf": toolkit_packages.dnf,
+}
 
 PROBE = """\
 #include <cublas_v2.h>
@@ -36,32 +46,33 @@ int main() {
 """
 
 
-def done(config: Data) -> bool:
-    return Path(config["root"], "bin", "nvcc").exists()
+def done(config: ToolkitConfig) -> bool:
+    return Path(config.root, "bin", "nvcc").exists()
 
 
-def work(job: Job) -> Data:
-    """Install and prove; what the stamp holds of it."""
+def work(job: Job, config: ToolkitConfig) -> ToolkitProduct:
+    """Install and prove."""
     tmp = job.folder / "tmp"
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir()
     try:
-        if job.config["method"] in FOLDER:
-            return _in_folder(job, tmp)
-        product = PACKAGES[job.config["manager"]](job, _environment(Path("/usr"), tmp))
-        return product | check(job, Path(job.config["root"]), tmp)
+        if isinstance(config, PackagesConfig):
+            product = PACKAGES[config.manager](job, config, environment({}, Path("/usr"), tmp))
+            return replace(product, nvcc=check(job, config, Path(config.root), tmp))
+        return _in_folder(job, config, tmp)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _in_folder(job: Job, tmp: Path) -> Data:
-    root = Path(job.config["root"])
+def _in_folder(job: Job, config: ToolkitConfig, tmp: Path) -> ToolkitProduct:
+    """By a method that fills a folder of our own."""
+    root = Path(config.root)
     partial = root.with_name(root.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
     try:
-        product = FOLDER[job.config["method"]](job, partial, _environment(partial, tmp))
-        product |= check(job, partial, tmp)
+        product = _fill(job, config, partial, environment({}, partial, tmp))
+        product = replace(product, nvcc=check(job, config, partial, tmp))
         job.phase("activate")
         if root.exists():  # without a stamp of success: what an older run left
             shutil.rmtree(root)
@@ -71,18 +82,25 @@ def _in_folder(job: Job, tmp: Path) -> Data:
     return product
 
 
-def _environment(root: Path, tmp: Path) -> dict[str, str]:
-    return environment({"environment": {}, "cmake_args": [], "jobs": 1}, root, tmp)
+def _fill(job: Job, config: ToolkitConfig, root: Path, env: dict[str, str]) -> ToolkitProduct:
+    if isinstance(config, WheelsConfig):
+        return toolkit_wheels.install(job, config, root, env)
+    if isinstance(config, RunfileConfig):
+        return toolkit_runfile.install(job, config, root, env)
+    raise TypeError(f"no method for {type(config).__name__}")
 
 
-def check(job: Job, root: Path, tmp: Path) -> Data:
-    """Is it the version that was asked for, and does it compile and link. Raises JobFailed."""
-    job.phase("check")
+def check(job: Job, config: ToolkitConfig, root: Path, tmp: Path) -> str:
+    """The version, if it is the one that was asked for, and compiles and links.
+
+    Raises JobFailed.
+    """
+    job.phase(CHECK)
     version = nvcc_release(root)
-    if version != job.config["cuda"]:
-        raise JobFailed(f"nvcc --version: found {version!r}; expected {job.config['cuda']}")
-    probe(job, root, job.config["cxx"], _environment(root, tmp), tmp)
-    return {"nvcc": version}
+    if version != config.cuda:
+        raise JobFailed(f"nvcc --version: found {version!r}; expected {config.cuda}")
+    probe(job, root, config.cxx, environment({}, root, tmp), tmp)
+    return version
 
 
 def nvcc_release(root: Path) -> str:

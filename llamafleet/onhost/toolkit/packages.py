@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from llamafleet.onhost.job import STOPPER, Data, Job, JobFailed
+from llamafleet.onhost.job import STOPPER, Job, JobFailed
 from llamafleet.onhost.toolkit.openpgp import fingerprints
+from llamafleet.protocol.job import INSTALL, PackagesConfig, RepositoryConfig, ToolkitProduct
 
 APT = ("apt-get", "-y", "-o", "DPkg::Lock::Timeout=600")
 APT_INSTALL = ("--no-install-recommends", "--no-remove", "install")
@@ -45,12 +46,11 @@ class Changes:
     removed: tuple[str, ...] = ()
 
 
-def apt(job: Job, env: dict[str, str]) -> Data:
-    """Install with apt; what the stamp holds of it. Raises JobFailed."""
+def apt(job: Job, config: PackagesConfig, env: dict[str, str]) -> ToolkitProduct:
+    """Install with apt. Raises JobFailed."""
     # needrestart would restart services, or ask.
     env = env | {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
-    packages: list[str] = job.config["packages"]
-    repository = job.config["repository"]
+    packages, repository = config.packages, config.repository
     job.phase("index")
     # A broken source of somebody else's must not stand in the way; what is missing shows below.
     _tried(job, [*APT, "update"], env)
@@ -62,46 +62,45 @@ def apt(job: Job, env: dict[str, str]) -> Data:
         job.phase("simulate")
         changes = apt_changes(_command(job, [*APT, "--simulate", *APT_INSTALL, *packages], env))
         refuse(changes)
-    _install(job, [*APT, *APT_INSTALL, *packages], env, changes)
+    _install(job, config, [*APT, *APT_INSTALL, *packages], env, changes)
     query = ["dpkg-query", "-W", "-f=${Package} ${Version}\n", *packages]
-    return {"packages": _output(query, env).splitlines()}
+    return ToolkitProduct(packages=tuple(_output(query, env).splitlines()))
 
 
-def dnf(job: Job, env: dict[str, str]) -> Data:
-    """Install with dnf; what the stamp holds of it. Raises JobFailed."""
-    packages: list[str] = job.config["packages"]
-    repository = job.config["repository"]
+def dnf(job: Job, config: PackagesConfig, env: dict[str, str]) -> ToolkitProduct:
+    """Install with dnf. Raises JobFailed."""
+    packages, repository = config.packages, config.repository
     # Without skip_if_unavailable a repository that does not answer ends every command of dnf.
     with _taken_back(repository):
         if repository:
             job.phase("repository")
-            _install_repository(job, repository, lambda: _download(repository["key_url"]))
+            _install_repository(job, repository, lambda: _download(repository.key_url))
         job.phase("simulate")
         changes = _dnf_simulated(job, packages, env)
         refuse(changes)
     keys = _keys(env)
     try:
-        _install(job, [*DNF, "-y", "install", *packages], env, changes)
+        _install(job, config, [*DNF, "-y", "install", *packages], env, changes)
     finally:
-        _remember(job, _keys(env) - keys)
+        _remember(config, _keys(env) - keys)
     query = ["rpm", "-q", "--qf", "%{NAME} %{VERSION}\n", *packages]
-    return {"packages": _output(query, env).splitlines()}
+    return ToolkitProduct(packages=tuple(_output(query, env).splitlines()))
 
 
-def _apt_repository(job: Job, repository: Data, env: dict[str, str]) -> None:
+def _apt_repository(job: Job, repository: RepositoryConfig, env: dict[str, str]) -> None:
     """Set the repository up and read its index. Raises JobFailed where the pin misses it."""
-    if repository["url"].startswith("https:") and not CERTIFICATES.exists():
+    if repository.url.startswith("https:") and not CERTIFICATES.exists():
         _command(job, [*APT, *APT_INSTALL, "ca-certificates"], env)
     target = job.folder / "tmp" / "key"
-    helper = ["/usr/lib/apt/apt-helper", "download-file", repository["key_url"], str(target)]
+    helper = ["/usr/lib/apt/apt-helper", "download-file", repository.key_url, str(target)]
     _install_repository(job, repository, lambda: _download_by(job, helper, env, target))
-    ours = ["-o", f"Dir::Etc::sourcelist={repository['source']}"]
+    ours = ["-o", f"Dir::Etc::sourcelist={repository.source}"]
     ours += ["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Get::List-Cleanup=0"]
     _command(job, [*APT, *ours, "update"], env)
-    refuse_unpinned(_output(["apt-cache", "policy"], env), repository["url"])
+    refuse_unpinned(_output(["apt-cache", "policy"], env), repository.url)
 
 
-def _dnf_simulated(job: Job, packages: list[str], env: dict[str, str]) -> Changes:
+def _dnf_simulated(job: Job, packages: Sequence[str], env: dict[str, str]) -> Changes:
     """What dnf would do. Raises JobFailed where that is nothing, for want of a package."""
     # It ends with 1 also where all is well, since nobody said yes.
     said = _tried(job, [*DNF, "--assumeno", "install", *packages], env)
@@ -201,21 +200,24 @@ def refuse_unpinned(policy: str, url: str) -> None:
     )
 
 
-def _install_repository(job: Job, repository: Data, download: Callable[[], bytes]) -> None:
+def _install_repository(
+    job: Job, repository: RepositoryConfig, download: Callable[[], bytes]
+) -> None:
     """Write the key, once it is proven to be the one that is pinned, then the files."""
-    wanted = repository["fingerprint"]
-    key = repository["key"].encode() if repository["key"] else download()
+    wanted = repository.fingerprint
+    key = repository.key.encode() if repository.key else download()
     try:
         found = fingerprints(key)
     except ValueError as error:
         found = [str(error)]
-    if not repository["key"] and found != [wanted]:
+    if not repository.key and found != [wanted]:
         raise JobFailed(
-            f"key of {repository['url']}: found {', '.join(found)}; expected {wanted} and no "
+            f"key of {repository.url}: found {', '.join(found)}; expected {wanted} and no "
             "other; next: do not trust this mirror, or set toolkit_key to the key it signs with"
         )
     job.log(f"key {', '.join(found)}")
-    for path, content in {repository["keyring"]: key, **_files(repository)}.items():
+    files = {path: text.encode() for path, text in repository.files.items()}
+    for path, content in {repository.keyring: key, **files}.items():
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -223,18 +225,14 @@ def _install_repository(job: Job, repository: Data, download: Callable[[], bytes
 
 
 @contextlib.contextmanager
-def _taken_back(repository: Data | None) -> Iterator[None]:
+def _taken_back(repository: RepositoryConfig | None) -> Iterator[None]:
     """Remove the repository's files where the job fails or is stopped within."""
     try:
         yield
     except BaseException:
-        for path in (repository["keyring"], *repository["files"]) if repository else ():
+        for path in (repository.keyring, *repository.files) if repository else ():
             Path(path).unlink(missing_ok=True)
         raise
-
-
-def _files(repository: Data) -> dict[str, bytes]:
-    return {path: text.encode() for path, text in repository["files"].items()}
 
 
 def _download(url: str) -> bytes:
@@ -283,22 +281,24 @@ def _tried(job: Job, argv: Sequence[str], env: dict[str, str]) -> list[str]:
     return lines
 
 
-def _install(job: Job, argv: Sequence[str], env: dict[str, str], changes: Changes) -> None:
+def _install(
+    job: Job, config: PackagesConfig, argv: Sequence[str], env: dict[str, str], changes: Changes
+) -> None:
     """Run the package manager to its end, whoever asks the job to stop.
 
     Ended halfway it would leave packages that only a person sets right.
     """
-    job.phase("install")
+    job.phase(INSTALL)
     # Before: what was installed when the host went down must be known too.
-    _remember(job, set(job.config["packages"]) & set(changes.new))
+    _remember(config, set(config.packages) & set(changes.new))
     with STOPPER.hold():
         _command(job, argv, env)
 
 
-def _remember(job: Job, names: Iterable[str]) -> None:
+def _remember(config: PackagesConfig, names: Iterable[str]) -> None:
     """Note what llamafleet installed, for whoever uninstalls it."""
     if lines := "".join(f"{name}\n" for name in sorted(names)):
-        with Path(job.config["record"]).open("a", encoding="utf-8") as record:
+        with Path(config.record).open("a", encoding="utf-8") as record:
             record.write(lines)
 
 

@@ -7,7 +7,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from llamafleet.onhost.job import Data, Job, JobFailed
+from llamafleet.onhost.job import Job, JobFailed
+from llamafleet.protocol.job import RunfileConfig, ToolkitProduct
 
 CHUNK = 1 << 20
 TIMEOUT_S = 60
@@ -16,22 +17,21 @@ OPTIONS = ("--silent", "--toolkit", "--override", "--no-man-page", "--no-opengl-
 driver is not wanted, both are known. Source: NVIDIA CUDA Installation Guide for Linux, Runfile."""
 
 
-def install(job: Job, root: Path, env: dict[str, str]) -> Data:
-    """Download, check and unpack at `root`; what the stamp holds of it. Raises JobFailed."""
-    config = job.config
+def install(job: Job, config: RunfileConfig, root: Path, env: dict[str, str]) -> ToolkitProduct:
+    """Download, check and unpack at `root`. Raises JobFailed."""
     tmp = job.folder / "tmp"
     job.phase("download")
     file = tmp / "cuda.run"
-    size = download(job, config["url"], file, config["sha256"])
+    size = download(job, config.url, file, config.sha256)
     job.phase("unpack")
     argv = ["/bin/sh", str(file), *OPTIONS, f"--toolkitpath={root}", f"--tmpdir={tmp}"]
     job.command(argv, env=env)
     if not (root / "bin" / "nvcc").exists():
         raise JobFailed(
-            f"found no bin/nvcc below {root}; expected it of {config['url']}; next: read "
+            f"found no bin/nvcc below {root}; expected it of {config.url}; next: read "
             "/tmp/cuda-installer.log on the host"
         )
-    return {"download_bytes": size}
+    return ToolkitProduct(download_bytes=size)
 
 
 def download(job: Job, url: str, target: Path, sha256: str) -> int:

@@ -12,7 +12,8 @@ import shutil
 from pathlib import Path
 
 from llamafleet.onhost.build import pip_install
-from llamafleet.onhost.job import Data, Job, JobFailed
+from llamafleet.onhost.job import Job, JobFailed
+from llamafleet.protocol.job import ToolkitProduct, WheelsConfig
 
 DOWNLOAD = re.compile(r"^Progress (\d+) of (\d+)$")
 
@@ -41,12 +42,11 @@ class Downloads:
         return so_far // 10**6, (so_far - current + total) // 10**6
 
 
-def install(job: Job, root: Path, env: dict[str, str]) -> Data:
-    """Download and lay out at `root`; what the stamp holds of it."""
-    config = job.config
+def install(job: Job, config: WheelsConfig, root: Path, env: dict[str, str]) -> ToolkitProduct:
+    """Download and lay out at `root`. Raises JobFailed."""
     wheels = root / "wheels"
     requirements = job.folder / "requirements.txt"
-    requirements.write_text(config["requirements"], encoding="utf-8")
+    requirements.write_text(config.requirements, encoding="utf-8")
     downloads = Downloads()
 
     def follow(line: str) -> None:
@@ -55,7 +55,7 @@ def install(job: Job, root: Path, env: dict[str, str]) -> Data:
         else:
             job.progress.step(downloads.bytes // 10**6, 0, line.strip())
 
-    pip = pip_install(config, config["python"])
+    pip = pip_install(config, config.python)
     job.phase("download")
     job.command(
         [*pip, *WHEELS, "--target", str(wheels), "-r", str(requirements)],
@@ -64,10 +64,10 @@ def install(job: Job, root: Path, env: dict[str, str]) -> Data:
         keep=lambda line: not DOWNLOAD.match(line),
     )
     job.phase("layout")
-    lay_out(wheels, root, config["cuda"])
+    lay_out(wheels, root, config.cuda)
     link_names(root)
-    make_stub(job, root, config["cxx"], env)
-    return {"download_bytes": downloads.bytes}
+    make_stub(job, root, config.cxx, env)
+    return ToolkitProduct(download_bytes=downloads.bytes)
 
 
 def lay_out(wheels: Path, root: Path, version: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -29,11 +28,6 @@ ROOT = str(Path(__file__).parents[3])
 _BOOTSTRAP = (
     "import sys; sys.path[0] = sys.argv[1]; "
     "from llamafleet.onhost.verify import worker; sys.exit(worker.main())"
-)
-
-
-_MISSING_LIBRARY = re.compile(
-    r"(lib[\w+.-]+\.so[\d.]*): (?:cannot open shared object file|file too short|invalid ELF header)"
 )
 
 
@@ -182,40 +176,3 @@ def _problem(reason: str | None, code: int, log: str) -> str:
         else:
             reason = f"the process ended with status {code} and no reply"
     return f"{reason}; log: {llama_log.last_words(log)}"
-
-
-def cure(outcome: Outcome) -> str:
-    """What to do about a task that ended without a reply."""
-    problem = outcome.problem or ""
-    library = _MISSING_LIBRARY.search(problem)
-    if library:
-        return _library_cure(library.group(1))
-    if "No module named" in problem:
-        return "run the verification with the build's own interpreter, <prefix>/bin/python"
-    if "SIGSEGV" in problem and "buffer type AMX" in outcome.log:
-        # gcc 12's _tile_loadconfig lets the compiler drop the tile configuration:
-        # github.com/ggml-org/llama.cpp/pull/26954
-        off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-        return f"build with -DCMAKE_C_FLAGS='{off}' and the same CMAKE_CXX_FLAGS"
-    if "SIGILL" in problem:
-        return "the build is for another CPU (GGML_NATIVE): build it on this host"
-    if "no kernel image" in outcome.log:
-        return "the library has no code for this GPU: see machine_code"
-    if llama_log.out_of_memory(outcome.log):
-        return "end other processes that `nvidia-smi` lists, or use a smaller model or context"
-    return f"read {outcome.log_path}"
-
-
-def _library_cure(library: str) -> str:
-    if library.startswith(("libcuda.so", "libnvidia")):
-        return "install or repair the NVIDIA driver: it brings this library"
-    places = ("/usr/local/cuda*/lib64", "/opt/llamafleet/toolkits/*/lib*")
-    folders = sorted(
-        {str(path.parent) for place in places for path in Path("/").glob(f"{place[1:]}/{library}")}
-    )
-    if not folders:
-        return f"install the toolkit's libraries, {library} among them, then deploy again"
-    return (
-        f"{library} is in {', '.join(folders)}: deploy again, or put that folder into a file in "
-        "/etc/ld.so.conf.d, followed by `ldconfig`"
-    )

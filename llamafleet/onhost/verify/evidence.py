@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from llamafleet.onhost.job import read_json
-from llamafleet.onhost.verify import gpu, synth, weights
-from llamafleet.onhost.verify.child import Children, Outcome, cure
+from llamafleet.onhost.diagnose import diagnose
+from llamafleet.onhost.verify import gpu, known, synth, weights
+from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.protocol import models
+from llamafleet.protocol.job import read_json
 from llamafleet.protocol.result import Benchmark, Check, ModelFile, Rates, failed
 from llamafleet.protocol.verify import VerifyConfig
 
@@ -86,6 +87,10 @@ class Model:
     """Of synthetic models; a model of the user's may be too big to be read through every time."""
     weights: weights.Weights
 
+    @property
+    def synthetic(self) -> bool:
+        return self.sha256 is not None
+
     def described(self) -> ModelFile:
         size = sum(part.stat().st_size for part in weights.parts(self.path))
         return ModelFile(self.name, str(self.path), size, self.sha256, self.weights.layers)
@@ -148,8 +153,10 @@ class Evidence:
         try:
             return self._model(self.config.inputs.model)
         except (OSError, ValueError, ImportError) as error:
+            match = diagnose(str(error), stages=("runtime",))
+            found = f"{error}; {match}" if match else str(error)
             advice = f"set model to a whole GGUF file or to {models.PREFIX}<shape>-<type>"
-            raise synth.ModelError(str(error), advice) from error
+            raise synth.ModelError(found, match.fix if match else advice) from error
 
     @once
     def small(self) -> Model:
@@ -256,11 +263,15 @@ class Place:
         return max(0.0, FREE_SHARE * free - held.total_bytes) / held.kv_bytes_per_token
 
     @once
-    def benchmark(self) -> Benchmark:
+    def bench(self) -> Outcome:
         sizes = self.evidence.config.inputs.bench
         bench = {"prompt": sizes.prompt, "gen": sizes.gen, "repetitions": sizes.repetitions}
         discard = 1 if self.evidence.first_after_build() else 0
-        ended = self._run("bench", self.model(), bench=bench, discard=discard)
+        return self._run("bench", self.model(), bench=bench, discard=discard)
+
+    @once
+    def benchmark(self) -> Benchmark:
+        ended = self.bench()
         report, peak = ended.result, ended.recording.peak_mib()
         self.measured = Benchmark(
             pp=Rates(**report["pp"]),
@@ -290,9 +301,10 @@ def places(evidence: Evidence) -> tuple[Place, ...]:
 
 def task_failed(name: str, outcome: Outcome) -> Check:
     """A check whose task ended without a reply."""
-    return failed(
+    check = failed(
         name,
         outcome.problem or "no reply",
         f"task {outcome.task} of the worker ends with a reply",
-        cure(outcome),
+        f"read {outcome.log_path}",
     )
+    return known.with_match(check, known.of_task(outcome))

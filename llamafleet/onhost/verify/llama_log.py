@@ -19,11 +19,6 @@ _INIT_ERROR = re.compile(r"failed to initialize CUDA: (.*)")
 _FOUND = re.compile(r"found (\d+) CUDA devices")
 _CAPABILITY = re.compile(r"Device (\d+): (.*), compute capability (\d+)\.(\d+)")
 _CUDA = re.compile(r"CUDA\d+")
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate|unable to allocate|cannot allocate memory|bad_alloc"
-    r"|alloc_tensor_range: failed|cudaMalloc failed|attempted to allocate",
-    re.IGNORECASE,
-)
 _TROUBLE = re.compile(
     r"error|fail|abort|out of memory|no kernel image|cannot|can't|unable|invalid|corrupt"
     r"|incomplete|not found",
@@ -96,11 +91,6 @@ def parse(log: str) -> Placement:
         devices_found=int(found[-1]) if found else None,
         capabilities=tuple(f"{major}.{minor}" for _, _, major, minor in _CAPABILITY.findall(log)),
     )
-
-
-def out_of_memory(log: str) -> bool:
-    """The log speaks of an allocation that failed."""
-    return _OUT_OF_MEMORY.search(log) is not None
 
 
 def last_words(log: str, count: int = 4) -> str:

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llamafleet.onhost.job import read_json, write_json
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.session import Verification
+from llamafleet.protocol.job import STAMP, Stamp, read_json, write_json, write_stamp
 from llamafleet.protocol.result import FAIL
 from llamafleet.protocol.verify import LATEST, ConfigError, VerifyConfig, load
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(config: VerifyConfig, faults: Faults) -> int:
     """Verify, write the result, print it. An old latest.json is gone before anything is done."""
-    latest, stale, stamp = config.latest, config.stale, Path(config.job, "stamp.json")
+    latest, stale, stamp = config.latest, config.stale, Path(config.job, STAMP)
     reported = read_json(stale)
     try:
         for file in (latest, stamp):
@@ -70,9 +70,15 @@ def verify(config: VerifyConfig, faults: Faults) -> int:
             write_json(latest, asdict(result))
             stale.unlink(missing_ok=True)
     ok = result.verdict != FAIL
-    keys = ("key", "started", "finished", "inputs", "verdict")
-    told = asdict(result)
-    write_json(stamp, {"kind": "verify", "ok": ok} | {key: told[key] for key in keys})
+    ended = Stamp(
+        kind="verify",
+        key=result.key,
+        ok=ok,
+        started=result.started,
+        finished=result.finished,
+        inputs=asdict(result.inputs),
+    )
+    write_stamp(Path(config.job), ended, None)
     print(f"{result.verdict}: {config.host}, result in {file}", flush=True)
     return EXIT_OK if ok else EXIT_FAIL
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import driver
-from llamafleet.onhost.job import Progress
+from llamafleet.onhost.job import ProgressFile
 from llamafleet.onhost.verify import checks, gpu, synth
 from llamafleet.onhost.verify.checks import REGISTRY
 from llamafleet.onhost.verify.child import Children, TaskProblem
@@ -52,7 +52,7 @@ class Verification:
         cache = gpu.cache_environment(dict(os.environ), str(Path(config.job, "cuda-cache")))
         self.inputs = self._inputs(nvml)
         self.key = fingerprint(asdict(self.inputs))
-        self.progress = Progress(Path(config.job), "verify", self.key)
+        self.progress = ProgressFile(Path(config.job), "verify", self.key)
         children = Children(Path(config.job), nvml, cache, on_step=self.progress.step)
         self.evidence = Evidence(config, faults, children, opened)
         self.places = places(self.evidence)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.job import read_json, write_json
+from llamafleet.protocol.job import read_json, write_json
 from llamafleet.protocol.models import (
     BLOCKS,
     SHAPES,

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from llamafleet.facts.host import HostSnapshot, PciGpu
+from llamafleet.plans.driver.known import LOST, is_known
 from llamafleet.tables.gpus import gpu_by_pci, xids
 
 XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<place>[0-9a-f:.]+)\): (?P<code>\d+)", re.IGNORECASE)
@@ -46,7 +47,7 @@ def lost_gpu(snapshot: HostSnapshot) -> str:
         if _counts(fatal, snapshot):
             return f"Xid {fatal.code} in the kernel log: {fatal.line} ({xids().fatal_source})"
     said = snapshot.driver.smi_error
-    if "GPU is lost" in said or "fallen off the bus" in said:
+    if is_known(said, LOST):
         return f"nvidia-smi: {said}"
     return ""
 

@@ -23,9 +23,11 @@ from llamafleet.plans.driver.facts import (
     versions_sentence,
 )
 from llamafleet.plans.driver.gpus import describe, lost_gpu, old_xids, unseen_cards
+from llamafleet.plans.driver.known import MISMATCH, is_known, known, known_of
 from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.plans.toolkit.refusal import no_cuda
+from llamafleet.protocol.diagnose import Match
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import toolkits
 
@@ -105,16 +107,23 @@ def _problem(found: str, expected: str, fix: str) -> Problem:
     return Problem("driver", found, expected, fix)
 
 
+def _and_known(found: str, match: Match | None) -> str:
+    return f"{found}; {match}" if match else found
+
+
 def _mismatch(snapshot: HostSnapshot) -> Blocked:
     """Loaded module and library are of different versions: nothing works until they agree."""
     driver = snapshot.driver
-    by_words = "version mismatch" in driver.smi_error
+    by_words = is_known(driver.smi_error, MISMATCH)
     differ = bool(driver.module and driver.library and driver.module != driver.library)
     if not differ and not by_words:
         return None
+    # Versions that differ say more than the words.
+    match = None if differ else known(driver.smi_error)
     found = versions_sentence(snapshot)
     if by_words:
         found += f" (nvidia-smi: {driver.smi_error})"
+    found = _and_known(found, match)
     if snapshot.container:
         problem = _problem(
             found,
@@ -128,7 +137,7 @@ def _mismatch(snapshot: HostSnapshot) -> Blocked:
     wrong = _no_better_after_reboot(snapshot)
     if wrong:
         return "packages split", _problem(f"{found}; {wrong}", _AGREE, repair(snapshot))
-    return "reboot needed", _problem(found, _REBOOT, "sudo reboot")
+    return "reboot needed", _problem(found, _REBOOT, match.fix if match else "sudo reboot")
 
 
 _AGREE = "all parts of the driver of one version; a reboot alone will not help"
@@ -146,7 +155,7 @@ def _no_better_after_reboot(snapshot: HostSnapshot) -> str:
     if coming and not driver.library and coming == driver.module:
         return f"a reboot would load module {coming} again"
     older = driver.module and driver.library and newest(driver.module, driver.library)
-    if not coming and older == driver.module and not package_versions(snapshot):
+    if not coming and older and older == driver.module and not package_versions(snapshot):
         return f"the library {driver.library} is the older one, and no newer one was installed"
     return ""
 
@@ -225,11 +234,11 @@ def _lost(snapshot: HostSnapshot) -> Blocked:
     found = lost_gpu(snapshot)
     if not found:
         return None
+    match = known(found)
     return "GPU lost", _problem(
-        found,
+        _and_known(found, match),
         "no fatal Xid error and every GPU on the bus",
-        "sudo reboot; if it comes back: power, seat and cooling of the card, and "
-        "sudo nvidia-bug-report.sh",
+        match.fix if match else "sudo reboot",
     )
 
 
@@ -330,8 +339,10 @@ def _no_answer(snapshot: HostSnapshot) -> Blocked:
         found = f"kernel module {driver.module or 'of unknown version'}, but no nvidia-smi"
         fix = "install the driver's utilities (nvidia-utils, nvidia-smi) of the module's version"
     cards = ", ".join(describe(card) for card in snapshot.pci_gpus)
+    # Where there is no nvidia-smi, that is the cause, whatever the log of the machine holds.
+    match = known_of(snapshot) if driver.smi_state != "absent" else None
     return "no answer", _problem(
-        f"{found}{f' ({cards} is there)' if cards else ''}",
+        _and_known(f"{found}{f' ({cards} is there)' if cards else ''}", match),
         "nvidia-smi that lists the GPUs",
-        fix,
+        match.fix if match else fix,
     )

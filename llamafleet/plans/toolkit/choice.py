@@ -11,11 +11,13 @@ from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.plans.toolkit.compatibility import Blockers, Case, blockers, newest_cuda
 from llamafleet.plans.toolkit.compiler import installable
 from llamafleet.plans.toolkit.methods import Offer, offers, unoffered
-from llamafleet.plans.toolkit.refusal import no_cuda, no_toolkit
+from llamafleet.plans.toolkit.refusal import no_cuda, no_toolkit, nothing_offered
+from llamafleet.protocol.job import UNPROVEN
 from llamafleet.settings import Settings
 from llamafleet.tables import UNVERIFIED, parse_version
 from llamafleet.tables.toolkits import toolkit as toolkit_row
 from llamafleet.tables.toolkits import toolkits
+from llamafleet.wheelhouse.manifest import Manifest, Wheelhouse
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class _Judge:
 
     snapshot: HostSnapshot
     settings: Settings
+    house: Manifest | None
     against: dict[str, Blockers]
 
     def fits(self, version: str) -> bool:
@@ -40,7 +43,11 @@ class _Judge:
 
 
 def choose_toolkit(
-    snapshot: HostSnapshot, settings: Settings, capabilities: Sequence[str], layout: Layout
+    snapshot: HostSnapshot,
+    settings: Settings,
+    capabilities: Sequence[str],
+    layout: Layout,
+    house: Wheelhouse | None,
 ) -> ToolkitPlan | Problem:
     """The newest fitting toolkit that is there; else the newest to install; else why not.
 
@@ -52,13 +59,14 @@ def choose_toolkit(
         return no_cuda(snapshot.driver)
     cuda, source = newest
     against = {r.version: blockers(r, snapshot, settings, cuda, capabilities) for r in toolkits()}
-    judge = _Judge(snapshot, settings, against)
-    offered = offers(snapshot, settings, layout)
+    manifest = house.manifest if house else None
+    judge = _Judge(snapshot, settings, manifest, against)
+    offered = offers(snapshot, settings, layout, manifest)
 
     present, unfit = _sort(snapshot, judge, layout, offered)
     ours = [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
     there = ours + present
-    to_install = [o for o in offered if judge.fits(o.version)]
+    to_install = [o for o in offered if judge.fits(o.version) and _available(snapshot, o)]
     if there:
         # One for which a compiler must be installed comes last.
         plan = max(there, key=lambda p: (not judge.compiler(p.version), parse_version(p.version)))
@@ -66,7 +74,8 @@ def choose_toolkit(
         plan = _to_install(snapshot, to_install[0])
     else:
         left = {v: {} if judge.fits(v) else why for v, why in against.items()}
-        return no_toolkit(Case(snapshot, settings, cuda, tuple(capabilities), left, tuple(unfit)))
+        case = Case(snapshot, settings, house, cuda, tuple(capabilities), left, tuple(unfit))
+        return no_toolkit(case)
     plan = replace(
         plan,
         reason=f"{plan.reason}; driver runs CUDA up to {cuda} ({source})",
@@ -75,9 +84,25 @@ def choose_toolkit(
     return replace(plan, ruled_out=(*unfit, *_not_chosen(plan, against, judge, unfit)))
 
 
+def nothing_to_choose(
+    snapshot: HostSnapshot, settings: Settings, layout: Layout, house: Wheelhouse | None
+) -> Problem | None:
+    """What is certain before driver and compiler are known: there will be no toolkit."""
+    offered = offers(snapshot, settings, layout, house.manifest if house else None)
+    if snapshot.toolkits or any(not offer.lacking for offer in offered):
+        return None
+    return nothing_offered(snapshot, settings, house)
+
+
+def _available(snapshot: HostSnapshot, offer: Offer) -> bool:
+    """It can be installed now, or is being installed."""
+    job = snapshot.job("toolkit", offer.key)
+    return not offer.lacking or (job is not None and job.alive)
+
+
 def installed(snapshot: HostSnapshot, offer: Offer) -> bool:
     """Below our own folder, complete, and its job said so."""
-    job = snapshot.job("toolkit", offer.job)
+    job = snapshot.job("toolkit", offer.key)
     complete = any(t.root == offer.root and not t.missing for t in snapshot.toolkits)
     return complete and job is not None and job.ok and not job.alive
 
@@ -110,16 +135,18 @@ def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
 
     A package manager's files may all be there before it has ended, or before they were tried.
     """
-    job = snapshot.job("toolkit", offer.job)
+    job = snapshot.job("toolkit", offer.key)
     if job is None:
         return ""
     if job.alive:
         return f"is being installed {_by(offer)}"
+    if job.unreadable:
+        return f"the stamp of its installation can't be read ({job.unreadable})"
     if job.stamp is None:  # killed, or the host went down
-        phase, ended = (job.progress or {}).get("phase"), "was cut off"
+        phase, ended = job.progress.phase if job.progress else "", "was cut off"
     else:
-        phase, ended = job.stamp.get("error", {}).get("phase"), "failed"
-    return f"its installation {ended} in phase {phase}" if phase in ("install", "check") else ""
+        phase, ended = job.stamp.error.phase if job.stamp.error else "", "failed"
+    return f"its installation {ended} in phase {phase}" if phase in UNPROVEN else ""
 
 
 def _root(settings: Settings) -> str:
@@ -146,7 +173,7 @@ def _installed(offer: Offer) -> ToolkitPlan:
 
 
 def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
-    job = snapshot.job("toolkit", offer.job)
+    job = snapshot.job("toolkit", offer.key)
     what = f"no fitting toolkit is on the host: install {_by(offer)}"
     if job and job.alive:
         what = f"is being installed {_by(offer)}"
@@ -158,7 +185,7 @@ def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
         install=True,
         reason=what + _doubt(offer),
         source=offer.source,
-        job=offer.job,
+        key=offer.key,
     )
 
 
@@ -186,6 +213,6 @@ def _not_chosen(
         elif parse_version(version) < parse_version(plan.version):
             yield version, "older than the chosen one"
         elif plan.install:
-            yield version, unoffered(version, judge.snapshot, judge.settings)
+            yield version, unoffered(version, judge.snapshot, judge.settings, judge.house)
         else:
             yield version, "not on the host, and the chosen one is"

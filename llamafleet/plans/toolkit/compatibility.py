@@ -11,6 +11,7 @@ from llamafleet.plans.toolkit.compiler import candidates, fitting, refusal
 from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import ToolkitRow, driver_floors
+from llamafleet.wheelhouse.manifest import Wheelhouse
 
 Blockers = dict[str, str]
 """Cause (settings, driver, gpu, glibc, compiler) -> why a toolkit can't be used on this host."""
@@ -22,6 +23,7 @@ class Case:
 
     snapshot: HostSnapshot
     settings: Settings
+    house: Wheelhouse | None
     cuda: str
     """Newest CUDA version that the driver runs."""
     capabilities: tuple[str, ...]

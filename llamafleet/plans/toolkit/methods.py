@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import Repository, Source
+from llamafleet.protocol.job import METHODS, Method
 from llamafleet.settings import Settings
 from llamafleet.tables import NVIDIA_URL, parse_version
 from llamafleet.tables.distributions import (
@@ -18,10 +19,7 @@ from llamafleet.tables.distributions import (
     toolkit_packages,
 )
 from llamafleet.tables.toolkits import runfile, toolkits, wheel_toolkits
-
-METHODS = ("wheels", "apt", "dnf", "runfile", "distro")
-"""Best first, where several offer the same version: pinned files in a folder of our own, then
-packages, then gigabytes, then the distribution's own mix."""
+from llamafleet.wheelhouse.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Offer:
     """One toolkit that could be installed."""
 
     version: str
-    method: str
+    method: Method
     root: str
     libdir: str
     """As the snapshot will show it: it goes into the library and so into the fingerprint."""
@@ -37,24 +35,29 @@ class Offer:
     """Source of the figures that say it is there."""
     source: Source | None = None
     """None: wheels."""
+    lacking: str = ""
+    """Why it can't be installed now, though it may have been: the wheelhouse is without it."""
 
     @property
-    def job(self) -> str:
+    def key(self) -> str:
         """Key of the job that installs it."""
         return self.version if self.method == "wheels" else f"{self.method}-{self.version}"
 
 
-def offers(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> tuple[Offer, ...]:
+def offers(
+    snapshot: HostSnapshot, settings: Settings, layout: Layout, house: Manifest | None
+) -> tuple[Offer, ...]:
     """All toolkits that may be installed on this host, best first."""
+    by_method: dict[Method, Iterator[Offer]] = {
+        "wheels": _wheels(snapshot, layout, house),
+        "apt": _repository(snapshot, settings),
+        "dnf": _repository(snapshot, settings),
+        "runfile": _runfiles(snapshot, settings, layout),
+        "distro": _distro(snapshot),
+    }
     found = [
         offer
-        for method, offered in (
-            ("wheels", _wheels(snapshot, layout)),
-            ("apt", _repository(snapshot, settings)),
-            ("dnf", _repository(snapshot, settings)),
-            ("runfile", _runfiles(snapshot, settings, layout)),
-            ("distro", _distro(snapshot)),
-        )
+        for method, offered in by_method.items()
         if not closed(method, snapshot, settings)
         for offer in offered
     ]
@@ -65,7 +68,7 @@ def offers(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> tuple[
     )
 
 
-def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
+def closed(method: Method, snapshot: HostSnapshot, settings: Settings) -> str:
     """Why a method offers nothing on this host; "": it may be used."""
     if settings.toolkit_root:
         return f"toolkit_root = {settings.toolkit_root!r}"
@@ -100,12 +103,31 @@ def closed(method: str, snapshot: HostSnapshot, settings: Settings) -> str:
     return ""
 
 
-def unoffered(version: str, snapshot: HostSnapshot, settings: Settings) -> str:
+def unoffered(
+    version: str, snapshot: HostSnapshot, settings: Settings, house: Manifest | None
+) -> str:
     """Why no method installs that version on this host, method by method."""
-    return "; ".join(
-        f"{method}: {closed(method, snapshot, settings) or f'has no CUDA {version} here'}"
-        for method in METHODS
-    )
+
+    def why(method: Method) -> str:
+        if method == "wheels" and has_wheels(version, snapshot):
+            lacking = _lacking(version, house)
+        else:
+            lacking = f"has no CUDA {version} here"
+        return closed(method, snapshot, settings) or lacking
+
+    return "; ".join(f"{method}: {why(method)}" for method in METHODS)
+
+
+def has_wheels(version: str, snapshot: HostSnapshot) -> bool:
+    """There are wheels of that toolkit for the host's machine, in a wheelhouse or not."""
+    return any((row.cuda, row.machine) == (version, snapshot.arch) for row in wheel_toolkits())
+
+
+def _lacking(version: str, house: Manifest | None) -> str:
+    if house is None or version in house.toolkits:
+        return ""
+    has = f"it has {', '.join(house.toolkits)}" if house.toolkits else "it has no toolkit"
+    return f"CUDA {version} is not in the wheelhouse ({has})"
 
 
 def system(snapshot: HostSnapshot) -> Distribution | None:
@@ -114,11 +136,12 @@ def system(snapshot: HostSnapshot) -> Distribution | None:
     return here if here and here.manager == snapshot.package_manager else None
 
 
-def _wheels(snapshot: HostSnapshot, layout: Layout) -> Iterator[Offer]:
+def _wheels(snapshot: HostSnapshot, layout: Layout, house: Manifest | None) -> Iterator[Offer]:
     for row in wheel_toolkits():
         if row.machine == snapshot.arch:
             root = layout.toolkit(row.cuda)
-            yield Offer(row.cuda, "wheels", root, f"{root}/lib", row.source)
+            lacking = _lacking(row.cuda, house)
+            yield Offer(row.cuda, "wheels", root, f"{root}/lib", row.source, lacking=lacking)
 
 
 def _runfiles(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> Iterator[Offer]:
@@ -145,6 +168,7 @@ def _repository(snapshot: HostSnapshot, settings: Settings) -> Iterator[Offer]:
             key_url=f"{folder}/{key.file}",
             fingerprint=key.fingerprint,
             allowed=(*packages, *needed),
+            machine=snapshot.arch,
         )
         source = Source(here.manager, packages, None if snapshot.cuda_repository else repository)
         root = f"/usr/local/cuda-{version}"

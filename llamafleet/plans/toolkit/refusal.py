@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from llamafleet.facts.host import Driver
+from llamafleet.facts.host import Driver, HostSnapshot
 from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import Case
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, install_version
-from llamafleet.plans.toolkit.methods import unoffered
+from llamafleet.plans.toolkit.methods import closed, has_wheels, unoffered
+from llamafleet.settings import Settings
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import driver_floors, toolkits, wheel_toolkits
+from llamafleet.wheelhouse.manifest import Wheelhouse, build_command
 
 
 def no_cuda(driver: Driver) -> Problem:
@@ -53,7 +55,7 @@ def no_toolkit(case: Case) -> Problem:
         return [v for v, why in against.items() if not set(why) - set(ignored)]
 
     if versions():
-        return _not_installable(case, versions()[0], host, seen)
+        return _not_installable(case, versions(), host, seen)
     if versions("compiler"):
         row = next(r for r in toolkits() if r.version == versions("compiler")[0])
         return Problem(
@@ -89,9 +91,37 @@ def no_toolkit(case: Case) -> Problem:
     )
 
 
-def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
-    """A toolkit would fit, but it isn't there, and no method may or can install it."""
-    snapshot, settings = case.snapshot, case.settings
+def nothing_offered(
+    snapshot: HostSnapshot, settings: Settings, house: Wheelhouse | None
+) -> Problem:
+    """No toolkit is on the host, and no method has one, whatever driver and compiler will be."""
+    wheels = [w.cuda for w in wheel_toolkits() if w.machine == snapshot.arch]
+    # The oldest asks least of the driver.
+    version = settings.toolkit_version or min(wheels, key=parse_version, default="13.0")
+    manifest = house.manifest if house else None
+    return Problem(
+        "toolkit",
+        found="no CUDA Toolkit on the host",
+        expected=f"one there, as CUDA {version}, or a method that installs it: "
+        + unoffered(version, snapshot, settings, manifest),
+        next=_addition([version], snapshot, settings, house)
+        or "change the setting named there, or install one by hand and set toolkit_root",
+    )
+
+
+def _addition(
+    versions: list[str], snapshot: HostSnapshot, settings: Settings, house: Wheelhouse | None
+) -> str:
+    """The command that adds the first that wheels may bring to the wheelhouse; "": none does."""
+    addable = [version for version in versions if has_wheels(version, snapshot)]
+    if house is None or not addable or closed("wheels", snapshot, settings):
+        return ""
+    return build_command(house, toolkit=addable[0])
+
+
+def _not_installable(case: Case, fitting: list[str], host: str, seen: str) -> Problem:
+    """Toolkits would fit, but none is there, and no method may or can install one."""
+    snapshot, settings, house, version = case.snapshot, case.settings, case.house, fitting[0]
     wheels = [w.cuda for w in wheel_toolkits() if w.machine == snapshot.arch]
     waiting = [w for w in wheels if set(case.against[w]) == {"driver"}]
     newer = f"; or {_update_driver(waiting[-1])} and let wheels do it" if waiting else ""
@@ -99,7 +129,8 @@ def _not_installable(case: Case, version: str, host: str, seen: str) -> Problem:
         "toolkit",
         found=seen or "no CUDA Toolkit on the host",
         expected=f"CUDA {version} ({host}); no method installs it: "
-        + unoffered(version, snapshot, settings),
-        next="change the setting named there, or install it by hand and set toolkit_root, as "
+        + unoffered(version, snapshot, settings, house.manifest if house else None),
+        next=_addition(fitting, snapshot, settings, house)
+        or "change the setting named there, or install it by hand and set toolkit_root, as "
         f"'/usr/local/cuda-{version}'{newer}",
     )

@@ -68,6 +68,7 @@ class Install:
         wheels.mkdir()
         wheel = small_wheel(wheels, nvcc)
         config = {
+            "inputs": {"method": "wheels"},
             "method": "wheels",
             "cuda": "13.0",
             "root": str(self.root),
@@ -210,6 +211,7 @@ def cuda(cache: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
         "toolkit",
         version,
         {
+            "inputs": {"method": "wheels"},
             "method": "wheels",
             "cuda": version,
             "root": str(root),
@@ -312,7 +314,7 @@ def test_real_toolkit_is_complete_and_not_installed_twice(cache: Path, cuda: Pat
         assert (cuda / part).exists(), part
     assert not list((cuda / "lib" / "stubs").glob("libcuda.so.*"))
     runner, version = Runner(cache), cuda.name.removeprefix("cuda-")
-    stamp = runner.status(cache / "toolkit" / version)["stamp"]
+    stamp = json.loads((cache / "toolkit" / version / "stamp.json").read_text())
     assert stamp["nvcc"] == version
     again = runner.run("job", "--kind", "toolkit", "--dir", cache / "toolkit" / version)
     assert "done already" in again.stdout

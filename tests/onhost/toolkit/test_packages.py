@@ -21,6 +21,7 @@ from llamafleet.onhost.toolkit.packages import (
     refuse,
     refuse_unpinned,
 )
+from llamafleet.protocol.job import PackagesConfig, RepositoryConfig, ToolkitInputs
 from llamafleet.tables import driver_packages
 
 DATA = Path(__file__).parents[1] / "data" / "packages"
@@ -138,21 +139,31 @@ def test_a_source_that_is_refused_does_not_stay(
 ) -> None:
     """Where the pin misses it, the next upgrade would take a driver from it."""
     source, keyring = tmp_path / "cuda.sources", tmp_path / "cuda.asc"
-    repository = {
-        "url": URL,
-        "source": str(source),
-        "keyring": str(keyring),
-        "key": KEY,
-        "key_url": "",
-        "fingerprint": "",
-        "files": {str(source): "Types: deb\n"},
-    }
-    config = {"packages": ["cuda-nvcc-12-8"], "repository": repository}
+    config = PackagesConfig(
+        key="apt-12.8",
+        inputs=ToolkitInputs(method="apt"),
+        method="apt",
+        cuda="12.8",
+        root="/usr/local/cuda-12.8",
+        cxx="/usr/bin/g++",
+        manager="apt",
+        packages=("cuda-nvcc-12-8",),
+        record=str(tmp_path / "record"),
+        repository=RepositoryConfig(
+            url=URL,
+            source=str(source),
+            keyring=str(keyring),
+            key=KEY,
+            key_url="",
+            fingerprint="",
+            files={str(source): "Types: deb\n"},
+        ),
+    )
     monkeypatch.setattr(toolkit_packages, "CERTIFICATES", tmp_path)
     monkeypatch.setattr(toolkit_packages, "_tried", lambda *_: [])
     monkeypatch.setattr(toolkit_packages, "_command", lambda *_: ["Inst libcuda1 (1 x [amd64])"])
     policy = POLICY.format(priority=priority, label="lab")
     monkeypatch.setattr(toolkit_packages, "_output", lambda *_: policy)
     with pytest.raises(JobFailed, match=wanted):
-        toolkit_packages.apt(Job("toolkit", tmp_path, config), {})
+        toolkit_packages.apt(Job("toolkit", tmp_path, config.key), config, {})
     assert not source.exists() and not keyring.exists()

@@ -66,6 +66,7 @@ class Install:
         self.root = tmp_path / "toolkits" / "cuda-12.8"
         self.root.parent.mkdir()
         settings = {
+            "inputs": {"method": "runfile"},
             "method": "runfile",
             "cuda": "12.8",
             "root": str(self.root),

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.job import write_json
 from llamafleet.onhost.verify import run as verify
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.job import write_json
 from tests.history import RESULT
 from tests.protocol.test_verify import good
 

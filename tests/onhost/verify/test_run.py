@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet import zipapps
 from llamafleet.onhost.verify import checks
+from llamafleet.protocol.diagnose import diagnose, signatures_from
+from llamafleet.tables import failures
 from tests.onhost.llama import PYTHON, Host, host, library_folder, models, needs_llama, prefix
 
 __all__ = ["host", "models"]
@@ -43,11 +44,13 @@ def test_a_cpu_build_is_cpu_only(host: Host) -> None:
         assert name in run.stdout
 
 
-def test_the_zipapp_does_the_same(host: Host, tmp_path: Path) -> None:
-    zipapp = tmp_path / "llamafleet-host.pyz"
-    zipapp.write_bytes(zipapps.host_zipapp())
-    run = host.verify(zipapp=zipapp)
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_no_known_failure_is_seen_in_a_good_run(host: Host) -> None:
+    assert host.verify().returncode == 0
+    signatures = signatures_from(failures.rows())
+    logs = sorted(host.job.glob("worker-*.log"))
+    assert len(logs) == 4
+    for log in logs:
+        assert diagnose(signatures, log.read_text(encoding="utf-8")) is None, log
 
 
 def test_only_the_first_verification_of_a_build_discards(host: Host) -> None:
@@ -174,7 +177,7 @@ def test_a_context_that_does_not_fit_is_red_and_a_smaller_one_is_named(host: Hos
     assert host.verify().returncode == 1
     assert host.red() == {"context"}
     check = host.checks()["context"]
-    assert "out of memory" in check["found"]
+    assert "out of memory" in check["found"] and "known as oom-" in check["found"]
     number = int(check["next"].split("=")[1].split()[0])
     assert 0 < number < 100_000_000 and number % 256 == 0
 
@@ -185,23 +188,14 @@ def test_a_library_that_cannot_be_loaded_still_gives_a_result(host: Host, tmp_pa
     package.mkdir()
     error = "libcublas.so.13: cannot open shared object file: No such file or directory"
     (package / "__init__.py").write_text(f"raise RuntimeError({error!r})\n")
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])
     host.config["backend"] = "cuda"
-    run = host.verify(env={"PYTHONPATH": path}, zipapp=_module_starter(tmp_path))
+    run = host.verify(env={"PYTHONPATH": str(tmp_path)})
     assert run.returncode == 1, run.stderr
     assert host.latest["verdict"] == "FAIL"
     check = host.checks()["library_cuda"]
     assert "libcublas.so.13" in check["found"]
-    assert "libcublas" in check["next"] and "deploy again" in check["next"]
+    assert "known as import-cuda-runtime" in check["found"] and "deploy again" in check["next"]
     assert {"library_origin", "offload", "control", "logits"} <= host.red()
-
-
-def _module_starter(folder: Path) -> Path:
-    starter = folder / "start.py"
-    starter.write_text(
-        "import sys\nfrom llamafleet.onhost.__main__ import main\nsys.exit(main())\n"
-    )
-    return starter
 
 
 def test_an_old_verdict_is_gone_before_the_new_one_is_there(host: Host) -> None:

@@ -37,7 +37,7 @@ def test_none_at_all() -> None:
 def test_a_mixed_host_gets_all_of_its_gpus() -> None:
     host = replace(GPU_HOST, gpus=(gpu("12.0"), gpu("8.9", index=1), gpu("8.9", index=2)))
     assert capabilities_of(host, Settings()) == ("8.9", "12.0")
-    assert "-DCMAKE_CUDA_ARCHITECTURES=89;120" in build_of(host).cmake_args
+    assert "-DCMAKE_CUDA_ARCHITECTURES=89;120" in build_of(host).config.cmake_args
 
 
 def test_the_settings_win() -> None:
@@ -54,7 +54,7 @@ def test_a_driver_that_does_not_tell_is_a_problem_with_a_hint() -> None:
     assert "unverified table: 8.9" in problem.found and "8.9" in problem.next
     unknown = replace(silent, gpus=(replace(gpu(None), name="NVIDIA X"),))
     assert "unverified" not in only_problem(plan(unknown)).found
-    assert build_of(silent, compute_capabilities=("8.9",)).inputs["compute_capabilities"] == ["8.9"]
+    assert build_of(silent, compute_capabilities=("8.9",)).inputs.compute_capabilities == ("8.9",)
 
 
 def test_a_malformed_one_from_the_driver_is_a_problem() -> None:

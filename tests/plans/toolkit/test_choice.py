@@ -11,6 +11,7 @@ from llamafleet.facts.host import Driver, Job, Toolkit
 from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.settings import Settings
+from tests.plans.driver.test_verdict import UPDATED, failing
 from tests.plans.hosts import (
     GPU_HOST,
     LAYOUT,
@@ -19,6 +20,8 @@ from tests.plans.hosts import (
     driver,
     gcc,
     gpu,
+    installed,
+    only_problem,
     plan,
     refused,
     toolkit,
@@ -30,7 +33,7 @@ OWN = LAYOUT.toolkit("13.0")
 INSTALLED = replace(
     GPU_HOST,
     toolkits=(toolkit("13.0", OWN),),
-    jobs=(Job("toolkit", "13.0", alive=False, stamp={"ok": True}),),
+    jobs=(installed("13.0"),),
 )
 
 
@@ -343,7 +346,7 @@ def test_an_installed_toolkit_of_wheels_is_used() -> None:
     "changes",
     [
         {"jobs": ()},
-        {"jobs": (Job("toolkit", "13.0", alive=False, stamp={"ok": False}),)},
+        {"jobs": (installed("13.0", ok=False),)},
         {"jobs": (Job("toolkit", "13.0", alive=True),)},
         {"toolkits": ()},
         {"toolkits": (toolkit("13.0", OWN, lacks="cublas"),)},
@@ -379,7 +382,7 @@ def test_a_newer_driver_does_not_move_a_host_to_newer_wheels(cuda: str, method: 
         ({"glibc": "2.42"}, {}),
         ({}, {"toolkit_version": "13.4"}),
         ({"jobs": ()}, {}),
-        ({"jobs": (Job("toolkit", "13.0", alive=False, stamp={"ok": False}),)}, {}),
+        ({"jobs": (installed("13.0", ok=False),)}, {}),
         ({"jobs": (Job("toolkit", "13.0", alive=True),)}, {}),
         ({"toolkits": ()}, {}),
         ({"toolkits": (toolkit("13.0", OWN, lacks="cublas"),)}, {}),
@@ -396,7 +399,7 @@ def test_an_installed_toolkit_of_wheels_that_does_not_fit_gives_way_to_the_newes
 def test_of_two_installed_from_wheels_the_newest_that_fits() -> None:
     newer = (
         toolkit("13.1", LAYOUT.toolkit("13.1")),
-        Job("toolkit", "13.1", alive=False, stamp={"ok": True}),
+        installed("13.1"),
     )
     both = replace(
         INSTALLED,
@@ -421,3 +424,13 @@ def test_a_plan_names_the_toolkit_settings_as_they_are() -> None:
     made = plan(replace(GPU_HOST, toolkits=ALL))
     assert made.toolkit == chosen(replace(GPU_HOST, toolkits=ALL))
     assert Settings().toolkit_method == "auto"
+
+
+def test_a_host_that_will_get_no_toolkit_is_told_so_before_it_is_rebooted() -> None:
+    waiting = failing(**UPDATED)
+    assert not plan(waiting, reboot="allow").problems
+    problem = only_problem(plan(waiting, reboot="allow", toolkit_method="present"))
+    assert problem.check == "toolkit" and "wheels: toolkit_method = 'present'" in problem.expected
+    assert problem.next.startswith("change the setting named there")
+    there = replace(waiting, toolkits=(toolkit("12.8"),))
+    assert plan(there, reboot="allow", toolkit_method="present").reboot

@@ -130,4 +130,4 @@ def test_no_compiler_and_nothing_that_installs_one() -> None:
 
 def test_a_host_with_a_compiler_needs_no_package() -> None:
     assert plan_packages(CPU_HOST, Settings()) == PackagesPlan()
-    assert build_of(CPU_HOST, accelerator="auto").inputs["compiler"] == "gcc 12"
+    assert build_of(CPU_HOST, accelerator="auto").inputs.compiler == "gcc 12"

@@ -9,19 +9,22 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot, Job, Package
 from llamafleet.plans.toolkit.compiler import MIN_MAJOR, installable
-from llamafleet.plans.toolkit.methods import METHODS, offers
+from llamafleet.plans.toolkit.methods import offers
+from llamafleet.protocol.job import JobError, Progress, Stamp
 from llamafleet.settings import Settings
 from llamafleet.tables import driver_packages
 from llamafleet.tables.distributions import distributions
 from llamafleet.tables.toolkits import ToolkitRow, toolkits
 from tests.plans.hosts import (
     GPU_HOST,
+    HOUSE,
     LAYOUT,
     build_of,
     chosen,
     driver,
     gcc,
     gpu,
+    installed,
     only_problem,
     plan,
     refused,
@@ -131,7 +134,7 @@ def test_every_repository_gives_versioned_packages_and_no_driver() -> None:
     """What the guard would refuse is in no list, and neither are the packages of it all."""
     for row in distributions():
         host = system(row.id, row.version, "2.36", 12, package_manager=row.manager)
-        for offer in offers(host, Settings(), LAYOUT):
+        for offer in offers(host, Settings(), LAYOUT, None):
             source = offer.source
             if source is None or source.repository is None:
                 continue
@@ -156,7 +159,7 @@ def test_a_runfile_has_a_url_a_hash_and_a_folder_of_our_own() -> None:
     made = chosen(replace(MINT, driver=driver("570")))
     assert made.root == LAYOUT.toolkit("12.8-runfile") and made.libdir == f"{made.root}/lib64"
     assert made.source and made.source.url.startswith(f"{NVIDIA}/12.8.")
-    assert len(made.source.sha256) == 64 and made.job == "runfile-12.8"
+    assert len(made.source.sha256) == 64 and made.key == "runfile-12.8"
 
 
 def test_a_mirror_takes_the_place_of_nvidias_address() -> None:
@@ -202,7 +205,7 @@ def test_what_the_settings_allow(settings: dict[str, Any], method: str) -> None:
         (FEDORA40, {"toolkit_method": "dnf"}, "NVIDIA has no repository for fedora 40"),
         (replace(FEDORA41, arch="aarch64"), {"toolkit_method": "dnf"}, "nothing for aarch64"),
         (NOBLE, {"toolkit_method": "apt", "toolkit_version": "12.4"}, "apt: has no CUDA 12.4 here"),
-        (JAMMY, {"toolkit_version": "12.4", "wheelhouse": "/srv/wheels"}, "no network is used"),
+        (JAMMY, {"toolkit_version": "12.4", "house": HOUSE}, "no network is used"),
         (replace(GPU_HOST, arch="ppc64le"), {}, "runfile: has no CUDA 13.0 here"),
         # What is missing is a method, not the compiler, which could be installed.
         (
@@ -220,7 +223,7 @@ def test_why_no_method_installs_it(host: HostSnapshot, settings: dict[str, Any],
 
 def test_a_wheelhouse_leaves_the_mirror() -> None:
     made = chosen(
-        replace(JAMMY, driver=driver("570")), wheelhouse="/srv/w", toolkit_url="http://mirror.lab"
+        replace(JAMMY, driver=driver("570")), house=HOUSE, toolkit_url="http://mirror.lab"
     )
     assert made.method == "apt"
 
@@ -229,7 +232,7 @@ def test_a_mirror_of_nvidias_is_none_of_the_distribution() -> None:
     packaged = replace(driver("535"), packages=(Package("libcuda1", "535.183.01-1"),))
     problem = refused(
         replace(BOOKWORM, driver=packaged),
-        wheelhouse="/srv/w",
+        house=HOUSE,
         toolkit_url="http://mirror.lab",
         toolkit_method="distro",
     )
@@ -258,7 +261,7 @@ def test_an_installed_toolkit_of_a_method_is_used_and_the_build_is_the_same(
     after = replace(
         host,
         toolkits=(replace(there("12.8", before.root), libdir=before.libdir),),
-        jobs=(Job("toolkit", before.job, alive=False, stamp={"ok": True}),),
+        jobs=(installed(before.key),),
     )
     made = chosen(after, toolkit_method=method)
     assert not made.install and made.root == before.root
@@ -266,18 +269,28 @@ def test_an_installed_toolkit_of_a_method_is_used_and_the_build_is_the_same(
     assert first.fingerprint == second.fingerprint
 
 
+def failed_in(phase: str) -> Stamp:
+    error = JobError(phase=phase)
+    return Stamp(kind="toolkit", key="apt-12.8", ok=False, error=error)
+
+
+def was_in(phase: str) -> Progress:
+    return Progress(kind="toolkit", key="apt-12.8", pid=1, start_ticks=1, phase=phase)
+
+
 @pytest.mark.parametrize(
     ("job", "install"),
     [
         (None, False),
         ({"alive": True}, True),
-        ({"stamp": {"ok": False, "error": {"phase": "check"}}}, True),
-        ({"stamp": {"ok": False, "error": {"phase": "install"}}}, True),
+        ({"stamp": failed_in("check")}, True),
+        ({"stamp": failed_in("install")}, True),
+        ({"unreadable": "version: found 2, expected 1"}, True),
         # Killed, or the host went down: no stamp, and the files may all be there.
-        ({"progress": {"phase": "install"}}, True),
-        ({"progress": {"phase": "simulate"}}, False),
+        ({"progress": was_in("install")}, True),
+        ({"progress": was_in("simulate")}, False),
         # The administrator has done what the job could not.
-        ({"stamp": {"ok": False, "error": {"phase": "repository"}}}, False),
+        ({"stamp": failed_in("repository")}, False),
     ],
 )
 def test_packages_that_are_there_but_not_proven(job: dict[str, Any] | None, install: bool) -> None:
@@ -285,7 +298,7 @@ def test_packages_that_are_there_but_not_proven(job: dict[str, Any] | None, inst
     jobs = (Job("toolkit", "apt-12.8", **{"alive": False, **job}),) if job else ()
     made = chosen(replace(host, jobs=jobs))
     assert (made.install, made.root) == (install, "/usr/local/cuda-12.8")
-    assert (made.method, made.job) == (("apt", "apt-12.8") if install else ("present", ""))
+    assert (made.method, made.key) == (("apt", "apt-12.8") if install else ("present", ""))
 
 
 def test_wheels_and_runfile_of_one_version_do_not_take_each_others_place() -> None:
@@ -320,7 +333,7 @@ def test_the_compiler_of_the_toolkit_is_installed_first_and_then_all_is_planned(
     assert first.toolkit and first.toolkit.version == "12.2"
     then = plan(replace(host, compilers=gcc(13, 12)))
     assert not then.packages.names and then.build
-    assert "-DCMAKE_CUDA_HOST_COMPILER=/usr/bin/g++-12" in then.build.cmake_args
+    assert "-DCMAKE_CUDA_HOST_COMPILER=/usr/bin/g++-12" in then.build.config.cmake_args
 
 
 def test_a_host_without_a_compiler_gets_the_one_that_its_toolkit_accepts() -> None:
@@ -357,7 +370,3 @@ def test_only_a_compiler_that_the_toolkit_accepts_is_installed(row: ToolkitRow) 
     assert installable(JAMMY, Settings(), row) is not None
     assert installable(MINT, Settings(), row) is None
     assert installable(JAMMY, Settings(host_compiler="/usr/bin/g++-9"), row) is None
-
-
-def test_every_method_has_a_place_in_the_order() -> None:
-    assert set(METHODS) == {"wheels", "apt", "dnf", "runfile", "distro"}

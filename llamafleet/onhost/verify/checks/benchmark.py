@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llamafleet.onhost.verify import known
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Place
 from llamafleet.protocol.result import Benchmark, Check, failed, passed, skipped
@@ -25,7 +26,8 @@ def judge_benchmark(report: Benchmark, wanted: int) -> Check:
 def _place(place: Place) -> Check:
     if not place.offloaded:
         return skipped(NAME, "not measured: offload is red")
-    return judge_benchmark(place.benchmark(), place.evidence.config.inputs.bench.repetitions)
+    wanted = place.evidence.config.inputs.bench.repetitions
+    return known.priced(judge_benchmark(place.benchmark(), wanted), place.bench().log)
 
 
 SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llamafleet.onhost.verify import llama_log
+from llamafleet.onhost.verify import known, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Place, task_failed
+from llamafleet.protocol.diagnose import Match
 from llamafleet.protocol.result import Check, failed, passed, skipped
 
 NAME = "context"
@@ -45,29 +46,29 @@ def _place(place: Place) -> Check:
     expected = f"the model and a context of {wanted} tokens fit"
     first = place.context(wanted)
     if first.reply:
-        return passed(NAME, f"{first.reply['n_ctx']} tokens fit", expected)
-    if not llama_log.out_of_memory(first.log):
+        check = passed(NAME, f"{first.reply['n_ctx']} tokens fit", expected)
+        # A synthetic model was trained for no length at all.
+        return check if place.model().synthetic else known.priced(check, first.log)
+    match = known.of_task(first)
+    if match is None or match.id not in known.OUT_OF_MEMORY:
         return task_failed(NAME, first)
+    found, advice = _smaller(place, wanted, match)
     words = llama_log.last_words(first.log, 2)
+    return failed(NAME, f"out of memory: {found}: {words}; {match}", expected, advice)
+
+
+def _smaller(place: Place, wanted: int, match: Match) -> tuple[str, str]:
+    """What fits and what does not, and the context to set."""
     guess = int(place.tokens_that_fit()) // CONTEXT_STEP * CONTEXT_STEP
     if not place.evidence.cuda_devices():
         # No search on a CPU: it would fill the host's memory several times.
-        found = f"out of memory: {wanted} tokens do not fit into memory: {words}"
-        return failed(NAME, found, expected, f"set context = {guess} or less (an estimate)")
+        found = f"{wanted} tokens do not fit into memory"
+        return found, f"set context = {guess} or less (an estimate)"
     fits = largest_context(lambda n: place.context(n).reply is not None, wanted, guess)
     if not fits:
-        return failed(
-            NAME,
-            f"out of memory: not even {CONTEXT_STEP} tokens fit into the GPU's memory: {words}",
-            expected,
-            "use a smaller model, and end other processes that `nvidia-smi` lists",
-        )
-    return failed(
-        NAME,
-        f"out of memory: {wanted} tokens do not fit into the GPU's memory, {fits} do: {words}",
-        expected,
-        f"set context = {fits}",
-    )
+        return f"not even {CONTEXT_STEP} tokens fit into the GPU's memory", match.fix
+    found = f"{wanted} tokens do not fit into the GPU's memory, {fits} do"
+    return found, f"set context = {fits}"
 
 
 SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))

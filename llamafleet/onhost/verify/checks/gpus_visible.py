@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from llamafleet.onhost.verify import known
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Evidence, Place
 from llamafleet.protocol.result import Check, failed, passed
@@ -75,15 +76,23 @@ def _names(gpus: Sequence[str]) -> str:
 def _host(evidence: Evidence) -> Check:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(gpu) for gpu in evidence.gpus]
-    return judge_gpus(names, evidence.nvml_problem, evidence.cuda_devices(), visible)
+    check = judge_gpus(names, evidence.nvml_problem, evidence.cuda_devices(), visible)
+    if evidence.nvml_problem:
+        return known.explained(check, evidence.nvml_problem, stages=("detection",))
+    return _explained(check, evidence, visible)
 
 
 def _place(place: Place) -> Check:
     (gpu,) = place.gpus
-    shown = place.evidence.cuda_bus_ids()
-    check = judge_gpu(str(gpu), gpu.bus_id, shown, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    shown, visible = place.evidence.cuda_bus_ids(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    check = judge_gpu(str(gpu), gpu.bus_id, shown, visible)
     place.hidden = check.status == "fail"
-    return check
+    return _explained(check, place.evidence, visible)
+
+
+def _explained(check: Check, evidence: Evidence, visible: str | None) -> Check:
+    """Why CUDA shows none; a variable that is seen to hide GPUs is the better answer."""
+    return check if visible is not None else known.explained(check, evidence.probe().log)
 
 
 SPEC = Spec(NAME, host=_host, place=_place, on=frozenset({"gpu"}))

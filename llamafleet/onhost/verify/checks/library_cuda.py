@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llamafleet.onhost.verify import known
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Evidence
 from llamafleet.protocol.result import Check, failed, passed
@@ -27,8 +28,7 @@ def judge_cuda(libraries: Iterable[str], system_info: str, supports_offload: boo
             NAME,
             found,
             expected,
-            "this is a CPU-only build: build with -DGGML_CUDA=on (FORCE_CMAKE and LLAMA_CUBLAS "
-            "have no effect)",
+            "this is a CPU-only build: build with -DGGML_CUDA=on",
         )
     if not supports_offload:
         return failed(
@@ -41,8 +41,10 @@ def judge_cuda(libraries: Iterable[str], system_info: str, supports_offload: boo
 
 
 def _host(evidence: Evidence) -> Check:
-    probe = evidence.probe().result
-    return judge_cuda(probe["libraries"], probe["system_info"], probe["supports_gpu_offload"])
+    probe, log = evidence.probe().result, evidence.probe().log
+    info = probe["system_info"]
+    check = judge_cuda(probe["libraries"], info, probe["supports_gpu_offload"])
+    return known.explained(check, info, log)
 
 
 SPEC = Spec(NAME, host=_host)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from llamafleet.onhost.verify import llama_log
+from llamafleet.onhost.verify import known, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import MIB, Place, task_failed
 from llamafleet.onhost.verify.llama_log import Placement, listed
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "offload"
+READ_LOG = "read the worker's log beside progress.json"
+"""Where the catalogue has no better advice."""
 ROUNDING_MIB = 0.005
 """The log gives a buffer's size with two decimals."""
 
@@ -36,7 +38,7 @@ def judge_offload(placed: Placement, n_layer: int, device_bytes: int) -> Check:
             NAME,
             f"CUDA did not start: {placed.init_error}; {found}",
             expected,
-            _init_advice(placed.init_error),
+            READ_LOG,
         )
     everywhere = set(placed.layers) == set(range(wanted))
     if not everywhere and not placed.layers:
@@ -44,38 +46,19 @@ def judge_offload(placed: Placement, n_layer: int, device_bytes: int) -> Check:
             NAME,
             "no line that assigns a layer to a device",
             expected,
-            "read the worker's log beside progress.json; another version of llama.cpp may write "
-            "other lines",
+            f"{READ_LOG}; another version of llama.cpp may write other lines",
         )
     rounding = ROUNDING_MIB * max(1, len(placed.model_mib))
     if placed.cuda_layers != wanted or not everywhere:
-        return failed(
-            NAME,
-            found,
-            expected,
-            "set n_gpu_layers = -1; if it is: use a smaller model or context, as layers stay on "
-            "the CPU when the GPU's memory is short",
-        )
+        return failed(NAME, found, expected, READ_LOG)
     if placed.cuda_model_mib + rounding < mib:
         return failed(
             NAME,
             found,
             expected,
-            "the log assigns the layers but the memory is not on the GPU: rebuild, and compare "
-            "with the worker's log beside progress.json",
+            f"the log assigns the layers but the memory is not on the GPU: rebuild, and {READ_LOG}",
         )
     return passed(NAME, found, expected)
-
-
-def _init_advice(error: str) -> str:
-    if "no CUDA-capable device" in error:
-        return (
-            "unset CUDA_VISIBLE_DEVICES, then compare `nvidia-smi -L` with `ls -l /dev/nvidia*` "
-            "(a container needs --gpus all)"
-        )
-    if "driver version is insufficient" in error:
-        return "the driver is older than the toolkit of this build: update it, or build anew"
-    return "run `nvidia-smi`, then `ls -l /dev/nvidia*` and `lsmod | grep nvidia_uvm`"
 
 
 def _place(place: Place) -> Check:
@@ -86,7 +69,7 @@ def _place(place: Place) -> Check:
     if ended.problem and (check.status == "pass" or not placed.layers):
         return task_failed(NAME, ended)
     place.offloaded = check.status == "pass"
-    return check
+    return known.explained(check, ended.log)
 
 
 SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))

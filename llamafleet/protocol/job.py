@@ -1,0 +1,378 @@
+"""A job's folder on a host: what the controller asks for, what the job tells, how it ended.
+
+config.json says what to do, progress.json how far it is, stamp.json how it ended, well or badly.
+A stamp is removed when a run begins, so it always belongs to the last run. A job outlives the
+connection that started it; whoever asks later reads the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, get_args
+
+from llamafleet.protocol.decode import DecodeError, decode
+
+VERSION: Final = 1
+CONFIG, PROGRESS, STAMP, LOCK = "config.json", "progress.json", "stamp.json", "lock"
+PROCESS_NAME = "llamafleet-host"
+"""Part of the command line of every process of the zipapp; tells a job from a reused pid."""
+LIMIT = 1 << 20
+"""Bytes of a file that are read; the snapshot cuts there too."""
+
+Kind = Literal["build", "toolkit", "verify"]
+State = Literal["running", "ok", "failed", "dead", "absent"]
+"""dead: it ended without a stamp that can be read."""
+
+Method = Literal["wheels", "apt", "dnf", "runfile", "distro"]
+METHODS: tuple[Method, ...] = get_args(Method)
+"""How a toolkit is installed. Best first, where several have the same version: pinned files in a
+folder of our own, then packages, then gigabytes, then the distribution's own mix."""
+Manager = Literal["apt", "dnf"]
+
+INSTALL, CHECK = "install", "check"
+"""Phases of a toolkit's job: the package manager runs; what is there is tried."""
+UNPROVEN = (INSTALL, CHECK)
+"""Ended in one of these, a job may have left a toolkit that only looks complete."""
+
+T = TypeVar("T")
+
+
+def log_name(kind: Kind) -> str:
+    """File of the job's folder with all that its commands said."""
+    return f"{kind}.log"
+
+
+# -- what the controller asks for ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildInputs:
+    """Exactly what changes the machine code: the build's key is a hash of it."""
+
+    llama_version: str
+    llama_sha256: str
+    """Of the published source archive."""
+    cmake_options: tuple[str, ...]
+    toolkit: str | None
+    """major.minor; None: for the CPU."""
+    compute_capabilities: tuple[str, ...]
+    compiler: str
+    """Kind and major version."""
+    arch: str
+    cpu_flags: str | None
+    """Hash of the flags; None: the build does not go by them."""
+    glibc: str | None
+    backend: Literal["cuda", "cpu"]
+    nvcc_append_flags: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolkitInputs:
+    """What a toolkit's installation depends on, beside its key."""
+
+    method: Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job is told."""
+
+    version: Literal[1] = VERSION
+    kind: Kind
+    key: str
+    inputs: BuildInputs | ToolkitInputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipConfig(JobConfig):
+    """Of a job that installs with pip."""
+
+    python: str
+    pip: str
+    """The zipapp that is pip."""
+    requirements: str
+    """Lines with hashes."""
+    index_url: str | None
+    """None: the host's own setting, or PyPI."""
+    find_links: str | None
+    """Folder that takes the index's place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(PipConfig):
+    """One build of llama-cpp-python; its key is the fingerprint."""
+
+    kind: Literal["build"] = "build"
+    inputs: BuildInputs
+    prefix: str
+    """Of the virtual environment that it is installed into."""
+    llama_requirement: str
+    cmake_args: tuple[str, ...]
+    allowed_unused: tuple[str, ...]
+    """Options that CMake may leave unused; any other is a mistyped one."""
+    environment: dict[str, str]
+    jobs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolkitConfig(JobConfig):
+    """One installation of a CUDA Toolkit: what all methods are told."""
+
+    kind: Literal["toolkit"] = "toolkit"
+    inputs: ToolkitInputs
+    method: Method
+    cuda: str
+    """major.minor."""
+    root: str
+    cxx: str
+    """The host compiler that it must work with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelsConfig(ToolkitConfig, PipConfig):
+    """From NVIDIA's wheels."""
+
+    method: Literal["wheels"] = "wheels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunfileConfig(ToolkitConfig):
+    """By NVIDIA's installer."""
+
+    method: Literal["runfile"] = "runfile"
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryConfig:
+    """A package repository to set up."""
+
+    url: str
+    source: str
+    """Path of the file among `files` that names the repository."""
+    keyring: str
+    """Path that the key is written to."""
+    key_url: str
+    fingerprint: str
+    """Of the key at `key_url`, 40 hex digits."""
+    key: str | None
+    """Text of the key to trust; None: the one at `key_url`."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Text by path. A plan has none: they are rendered when the job is told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagesConfig(ToolkitConfig):
+    """By the package manager, as root."""
+
+    method: Literal["apt", "dnf", "distro"]
+    manager: Manager
+    packages: tuple[str, ...]
+    record: str
+    """File that names what llamafleet installed, a line each."""
+    repository: RepositoryConfig | None
+    """None: the repositories that the host has."""
+
+
+_TOOLKIT_CONFIGS: dict[Method, type[ToolkitConfig]] = {
+    "wheels": WheelsConfig,
+    "runfile": RunfileConfig,
+    "apt": PackagesConfig,
+    "dnf": PackagesConfig,
+    "distro": PackagesConfig,
+}
+
+
+def toolkit_config(data: object) -> ToolkitConfig:
+    """The settings of one method. Raises DecodeError."""
+    method = decode(ToolkitConfig, data).method
+    return decode(_TOOLKIT_CONFIGS[method], data)
+
+
+# -- what the job tells ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job is, and which process runs it."""
+
+    version: Literal[1] = VERSION
+    kind: Kind
+    key: str
+    pid: int
+    start_ticks: int | None
+    """When that process started; see the function of this name."""
+    started: float = 0.0
+    """Seconds since 1970, as in `updated`."""
+    updated: float = 0.0
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    """0: not known."""
+    line: str = ""
+    """What it is at, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobError:
+    """Why a job failed."""
+
+    phase: str
+    lines: tuple[str, ...] = ()
+    """The ones worth reading; the first says what happened."""
+    log: str = ""
+    signature: str | None = None
+    """Id of the known failure that it looks like."""
+    cause: str | None = None
+    fix: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """How a job ended. What it made stands beside this, in the same object."""
+
+    version: Literal[1] = VERSION
+    kind: Kind
+    key: str
+    ok: bool
+    started: float = 0.0
+    finished: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    max_rss_mib: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, in the order in which the phases began."""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """Of the configuration; those of another version of this code may have other names."""
+    log: str = ""
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildProduct:
+    """What a build made."""
+
+    wheel_bytes: int | None
+    wheel_sha256: str | None
+    libraries: dict[str, str]
+    """sha256 by path below the virtual environment."""
+    units: int
+    """Steps of the compilation."""
+    llama_cpp_python: str
+    system_info: str
+    import_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolkitProduct:
+    """What an installation of a toolkit made."""
+
+    nvcc: str = ""
+    """major.minor that it tells."""
+    download_bytes: int | None = None
+    packages: tuple[str, ...] = ()
+    """Names and versions."""
+
+
+Product = BuildProduct | ToolkitProduct
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """What a job's folder says."""
+
+    state: State
+    progress: Progress | None = None
+    stamp: Stamp | None = None
+    unreadable: str = ""
+    """Why the stamp that is there can't be read."""
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` with "version" so that a reader sees the old file or the new one, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps({"version": VERSION} | data, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None where there is none of at most LIMIT bytes."""
+    if not path.is_file():  # a pipe would never end
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(LIMIT + 1)
+        data = json.loads(text) if len(text) <= LIMIT else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What the job in `folder` tells; None where it tells nothing that can be read."""
+    try:
+        return _read(Progress, folder / PROGRESS)
+    except DecodeError:
+        return None
+
+
+def _read(kind: type[T], path: Path) -> T | None:
+    """None where there is no file. Raises DecodeError."""
+    data = read_json(path)
+    if data is None and path.exists():
+        raise DecodeError([f"found no JSON object of at most {LIMIT} bytes"])
+    return None if data is None else decode(kind, data)
+
+
+def status(folder: Path) -> JobStatus:
+    """State of the job in `folder`."""
+    progress, stamp, unreadable = read_progress(folder), None, ""
+    try:
+        stamp = _read(Stamp, folder / STAMP)
+    except DecodeError as error:
+        unreadable = str(error)
+    state: State
+    if stamp:
+        state = "ok" if stamp.ok else "failed"
+    elif progress and alive(progress):
+        state = "running"
+    else:
+        state = "dead" if progress or unreadable else "absent"
+    return JobStatus(state=state, progress=progress, stamp=stamp, unreadable=unreadable)
+
+
+def write_stamp(folder: Path, stamp: Stamp, product: Product | None) -> None:
+    """`product` None: it made nothing."""
+    write_json(folder / STAMP, asdict(stamp) | (asdict(product) if product else {}))
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot (field 22 of its stat, proc(5)).
+
+    Tells a process from a later one of the same pid, also after a reboot. The boot id would not:
+    in a container it can read differently inside a sandboxed unit (measured, systemd-nspawn).
+    """
+    try:
+        # The second field may hold blanks and brackets.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
+        return int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def alive(progress: Progress) -> bool:
+    """The process that tells it runs still: same pid, same start, a process of ours."""
+    if progress.start_ticks is None or start_ticks(progress.pid) != progress.start_ticks:
+        return False
+    try:
+        cmdline = Path(f"/proc/{progress.pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return PROCESS_NAME.encode() in cmdline
