@@ -63,7 +63,8 @@ def _run(name: str, sample: int | None) -> int:
     drawn = made if sample is None else Random(SEED).sample(made, min(sample, len(made)))
     wanted = [mutant.name for mutant in drawn]
     (copy / WANTED).write_text(json.dumps(wanted), encoding="utf-8")
-    argv = [sys.executable, "-m", "pytest", *PYTEST, *room.tests]
+    # pytest's own folder is emptied by others that run meanwhile.
+    argv = [sys.executable, "-m", "pytest", *PYTEST, f"--basetemp={copy}/tmp", *room.tests]
     with (copy / "pytest.log").open("w") as log:
         done = subprocess.run(argv, cwd=copy, stdout=log, check=False)
     if done.returncode:
