@@ -103,3 +103,38 @@ def test_a_huge_or_hostile_value_is_cut_and_escaped() -> None:
         decode(Outer, GOOD | {"name": ["\x1b[2J" + "x" * 10_000]})
     said = str(error.value)
     assert len(said) < 200 and "\x1b" not in said
+
+
+@pytest.mark.parametrize(("length", "shown"), [(78, '"' + "x" * 78 + '"'), (79, '"' + "x" * 79)])
+def test_a_value_is_cut_after_80_characters(length: int, shown: str) -> None:
+    with pytest.raises(DecodeError) as error:
+        decode(Outer, GOOD | {"on": "x" * length})
+    dots = "" if length == 78 else "..."
+    assert error.value.errors == [f"on: found {shown}{dots}, expected true or false"]
+
+
+def test_the_errors_are_the_exception_s_text() -> None:
+    with pytest.raises(DecodeError) as error:
+        decode(Outer, GOOD | {"name": 5, "on": 5})
+    assert str(error.value) == "; ".join(error.value.errors)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("inner", "inner: found nothing, expected an object"),
+        ("toolkit", "toolkit: found nothing, expected text or null"),
+        ("anything", "anything: found nothing, expected an object"),
+    ],
+)
+def test_what_a_missing_key_should_have_held_is_told(key: str, said: str) -> None:
+    data = {name: value for name, value in GOOD.items() if name != key}
+    with pytest.raises(DecodeError) as error:
+        decode(Outer, data)
+    assert error.value.errors == [said]
+
+
+def test_an_object_where_text_is_expected_is_named() -> None:
+    with pytest.raises(DecodeError) as error:
+        decode(Outer, GOOD | {"name": {"a": 1}})
+    assert error.value.errors == ['name: found {"a": 1}, expected text']

@@ -117,3 +117,14 @@ def test_the_cpu_build_knows_nothing_of_cuda() -> None:
 )
 def test_the_difference_in_words(old: dict[str, Any], new: dict[str, Any], text: str) -> None:
     assert explain_difference(old, new) == text
+
+
+def test_inputs_of_every_kind_have_their_key() -> None:
+    """By sha256sum of {"gpus":["8.9","9.0"],"name":"\\u00e4","toolkit":null,"version":"0.3.36"}."""
+    inputs = {"version": "0.3.36", "gpus": ["8.9", "9.0"], "toolkit": None, "name": "ä"}
+    assert fingerprint(inputs) == "960cce38e98352f9"
+
+
+def test_a_difference_is_told_in_one_order() -> None:
+    old, new = {"options": {"b": 1, "a": 2}}, {"options": {"c": 3, "a": 2}}
+    assert explain_difference(old, new) == 'options {"a": 2, "b": 1} -> {"a": 2, "c": 3}'

@@ -114,3 +114,12 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, content: str | None) 
         verify_config.load(path)
     path.write_text(json.dumps(good()))
     assert verify_config.load(path).host == "gpu1"
+
+
+def test_each_error_has_a_line_of_its_own() -> None:
+    with pytest.raises(ConfigError) as error:
+        verify_config.parse(PATH, good() | {"host": 5, "stamp": "here"})
+    assert str(error.value).splitlines() == [
+        f"{PATH}: host: found 5, expected text",
+        f'{PATH}: stamp: found "here", expected an absolute path',
+    ]

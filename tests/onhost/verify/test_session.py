@@ -482,8 +482,9 @@ def test_a_model_too_big_for_one_gpu_is_measured_on_all_of_them(
 ) -> None:
     answers, run = two
     mine = tmp_path / "mine.gguf"
-    mine.write_bytes((models / "synthetic-160m-q4_0.gguf").read_bytes())
-    small = read_weights(models / "synthetic-160m-q4_0.gguf")
+    written, _ = synth.ensure(models, "160m", "q4_0")
+    mine.write_bytes(written.read_bytes())
+    small = read_weights(written)
     big = replace(small, total_bytes=40 << 30)
     monkeypatch.setattr(weights, "read", lambda path: big if path == mine else small)
     monkeypatch.setattr(synth, "ensure", lambda *_: (tmp_path / "seven.gguf", {"sha256": "0"}))

@@ -1,0 +1,147 @@
+"""Every judgement to the letter: what was found, what was expected, what to type.
+
+LLAMAFLEET_UPDATE_GOLDEN=1 rewrites the file; read the diff: does each line help who reads it?
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
+from llamafleet.onhost.verify.checks.busy import judge_busy
+from llamafleet.onhost.verify.checks.control import judge_control
+from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus
+from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
+from llamafleet.onhost.verify.checks.library_origin import judge_origin
+from llamafleet.onhost.verify.checks.logits import LogitsDifference, judge_logits
+from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
+from llamafleet.onhost.verify.checks.offload import judge_offload
+from llamafleet.onhost.verify.checks.vram import judge_vram
+from llamafleet.onhost.verify.fatbin import Code, MachineCode
+from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.protocol.result import Benchmark, Check, Rates
+
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = DATA / "checks.txt"
+GPU, OTHER = "NVIDIA GeForce RTX 4090, 8.9", "NVIDIA RTX A2000, 8.6"
+NEWER = "driver version is insufficient for CUDA runtime version"
+UNKNOWN = "out of memory"
+LOG_OF = "ggml_cuda_init: failed to initialize CUDA: {}\n"
+
+
+def gpus_visible() -> Iterator[Check]:
+    yield judge_gpus([GPU], None, [GPU], None)
+    yield judge_gpus([GPU, OTHER], None, [GPU, OTHER], "0,1")
+    yield judge_gpus([], "NVML does not start", [], None)
+    yield judge_gpus([], None, [], "")
+    yield judge_gpus([GPU], None, [], None)
+    yield judge_gpus([GPU], None, [], "")
+    yield judge_gpus([GPU, OTHER], None, [GPU], None)
+    yield judge_gpus([GPU, OTHER], None, [GPU], "0")
+    yield judge_gpus([GPU], None, [GPU, OTHER], None)
+    yield judge_gpu(GPU, "0000:01:00.0", ["0000:01:00.0", "0000:02:00.0"], None)
+    yield judge_gpu(GPU, "", None, None)
+    yield judge_gpu(GPU, "0000:01:00.0", ["0000:02:00.0"], None)
+    yield judge_gpu(GPU, "0000:01:00.0", [], "1")
+
+
+def library_origin() -> Iterator[Check]:
+    own = {"/v/f00/lib/libllama.so": "a" * 64, "/v/f00/lib/libggml.so": "b" * 64}
+    stamp = {"lib/libllama.so": "a" * 64, "lib/libggml.so": "b" * 64}
+    yield judge_origin(own, "/v/f00", stamp, "stamp.json")
+    yield judge_origin(own, "/v/f00/", stamp, "stamp.json")
+    yield judge_origin(own, "/v/f00", None, "stamp.json")
+    yield judge_origin({}, "/v/f00", stamp, "stamp.json")
+    elsewhere = {"/usr/lib/libllama.so": "a" * 64, "/opt/libggml.so": "b" * 64}
+    yield judge_origin(own | elsewhere, "/v/f00", stamp, "stamp.json")
+    yield judge_origin(own, "/v/f00", {"lib/libllama.so": "c" * 64}, "stamp.json")
+
+
+def library_cuda() -> Iterator[Check]:
+    info = "CUDA : ARCHS = 890 | CPU : AVX = 1 | "
+    cuda, cpu = ["/v/lib/libllama.so", "/v/lib/libggml-cuda.so.0"], ["/libggml-cuda/libllama.so"]
+    yield judge_cuda(cuda, info, True)
+    yield judge_cuda(cuda, info, False)
+    yield judge_cuda(cpu, info, True)
+    yield judge_cuda(cuda, "CPU : AVX = 1 | CUDA : PEER = 1 | ", True)
+
+
+def control() -> Iterator[Check]:
+    zero, full = (parse((DATA / f"logs/cuda-{name}.log").read_text()) for name in ("zero", "full"))
+    yield judge_control(zero, 12, 68012544)
+    yield judge_control(zero, 13, 68012544)
+    yield judge_control(full, 12, 68012544)
+    yield judge_control(parse(""), 12, 68012544)
+
+
+def machine_code() -> Iterator[Check]:
+    sass, ptx, other = Code(8, 9, False), Code(8, 9, True), Code(7, 5, False)
+    yield judge_machine_code(MachineCode((frozenset({sass, ptx}), frozenset({sass}))), ["8.9"])
+    yield judge_machine_code(
+        MachineCode((frozenset({sass, Code(12, 0, False)}),)), ["12.0", "8.9", "8.9"]
+    )
+    yield judge_machine_code(MachineCode((frozenset({ptx}), frozenset({sass, ptx}))), ["8.9"])
+    yield judge_machine_code(MachineCode((frozenset({ptx}),)), ["12.0", "8.9"])
+    yield judge_machine_code(MachineCode((frozenset({sass}), frozenset({other}))), ["8.9"])
+    yield judge_machine_code(MachineCode(()), ["8.9"])
+    yield judge_machine_code(MachineCode((frozenset({sass}),)), [])
+
+
+def offload() -> Iterator[Check]:
+    for name in ("full", "two-gpus", "half", "zero", "init-error"):
+        yield judge_offload(parse((DATA / f"logs/cuda-{name}.log").read_text()), 12, 68012544)
+    full = parse((DATA / "logs/cuda-full.log").read_text())
+    yield judge_offload(full, 11, 68012544)
+    yield judge_offload(full, 12, 2 * 68012544)
+    yield judge_offload(parse(""), 12, 68012544)
+    yield judge_offload(parse(LOG_OF.format(NEWER)), 12, 68012544)
+    yield judge_offload(parse(LOG_OF.format(UNKNOWN)), 12, 68012544)
+
+
+def vram() -> Iterator[Check]:
+    yield judge_vram(1000, 900, 2000, 1800)
+    yield judge_vram(1000, 899, 2000, 1800)
+    yield judge_vram(1000, 900, 2000, 1799)
+
+
+def busy() -> Iterator[Check]:
+    yield judge_busy([0.0, 1.0])
+    yield judge_busy([0.0, 0.0])
+    yield judge_busy([])
+
+
+def logits() -> Iterator[Check]:
+    yield judge_logits(LogitsDifference(0.05, 1.0, 0.875, 8))
+    yield judge_logits(LogitsDifference(0.0501, 1.0, 1.0, 8))
+    yield judge_logits(LogitsDifference(0.0, 0.0, 1.0, 8))
+    yield judge_logits(LogitsDifference(0.02, 0.5, 1.0, 8))
+
+
+def benchmark() -> Iterator[Check]:
+    whole = Rates(512, median_ts=11000.5, stdev_ts=12.25, samples_ts=(1.0,) * 5)
+    short = Rates(128, median_ts=150.5, stdev_ts=0.125, samples_ts=(1.0,) * 4)
+    yield judge_benchmark(Benchmark(whole, whole, load_s=1.5), 5)
+    yield judge_benchmark(Benchmark(whole, short, load_s=1.5), 5)
+    yield judge_benchmark(Benchmark(short, whole, load_s=None), 5)
+
+
+JUDGEMENTS = (
+    *(gpus_visible, library_origin, library_cuda, control, machine_code, offload, vram, busy),
+    *(logits, benchmark),
+)
+
+
+def written(check: Check) -> str:
+    return (
+        f"{check.status}  {check.name}\n  found     {check.found}\n  expected  {check.expected}\n"
+        f"  next      {check.next}\n"
+    )
+
+
+def test_every_judgement_says_what_it_said() -> None:
+    text = "\n".join(written(check) for judgement in JUDGEMENTS for check in judgement())
+    if os.environ.get("LLAMAFLEET_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
