@@ -80,7 +80,8 @@ class Verification:
         for spec in REGISTRY:
             if spec.place and spec.name in checks.of(place.kind):
                 made = partial(spec.place, place)
-                self._check(place.checks, spec.name, made, _label(place), hidden=place.hidden)
+                hidden = place.hidden and not spec.of_hidden
+                self._check(place.checks, spec.name, made, _label(place), hidden=hidden)
 
     def _check(
         self,

@@ -437,6 +437,20 @@ def test_a_gpu_that_cuda_does_not_show_fails_and_is_named(two: Host) -> None:
     assert ("generate", "GPU-1") not in answers.on, "nothing can be tried on it"
 
 
+def test_the_code_for_a_gpu_is_read_where_cuda_does_not_show_it(two: Host, tmp_path: Path) -> None:
+    answers, run = two
+    reply, text = answers.answers["probe"]
+    assert reply is not None
+    library = tmp_path / "prefix" / "lib" / "libggml-cuda.so"
+    library.unlink()
+    loaded = [path for path in reply["libraries"] if path != str(library)]
+    answers.answers["probe"] = (reply | {"devices": [], "libraries": loaded}, text)
+    result = run()
+    for row in result["gpus"]:
+        red = {check["name"] for check in row["checks"] if check["status"] == "fail"}
+        assert red == {"gpus_visible", "machine_code"}
+
+
 def test_a_gpu_hidden_by_the_environment_fails_too(
     two: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

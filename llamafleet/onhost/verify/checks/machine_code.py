@@ -78,4 +78,4 @@ def _capabilities(place: Place) -> tuple[str, ...]:
     return told or shown or place.evidence.config.compute_capabilities
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "unnamed"}), of_hidden=True)

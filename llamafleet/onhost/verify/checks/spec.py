@@ -20,3 +20,5 @@ class Spec:
     """Judges a place where a model is loaded."""
     on: frozenset[Kind] = frozenset()
     """The kinds of places that it judges, beside the CPU."""
+    of_hidden: bool = False
+    """It needs no CUDA: it judges a GPU that CUDA does not show too."""
