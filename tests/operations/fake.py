@@ -49,8 +49,8 @@ class FakeHost:
         self.text = host.text
         self.data = {**host.settings, **data}
         self.answers: dict[str, str | bool | list[str | bool]] = {}
-        """Output of commands by a part of them; False: the command fails. Of several the next one
-        each time, and the last for ever."""
+        """Output of commands by a part of them; False: the command, or upload, fails. Of several
+        the next one each time, and the last for ever."""
         self.becomes: dict[str, FakeHost] = {}
         """What it is found to be once a command was sent, by a part of that."""
         self.sent: list[str] = []
@@ -108,17 +108,21 @@ class FakeHost:
         for part, host in self.becomes.items():
             if part in command:
                 self.text = host.text
-        for part, said in self.answers.items():
+        for part, answers in self.answers.items():
             if part in command:
-                if isinstance(said, list):
-                    said = said.pop(0) if len(said) > 1 else said[0]
-                return (False, "") if said is False else (True, str(said))
+                return _next(answers)
         return True, ""
 
     @property
     def commands(self) -> list[str]:
         """What was sent, less the shell around it."""
         return [re.sub(r"^sh -c '(.*)'$", r"\1", sent, flags=re.DOTALL) for sent in self.sent]
+
+
+def _next(answers: str | bool | list[str | bool]) -> tuple[bool, str]:
+    if isinstance(answers, list):
+        answers = answers.pop(0) if len(answers) > 1 else answers[0]
+    return (False, "") if answers is False else (True, str(answers))
 
 
 class Fleet:
@@ -158,9 +162,10 @@ def fleet(
         if not isinstance(source, str):
             source.seek(0)
         host = by_name[self.host.name]
-        host.sent.append(f"PUT {target}")
-        host.uploads[target] = content if isinstance(content, bytes) else content.encode()
-        return True
+        done, _ = host.answer(f"PUT {target}")
+        if done:
+            host.uploads[target] = content if isinstance(content, bytes) else content.encode()
+        return done
 
     monkeypatch.setattr(FakeConnector, "run_shell_command", shell)
     monkeypatch.setattr(FakeConnector, "put_file", put)
