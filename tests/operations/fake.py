@@ -190,6 +190,15 @@ def rendered(run: HostRun, group: Group) -> dict[str, str]:
     }
 
 
+def written(path: str) -> list[str]:
+    """How a managed file comes to a host: its place never has half of it."""
+    return [
+        f"mkdir -p {path.rpartition('/')[0]}",
+        f"PUT {path}.partial",
+        f"chmod 644 {path}.partial && mv {path}.partial {path}",
+    ]
+
+
 def answer_of(*statuses: JobStatus) -> list[str | bool]:
     """What a host prints when it is asked for the status of a job."""
     return [json.dumps(asdict(status)) for status in statuses]

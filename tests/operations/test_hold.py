@@ -6,7 +6,7 @@ import pytest
 
 from llamafleet.layout import HOLD_APT, Layout
 from operations.hold import hold
-from tests.operations.fake import FakeHost, fleet, rendered
+from tests.operations.fake import FakeHost, fleet, rendered, written
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 RECORD = Layout.system().hold_record
@@ -37,16 +37,6 @@ def again(monkeypatch: pytest.MonkeyPatch, host: FakeHost, **other: str) -> list
         run.runs["a"].reread()
         assert run.run(hold) == []
         return run.runs["a"].changes
-
-
-def written(path: str) -> list[str]:
-    """How a file comes to a host."""
-    folder = path.rpartition("/")[0]
-    return [
-        f"mkdir -p {folder}",
-        f"PUT {path}.partial",
-        f"chmod 644 {path}.partial && mv {path}.partial {path}",
-    ]
 
 
 def test_the_record_is_there_before_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
