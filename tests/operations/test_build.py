@@ -159,7 +159,7 @@ def test_what_is_built_and_active_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     host = after_the_build(FakeHost()).found(f"current={KEY}")
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(build, activate) == []
-    assert host.sent == []
+    assert host.sent == [] and host.read == 1
 
 
 def test_nothing_is_built_on_a_host_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,9 +34,9 @@ def test_a_run_that_ended_with_its_packages_is_seen(tmp_path: Path) -> None:
     assert traces(host.snapshot(), host.layout) == [str(record)]
 
 
-def deployed(recorded: str = fake.GPU) -> fake.FakeHost:
+def deployed() -> fake.FakeHost:
     """A host with all that a deploy puts there."""
-    host = fake.FakeHost(recorded).found("account=1", "built=0123").units(UNITS)
+    host = fake.FakeHost().found("account=1", "built=0123").units(UNITS)
     host.files(dict.fromkeys(by_path(LAYOUT), "0" * 64))
     host.answers[INSTALLED] = "ninja-build\ng++\nninja-build"
     return host
