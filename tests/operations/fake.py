@@ -6,9 +6,11 @@ and uploads, in order, after pyinfra has prepared and executed the operation.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,11 +24,18 @@ from pyinfra.connectors.fake import FakeConnector
 from pyinfra.connectors.util import CommandOutput, OutputLine
 from pyinfra.context import ctx_host, ctx_inventory, ctx_state
 
+from llamafleet.facts.host import Unit
+from llamafleet.managed import Group, rows
+from llamafleet.protocol.job import JobStatus, Kind, Progress, Stamp
+from llamafleet.render import content_sha256
 from operations.run import HostRun, begin
 from tests.hosts.recorded import change, load
 
 SNAPSHOT = "llamafleet-snapshot"
 """Part of the script that reads a host, and of no other command."""
+
+STATUS = " status --dir "
+"""Part of the command that asks for a job's status."""
 
 GPU, CPU = "rtx4090-580-ubuntu24", "cpu-debian12"
 """Recorded hosts to start from."""
@@ -39,8 +48,11 @@ class FakeHost:
         host = load(recorded)
         self.text = host.text
         self.data = {**host.settings, **data}
-        self.answers: dict[str, str | bool] = {}
-        """Output of commands by a part of them; False: the command fails."""
+        self.answers: dict[str, str | bool | list[str | bool]] = {}
+        """Output of commands by a part of them; False: the command, or upload, fails. Of several
+        the next one each time, and the last for ever."""
+        self.becomes: dict[str, FakeHost] = {}
+        """What it is found to be once a command was sent, by a part of that."""
         self.sent: list[str] = []
         """Commands, and "PUT path" for uploads; not the script that reads the host."""
         self.uploads: dict[str, bytes] = {}
@@ -63,6 +75,26 @@ class FakeHost:
         self.text = "\n".join([body, *block, "complete=1", end]) + "\n"
         return self
 
+    def units(self, units: Mapping[str, Unit]) -> FakeHost:
+        """The same host with these units of llamafleet, under a systemd that answers."""
+        told = []
+        for name, unit in units.items():
+            told += [f"Id={name}", f"LoadState={unit.load}", f"ActiveState={unit.active}"]
+            told += [f"SubState={unit.sub}", f"UnitFileState={unit.enabled}"]
+            told += [f"NeedDaemonReload={'yes' if unit.stale else 'no'}", ""]
+        return self.found("systemctl=0", units=told)
+
+    def files(self, sha256: Mapping[str, str]) -> FakeHost:
+        """The same host with these managed files, by path."""
+        return self.found(files=[f"{found}  {path}" for path, found in sha256.items()])
+
+    def job(self, kind: Kind, key: str, told: Progress | Stamp) -> FakeHost:
+        """The same host with a job: with progress it runs, with a stamp it has ended."""
+        runs = isinstance(told, Progress)
+        name = "progress" if runs else "stamp"
+        self.found(f"job={kind} | {key} | {int(runs)}")
+        return self.file(name, kind, key, f"{name}.json", text=json.dumps(asdict(told)))
+
     def changed(self, **changes: Any) -> FakeHost:
         """The same host with other lines or blocks: as tests/hosts/*.yaml write them."""
         self.text = change(self.text, changes)
@@ -73,9 +105,12 @@ class FakeHost:
             self.read += 1
             return True, self.text
         self.sent.append(command)
-        for part, said in self.answers.items():
+        for part, host in self.becomes.items():
             if part in command:
-                return (False, "") if said is False else (True, str(said))
+                self.text = host.text
+        for part, answers in self.answers.items():
+            if part in command:
+                return _next(answers)
         return True, ""
 
     @property
@@ -84,17 +119,25 @@ class FakeHost:
         return [re.sub(r"^sh -c '(.*)'$", r"\1", sent, flags=re.DOTALL) for sent in self.sent]
 
 
+def _next(answers: str | bool | list[str | bool]) -> tuple[bool, str]:
+    if isinstance(answers, list):
+        answers = answers.pop(0) if len(answers) > 1 else answers[0]
+    return (False, "") if answers is False else (True, str(answers))
+
+
 class Fleet:
     """Fake hosts in one run of pyinfra."""
 
-    def __init__(self, state: State, runs: dict[str, HostRun]) -> None:
-        self.state, self.runs = state, runs
+    def __init__(self, state: State, runs: dict[str, HostRun], *, dry: bool) -> None:
+        self.state, self.runs, self.dry = state, runs, dry
 
     def run(self, *operations: Callable[..., Any], **arguments: Any) -> list[str]:
-        """Carry the operations out; the names of the hosts that failed."""
+        """Carry the operations out, a dry run only prepares them; the hosts that failed."""
         with ctx_state.use(self.state), ctx_inventory.use(self.state.inventory):
             for operation in operations:
                 add_op(self.state, operation, **arguments)
+            if self.dry:
+                return []
             try:
                 run_ops(self.state)
             except PyinfraError as error:
@@ -119,9 +162,10 @@ def fleet(
         if not isinstance(source, str):
             source.seek(0)
         host = by_name[self.host.name]
-        host.sent.append(f"PUT {target}")
-        host.uploads[target] = content if isinstance(content, bytes) else content.encode()
-        return True
+        done, _ = host.answer(f"PUT {target}")
+        if done:
+            host.uploads[target] = content if isinstance(content, bytes) else content.encode()
+        return done
 
     monkeypatch.setattr(FakeConnector, "run_shell_command", shell)
     monkeypatch.setattr(FakeConnector, "put_file", put)
@@ -134,4 +178,33 @@ def fleet(
         for host in inventory:
             with ctx_host.use(host):
                 runs[host.name.removeprefix("@fake/")] = begin(report=False)
-    yield Fleet(state, runs)
+    yield Fleet(state, runs, dry=dry)
+
+
+def rendered(run: HostRun, group: Group) -> dict[str, str]:
+    """sha256 by path of the group's files, as this run would write them."""
+    plan, layout = run.plan(), run.layout()
+    return {
+        row.path(layout): content_sha256(row, plan, run.settings, layout)
+        for row in rows(layout, group)
+    }
+
+
+def written(path: str) -> list[str]:
+    """How a managed file comes to a host: its place never has half of it."""
+    return [
+        f"mkdir -p {path.rpartition('/')[0]}",
+        f"PUT {path}.partial",
+        f"chmod 644 {path}.partial && mv {path}.partial {path}",
+    ]
+
+
+def answer_of(*statuses: JobStatus) -> list[str | bool]:
+    """What a host prints when it is asked for the status of a job."""
+    return [json.dumps(asdict(status)) for status in statuses]
+
+
+def ended(kind: Kind, key: str, ok: bool = True, **stamp: Any) -> JobStatus:
+    """The status of a job that has ended."""
+    told = Stamp(kind=kind, key=key, ok=ok, **stamp)
+    return JobStatus(state="ok" if ok else "failed", stamp=told)

@@ -1,94 +1,109 @@
-"""Files and units as commands: in which order, what is recorded, and how it is judged."""
+"""Files and units, by the commands that a host gets: in which order, and how it is judged after."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import HostSnapshot, Unit
-from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_TIMER, VERIFY_UNIT
+from llamafleet.facts.host import Unit
+from llamafleet.layout import (
+    DRIVER_CHECK_PATH,
+    DRIVER_CHECK_UNIT,
+    VERIFY_TIMER,
+    VERIFY_UNIT,
+    Layout,
+)
 from llamafleet.managed import rows
-from llamafleet.plans.files import plan_files
-from llamafleet.plans.plan import Plan, Problem
-from llamafleet.render import content_sha256
-from llamafleet.settings import Settings
-from operations import files
-from tests.plans.hosts import CPU_HOST, GPU_HOST, LAYOUT
+from operations.files import settings, tools
+from tests.operations.fake import CPU, GPU, FakeHost, fleet, rendered, written
 from tests.plans.test_files import UNITS
-from tests.test_render import PLAN
 
-GPU, CPU = PLAN, replace(PLAN, backend="cpu")
-
-
-def sha256(row: Any, plan: Plan) -> str:
-    return content_sha256(row, plan, Settings(), LAYOUT)
+pytestmark = pytest.mark.usefixtures("frozen_tables")
+LAYOUT = Layout.system()
+FILES = [row.path(LAYOUT) for row in rows(LAYOUT, "settings")]
+DRIVER_CHECK = (DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
 
-def there() -> HostSnapshot:
-    """A GPU host after a deploy."""
-    made = {row.path(LAYOUT): sha256(row, GPU) for row in rows(LAYOUT, "settings")}
-    return replace(GPU_HOST, files=made, units=UNITS)
+def of(unit: str) -> str:
+    """Where its file lies."""
+    return f"/etc/systemd/system/{unit}"
 
 
-def run_of(plan: Plan, snapshot: HostSnapshot, settings: Settings) -> Any:
-    if plan.build:
-        made = plan_files("settings", plan, settings, snapshot, LAYOUT, sha256=sha256)
-        plan = replace(plan, files=made)
-    failures: list[str] = []
-    changes: list[str] = []
-    return SimpleNamespace(
-        noop=lambda text: None,
-        settings=settings,
-        plan=lambda: plan,
-        layout=lambda: LAYOUT,
-        changed=changes.append,
-        changes=changes,
-        fail=lambda problem: failures.append(str(problem)),
-        failures=failures,
-    )
+def deployed(
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: str = GPU,
+    *,
+    units: Mapping[str, Unit] = UNITS,
+    without: tuple[str, ...] = (),
+    changed: tuple[str, ...] = (),
+) -> FakeHost:
+    """A host as a deploy leaves it, but for these units, and files with other content."""
+    host = FakeHost(recorded)
+    with fleet(monkeypatch, {"a": host}) as run:
+        files = rendered(run.runs["a"], "settings")
+    files |= dict.fromkeys(changed, "0" * 64)
+    host.files({path: sha256 for path, sha256 in files.items() if path not in map(of, without)})
+    return host.units({name: unit for name, unit in units.items() if name not in without})
 
 
 def carry_out(
-    monkeypatch: pytest.MonkeyPatch,
-    plan: Plan,
-    snapshot: HostSnapshot,
-    settings: Settings | None = None,
+    monkeypatch: pytest.MonkeyPatch, host: FakeHost, after: FakeHost
 ) -> tuple[list[str], list[str]]:
-    """What the operation runs, uploads left out, and the changes that it records."""
-    run = run_of(plan, snapshot, settings or Settings())
-    monkeypatch.setattr(files, "here", lambda: run)
-    operation: Any = files.settings._inner  # type: ignore[attr-defined]
-    made = list(operation())
-    assert not made or made[-1].function is files.check, "whatever was done is judged"
-    said = [str(c) for c in made]
-    return [c for c in said if c.startswith(("systemctl", "rm"))], run.changes
+    """What the host gets, which is `after` by then, and the changes that the run records."""
+    host.becomes["systemctl"] = after
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(settings) == [], run.runs["a"].failures
+        return host.sent, run.runs["a"].changes
+
+
+def failures(
+    monkeypatch: pytest.MonkeyPatch, host: FakeHost, after: FakeHost | None = None
+) -> list[str]:
+    """Why the host fails, which stays as it is or is `after` by then."""
+    if after:
+        host.becomes["systemctl"] = after
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(settings) == ["@fake/a"]
+        return run.runs["a"].failures
 
 
 def test_a_first_deploy_enables_and_starts_what_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands, changes = carry_out(monkeypatch, GPU, GPU_HOST)
-    assert commands == [
+    sent, changes = carry_out(monkeypatch, FakeHost(), deployed(monkeypatch))
+    assert sent == [
+        *(command for path in FILES for command in written(path)),
         "systemctl daemon-reload",
-        f"systemctl enable --quiet {VERIFY_TIMER} {DRIVER_CHECK_UNIT} {DRIVER_CHECK_PATH} || true",
+        f"systemctl enable --quiet {VERIFY_TIMER} {' '.join(DRIVER_CHECK)} || true",
         f"systemctl restart {VERIFY_TIMER} {DRIVER_CHECK_PATH} || true",
     ]
     assert changes == [f"settings llamafleet.env verify.json {' '.join(UNITS)}"]
 
 
+def test_what_is_written_is_what_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = FakeHost()
+    host.becomes["systemctl"] = deployed(monkeypatch)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(settings) == []
+    assert list(host.uploads) == [f"{path}.partial" for path in FILES]
+    assert b"User=llamafleet\n" in host.uploads[f"{of(VERIFY_UNIT)}.partial"]
+    assert b"@fake/a" in host.uploads["/etc/llamafleet/verify.json.partial"]
+
+
 def test_the_second_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert carry_out(monkeypatch, GPU, there()) == ([], [])
+    host = deployed(monkeypatch)
+    assert carry_out(monkeypatch, host, host) == ([], [])
 
 
 def test_what_somebody_disabled_and_stopped_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
     disabled = Unit("loaded", "inactive", "dead", "disabled")
     stopped = replace(UNITS[DRIVER_CHECK_PATH], active="inactive", sub="dead")
     units = {**UNITS, VERIFY_TIMER: disabled, DRIVER_CHECK_PATH: stopped}
-    commands, changes = carry_out(monkeypatch, GPU, replace(there(), units=units))
-    assert commands == [
+    host = deployed(monkeypatch, units=units)
+    sent, changes = carry_out(monkeypatch, host, deployed(monkeypatch))
+    assert sent == [
         f"systemctl enable --quiet {VERIFY_TIMER} || true",
         f"systemctl restart {VERIFY_TIMER} {DRIVER_CHECK_PATH} || true",
     ]
@@ -101,82 +116,106 @@ def test_what_somebody_disabled_and_stopped_runs_again(monkeypatch: pytest.Monke
 
 def test_units_that_are_merely_read_again_are_a_change_too(monkeypatch: pytest.MonkeyPatch) -> None:
     units = {**UNITS, VERIFY_UNIT: replace(UNITS[VERIFY_UNIT], stale=True)}
-    commands, changes = carry_out(monkeypatch, GPU, replace(there(), units=units))
-    assert (commands, changes) == (["systemctl daemon-reload"], ["units read again"])
+    host = deployed(monkeypatch, units=units)
+    sent, changes = carry_out(monkeypatch, host, deployed(monkeypatch))
+    assert (sent, changes) == (["systemctl daemon-reload"], ["units read again"])
 
 
 def test_without_a_gpu_the_driver_check_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_host = replace(CPU_HOST, files=there().files, units=UNITS)
-    on_host.files[LAYOUT.verify_config] = ""
-    commands, changes = carry_out(monkeypatch, CPU, on_host)
-    both = f"{DRIVER_CHECK_UNIT} {DRIVER_CHECK_PATH}"
-    paths = " ".join(f"/etc/systemd/system/{unit}" for unit in both.split())
-    assert commands == [
+    host = deployed(monkeypatch, CPU, changed=(LAYOUT.verify_config,))
+    after = deployed(monkeypatch, CPU, without=DRIVER_CHECK)
+    sent, changes = carry_out(monkeypatch, host, after)
+    assert sent == [
+        *written(LAYOUT.verify_config),
         f"systemctl stop {DRIVER_CHECK_PATH} || true",
-        f"systemctl disable --quiet {both} || true",
-        f"rm -f {paths}",
+        f"systemctl disable --quiet {' '.join(DRIVER_CHECK)} || true",
+        f"rm -f {' '.join(map(of, DRIVER_CHECK))}",
         "systemctl daemon-reload",
     ]
-    assert changes == ["settings verify.json", *(f"{unit} removed" for unit in both.split())]
+    assert changes == ["settings verify.json", *(f"{unit} removed" for unit in DRIVER_CHECK)]
 
 
 def test_without_a_schedule_the_timer_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands, changes = carry_out(monkeypatch, GPU, there(), Settings(verify_schedule=None))
-    assert commands == [
+    host = deployed(monkeypatch)
+    host.data["verify_schedule"] = None
+    sent, changes = carry_out(monkeypatch, host, deployed(monkeypatch, without=(VERIFY_TIMER,)))
+    assert sent == [
         f"systemctl stop {VERIFY_TIMER} || true",
         f"systemctl disable --quiet {VERIFY_TIMER} || true",
-        f"rm -f /etc/systemd/system/{VERIFY_TIMER}",
+        f"rm -f {of(VERIFY_TIMER)}",
         "systemctl daemon-reload",
     ]
     assert changes == [f"{VERIFY_TIMER} removed"]
 
 
-def test_a_plan_with_problems_removes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert carry_out(monkeypatch, Plan("gpu-a", "cpu"), there()) == ([], [])
+def test_a_plan_with_problems_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = deployed(monkeypatch).changed(lines={"compiler": []})
+    host.data |= {"install_packages": False, "verify_schedule": None}
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.runs["a"].plan().problems
+        assert run.run(settings) == []
+    assert host.sent == []
 
 
-def judged(plan: Plan, snapshot: HostSnapshot) -> tuple[bool, list[str]]:
-    run = run_of(plan, snapshot, Settings())
-    host: Any = None
-    return files.check(host, host, run), run.failures
-
-
-def test_a_host_whose_units_run_after_all_of_it_goes_on() -> None:
-    assert judged(GPU, there()) == (True, [])
-
-
-def test_one_whose_units_do_not_fails_and_says_which() -> None:
+def test_a_unit_that_does_not_start_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemctl may fail, or succeed and the unit ends at once."""
     failed = Unit("loaded", "failed", "failed", "enabled")
-    units = {**UNITS, DRIVER_CHECK_PATH: failed}
-    goes_on, failures = judged(GPU, replace(there(), units=units))
-    assert not goes_on
-    assert failures == [
+    host = deployed(monkeypatch, units={**UNITS, DRIVER_CHECK_PATH: failed})
+    assert failures(monkeypatch, host) == [
         f"units: found still to do: start {DRIVER_CHECK_PATH} (found failed); expected files and "
         "units as planned, now that they were written and started; "
         f"next: systemctl status {DRIVER_CHECK_PATH}"
     ]
+    assert host.sent == [f"systemctl restart {DRIVER_CHECK_PATH} || true"]
 
 
-def test_a_unit_that_can_t_be_loaded_fails_the_host_too() -> None:
+def test_a_unit_that_can_t_be_loaded_fails_the_host_too(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Unit("bad-setting", "inactive", "dead", "static")
-    goes_on, failures = judged(GPU, replace(there(), units={**UNITS, VERIFY_UNIT: bad}))
-    assert not goes_on and len(failures) == 1
-    assert f"reload {VERIFY_UNIT} (found bad-setting)" in failures[0]
-    assert failures[0].endswith("next: systemctl status 'llamafleet-*'")
+    (why,) = failures(monkeypatch, deployed(monkeypatch, units={**UNITS, VERIFY_UNIT: bad}))
+    assert f"reload {VERIFY_UNIT} (found bad-setting)" in why
+    assert why.endswith("next: systemctl status 'llamafleet-*'")
 
 
-def test_one_that_has_a_problem_by_now_fails_with_that() -> None:
-    problem = Problem("units", "x is masked", "one that is active", "y")
-    assert judged(Plan("gpu-a", "cuda", (problem,)), there()) == (False, [str(problem)])
+def test_one_that_has_a_problem_by_now_fails_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    masked = Unit("masked", "inactive", "dead", "masked")
+    after = deployed(monkeypatch, units={**UNITS, VERIFY_TIMER: masked})
+    (why,) = failures(monkeypatch, FakeHost(), after)
+    assert f"{VERIFY_TIMER} is masked" in why
 
 
-def test_a_user_s_systemd_is_found_without_a_login_session(tmp_path: Path) -> None:
-    system, user = (
-        files.systemctl(SimpleNamespace(settings=Settings.model_validate({"scope": scope})))  # type: ignore[arg-type]
-        for scope in ("system", "user")
-    )
-    assert system == "systemctl"
+def test_an_upload_that_breaks_off_fails_the_host_and_replaces_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = FakeHost()
+    host.answers[f"PUT {LAYOUT.env}"] = False
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(settings) == ["@fake/a"]
+    assert host.sent == written(LAYOUT.env)[:2]
+
+
+def test_zipapp_and_pip_are_brought_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = FakeHost()
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(tools) == []
+        assert run.runs["a"].changes == ["tools"]
+        assert host.sent == [*written(LAYOUT.zipapp), *written(LAYOUT.pip)]
+        assert all(made.startswith((b"#!", b"PK")) for made in host.uploads.values())
+        host.files(rendered(run.runs["a"], "tools"))
+    again = FakeHost()
+    again.text = host.text
+    with fleet(monkeypatch, {"a": again}) as run:
+        assert run.run(tools) == []
+    assert again.sent == []
+
+
+def test_a_user_s_systemd_is_found_without_a_login_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = FakeHost("rtx4090-580-ubuntu24-user")
+    with fleet(monkeypatch, {"a": host}) as run:
+        run.run(settings)
+    (reload,) = (command for command in host.sent if command.endswith("daemon-reload"))
+    user = reload.removesuffix(" daemon-reload")
     program = tmp_path / "systemctl"
     program.write_text('#!/bin/sh\necho "$XDG_RUNTIME_DIR $*"\n')
     program.chmod(0o755)

@@ -1,93 +1,89 @@
-"""The hold on the driver's packages as commands, and its files."""
+"""The hold on the driver's packages and its files, by the commands that a host gets."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import HOLD_APT, Layout
-from llamafleet.managed import Managed, rows
-from llamafleet.plans.driver.hold import plan_hold
-from llamafleet.plans.files import plan_files
-from llamafleet.plans.plan import HoldPlan, Plan, Problem
-from llamafleet.render import content_sha256
-from llamafleet.settings import Settings
-from operations import hold
-from tests.plans.driver.test_hold import PARTS, host
+from operations.hold import hold
+from tests.operations.fake import FakeHost, fleet, rendered, written
 
-LAYOUT = Layout.system()
-RECORD = LAYOUT.hold_record
-ON, OFF = Settings(hold_driver=True), Settings()
+pytestmark = pytest.mark.usefixtures("frozen_tables")
+RECORD = Layout.system().hold_record
+PARTS = ("libnvidia-compute-580:amd64", "libnvidia-gl-580:amd64", "nvidia-driver-580-open")
+NAMES = " ".join(PARTS)
 
 
-def carry_out(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, files: dict[str, str], **found: Any
-) -> tuple[list[str], list[str]]:
-    """What the operation runs, uploads as their target, and the changes that it records."""
-    snapshot = replace(host(**found), files=files)
-    changes: list[str] = []
-    plan = Plan("gpu-a", "cuda", hold=held(settings, snapshot))
-    run = SimpleNamespace(
-        noop=lambda text: None,
-        settings=settings,
-        plan=lambda: plan,
-        layout=lambda: LAYOUT,
-        files=lambda group: plan_files(group, plan, settings, snapshot, LAYOUT, sha256=sha256),
-        changed=changes.append,
-    )
-    monkeypatch.setattr(hold, "here", lambda: run)
-    made: Any = hold.hold._inner  # type: ignore[attr-defined]
-    commands = [str(getattr(c, "dest", c)) for c in made()]
-    return [c for c in commands if not c.startswith(("mkdir", "chmod"))], changes
+def with_driver(
+    *, held: tuple[str, ...] = (), record: tuple[str, ...] = (), on: bool = True
+) -> FakeHost:
+    """A host with the driver's packages; `record`: what llamafleet has held of them."""
+    states = [f"{'hold' if name in held else 'install'} installed {name}" for name in PARTS]
+    host = FakeHost(hold_driver=on).changed(blocks={"parts": states})
+    return host.changed(blocks={"hold_record": list(record)}) if record else host
 
 
-def held(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | None:
-    made = plan_hold(settings, snapshot)
-    assert not isinstance(made, Problem), made
-    return made
+def carried_out(monkeypatch: pytest.MonkeyPatch, host: FakeHost) -> list[str]:
+    """The changes that a run records."""
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(hold) == []
+        return run.runs["a"].changes
 
 
-def sha256(row: Managed, plan: Plan) -> str:
-    return content_sha256(row, plan, ON, LAYOUT)
-
-
-def there(*record: str) -> dict[str, str]:
-    """A host's files after a run that held these."""
-    plan = Plan("gpu-a", "cuda", hold=HoldPlan("", record=record))
-    return {row.path(LAYOUT): sha256(row, plan) for row in rows(LAYOUT, "hold")}
+def again(monkeypatch: pytest.MonkeyPatch, host: FakeHost, **other: str) -> list[str]:
+    """The same on a host that has the files of the hold; `other`: sha256 by path."""
+    with fleet(monkeypatch, {"a": host}) as run:
+        host.files({**rendered(run.runs["a"], "hold"), **other})
+        run.runs["a"].reread()
+        assert run.run(hold) == []
+        return run.runs["a"].changes
 
 
 def test_the_record_is_there_before_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands, changes = carry_out(monkeypatch, ON, {})
-    names = " ".join(PARTS)
-    assert commands == [f"{RECORD}.partial", f"{HOLD_APT}.partial", f"apt-mark hold {names}"]
-    assert changes == ["3 packages held"]
+    host = with_driver()
+    assert carried_out(monkeypatch, host) == ["3 packages held"]
+    assert host.sent == [*written(RECORD), *written(HOLD_APT), f"apt-mark hold {NAMES}"]
+    assert host.uploads[f"{RECORD}.partial"].decode().split() == list(PARTS)
+    assert b"libnvidia-gl-580" in host.uploads[f"{HOLD_APT}.partial"]
+
+
+def test_without_a_record_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = with_driver()
+    host.answers["chmod 644"] = False
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(hold) == ["@fake/a"]
+    assert not any("apt-mark" in command for command in host.sent)
 
 
 def test_the_second_run_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert carry_out(monkeypatch, ON, there(*PARTS), held=PARTS, record=PARTS) == ([], [])
+    host = with_driver(held=PARTS, record=PARTS)
+    assert again(monkeypatch, host) == []
+    assert host.sent == []
 
 
 def test_a_file_that_was_changed_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {**there(*PARTS), HOLD_APT: "0"}
-    commands, changes = carry_out(monkeypatch, ON, files, held=PARTS, record=PARTS)
-    assert commands == [f"{HOLD_APT}.partial"] and changes == ["files of the hold"]
+    host = with_driver(held=PARTS, record=PARTS)
+    assert again(monkeypatch, host, **{HOLD_APT: "0" * 64}) == ["files of the hold"]
+    assert host.sent == written(HOLD_APT)
 
 
 def test_release_removes_the_files_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands, changes = carry_out(monkeypatch, OFF, there(*PARTS), held=PARTS, record=PARTS)
-    assert commands == [f"apt-mark unhold {' '.join(PARTS)}", f"rm -f {RECORD} {HOLD_APT}"]
-    assert changes == ["hold released"]
+    """Without the record a hold that could not be released would pass for the administrator's."""
+    host = with_driver(held=PARTS, record=PARTS, on=False)
+    host.files({RECORD: "0" * 64, HOLD_APT: "0" * 64})
+    assert carried_out(monkeypatch, host) == ["hold released"]
+    assert host.sent == [f"apt-mark unhold {NAMES}", f"rm -f {RECORD} {HOLD_APT}"]
 
 
-def test_without_the_setting_nothing_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert carry_out(monkeypatch, OFF, {}, held=PARTS) == ([], [])
+def test_a_hold_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = with_driver(held=PARTS, on=False)
+    assert carried_out(monkeypatch, host) == []
+    assert host.sent == []
 
 
 def test_dnf_has_no_list_of_apt(monkeypatch: pytest.MonkeyPatch) -> None:
-    commands, _ = carry_out(monkeypatch, ON, {}, manager="dnf")
-    assert [c.split()[0] for c in commands] == [f"{RECORD}.partial", "dnf"]
+    host = with_driver().changed(lines={"package_manager": ["dnf"]}).found("dnf_locks=1")
+    assert carried_out(monkeypatch, host) == ["3 packages held"]
+    *files, command = host.sent
+    assert files == written(RECORD)
+    assert command.split()[0] == "dnf" and command.endswith(NAMES)

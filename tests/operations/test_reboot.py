@@ -1,108 +1,113 @@
-"""The reboot of a host: waiting for another boot, and judging it."""
+"""The reboot of a host: what it gets, waiting for another boot, and judging that one."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from pyinfra.api import FunctionCommand
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.connectors.fake import FakeConnector
 
-from llamafleet.plans.plan import Plan, Problem, RebootPlan
 from operations import jobs, reboot
+from operations import run as runs
 from operations.run import HostRun
+from tests.operations.fake import GPU, FakeHost, fleet
 from tests.operations.test_jobs import Clock
 
-PENDING = Plan("gpu-a", "cuda", reboot=RebootPlan("module 1, library 2"))
-READY = Plan("gpu-a", "cuda")
-BROKEN = Plan("gpu-a", "cuda", (Problem("driver", "split", "one version", "repair"),))
+pytestmark = pytest.mark.usefixtures("frozen_tables")
+PENDING = "rtx4090-mismatch-reboot"
+REBOOT = "setsid sh -c 'sleep 1; reboot' </dev/null >/dev/null 2>&1 &"
+BOOTED = (
+    "if [ -d /run/systemd/system ]; then timeout 300 systemctl is-system-running --wait || true; fi"
+)
+ASKED = "cat /proc/sys/kernel/random/boot_id"
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (jobs, reboot):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@dataclass
 class Rebooted:
-    """A run and its host, which answers each attempt to connect with a boot id, or not at all."""
+    host: FakeHost
+    run: HostRun
+    failed: bool
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, boots: list[str], plans: list[Plan]
-    ) -> None:
-        self.clock = Clock()
-        for module in (jobs, reboot):
-            monkeypatch.setattr(module, "time", self.clock)
-        monkeypatch.setattr(reboot, "here", lambda: self.run)
-        self.boots, self.plans = boots, plans
-        self.failures: list[str] = []
-        self.said: list[str] = []
-        self.changes: list[str] = []
-        self.run = SimpleNamespace(
-            noop=lambda text: None,
-            name="gpu-a",
-            rebooted=False,
-            plan=lambda: self.plans[0],
-            fail=lambda problem: self.failures.append(str(problem)),
-            say=self.said.append,
-            changed=self._changed,
-        )
-        self.host = SimpleNamespace(
-            get_fact=lambda *_, **__: self.boots[0],
-            disconnect=lambda: None,
-            connect=self._connect,
-            connected=True,
-            connector_data={},
-        )
 
-    def _changed(self, what: str) -> None:
-        self.changes.append(what)
-        del self.plans[0]
+def carry_out(
+    monkeypatch: pytest.MonkeyPatch, boots: list[str], recorded: str = PENDING, after: str = GPU
+) -> Rebooted:
+    """A host that boots as the next of `boots` at each attempt to connect, the last for ever.
 
-    def _connect(self, **_: object) -> None:
-        if len(self.boots) > 1:
-            del self.boots[0]
-        self.host.connected = self.boots[0] != ""
+    A boot "" does not answer; from the boot "b" on the host is `after`.
+    """
+    host = FakeHost(recorded)
+    host.answers["boot_id"] = boots[0]
+    monkeypatch.setattr(runs, "SSHConnector", FakeConnector)
 
-    def carry_out(self) -> tuple[bool, list[str]]:
-        """Whether the host goes on, and the shell commands; stops at the first failure."""
-        shell = []
-        operation: Any = reboot.reboot._inner  # type: ignore[attr-defined]
-        for command in operation():
-            if not isinstance(command, FunctionCommand):
-                shell.append(str(command))
-            elif command.function(None, self.host, *command.args) is False:
-                return False, shell
-        return True, shell
+    def connect(self: FakeConnector) -> None:
+        if len(boots) > 1:
+            del boots[0]
+        if not boots[0]:
+            raise ConnectError("no route")
+        host.answers["boot_id"] = boots[0]
+        if boots[0] == "b":
+            host.text = FakeHost(after).text
+
+    with fleet(monkeypatch, {"a": host}) as run:
+        monkeypatch.setattr(FakeConnector, "connect", connect)
+        failed = run.run(reboot.reboot, _serial=True)
+        return Rebooted(host, run.runs["a"], bool(failed))
 
 
 def test_a_plan_without_a_reboot_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Rebooted(monkeypatch, ["a"], [READY]).carry_out() == (True, [])
+    made = carry_out(monkeypatch, ["a"], recorded=GPU)
+    assert not made.failed and made.host.sent == []
 
 
-def test_the_run_goes_on_with_the_plan_of_after_the_reboot(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Rebooted(monkeypatch, ["a", "a", "", "", "b"], [PENDING, READY])
-    goes_on, shell = host.carry_out()
-    assert goes_on and not host.failures
-    assert host.changes == ["reboot"] and host.run.rebooted
-    assert "reboot" in shell[0] and "is-system-running --wait" in shell[1] and len(shell) == 2
-    assert host.said[:2] == ["rebooting", "backend: cuda"]
-    assert host.clock.now == 4 * jobs.POLL_SECONDS
+def test_the_run_goes_on_with_the_plan_of_after_the_reboot(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = carry_out(monkeypatch, ["a", "a", "", "", "b"])
+    assert not made.failed and not made.run.failures
+    assert made.run.changes == ["reboot"] and made.run.rebooted
+    # Asked before, by the boot that is about to end, and by the next one.
+    assert made.host.sent == [ASKED, REBOOT, ASKED, ASKED, BOOTED]
+    said = capsys.readouterr().err
+    assert 0 <= said.index("rebooting") < said.index("backend: cuda")
+    assert clock.now == 4 * jobs.POLL_SECONDS
 
 
-def test_a_driver_that_stays_broken_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = Rebooted(monkeypatch, ["a", "b"], [PENDING, BROKEN])
-    assert not host.carry_out()[0]
-    assert host.failures == [str(BROKEN.problems[0])]
+def test_a_driver_that_stays_broken_fails_the_host(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    made = carry_out(monkeypatch, ["a", "b"], after=PENDING)
+    assert made.failed
+    (why,) = made.run.failures
+    assert "after the reboot of this run: " in why
+    assert made.host.sent.count(REBOOT) == 1
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_controller_over_ssh_is_not_rebooted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     own = tmp_path / "boot_id"
     own.write_text("a\n")
     monkeypatch.setattr(reboot, "BOOT_ID", own)
-    host = Rebooted(monkeypatch, ["a", "b"], [PENDING, READY])
-    assert host.carry_out() == (False, [])
-    assert "found the controller's own kernel on gpu-a" in host.failures[0]
-    assert not host.run.rebooted
+    made = carry_out(monkeypatch, ["a", "b"])
+    assert made.failed and made.host.sent == [f"cat {own}"]
+    assert "found the controller's own kernel on @fake/a" in made.run.failures[0]
+    assert not made.run.rebooted
     own.write_text("another\n")
-    assert host.carry_out()[0]
+    assert not carry_out(monkeypatch, ["a", "b"]).failed
 
 
 @pytest.mark.parametrize(
@@ -110,12 +115,23 @@ def test_the_controller_over_ssh_is_not_rebooted(
     [(["a", ""], "without an answer"), (["a", "", "a"], "still running as before")],
 )
 def test_a_host_that_does_not_come_back(
-    monkeypatch: pytest.MonkeyPatch, boots: list[str], found: str
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, boots: list[str], found: str
 ) -> None:
-    host = Rebooted(monkeypatch, boots, [PENDING, READY])
-    assert not host.carry_out()[0]
-    assert f"found gpu-a {found}, 900 s after" in host.failures[0]
-    assert host.clock.now == reboot.LIMIT_S and host.changes == []
+    made = carry_out(monkeypatch, boots)
+    assert made.failed
+    assert f"found @fake/a {found}, 900 s after" in made.run.failures[0]
+    assert clock.now == reboot.LIMIT_S and made.run.changes == []
+    assert BOOTED not in made.host.sent
+
+
+def test_a_host_that_is_not_reached_over_ssh_is_not_rebooted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = FakeHost(PENDING)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.runs["a"].plan().problems
+        assert run.run(reboot.reboot) == []
+    assert host.sent == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ from tests.hosts.recorded import load
 from tests.operations.fake import GPU, FakeHost, fleet
 from tests.plans.hosts import proven
 
+pytestmark = pytest.mark.usefixtures("frozen_tables")
 RED = Check("vram", "fail", "0 MiB", "3500 MiB", "look")
+GREEN = Check("busy", "pass", "0 MiB", "0 MiB")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def test_a_pass_of_this_plan_lets_the_host_through_and_is_kept(
 
 @pytest.mark.parametrize("verdict", ["FAIL", "NOT VERIFIED"])
 def test_any_other_verdict_fails_it(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
-    hosts, why = failed(monkeypatch, text(wanted(verdict, RED)))
+    hosts, why = failed(monkeypatch, text(wanted(verdict, GREEN, RED)))
     assert hosts == ["@fake/a"]
     assert why == ["vram: found 0 MiB; expected 3500 MiB; next: look"]
 
@@ -66,8 +68,12 @@ def test_a_verdict_without_a_reason_fails_it_too(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_pass_of_something_else_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts, why = failed(monkeypatch, text(replace(wanted(), key="0" * 16)))
+    made = wanted()
+    (gpu,) = made.inputs.gpus
+    other = replace(made, key="0" * 16, inputs=replace(made.inputs, driver="570.86.10", gpus=()))
+    hosts, why = failed(monkeypatch, text(other))
     assert hosts == ["@fake/a"] and "a result of something else" in why[0]
+    assert f"(driver {made.inputs.driver} -> 570.86.10; gpus -{gpu})" in why[0]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"version": 9}', '{"version": 2}', "[]"])
@@ -76,4 +82,25 @@ def test_none_or_an_unreadable_one_fails_it(
 ) -> None:
     hosts, why = failed(monkeypatch, content)
     assert hosts == ["@fake/a"] and len(why) == 1
-    assert ("no result" if content is None else "can't be understood") in why[0]
+    assert ("no result on @fake/a" if content is None else "can't be understood") in why[0]
+
+
+def test_an_unreadable_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, why = failed(monkeypatch, text(wanted()).replace('"version": 2', '"version": 9'))
+    assert "can't be understood (found a result of version 9" in why[0]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_only_a_run_that_is_carried_out_keeps_the_result(
+    monkeypatch: pytest.MonkeyPatch, results: Path, dry: bool
+) -> None:
+    new, store = wanted(), Store(results)
+    inputs = replace(new.inputs, driver="570.86.10")
+    store.write_result("@fake/a", replace(new, key="k0", inputs=inputs, finished=1.0))
+    before = sorted(results.rglob("*.json"))
+    host = FakeHost().file("latest", "latest.json", text=text(new))
+    with fleet(monkeypatch, {"a": host}, dry=dry) as run:
+        assert run.run(result) == []
+        assert (run.runs["a"].update is None) is dry
+    assert host.sent == []
+    assert (sorted(results.rglob("*.json")) == before) is dry

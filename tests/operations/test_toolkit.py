@@ -1,0 +1,110 @@
+"""The toolkit's installation, by the commands that a host gets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llamafleet.layout import Layout
+from llamafleet.protocol.job import (
+    JobError,
+    PackagesConfig,
+    Progress,
+    WheelsConfig,
+    toolkit_config,
+)
+from operations import jobs
+from operations.toolkit import toolkit
+from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
+from tests.operations.test_jobs import Clock
+
+pytestmark = pytest.mark.usefixtures("frozen_tables")
+ZIPAPP = Layout.system().zipapp
+BY_APT, APT_KEY = "rtx4090-535-ubuntu22-bare", "apt-12.2"
+APT_FOLDER = f"/opt/llamafleet/jobs/toolkit/{APT_KEY}"
+WHEELS_FOLDER = "/var/lib/llamafleet/toolkit/13.0"
+
+
+def installing(recorded: str, key: str) -> FakeHost:
+    """A host on which the installation ends well."""
+    host = FakeHost(recorded)
+    host.answers[STATUS] = answer_of(ended("toolkit", key))
+    return host
+
+
+def test_packages_are_installed_by_root_out_of_the_account_s_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = installing(BY_APT, APT_KEY)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(toolkit) == []
+        assert run.runs["a"].changes == ["toolkit 12.2 from apt"]
+    folder, config, mode, stale, start, asked = host.sent
+    assert folder.split() == ["install", "-d", "-m", "755", APT_FOLDER], "root's"
+    assert config == f"PUT {APT_FOLDER}/config.json"
+    told = toolkit_config(json.loads(host.uploads[f"{APT_FOLDER}/config.json"]))
+    assert isinstance(told, PackagesConfig) and "cuda-nvcc-12-2" in told.packages
+    assert told.record == "/opt/llamafleet/installed-packages"
+    assert told.repository and told.repository.files, "rendered"
+    assert mode == f"chmod 644 {APT_FOLDER}/config.json"
+    assert stale == f"rm -f {APT_FOLDER}/stamp.json {APT_FOLDER}/progress.json"
+    assert f"--unit=llamafleet-toolkit-{APT_KEY} " in start and "User=" not in start
+    # A package manager that is killed leaves half of a package.
+    assert " --property=KillMode=mixed --property=TimeoutStopSec=30min " in start
+    assert start.endswith(f" {ZIPAPP} job --kind toolkit --dir {APT_FOLDER}")
+    assert asked.endswith(f" {ZIPAPP} status --dir {APT_FOLDER}")
+
+
+def test_without_systemd_too_they_are_root_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = installing(BY_APT, APT_KEY).changed(lines={"systemctl": []})
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(toolkit) == []
+    start = host.sent[-2]
+    assert f" start --log {APT_FOLDER}/start.log -- job --kind toolkit " in start
+
+
+def test_wheels_are_installed_by_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = installing(GPU, "13.0")
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(toolkit) == []
+        assert run.runs["a"].changes == ["toolkit 13.0 from wheels"]
+    folder, _, _, _, start, _ = host.sent
+    assert folder == f"install -d -m 755 -o llamafleet -g llamafleet {WHEELS_FOLDER}"
+    told = toolkit_config(json.loads(host.uploads[f"{WHEELS_FOLDER}/config.json"]))
+    assert isinstance(told, WheelsConfig) and told.root.startswith("/opt/llamafleet/toolkits/")
+    assert " --property=User=llamafleet --property=NoNewPrivileges=yes " in start
+    assert "KillMode" not in start
+    assert start.endswith(f" {ZIPAPP} job --kind toolkit --dir {WHEELS_FOLDER}")
+
+
+def test_an_installation_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "time", Clock())
+    running = Progress(kind="toolkit", key="13.0", pid=7, start_ticks=1)
+    host = installing(GPU, "13.0").job("toolkit", "13.0", running)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(toolkit) == []
+    (asked,) = host.sent
+    assert STATUS in asked
+
+
+def test_one_that_fails_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = JobError(phase="install", lines=("E: no space",), log="/x/toolkit.log")
+    host = FakeHost()
+    host.answers[STATUS] = answer_of(ended("toolkit", "13.0", ok=False, error=error))
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(toolkit) == ["@fake/a"]
+        assert run.runs["a"].failures == [
+            "toolkit failed in phase install: next: read the log; log on @fake/a: /x/toolkit.log"
+        ]
+        assert run.runs["a"].changes == []
+
+
+@pytest.mark.parametrize("recorded", ["h100-ubuntu24", "cpu-debian12", "rtx4090-no-driver"])
+def test_a_host_that_has_one_or_needs_none_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch, recorded: str
+) -> None:
+    host = FakeHost(recorded)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(toolkit) == []
+    assert host.sent == []
