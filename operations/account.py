@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from llamafleet.layout import USER, Layout
@@ -30,7 +29,7 @@ def account() -> Generator[StringCommand, None, None]:
     snapshot, layout = run.snapshot(), run.layout()
     system = layout.scope == "system"
     if layout.zipapp in snapshot.files and (snapshot.account or not system):
-        host.noop("account and folders are there")
+        run.noop("account and folders are there")
         return
     if system and not snapshot.account:
         yield StringCommand(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
@@ -30,11 +29,11 @@ def build() -> Generator[PyinfraCommand, None, None]:
     run = here()
     plan = run.plan()
     if plan.build is None:
-        host.noop("no build is planned")
+        run.noop("no build is planned")
         return
     wanted = plan.build
     if wanted.job is None:
-        host.noop(wanted.reason)
+        run.noop(wanted.reason)
         return
 
     def done(stamp: Stamp) -> bool:
@@ -61,7 +60,7 @@ def activate() -> Generator[PyinfraCommand, None, None]:
     run = here()
     plan = run.plan()
     if plan.build is None or plan.build.action != "activate":
-        host.noop("current is the planned build")
+        run.noop("current is the planned build")
         return
     layout = run.layout()
     partial = f"{layout.current}.partial"

@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterable
 from io import BytesIO
 from pathlib import PurePosixPath
 
-from pyinfra import host
 from pyinfra.api import (
     FileUploadCommand,
     FunctionCommand,
@@ -39,7 +38,7 @@ def tools() -> Generator[PyinfraCommand, None, None]:
     run = here()
     wanted = run.files("tools")
     if not wanted.needed:
-        host.noop("zipapp and pip are the ones of this controller")
+        run.noop("zipapp and pip are the ones of this controller")
         return
     yield from put(run, wanted.write)
     run.changed("tools")
@@ -63,7 +62,7 @@ def settings() -> Generator[PyinfraCommand, None, None]:
     run = here()
     wanted = run.plan().files
     if wanted is None or not wanted.needed:
-        host.noop("environment, settings and units are as planned")
+        run.noop("environment, settings and units are as planned")
         return
     yield from put(run, wanted.write)
     yield from switch_units(run, wanted)

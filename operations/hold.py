@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
@@ -30,11 +29,11 @@ def hold() -> Generator[PyinfraCommand, None, None]:
     run = here()
     wanted = run.plan().hold
     if wanted is None:
-        host.noop("no hold is asked for")
+        run.noop("no hold is asked for")
         return
     files = run.files("hold")
     if not wanted.commands and not files.needed:
-        host.noop(wanted.reason)
+        run.noop(wanted.reason)
         return
     # The record first: what is held without it would pass for the administrator's own hold.
     yield from put(run, files.write)

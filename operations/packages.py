@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
@@ -27,7 +26,7 @@ def packages() -> Generator[PyinfraCommand, None, None]:
     run = here()
     wanted = run.plan().packages
     if not wanted.commands:
-        host.noop(wanted.reason)
+        run.noop(wanted.reason)
         return
     for command in wanted.commands:
         yield StringCommand(command)

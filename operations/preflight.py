@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import FunctionCommand, operation
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
@@ -31,7 +30,7 @@ def preflight() -> Generator[FunctionCommand, None, None]:
         run.explained = True
         for line in explain(plan):
             run.say(line)
-    host.noop("planned")
+    run.noop("planned")
     yield from ()
 
 
@@ -50,7 +49,7 @@ def refuse() -> Generator[FunctionCommand, None, None]:
     run = here()
     plan = run.plan()
     if not plan.problems:
-        host.noop("nothing stands in the way")
+        run.noop("nothing stands in the way")
         return
 
     def fail(state: State, host: Host) -> bool:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from pyinfra import host
 from pyinfra.api import FactBase, FunctionCommand, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
@@ -64,7 +63,7 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
     run = here()
     plan = run.plan()
     if plan.reboot is None:
-        host.noop("the driver needs no reboot")
+        run.noop("the driver needs no reboot")
         return
     before: list[str] = []
 

@@ -108,6 +108,10 @@ class HostRun:
         self.failures.append(text)
         self.say(text, fg="red")
 
+    def noop(self, text: str) -> None:
+        """Say to pyinfra that an operation has nothing to do, and why."""
+        self.host.noop(printable(text))
+
     def say(self, text: str, fg: str | None = None) -> None:
         line = click.style(printable(text.expandtabs()), fg=fg)
         click.echo(f"{self.host.print_prefix}{line}", err=True)

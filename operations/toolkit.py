@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import operation
 from pyinfra.api.command import PyinfraCommand
 
@@ -32,7 +31,7 @@ def toolkit() -> Generator[PyinfraCommand, None, None]:
     wanted = plan.toolkit
     config = toolkit_config(wanted) if wanted else None
     if wanted is None or wanted.job is None or config is None:
-        host.noop(wanted.reason if wanted else "no toolkit is needed")
+        run.noop(wanted.reason if wanted else "no toolkit is needed")
         return
 
     def done(stamp: Stamp) -> bool:

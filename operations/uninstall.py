@@ -93,7 +93,7 @@ def uninstall() -> Generator[StringCommand, None, None]:
     snapshot, layout = run.snapshot(), run.layout()
     found = traces(snapshot, layout)
     if not found:
-        host.noop("no trace of llamafleet is there")
+        run.noop("no trace of llamafleet is there")
         return
     system = layout.scope == "system"
     ours = managed(snapshot, layout)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import asdict
 
-from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
@@ -38,7 +37,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     run = here()
     plan = run.plan()
     if plan.verify is None or not plan.verify.needed:
-        host.noop(plan.verify.reason if plan.verify else "nothing to verify")
+        run.noop(plan.verify.reason if plan.verify else "nothing to verify")
         return
     job = plan.verify.job
     if plan.verify.stop:
@@ -101,7 +100,7 @@ def result() -> Generator[PyinfraCommand, None, None]:
             run.update = store.update(run.name, found)
             store.write_result(run.name, found)
         if found.verdict in GOOD:
-            host.noop(found.verdict)
+            run.noop(found.verdict)
             return
     yield FunctionCommand(_judge, (run, plan.verify), {})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra import host
 from pyinfra.api import FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
@@ -26,7 +25,7 @@ def wheelhouse() -> Generator[PyinfraCommand, None, None]:
     run = here()
     wanted = run.plan().wheelhouse
     if wanted is None or not wanted.bring:
-        host.noop(wanted.reason if wanted else "nothing is taken from a wheelhouse")
+        run.noop(wanted.reason if wanted else "nothing is taken from a wheelhouse")
         return
     yield StringCommand("rm -rf", QuoteString(wanted.target))
     yield StringCommand("install -d -m 755", QuoteString(wanted.target))

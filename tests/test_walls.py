@@ -18,6 +18,12 @@ def test_nobody_imports_through_a_wall() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_nothing_is_dead() -> None:
+    vulture = Path(sys.executable).parent / "vulture"
+    done = subprocess.run([vulture], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "line"),
     [

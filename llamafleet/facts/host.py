@@ -246,8 +246,6 @@ class HostSnapshot:
     toolkits: tuple[Toolkit, ...] = ()
     pythons: tuple[Tool, ...] = ()
     cmake: Tool | None = None
-    ninja: Tool | None = None
-    git: Tool | None = None
 
     init: str = "none"
     """systemd: it runs and answers; silent: it runs and does not, as a user's own without a

@@ -128,8 +128,6 @@ def parse(lines: list[str]) -> HostSnapshot:
         toolkits=_toolkits(record),
         pythons=_pythons(record),
         cmake=_tool(record, "cmake"),
-        ninja=_tool(record, "ninja") or _tool(record, "ninja-build"),
-        git=_tool(record, "git"),
         init=_init(record),
         units=_units(record.blocks.get(("units",), [])),
         files=_hashes(record.blocks.get(("files",), [])),

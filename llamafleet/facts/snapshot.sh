@@ -531,9 +531,7 @@ print("%s\t%d.%d.%d\t%d" % ((path,) + tuple(sys.version_info[:3]) + (everyone,))
         line=$("$path" -I -S -c "$program" </dev/null) && printf 'python=%s\n' "${line%%"$nl"*}"
     done
 
-    for name in cmake ninja ninja-build git; do
-        path=$(command -v $name) && put "$name" "$path" "$($name --version </dev/null)"
-    done
+    path=$(command -v cmake) && put cmake "$path" "$(cmake --version </dev/null)"
 }
 
 read_units() {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.plans.plan import Problem, ToolkitPlan
+from llamafleet.protocol.managers import DNF, MANAGERS
 from llamafleet.protocol.models import estimate_mib
 from llamafleet.protocol.pythons import PYTHONS, RANGE, minor
 from llamafleet.protocol.result import Backend
@@ -93,11 +94,11 @@ def install_python(snapshot: HostSnapshot) -> str:
     """What to type to get a supported Python; the distribution's python3 may be too old."""
     if snapshot.enterprise_linux and parse_version(snapshot.os_version)[:1] in ((8,), (9,)):
         # Their python3 is 3.6 and 3.9: docs.redhat.com, RHEL 9, Introduction to Python.
-        return "sudo dnf install python3.12"
-    tool = {"apt": "apt-get", "dnf": "dnf", "zypper": "zypper"}.get(snapshot.package_manager or "")
+        return DNF.install_by_hand("python3.12")
+    manager = MANAGERS.get(snapshot.package_manager or "")
     own = [p for p in snapshot.pythons if p.path.startswith(("/usr/bin/", "/usr/libexec/"))]
-    if tool and not own:
-        return f"sudo {tool} install python3"
+    if manager and not own:
+        return manager.install_by_hand(manager.python)
     return f"install Python {RANGE}, and set python to its path"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.result import Backend
 
 VERSION: Final = 1
 CONFIG, PROGRESS, STAMP, LOCK = "config.json", "progress.json", "stamp.json", "lock"
@@ -65,7 +66,7 @@ class BuildInputs:
     cpu_flags: str | None
     """Hash of the flags; None: the build does not go by them."""
     glibc: str | None
-    backend: Literal["cuda", "cpu"]
+    backend: Backend
     nvcc_append_flags: str | None
 
 

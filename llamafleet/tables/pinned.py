@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from packaging.requirements import Requirement
+from typing import TYPE_CHECKING
 
 from llamafleet.tables import text
+
+# Slow to import, and only a wheelhouse asks for it.
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 HOST = "host-requirements.txt"
 """Build backend and run-time packages of a build's environment, for each supported Python."""
@@ -34,6 +37,8 @@ def toolkit_file(version: str) -> str:
 
 def pins(file: str) -> tuple[Pin, ...]:
     """The rows of a table of pinned wheels. Raises FileNotFoundError."""
+    from packaging.requirements import Requirement
+
     rows = (line.split("--hash=sha256:") for line in text(file).replace("\\\n", " ").splitlines())
     return tuple(
         Pin(Requirement(first.strip()), tuple(value.strip() for value in hashes))

@@ -36,7 +36,7 @@ FIELDS = {
 KEYS = {
     *("kernel", "hostname", "arch", "uid", "user", "home", "glibc", "container", "package_manager"),
     *("cores", "cgroup_memory", "disk", "pci", "smi", "smi_query", "smi_banner", "module"),
-    *("module_on_disk", "library", "compiler", "toolkit", "python", "cmake", "ninja", "git"),
+    *("module_on_disk", "library", "compiler", "toolkit", "python", "cmake"),
     *("systemctl", "module_signer", "nouveau", "kernel_module", "secure_boot", "uptime"),
 }
 BLOCKS = {

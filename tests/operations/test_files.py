@@ -42,6 +42,7 @@ def run_of(plan: Plan, snapshot: HostSnapshot, settings: Settings) -> Any:
     failures: list[str] = []
     changes: list[str] = []
     return SimpleNamespace(
+        noop=lambda text: None,
         settings=settings,
         plan=lambda: plan,
         layout=lambda: LAYOUT,
@@ -61,7 +62,6 @@ def carry_out(
     """What the operation runs, uploads left out, and the changes that it records."""
     run = run_of(plan, snapshot, settings or Settings())
     monkeypatch.setattr(files, "here", lambda: run)
-    monkeypatch.setattr(files, "host", SimpleNamespace(noop=lambda text: None))
     operation: Any = files.settings._inner  # type: ignore[attr-defined]
     made = list(operation())
     assert not made or made[-1].function is files.check, "whatever was done is judged"

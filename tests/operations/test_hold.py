@@ -32,6 +32,7 @@ def carry_out(
     changes: list[str] = []
     plan = Plan("gpu-a", "cuda", hold=held(settings, snapshot))
     run = SimpleNamespace(
+        noop=lambda text: None,
         settings=settings,
         plan=lambda: plan,
         layout=lambda: LAYOUT,
@@ -39,7 +40,6 @@ def carry_out(
         changed=changes.append,
     )
     monkeypatch.setattr(hold, "here", lambda: run)
-    monkeypatch.setattr(hold, "host", SimpleNamespace(noop=lambda text: None))
     made: Any = hold.hold._inner  # type: ignore[attr-defined]
     commands = [str(getattr(c, "dest", c)) for c in made()]
     return [c for c in commands if not c.startswith(("mkdir", "chmod"))], changes

@@ -29,12 +29,12 @@ class Rebooted:
         for module in (jobs, reboot):
             monkeypatch.setattr(module, "time", self.clock)
         monkeypatch.setattr(reboot, "here", lambda: self.run)
-        monkeypatch.setattr(reboot, "host", SimpleNamespace(noop=lambda text: None))
         self.boots, self.plans = boots, plans
         self.failures: list[str] = []
         self.said: list[str] = []
         self.changes: list[str] = []
         self.run = SimpleNamespace(
+            noop=lambda text: None,
             name="gpu-a",
             rebooted=False,
             plan=lambda: self.plans[0],

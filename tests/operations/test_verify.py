@@ -70,7 +70,11 @@ def started(monkeypatch: pytest.MonkeyPatch, running: Job | None, **found: Any) 
     made = plan(host)
     assert made.verify and made.verify.needed
     run = SimpleNamespace(
-        plan=lambda: made, layout=Layout.system, snapshot=lambda: host, settings=Settings()
+        noop=lambda text: None,
+        plan=lambda: made,
+        layout=Layout.system,
+        snapshot=lambda: host,
+        settings=Settings(),
     )
     monkeypatch.setattr(verify, "here", lambda: run)
     operation: Any = verify.verify._inner  # type: ignore[attr-defined]
@@ -117,6 +121,7 @@ def test_only_a_run_that_is_carried_out_keeps_the_result(
     before = sorted(tmp_path.rglob("*.json"))
     new = replace(under("580.95.05", finished=2.0), key="k1")
     run = SimpleNamespace(
+        noop=lambda text: None,
         name="gpu-a",
         plan=lambda: SimpleNamespace(verify=WANTED),
         snapshot=lambda: SimpleNamespace(result=new),
@@ -124,7 +129,6 @@ def test_only_a_run_that_is_carried_out_keeps_the_result(
         update=None,
     )
     monkeypatch.setattr(verify, "here", lambda: run)
-    monkeypatch.setattr(verify, "host", SimpleNamespace(noop=lambda text: None))
     operation: Any = verify.result._inner  # type: ignore[attr-defined]
     assert list(operation()) == []
     assert (run.update is None) is dry

@@ -15,9 +15,8 @@ from tests.plans.hosts import CPU_HOST, HOUSE, plan
 
 def commands(monkeypatch: pytest.MonkeyPatch, host: HostSnapshot, **settings: Any) -> list[Any]:
     made = plan(host, accelerator="cpu", **settings)
-    run = SimpleNamespace(plan=lambda: made, changed=lambda what: None)
+    run = SimpleNamespace(noop=lambda text: None, plan=lambda: made, changed=lambda what: None)
     monkeypatch.setattr(wheelhouse, "here", lambda: run)
-    monkeypatch.setattr(wheelhouse, "host", SimpleNamespace(noop=lambda text: None))
     operation: Any = wheelhouse.wheelhouse._inner  # type: ignore[attr-defined]
     return list(operation())
 

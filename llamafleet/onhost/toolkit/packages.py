@@ -19,11 +19,12 @@ from pathlib import Path
 
 from llamafleet.onhost.job import STOPPER, Job, JobFailed
 from llamafleet.onhost.toolkit.openpgp import fingerprints
+from llamafleet.protocol import managers
 from llamafleet.protocol.job import INSTALL, PackagesConfig, RepositoryConfig, ToolkitProduct
 
-APT = ("apt-get", "-y", "-o", "DPkg::Lock::Timeout=600")
+APT = (managers.APT.program, "-y", *managers.WAIT_FOR_LOCK)
 APT_INSTALL = ("--no-install-recommends", "--no-remove", "install")
-DNF = ("dnf", "--setopt=install_weak_deps=False")
+DNF = (managers.DNF.program, "--setopt=install_weak_deps=False")
 
 REFUSED = "refused-packages.json"
 """Name of the rule in the zipapp, beside this module; made from tables/driver-packages.yaml."""

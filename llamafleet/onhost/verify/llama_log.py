@@ -14,9 +14,8 @@ from dataclasses import dataclass
 _DEVICE = r"[^\s,]+"
 _LAYER = re.compile(rf"load_tensors: layer +(\d+) assigned to device ({_DEVICE})")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
-_BUFFER = re.compile(rf"({_DEVICE}) (model|KV|compute) buffer size = *([\d.]+) MiB")
+_BUFFER = re.compile(rf"({_DEVICE}) (model|KV) buffer size = *([\d.]+) MiB")
 _INIT_ERROR = re.compile(r"failed to initialize CUDA: (.*)")
-_FOUND = re.compile(r"found (\d+) CUDA devices")
 _CAPABILITY = re.compile(r"Device (\d+): (.*), compute capability (\d+)\.(\d+)")
 _CUDA = re.compile(r"CUDA\d+")
 _TROUBLE = re.compile(
@@ -39,9 +38,7 @@ class Placement:
     model_mib: dict[str, float]
     """Model buffers by name: CUDA0, CPU_Mapped, ..."""
     kv_mib: dict[str, float]
-    compute_mib: dict[str, float]
     init_error: str | None
-    devices_found: int | None
     capabilities: tuple[str, ...]
     """Compute capability of each device CUDA shows, in CUDA's order, as "8.9"."""
 
@@ -70,25 +67,18 @@ def is_cuda(name: str) -> bool:
 
 def parse(log: str) -> Placement:
     """Read the log of one process that loaded one model."""
-    buffers: dict[str, dict[str, float]] = {"model": {}, "KV": {}, "compute": {}}
+    buffers: dict[str, dict[str, float]] = {"model": {}, "KV": {}}
     for name, kind, mib in _BUFFER.findall(log):
         sizes, device = buffers[kind], device_name(name)
-        if kind == "compute":
-            # Written again at every reservation: the last one counts, buffers don't add up.
-            sizes[device] = float(mib)
-        else:
-            sizes[device] = sizes.get(device, 0.0) + float(mib)
+        sizes[device] = sizes.get(device, 0.0) + float(mib)
     requested = _OFFLOADED.findall(log)
     errors = _INIT_ERROR.findall(log)
-    found = _FOUND.findall(log)
     return Placement(
         layers={int(number): device_name(device) for number, device in _LAYER.findall(log)},
         requested=(int(requested[-1][0]), int(requested[-1][1])) if requested else None,
         model_mib=buffers["model"],
         kv_mib=buffers["KV"],
-        compute_mib=buffers["compute"],
         init_error=errors[-1].strip() if errors else None,
-        devices_found=int(found[-1]) if found else None,
         capabilities=tuple(f"{major}.{minor}" for _, _, major, minor in _CAPABILITY.findall(log)),
     )
 

@@ -6,6 +6,7 @@ import shlex
 from fnmatch import fnmatchcase
 
 from llamafleet.facts.host import Driver, HostSnapshot, Package
+from llamafleet.protocol.managers import APT, MANAGERS
 from llamafleet.tables import driver_packages, parse_version
 
 
@@ -86,38 +87,31 @@ def repair(snapshot: HostSnapshot) -> str:
     """The command that brings the driver's parts to one version, or builds the missing module."""
     driver = snapshot.driver
     kernel = driver.next_kernel or snapshot.kernel or "$(uname -r)"
+    manager = MANAGERS.get(snapshot.package_manager or "")
     packages = package_versions(snapshot)
     half_installed = unfinished(snapshot)
-    if half_installed and snapshot.package_manager == "apt":
+    if half_installed and manager is APT:
         return f"sudo dpkg --configure -a (not configured: {half_installed}), then sudo reboot"
     if len(packages) > 1:
         late = [name for names in list(packages.values())[1:] for name in names]
         behind = " ".join(late)
-        held = holds(driver, late)
-        unhold = f"sudo apt-mark unhold {held}" if held else "apt-mark showhold"
-        unlock = f"sudo dnf versionlock delete {held}" if held else "dnf versionlock list"
-        upgrade = {
-            "apt": f"{unhold}; sudo apt-get install --only-upgrade {behind}",
-            "dnf": f"{unlock}; sudo dnf upgrade {behind}",
-            "zypper": f"sudo zypper update {behind}",
-            "pacman": "sudo pacman -Syu",
-        }.get(snapshot.package_manager or "", f"bring {behind} to {next(iter(packages))}")
-        return f"{upgrade}, then sudo reboot"
+        if manager is None:
+            return f"bring {behind} to {next(iter(packages))}, then sudo reboot"
+        lift = manager.lift(holds(driver, late))
+        return f"{lift}sudo {manager.upgrade.format(behind)}, then sudo reboot"
     names = [package.name for package in driver.packages]
     if driver.dkms or any(driver_packages.has(name, "dkms") for name in names):
-        headers = {"apt": f"sudo apt-get install linux-headers-{kernel}; "}
+        # Elsewhere the headers have other names, or come with the kernel.
+        headers = f"{APT.install_by_hand(f'linux-headers-{kernel}')}; " if manager is APT else ""
         return (
-            f"{headers.get(snapshot.package_manager or '', '')}"
+            f"{headers}"
             f"sudo dkms autoinstall -k {kernel}; dkms status; modinfo -k {kernel} -F version nvidia"
         )
     branches = [branch for branch in map(driver_packages.prebuilt_branch, names) if branch]
     if branches:
         held = holds(driver, names)
-        unhold = f"sudo apt-mark unhold {held}; " if held else ""
-        return (
-            f"{unhold}sudo apt-get install linux-modules-nvidia-{branches[0]}-{kernel}; "
-            f"modinfo -k {kernel} -F version nvidia"
-        )
+        modules = APT.install_by_hand(f"linux-modules-nvidia-{branches[0]}-{kernel}")
+        return f"{APT.lift(held) if held else ''}{modules}; modinfo -k {kernel} -F version nvidia"
     if any(driver_packages.has(name, "akmod") for name in names):
         return f"sudo akmods --force --kernels {kernel}; modinfo -k {kernel} -F version nvidia"
     return (

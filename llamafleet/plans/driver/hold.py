@@ -6,49 +6,39 @@ at a time of its own choosing.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver.facts import is_held
 from llamafleet.plans.driver.verdict import driver_verdict
 from llamafleet.plans.plan import HoldPlan, Problem
+from llamafleet.protocol.managers import DNF, MANAGERS
 from llamafleet.settings import Settings
 
-# A lock is for the version that is installed, so no repository is needed: dnf-versionlock(8),
-# dnf5-versionlock(8). dnf5 keeps the option's old name: dnf5-changes-from-dnf4(7).
-_DNF = ("dnf", "-y", "--disablerepo=*", "versionlock")
-COMMANDS = {
-    "apt": (("apt-mark", "hold"), ("apt-mark", "unhold")),
-    "dnf": ((*_DNF, "add"), (*_DNF, "delete")),
-}
-"""The beginnings of the commands that hold and release, by package manager."""
-
-BY_HAND = {
-    "pacman": "name the packages in IgnorePkg in /etc/pacman.conf",
-    "zypper": "sudo zypper addlock with the names of the packages",
-}
+HOLDING = tuple(name for name, manager in MANAGERS.items() if manager.hold)
+"""Package managers that can hold."""
 
 
 def plan_hold(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | Problem | None:
     """What the setting asks for; None: there is and was no hold."""
     if not settings.hold_driver:
         return release(snapshot)
-    manager = snapshot.package_manager
-    if manager not in COMMANDS:
-        by_hand = BY_HAND.get(manager or "", "hold the driver by hand")
+    name = snapshot.package_manager or ""
+    manager = MANAGERS.get(name)
+    if manager is None or not manager.hold:
+        by_hand = (manager and manager.hold_by_hand) or "hold the driver by hand"
         return Problem(
             "hold_driver",
-            f"hold_driver is not available with {manager or 'no known package manager'}",
-            f"a host with {' or '.join(COMMANDS)}",
+            f"hold_driver is not available with {name or 'no known package manager'}",
+            f"a host with {' or '.join(HOLDING)}",
             f"{by_hand}, and remove hold_driver",
         )
-    if manager == "dnf" and not snapshot.dnf_locks:
+    if manager is DNF and not snapshot.dnf_locks:
         return Problem(
             "hold_driver",
             "dnf without its plugin versionlock",
             "one that can lock a version",
-            "sudo dnf install python3-dnf-plugin-versionlock",
+            DNF.install_by_hand("python3-dnf-plugin-versionlock"),
         )
     driver, ours = snapshot.driver, snapshot.hold_record
     parts = driver.parts
@@ -64,18 +54,18 @@ def plan_hold(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | Problem 
     return HoldPlan(
         hold=loose,
         record=tuple(sorted({*kept, *loose})),
-        commands=(shlex.join((*COMMANDS[manager][0], *loose)),),
+        commands=(manager.hold_command(loose),),
         reason="NEW, outside the hold so far" if ours else "hold_driver",
     )
 
 
 def release(snapshot: HostSnapshot) -> HoldPlan | None:
     """Release what llamafleet has held, and no hold of others; None: it has held nothing."""
-    begin = COMMANDS.get(snapshot.package_manager or "")
-    if not snapshot.hold_record or begin is None:
+    manager = MANAGERS.get(snapshot.package_manager or "")
+    if not snapshot.hold_record or manager is None or not manager.hold:
         return None
     held = tuple(name for name in snapshot.hold_record if is_held(snapshot.driver, name))
-    commands = (shlex.join((*begin[1], *held)),) if held else ()
+    commands = (manager.release_command(held),) if held else ()
     return HoldPlan(release=held, commands=commands, reason="held by llamafleet before")
 
 

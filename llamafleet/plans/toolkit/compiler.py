@@ -5,27 +5,13 @@ from __future__ import annotations
 from llamafleet.facts.host import Compiler, HostSnapshot
 from llamafleet.plans.plan import PackagesPlan, Problem
 from llamafleet.plans.toolkit.methods import system
+from llamafleet.protocol.managers import APT, DNF, MANAGERS
 from llamafleet.settings import Settings
 from llamafleet.tables.distributions import CompilerPackage
 from llamafleet.tables.toolkits import ToolkitRow
 
 MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
-
-# A host that has just booted updates itself.
-_APT = "apt-get -o DPkg::Lock::Timeout=600"
-_PACKAGES = {
-    # A source of somebody else's may be broken.
-    "apt": (
-        "g++",
-        (f"{_APT} update || true", f"DEBIAN_FRONTEND=noninteractive {_APT} install -y {{}}"),
-    ),
-    "dnf": ("gcc-c++", ("dnf install -y {}",)),
-    "pacman": ("gcc", ("pacman -Sy --noconfirm {}",)),
-    "zypper": ("gcc-c++", ("zypper --non-interactive install {}",)),
-    "apk": ("build-base", ("apk add {}",)),
-}
-"""Package manager -> package with a C++ compiler, and the commands that install it."""
 
 
 def refusal(compiler: Compiler, row: ToolkitRow | None) -> str | None:
@@ -95,10 +81,9 @@ def installable(
 
 def plan_compiler(snapshot: HostSnapshot, package: str, toolkit: str) -> PackagesPlan:
     """Install the compiler that the toolkit accepts."""
-    _, commands = _PACKAGES[snapshot.package_manager or ""]
     return PackagesPlan(
         names=(package,),
-        commands=tuple(command.format(package) for command in commands),
+        commands=MANAGERS[snapshot.package_manager or ""].unattended_install(package),
         reason=f"no C++ compiler is on the host that CUDA {toolkit} accepts",
     )
 
@@ -110,10 +95,10 @@ def _may_install(settings: Settings) -> bool:
 def install_version(snapshot: HostSnapshot, major: int) -> str:
     """What to type to get gcc of one major version, where the packages' names are uniform."""
     if snapshot.package_manager == "apt":
-        return f"sudo apt-get install g++-{major}"
+        return APT.install_by_hand(f"g++-{major}")
     if snapshot.enterprise_linux and major <= 15:
         # From 11 on; the snapshot looks into each toolset's folder, so no setting is needed.
-        return f"sudo dnf install gcc-toolset-{major}-gcc-c++"
+        return DNF.install_by_hand(f"gcc-toolset-{major}-gcc-c++")
     return f"install g++-{major} from the distribution and set host_compiler to its path"
 
 
@@ -131,15 +116,15 @@ def plan_packages(snapshot: HostSnapshot, settings: Settings) -> PackagesPlan | 
         )
     if snapshot.compilers:
         return PackagesPlan()
-    if snapshot.package_manager not in _PACKAGES:
+    manager = MANAGERS.get(snapshot.package_manager or "")
+    if manager is None:
         return Problem(
             "compiler",
-            found="no C++ compiler, and none of " + ", ".join(_PACKAGES),
+            found="no C++ compiler, and none of " + ", ".join(MANAGERS),
             expected=f"g++ or clang++ {MIN_MAJOR} or newer",
             next="install g++ on the host",
         )
-    name, commands = _PACKAGES[snapshot.package_manager]
-    commands = tuple(command.format(name) for command in commands)
+    name, commands = manager.compiler, manager.unattended_install(manager.compiler)
     if _may_install(settings):
         return PackagesPlan(
             names=(name,), commands=commands, reason="no C++ compiler is on the host"

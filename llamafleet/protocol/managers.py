@@ -1,0 +1,115 @@
+"""Package managers: the words in which each is asked, by a plan, by a job, by a person."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WAIT_FOR_LOCK = ("-o", "DPkg::Lock::Timeout=600")
+"""Of apt: a host that has just booted updates itself."""
+
+
+@dataclass(frozen=True)
+class Manager:
+    """One package manager. Texts with {} take the names of packages."""
+
+    program: str
+    compiler: str
+    """Package that brings a C++ compiler."""
+    unattended: tuple[str, ...]
+    """Shell commands that install without a question, in order."""
+    install: str
+    """For a person to type, as root, like the ones below."""
+    upgrade: str
+    """Brings packages that are there to their newest version."""
+    hold: tuple[str, ...] = ()
+    """The beginning of the command that keeps packages as they are; none: it has no such."""
+    release: tuple[str, ...] = ()
+    release_by_hand: str = ""
+    list_held: str = ""
+    hold_by_hand: str = ""
+    """What a person does where `hold` is none."""
+    python: str = "python3"
+    """Package that brings the distribution's own Python."""
+
+    def unattended_install(self, package: str) -> tuple[str, ...]:
+        return tuple(command.format(package) for command in self.unattended)
+
+    def install_by_hand(self, *packages: str) -> str:
+        return f"sudo {self.install.format(' '.join(packages))}"
+
+    def hold_command(self, packages: Sequence[str]) -> str:
+        return shlex.join((*self.hold, *packages))
+
+    def release_command(self, packages: Sequence[str]) -> str:
+        return shlex.join((*self.release, *packages))
+
+    def lift(self, held: str) -> str:
+        """How a person lifts the hold on what is held, or looks for one; "": there are none."""
+        if not self.hold:
+            return ""
+        return f"sudo {self.release_by_hand.format(held)}; " if held else f"{self.list_held}; "
+
+
+_APT = shlex.join(("apt-get", *WAIT_FOR_LOCK))
+# A lock is for the version that is installed, so no repository is needed: dnf-versionlock(8),
+# dnf5-versionlock(8). dnf5 keeps the option's old name: dnf5-changes-from-dnf4(7).
+_LOCK = ("dnf", "-y", "--disablerepo=*", "versionlock")
+
+MANAGERS = {
+    "apt": Manager(
+        program="apt-get",
+        compiler="g++",
+        unattended=(
+            # A source of somebody else's may be broken.
+            f"{_APT} update || true",
+            f"DEBIAN_FRONTEND=noninteractive {_APT} install -y {{}}",
+        ),
+        install="apt-get install {}",
+        upgrade="apt-get install --only-upgrade {}",
+        hold=("apt-mark", "hold"),
+        release=("apt-mark", "unhold"),
+        release_by_hand="apt-mark unhold {}",
+        list_held="apt-mark showhold",
+    ),
+    "dnf": Manager(
+        program="dnf",
+        compiler="gcc-c++",
+        unattended=("dnf install -y {}",),
+        install="dnf install {}",
+        upgrade="dnf upgrade {}",
+        hold=(*_LOCK, "add"),
+        release=(*_LOCK, "delete"),
+        release_by_hand="dnf versionlock delete {}",
+        list_held="dnf versionlock list",
+    ),
+    "pacman": Manager(
+        program="pacman",
+        compiler="gcc",
+        unattended=("pacman -Sy --noconfirm {}",),
+        install="pacman -S {}",
+        # Single packages are not upgraded there.
+        upgrade="pacman -Syu",
+        hold_by_hand="name the packages in IgnorePkg in /etc/pacman.conf",
+        python="python",
+    ),
+    "zypper": Manager(
+        program="zypper",
+        compiler="gcc-c++",
+        unattended=("zypper --non-interactive install {}",),
+        install="zypper install {}",
+        upgrade="zypper update {}",
+        hold_by_hand="sudo zypper addlock with the names of the packages",
+    ),
+    "apk": Manager(
+        program="apk",
+        compiler="build-base",
+        unattended=("apk add {}",),
+        install="apk add {}",
+        upgrade="apk upgrade {}",
+    ),
+}
+"""By the name that the snapshot gives them."""
+
+APT, DNF = MANAGERS["apt"], MANAGERS["dnf"]
