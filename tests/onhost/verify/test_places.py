@@ -26,7 +26,7 @@ from llamafleet.onhost.verify.checks import (
 from llamafleet.onhost.verify.checks.logits import compare_logits
 from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.child import Outcome
+from llamafleet.onhost.verify.child import Outcome, TaskProblem
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
 from llamafleet.onhost.verify.llama_log import parse
 from llamafleet.protocol.result import Benchmark, Check, Rates
@@ -427,3 +427,9 @@ def test_each_kind_of_place_has_its_checks() -> None:
     assert checks.of("unnamed") == checks.of("cpu") == (*gpu[1:], "context", "benchmark")
     assert checks.of("all") == every
     assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "control")
+
+
+def test_a_control_that_died_is_none_however_well_its_log_reads() -> None:
+    evidence = SimpleNamespace(small=model, control=lambda: ended("logits", None, log("cuda-zero")))
+    with pytest.raises(TaskProblem, match="it died"):
+        of_host(control.SPEC, evidence)
