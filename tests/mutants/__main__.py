@@ -43,7 +43,7 @@ ROOMS = {
 }
 PYTEST = (
     *("-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.mutants.plugin", "--capture=no"),
-    *("-m", "not e2e and not gpu", "-o", "tmp_path_retention_policy=none"),
+    *("-m", "not e2e and not gpu", "-o", "tmp_path_retention_policy=failed"),
 )
 SEED = 0
 

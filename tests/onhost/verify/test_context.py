@@ -36,3 +36,26 @@ def test_a_wrong_guess_still_gives_what_fits() -> None:
 
 def test_a_limit_below_one_step_is_not_tried() -> None:
     assert largest_context(lambda n: True, CONTEXT_STEP, 5000) == 0
+
+
+@pytest.mark.parametrize(
+    ("true", "guess", "tried"),
+    [
+        # Up by an eighth until one does not fit, then half the gap.
+        (40_000, 36_000, [35_840, 40_192, 37_888, 38_912, 39_424, 39_680]),
+        (90_000, 60_000, [59_904, 67_328, 75_520, 84_736, 95_232, 89_856]),
+        # Down by an eighth until one fits.
+        (30_000, 50_000, [49_920, 43_520, 37_888, 33_024, 28_672, 30_720]),
+    ],
+)
+def test_the_search_goes_in_eighths_and_then_in_halves(
+    true: int, guess: int, tried: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def fits(n: int) -> bool:
+        seen.append(n)
+        return n <= true
+
+    assert largest_context(fits, 200_000, guess) == max(n for n in tried if n <= true)
+    assert seen == tried
