@@ -300,3 +300,16 @@ def test_keys_that_are_newer_are_left_out() -> None:
     error = {"phase": "start", "newer": 1}
     found = received_text(Stamp, changed(newer=[1], ok=False, error=error))
     assert found == replace(STAMPED, ok=False, error=JobError(phase="start"))
+
+
+def test_a_process_is_told_by_field_22_of_its_stat() -> None:
+    """Of proc(5), which counts from 1; a blank in the process's name moves it."""
+    text = Path("/proc/self/stat").read_text(encoding="utf-8")
+    blanks = text[: text.rindex(")")].count(" ") - 1
+    assert start_ticks(os.getpid()) == int(text.split()[21 + blanks])
+
+
+def test_the_state_comes_with_what_the_job_told(tmp_path: Path) -> None:
+    told = Progress(kind="build", key="f00", pid=1, start_ticks=None, phase="compile")
+    write_json(tmp_path / PROGRESS, asdict(told))
+    assert status(tmp_path) == JobStatus(state="dead", progress=told)

@@ -20,6 +20,7 @@ from tests.plans.driver.test_verdict import (
     HALF_INSTALLED,
     NEW,
     OLD,
+    REJECTED,
     failing,
     host,
     ubuntu,
@@ -43,8 +44,30 @@ MORE: dict[str, HostSnapshot] = {
         packages=HALF_INSTALLED,
     ),
     "signed, secure boot off": host(secure_boot=False, module_signer="Canonical", kernel_log=None),
-    "two packages unfinished": host(
-        packages=tuple(replace(one, state="unpacked") for one in ubuntu(OLD, OLD))
+    "two packages unfinished": failing(
+        library=NEW, packages=tuple(replace(one, state="unpacked") for one in ubuntu())
+    ),
+    "two packages late": failing(
+        library=NEW, packages=(ubuntu(NEW, NEW)[0], *ubuntu(OLD, OLD)[1:])
+    ),
+    "packages of two other versions": host(
+        packages=(ubuntu(NEW)[0], *ubuntu("570.195.03", "570.195.03")[1:])
+    ),
+    "refused, secure boot not told": unbound(
+        BARE, module_on_disk=NEW, kernel_log=(f"[   12.3] {REJECTED}",)
+    ),
+    "nvidia-smi shows no GPU": replace(host(), gpus=()),
+    "no nvidia-smi": failing(smi_state="absent", smi_error=""),
+    "no nvidia-smi and no version": failing(
+        smi_state="absent", smi_error="", module=None, library=None
+    ),
+    "nvidia-smi of which nothing is understood": failing(smi_state="garbage", smi_error="?!"),
+    "nvidia-smi that hangs": failing(smi_state="timeout", smi_error=""),
+    "no nvidia-smi in a container": replace(
+        failing(smi_state="absent", smi_error=""), container="docker"
+    ),
+    "an Xid without a time": failing(
+        smi_error="", kernel_log=("NVRM: Xid (PCI:0000:01:00): 74, pid=1",)
     ),
     "no driver and nothing else": unbound(BARE),
 }
