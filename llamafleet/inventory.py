@@ -105,9 +105,9 @@ def _validate(data: Mapping[str, object]) -> tuple[Settings, list[Finding]]:
     known = theirs | set(Settings.model_fields)
     # Not the value: a mistyped ssh_password holds one.
     findings = [
-        (key, "an unknown key", _nearest(key, known))
+        (key, "an unknown key", _nearest(str(key), known))
         for key in data
-        if key not in known and not key.startswith(OWN_PREFIX)
+        if key not in known and not str(key).startswith(OWN_PREFIX)
     ]
     ours = {key: value for key, value in data.items() if key in Settings.model_fields}
     try:

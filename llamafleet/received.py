@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from llamafleet.protocol import result
-from llamafleet.protocol.result import Result
+from llamafleet.protocol.decode import LARGEST
+from llamafleet.protocol.result import NOT_VERIFIED, PASS, Result
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ def received(kind: type[T], data: object) -> T | Unreadable:
     Keys that are newer than this code are left out, those that are missing are named.
     """
     try:
+        _bounded(data)
         text = json.dumps(data, allow_nan=False)
         # Of JSON, since only there a strict reader takes a list for a tuple.
         adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
@@ -71,7 +73,31 @@ def received_result(data: object) -> Result | Unreadable:
         data = result.upgraded(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         return Unreadable(_brief(error))
-    return received(Result, data)
+    found = received(Result, data)
+    if isinstance(found, Result):
+        contradiction = _contradiction(found)
+        if contradiction:
+            return Unreadable(contradiction)
+    return found
+
+
+def _contradiction(found: Result) -> str:
+    """How a verdict is more than its rows hold; what an older version did not judge is no word."""
+    worse = [gpu.uuid for gpu in found.gpus if gpu.verdict not in (PASS, NOT_VERIFIED)]
+    if found.verdict != PASS or (found.gpus and not worse):
+        return ""
+    return f"found PASS beside {_quoted(', '.join(worse)) if worse else 'no GPU'}"
+
+
+def _bounded(data: object) -> None:
+    """Raises ValueError on a number that no figure is, and that later arithmetic would fail on."""
+    if isinstance(data, int) and abs(data) >= LARGEST:
+        raise ValueError(f"found a number of {data.bit_length()} bits, expected less than 64")
+    if isinstance(data, Mapping):
+        data = list(data.values())
+    if isinstance(data, list):
+        for one in data:
+            _bounded(one)
 
 
 @cache

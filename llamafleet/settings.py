@@ -70,7 +70,10 @@ def _model(value: str) -> str:
 
 def _absolute(value: str) -> str:
     """A path on the controller, made independent of the working directory."""
-    return str(Path(value).expanduser().resolve())
+    try:
+        return str(Path(value).expanduser().resolve())
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"a path that can be followed ({error})") from error
 
 
 Capability = Annotated[

@@ -30,7 +30,7 @@ from llamafleet.layout import Layout
 from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import plan_files
-from llamafleet.plans.make import layout_for, make_plan, to_read
+from llamafleet.plans.make import layout_for, make_plan, to_read, unplanned
 from llamafleet.plans.plan import FilesPlan, Plan, Problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.result import Result
@@ -71,15 +71,18 @@ class HostRun:
     def plan(self) -> Plan:
         snapshot = self.snapshot()
         layout = layout_for(self.settings, snapshot)
-        return make_plan(
-            self.name,
-            self.settings,
-            snapshot,
-            layout,
-            self._barred(),
-            supplies=self.supplies,
-            sha256=partial(content_sha256, settings=self.settings, layout=layout),
-        )
+        try:
+            return make_plan(
+                self.name,
+                self.settings,
+                snapshot,
+                layout,
+                self._barred(),
+                supplies=self.supplies,
+                sha256=partial(content_sha256, settings=self.settings, layout=layout),
+            )
+        except Exception as error:  # It would end the run for every host.
+            return unplanned(self.name, self.settings, error)
 
     def files(self, group: Group) -> FilesPlan:
         """What the files of a group need that the plan does not speak of."""
@@ -138,7 +141,8 @@ class Fleet:
             settings = validate_fleet({h.name: _data_of(h) for h in inventory})
         except SettingsError as error:
             raise PyinfraError(
-                "the inventory is refused, no host was touched:\n" + "\n".join(error.lines)
+                "the inventory is refused, no host was touched:\n"
+                + "\n".join(map(printable, error.lines))
             ) from error
         supplies = read_supplies(settings)
         self.runs: dict[str, HostRun] = {
@@ -171,10 +175,10 @@ class Fleet:
             self.runs[name].row(reached=self.runs[name].host in state.activated_hosts)
             for name in self.kept.hosts
         ]
-        text = render(rows)
         try:
             text = render_run(Runs(RESULTS).finish(self.kept, _end(state), rows))
         except OSError as error:
+            text = render(rows)
             click.echo(_not_kept(error), err=True)
         click.echo("\n" + text, err=True)
 

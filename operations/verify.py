@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import asdict
+from typing import TypeGuard
 
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -15,7 +16,7 @@ from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
 from llamafleet.protocol.fingerprint import explain_difference
 from llamafleet.protocol.job import Stamp
-from llamafleet.protocol.result import GOOD, Result
+from llamafleet.protocol.result import WANTED, Result
 from llamafleet.received import Unreadable
 from operations import jobs
 from operations.files import systemctl
@@ -93,21 +94,45 @@ def result() -> Generator[PyinfraCommand, None, None]:
     """
     run = here()
     plan = run.plan()
-    run.result = found = run.snapshot().result
-    if plan.verify and isinstance(found, Result) and found.key == plan.verify.key:
-        if run.host.state.is_executing:  # A dry run leaves nothing, here neither.
-            store = Store(RESULTS)
-            run.update = store.update(run.name, found)
-            store.write_result(run.name, found)
-        if found.verdict in GOOD:
-            run.noop(found.verdict)
+    found = run.snapshot().result
+    if run.host.state.is_executing:  # Without -y pyinfra prepares this too, and then asks.
+        run.result = found
+        if _told_by(found, plan.verify) and not _keep(run, found):
+            yield FunctionCommand(_refuse, (), {})
             return
+    if _told_by(found, plan.verify) and found.verdict == WANTED[plan.backend]:
+        run.noop(found.verdict)
+        return
     yield FunctionCommand(_judge, (run, plan.verify), {})
+
+
+def _told_by(found: object, wanted: VerifyPlan | None) -> TypeGuard[Result]:
+    """The result of the verification that was planned, and of no other one."""
+    return wanted is not None and isinstance(found, Result) and found.key == wanted.key
+
+
+def _keep(run: HostRun, found: Result) -> bool:
+    """Store a result; False, and said: it can't be."""
+    store = Store(RESULTS)
+    try:
+        run.update = store.update(run.name, found)
+        store.write_result(run.name, found)
+    except OSError as error:
+        run.fail(
+            f"result: found that it can't be kept ({error}); expected to write below {RESULTS}/; "
+            f"next: ls -ld {store.folder(run.name)}"
+        )
+        return False
+    return True
+
+
+def _refuse(state: State, host: Host) -> bool:
+    return False
 
 
 def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) -> bool:
     found, key = run.result, wanted.key if wanted else None
-    if isinstance(found, Result) and found.key == key:
+    if _told_by(found, wanted):
         for where, check in found.red:
             run.fail(f"{where + ': ' if where else ''}{check}")
         if not found.red:

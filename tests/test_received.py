@@ -83,6 +83,7 @@ def test_a_cpu_s_result_of_version_1_has_no_row() -> None:
         ("gpus.0.benchmark.tg.median_ts", float("nan")),
         ("build", None),
         ("build.wall_s", "long"),
+        ("build.wheel_bytes", 10**400),
         ("build.phases", {"compile": "long"}),
         ("build.inputs", [1]),
         ("inputs.bench", 5),
@@ -94,7 +95,7 @@ def test_a_wrong_type_is_one_line_that_names_it(path: str, value: object) -> Non
     found = received_result(changed(path, value))
     assert isinstance(found, Unreadable), found
     assert "\n" not in found.reason and len(found.reason) < 400
-    if "median_ts" not in path:
+    if "median_ts" not in path and value != 10**400:
         assert path.rsplit(".", 1)[-1] in found.reason
 
 
@@ -156,3 +157,10 @@ def test_a_benchmark_of_several_gpus_is_the_host_s() -> None:
 def test_an_escape_in_a_name_is_kept_as_it_is_for_whoever_prints_it() -> None:
     found = received(Result, changed("host", "a\x1b[31m"))
     assert isinstance(found, Result) and found.host == "a\x1b[31m"
+
+
+def test_a_verdict_that_its_rows_do_not_hold_is_no_result() -> None:
+    """A host's word alone: PASS beside a GPU that failed, or beside none."""
+    for path, value in (("gpus.0.verdict", "FAIL"), ("gpus", [])):
+        found = received_result(changed(path, value))
+        assert isinstance(found, Unreadable) and found.reason.startswith("found PASS beside")

@@ -445,3 +445,15 @@ def test_a_key_needs_the_mirror_that_signs_with_it(tmp_path: Path) -> None:
 def test_a_mirror_is_an_http_url(url: str) -> None:
     (line,) = lines_of(toolkit_url=url)
     assert line.endswith("allowed: an http:// or https:// URL")
+
+
+def test_what_is_no_path_is_one_line(tmp_path: Path) -> None:
+    for folder in ("~nosuchuser/x", "/" + "a" * 300):
+        (line,) = lines_of(wheelhouse=folder)
+        assert "wheelhouse" in line
+
+
+def test_a_key_that_is_no_text_is_one_line() -> None:
+    with pytest.raises(SettingsError) as refused:
+        validate_fleet({"a": {3: "x"}})  # type: ignore[dict-item]
+    assert len(refused.value.lines) == 1

@@ -3,6 +3,7 @@
 # pyinfra's command line patches the standard library, and must be the first to be imported.
 from pyinfra_cli.inventory import make_inventory  # type: ignore[import-untyped]  # isort: skip
 
+import os
 from pathlib import Path
 
 from pyinfra.api import Config, State
@@ -22,7 +23,7 @@ def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Set
 
     Raises BadInput, as click's commands end with.
     """
-    if not inventory.is_file():
+    if not os.path.isfile(inventory):  # noqa: PTH113 - it refuses no name
         # pyinfra would take its name for that of a host.
         raise BadInput(f"{name}: found no such file, and no inventory {inventory}; next: {RECORD}")
     state, config = State(), Config()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -36,7 +37,7 @@ def _pairs(
             raise BadInput(f"--set {pair}: found no key and value; expected as --set scope=user")
         try:
             data[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise BadInput(f"--set {pair}: the value is no text, number or [list]") from error
     return data
 
@@ -106,7 +107,7 @@ def plan(
     from llamafleet.inventory import read_supplies
     from llamafleet.plans.make import explain, layout_for, make_plan
 
-    if str(target) == "-" or target.exists():
+    if str(target) == "-" or os.path.exists(target):  # noqa: PTH110 - it refuses no name
         chosen, text = _validated(settings), _read(target)
     else:
         from llamafleet.cli.host import read_host
@@ -161,7 +162,10 @@ def snapshot(
     if not script:
         _parse(str(host), text)
     if output is None:
-        click.echo(text, nl=False)
+        told = text.split("\n")
+        if not script and sys.stdout.isatty():
+            told = [printable(line.expandtabs()) for line in told]
+        click.echo("\n".join(told), nl=False)
         return
     try:
         output.write_text(text, encoding="utf-8")

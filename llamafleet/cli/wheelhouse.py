@@ -8,6 +8,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.terminal import printable
 from llamafleet.wheelhouse import collect
 from llamafleet.wheelhouse.manifest import WheelhouseError, load, verify
 
@@ -91,7 +92,7 @@ def check(directory: Path) -> None:
     """Compare DIRECTORY with its manifest. Exit code 0: as listed; 2: not."""
     problems = verify(directory)
     for problem in problems:
-        click.echo(problem, err=True)
+        click.echo(printable(problem), err=True)
     if problems:
         raise BadInput(f"{len(problems)} problems; next: llamafleet wheelhouse build {directory}")
     click.echo(f"{directory}: {len(load(directory).files)} files, all as listed")

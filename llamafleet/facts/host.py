@@ -11,7 +11,7 @@ from llamafleet.received import Unreadable
 
 SNAPSHOT_VERSION = 1
 
-DRIVER_VERSION = re.compile(r"\b\d{3,}\.\d+(?:\.\d+)?(?!\d)")
+DRIVER_VERSION = re.compile(r"\b\d{3,6}\.\d{1,6}(?:\.\d{1,6})?(?!\d)")
 """Three digits or more, as 535.261.03: excludes packages that merely carry nvidia in the name."""
 
 

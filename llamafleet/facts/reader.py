@@ -33,7 +33,7 @@ HEADER = "#llamafleet-snapshot"
 END = "#end"
 
 # Drivers from 610 or so print "CUDA UMD Version".
-CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d+\.\d+)")
+CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d{1,3}\.\d{1,3})(?!\d)")
 
 NOT_INSTALLED = ("not-installed", "config-files")
 """States of dpkg in which a package has no files of its own, beside those of its settings."""
@@ -49,6 +49,10 @@ JSON_LIMIT = 1 << 20
 """Bytes of a file at which snapshot.sh cuts it."""
 INFOROM_CORRUPTED = 14
 """Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
+
+
+COMPILER = re.compile(r"[0-9]{1,4}(\.[0-9]+)*")
+"""A version of gcc or clang; anything else that answers is no compiler for a build."""
 
 
 class SnapshotError(ValueError):
@@ -124,7 +128,9 @@ def parse(lines: list[str]) -> HostSnapshot:
         ),
         gpus=gpus,
         driver=driver,
-        compilers=tuple(Compiler(*row) for row in record.rows("compiler", 3)),
+        compilers=tuple(
+            Compiler(*row) for row in record.rows("compiler", 3) if COMPILER.fullmatch(row[2])
+        ),
         toolkits=_toolkits(record),
         pythons=_pythons(record),
         cmake=_tool(record, "cmake"),
@@ -347,9 +353,9 @@ def _smi_state(query: int, banner: int, gpus: list[Gpu], other: list[str]) -> st
 def _smi_row(line: str) -> tuple[Gpu, str] | None:
     """One line of --format=csv,noheader,nounits, with or without the compute capability."""
     match = re.fullmatch(
-        r"\s*(?P<index>\d+), (?P<name>.+), (?P<uuid>GPU-[^,]+), "
+        r"\s*(?P<index>\d{1,4}), (?P<name>.+), (?P<uuid>GPU-[^,]+), "
         r"(?P<domain>[0-9A-Fa-f]{4,8}):(?P<place>[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]), "
-        r"(?P<vram>[^,]+), (?P<driver>\d+\.[\d.]+)(?:, (?P<capability>[^,]+))?\s*",
+        r"(?P<vram>[^,]+), (?P<driver>\d{1,6}(?:\.\d{1,6})+)(?:, (?P<capability>[^,]+))?\s*",
         line,
     )
     if not match:

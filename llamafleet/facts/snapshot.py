@@ -83,6 +83,10 @@ class Snapshot(FactBase[HostSnapshot]):
             return parse(output)
         except SnapshotError as error:
             raise FactProcessError(str(error)) from error
+        except Exception as error:
+            raise FactProcessError(
+                f"found a snapshot that can't be understood ({type(error).__name__}: {error})"
+            ) from error
 
 
 class SnapshotText(FactBase[str]):

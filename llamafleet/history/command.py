@@ -14,8 +14,13 @@ SECRET = re.compile(r"pass|secret|token", re.IGNORECASE)
 FLAGS = frozenset({"--same-sudo-password", "--use-sudo-password", "--ssh-password-prompt"})
 """Options of pyinfra that are named so and take no value."""
 
-USER_IN_URL = re.compile(r"://\S*@")
-QUERY_OF_URL = re.compile(r"(://[^\s?]*\?)\S+")
+OPEN = frozenset({"cmake_options"})
+"""Settings that take any text, as -D options do."""
+
+USER_IN_URL = re.compile(r"://.*@")
+QUERY_OF_URL = re.compile(r"(://[^\s?#;]*[?#;])\S+")
+USER_OF_HOST = re.compile(r"^[^\s/@]*:[^\s/@]*@")
+"""As pyinfra takes a list of hosts in the inventory's place."""
 
 
 def without_secrets(arguments: Sequence[str], shown: Container[str]) -> tuple[str, ...]:
@@ -36,7 +41,7 @@ def without_secrets(arguments: Sequence[str], shown: Container[str]) -> tuple[st
             kept.append(f"{option}={masked(value)}")
             masked = None
         else:
-            kept.append(_url(argument))
+            kept.append(USER_OF_HOST.sub(f"{MASK}@", _url(argument)))
     return tuple(kept)
 
 
@@ -53,7 +58,7 @@ def _data(pair: str, shown: Container[str]) -> str:
     key, equals, value = pair.partition("=")
     if not equals:
         return MASK
-    return f"{key}={_url(value) if key in shown else MASK}"
+    return f"{key}={_url(value) if key in shown and key not in OPEN else MASK}"
 
 
 def _url(text: str) -> str:

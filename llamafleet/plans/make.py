@@ -245,6 +245,17 @@ def make_plan(
     return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
 
 
+def unplanned(host: str, settings: Settings, error: Exception) -> Plan:
+    """The plan of a host that no plan could be made of: nothing is done there."""
+    problem = Problem(
+        "plan",
+        f"{type(error).__name__}: {error}",
+        "a host that a plan can be made of",
+        f"llamafleet snapshot {host} -o FILE, and report it with that file",
+    )
+    return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (problem,))
+
+
 def _with_files(
     plan: Plan,
     settings: Settings,

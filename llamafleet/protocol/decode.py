@@ -7,6 +7,7 @@ tolerate keys that are newer than their code and name those that are missing.
 from __future__ import annotations
 
 import json
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -22,6 +23,9 @@ from typing import (
 )
 
 T = TypeVar("T")
+
+LARGEST = 2**63
+"""No whole number of the protocol reaches it, and a float of much larger ones can't be made."""
 
 EXPECTED = {
     str: "text",
@@ -102,7 +106,7 @@ def _value(hint: Any, data: object, key: str, errors: list[str]) -> Any:
         }
     if hint is Any or _is(hint, data):
         return data
-    if hint is float and type(data) is int:
+    if hint is float and type(data) is int and abs(data) < LARGEST:
         return float(data)
     errors.append(_error(key, data, _name(hint)))
     return None
@@ -112,6 +116,10 @@ def _is(hint: Any, data: object) -> bool:
     """Of that very type: bool is an int in Python; here it is none."""
     if get_origin(hint) is Literal:
         return any(data == one and type(data) is type(one) for one in get_args(hint))
+    if isinstance(data, float) and not math.isfinite(data):
+        return False
+    if type(data) is int and abs(data) >= LARGEST:
+        return False
     return type(data) is hint
 
 

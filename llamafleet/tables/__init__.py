@@ -23,7 +23,7 @@ _folders = [FOLDER]
 
 def parse_version(text: str) -> Version:
     """The leading numbers of a dotted version: (580, 65, 6) of "580.65.06", () of "N/A"."""
-    leading = re.match(r"(\d+\.)*\d+|", text)
+    leading = re.match(r"([0-9]{1,18}\.)*[0-9]{1,18}(?![0-9])|", text)
     return tuple(int(part) for part in leading[0].split(".") if part) if leading else ()
 
 

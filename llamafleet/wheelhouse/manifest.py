@@ -77,7 +77,7 @@ def load(directory: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WheelhouseError(f"{path} can't be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WheelhouseError(f"{path} is not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("version") != MANIFEST_VERSION:
         raise WheelhouseError(f"{path} is not a manifest of version {MANIFEST_VERSION}")
@@ -101,6 +101,14 @@ def _manifest(data: dict[str, Any]) -> Manifest:
 
 def verify(directory: Path) -> list[str]:
     """What is wrong with a wheelhouse, one line for each file; none: all is as listed."""
+    try:
+        return _compare(directory)
+    except OSError as error:
+        return [f"{error.filename or directory} can't be read ({error.strerror})"]
+
+
+def _compare(directory: Path) -> list[str]:
+    """Raises OSError."""
     if not directory.is_dir():
         return [f"no folder {directory}"]
     try:

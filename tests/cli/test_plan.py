@@ -208,6 +208,8 @@ def test_a_file_that_is_no_snapshot(tmp_path: Path) -> None:
         ("scope=global", "scope: found 'global', allowed: system or user"),
         ("scope", "--set scope: found no key and value"),
         ("cmake_options={", "--set cmake_options={: the value is no text"),
+        ("jobs=2026-13-45", "--set jobs=2026-13-45: the value is no text"),
+        ("jobs=" + "[" * 3000, ": the value is no text"),
     ],
 )
 def test_bad_setting(pair: str, said: str) -> None:
@@ -231,3 +233,10 @@ def test_snapshot_of_this_machine_is_planned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [(), ("@local", "--script")])
 def test_snapshot_of_nothing_or_of_both_is_refused(arguments: tuple[str, ...]) -> None:
     assert "@local" in only_line(run("snapshot", *arguments))
+
+
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
+    done = command(tmp_path, "plan", "a" * 300, "--inventory", "b" * 300)
+    assert done.returncode == 2
+    assert "found no such file, and no inventory bbb" in done.stderr
+    assert "Traceback" not in done.stderr

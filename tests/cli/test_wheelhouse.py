@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,20 @@ def test_wheelhouse_build_refuses_what_has_no_wheels(
     result = run("wheelhouse", "build", tmp_path / "w", option, value)
     assert result.exit_code == 2
     assert value in result.output
+
+
+@pytest.mark.parametrize("manifest", ["[" * 100_000, '{"version": 9}'])
+def test_a_manifest_that_is_none_is_told(tmp_path: Path, manifest: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    done = run("wheelhouse", "check", tmp_path)
+    assert done.exit_code == 2
+    assert "manifest.json is not" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_manifest_says_can_not_move_the_cursor(tmp_path: Path) -> None:
+    house = make_wheelhouse(tmp_path / "house")
+    manifest = json.loads((house / "manifest.json").read_text())
+    manifest["files"]["\x1b[31mX"] = next(iter(manifest["files"].values()))
+    (house / "manifest.json").write_text(json.dumps(manifest))
+    done = run("wheelhouse", "check", house)
+    assert "\\x1b[31mX is missing" in done.stderr and "\x1b" not in done.stderr

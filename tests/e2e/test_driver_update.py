@@ -22,6 +22,7 @@ from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
 from llamafleet.plans.make import make_plan, to_read
 from llamafleet.plans.plan import Plan
+from llamafleet.protocol.job import Stamp
 from llamafleet.settings import Settings
 from tests.e2e import fake_driver
 from tests.e2e.booted import BootedHost, missing_tools
@@ -119,8 +120,9 @@ def plant_build(host: GpuHost) -> None:
     shutil.copy(str(module.locate()), site)
     folder = host.booted.tree / LAYOUT.job("build", build.fingerprint).lstrip("/")
     folder.mkdir(parents=True)
-    stamp = {"version": 1, "kind": "build", "ok": True, "finished": 1.0, "inputs": build.inputs}
-    (folder / "stamp.json").write_text(json.dumps(stamp))
+    inputs = asdict(build.inputs)
+    stamp = Stamp(kind="build", key=build.fingerprint, ok=True, finished=1.0, inputs=inputs)
+    (folder / "stamp.json").write_text(json.dumps(asdict(stamp)))
 
 
 @pytest.fixture(scope="module")

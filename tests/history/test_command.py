@@ -10,7 +10,7 @@ import pytest
 
 from llamafleet.history.command import FLAGS, SECRET, without_secrets
 
-SHOWN = frozenset({"accelerator", "index_url"})
+SHOWN = frozenset({"accelerator", "index_url", "cmake_options"})
 
 
 def kept(*arguments: str) -> str:
@@ -49,6 +49,19 @@ def test_a_plain_command_line_is_kept_as_it_is() -> None:
             ("--data", "index_url=https://pypi.example/simple?sig=hunter2"),
             "--data index_url=https://pypi.example/simple?***",
         ),
+        (
+            ("--data", "index_url=https://pypi.example/simple#token=hunter2"),
+            "--data index_url=https://pypi.example/simple#***",
+        ),
+        (
+            ("--data", "index_url=https://mirror.example/x;sig=hunter2"),
+            "--data index_url=https://mirror.example/x;***",
+        ),
+        (
+            ("--data", "cmake_options={'CMAKE_CXX_FLAGS': '-DKEY=hunter2'}"),
+            "--data cmake_options=***",
+        ),
+        (("admin:hunter2@gpu-a,gpu-b",), "***@gpu-a,gpu-b"),
     ],
 )
 def test_a_secret_is_masked_and_nothing_else(arguments: tuple[str, ...], shown: str) -> None:

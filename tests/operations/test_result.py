@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import operations.run
 from llamafleet.history.store import Store
+from llamafleet.plans.plan import Plan
 from llamafleet.protocol.result import Check, Result, Verdict
 from operations import verify
+from operations.files import tools
+from operations.preflight import preflight
 from operations.verify import result
 from tests.hosts.recorded import load
 from tests.operations.fake import GPU, FakeHost, fleet
@@ -104,3 +109,80 @@ def test_only_a_run_that_is_carried_out_keeps_the_result(
         assert (run.runs["a"].update is None) is dry
     assert host.sent == []
     assert (sorted(results.rglob("*.json")) == before) is dry
+
+
+def test_what_is_prepared_before_it_is_asked_for_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without -y pyinfra prepares every operation; one that then breaks off must leave no PASS."""
+    made = wanted()
+    old = replace(made, key="0" * 16, inputs=replace(made.inputs, driver="570.86.10"))
+    host = FakeHost().file("latest", "latest.json", text=text(old))
+    host.answers = {"PUT": False, "mkdir": False}
+    with fleet(monkeypatch, {"a": host}) as run:
+        run.state.check_for_changes = True
+        assert run.run(tools, result) == ["@fake/a"]
+        assert run.runs["a"].row(reached=True).verdict == "NOT VERIFIED"
+
+
+def test_a_result_that_can_not_be_kept_fails_its_host_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = FakeHost().file(
+        "latest", "latest.json", text=text(replace(wanted(), fingerprint="x" * 400))
+    )
+    good = FakeHost().file("latest", "latest.json", text=text(wanted()))
+    with fleet(monkeypatch, {"a": long, "b": good}) as run:
+        assert run.run(result) == ["@fake/a"]
+        assert "can't be kept" in run.runs["a"].failures[0]
+        assert run.runs["b"].failures == []
+
+
+def test_cpu_only_is_no_pass_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts, why = failed(monkeypatch, text(replace(wanted(), verdict="CPU ONLY")))
+    assert hosts == ["@fake/a"] and "the verdict CPU ONLY" in why[0]
+
+
+@pytest.mark.parametrize("odd", ["13-rc1.0", "abc", "", "9" * 5000])
+def test_a_compiler_of_no_version_stops_no_other_host(
+    monkeypatch: pytest.MonkeyPatch, odd: str
+) -> None:
+    host = FakeHost().found(f"compiler=/usr/bin/g++-99\tgcc\t{odd}")
+    with fleet(monkeypatch, {"a": host, "b": FakeHost()}) as run:
+        run.run(preflight)
+        assert run.runs["a"].failures == run.runs["b"].failures == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("@begin smi_query\n 0,", "@begin smi_query\n {},"),
+        ("@begin packages\n", "@begin packages\n libnvidia-compute-580 580.{} installed\n"),
+    ],
+)
+def test_a_number_of_5000_digits_stops_no_other_host(
+    monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    host = FakeHost()
+    assert before in host.text
+    host.text = host.text.replace(before, after.format("1" * 5000), 1)
+    with fleet(monkeypatch, {"a": host, "b": FakeHost()}) as run:
+        run.run(preflight)
+        assert run.runs["b"].failures == []
+
+
+def test_a_plan_that_can_not_be_made_is_its_host_s_own_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = operations.run.make_plan
+
+    def broken(name: str, *given: Any, **told: Any) -> Plan:
+        if name == "@fake/a":
+            raise ZeroDivisionError("of a fault of ours")
+        return made(name, *given, **told)
+
+    monkeypatch.setattr(operations.run, "make_plan", broken)
+    with fleet(monkeypatch, {"a": FakeHost(), "b": FakeHost()}) as run:
+        run.run(preflight)
+        assert run.runs["a"].plan().problems[0].found == "ZeroDivisionError: of a fault of ours"
+        assert run.runs["b"].plan().problems == ()

@@ -45,6 +45,9 @@ def judge_gpus(
         )
     if len(cuda_gpus) < len(nvml_gpus):
         return failed(NAME, seen, expected, _advice(visible))
+    if len(cuda_gpus) > len(nvml_gpus):
+        # One of them would be judged by nobody.
+        return failed(NAME, seen, expected, "compare `nvidia-smi -L` with `ls -l /dev/nvidia*`")
     return passed(NAME, seen, expected)
 
 
