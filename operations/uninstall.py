@@ -52,6 +52,14 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
     found = [path for path in snapshot.files]
     found += [f"job {job.kind} {job.key}" for job in snapshot.jobs]
     found += [f"build {version}" for version in snapshot.versions]
+    rest = {
+        "current": snapshot.current,
+        "wheelhouse": snapshot.wheelhouse,
+        "verification": snapshot.verifying,
+        "result": snapshot.result,
+        "record of the hold": snapshot.hold_record,
+    }
+    found += [name for name, there in rest.items() if there]
     found += [name for name, unit in snapshot.units.items() if unit.load == "loaded"]
     if snapshot.account and layout.scope == "system":
         found.append(f"account {USER}")

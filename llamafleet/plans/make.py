@@ -222,7 +222,9 @@ def make_plan(
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
     verify = plan_verify(host, settings, snapshot, layout, build) if build else None
 
-    building = build.action == "build" if build else snapshot.current is None
+    # A build that waits for its compiler will come, whatever is there.
+    waits = bool(code.packages and code.packages.commands)
+    building = build.action == "build" if build else snapshot.current is None or waits
     house = supplies.wheelhouse if building or _takes_wheels(toolkit) else None
     if house:
         draft.problems.extend(misfits(snapshot, house, python))

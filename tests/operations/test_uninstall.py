@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +14,12 @@ from llamafleet.facts.host import Unit
 from llamafleet.layout import HOLD_APT, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.managed import by_path, unit_names
 from llamafleet.protocol.job import Stamp
+from llamafleet.received import Unreadable
 from operations.uninstall import KILL_ACCOUNT, STOP_JOBS, traces, uninstall
 from tests.facts.fakehost import FakeHost
 from tests.operations import fake
 from tests.operations.fake import fleet
+from tests.plans.hosts import CPU_HOST
 from tests.plans.test_files import UNITS
 
 LAYOUT = Layout.system()
@@ -47,6 +51,20 @@ def sent(monkeypatch: pytest.MonkeyPatch, host: fake.FakeHost) -> list[str]:
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(uninstall) == []
     return [command for command in host.sent if INSTALLED not in command]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"wheelhouse": "f" * 64}, "wheelhouse"),
+        ({"current": "0123"}, "current"),
+        ({"result": Unreadable("half written")}, "result"),
+        ({"hold_record": ("libnvidia-compute-580",)}, "record of the hold"),
+    ],
+)
+def test_what_an_interrupted_run_left_is_a_trace(change: dict[str, Any], said: str) -> None:
+    bare = replace(CPU_HOST, account=False)
+    assert traces(bare, LAYOUT) == [] and traces(replace(bare, **change), LAYOUT) == [said]
 
 
 def test_all_is_stopped_before_it_is_removed_and_the_account_goes_last(

@@ -219,8 +219,9 @@ def test_a_host_that_takes_nothing_from_it_need_not_fit_it() -> None:
     done = replace(CPU_HOST, jobs=(built(build),), versions=(key,), current=key)
     made = plan(done, house=POOR, **CPU)
     assert not made.problems and made.wheelhouse is None
-    # The next build does.
+    # The next build does, and one that waits for its compiler.
     assert plan(done, house=POOR, cmake_options={"LLAVA_BUILD": "ON"}, **CPU).problems
+    assert plan(replace(done, compilers=()), house=POOR, **CPU).problems
 
 
 # What is brought
