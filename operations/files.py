@@ -20,7 +20,7 @@ from pyinfra.api.state import State
 from llamafleet.managed import by_path
 from llamafleet.plans.plan import FilesPlan, Problem
 from llamafleet.render import content
-from operations.run import HostRun, here
+from operations.run import TOOLS, HostRun, here
 
 
 @operation()
@@ -41,7 +41,7 @@ def tools() -> Generator[PyinfraCommand, None, None]:
         run.noop("zipapp and pip are the ones of this controller")
         return
     yield from put(run, wanted.write)
-    run.changed("tools")
+    run.changed(TOOLS)
 
 
 @operation()

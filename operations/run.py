@@ -41,6 +41,9 @@ from llamafleet.terminal import printable
 
 RESULTS = Path("results")
 
+TOOLS = "tools"
+"""Among the changes of a host: the code of its jobs was replaced."""
+
 
 @dataclass
 class HostRun:
@@ -80,6 +83,7 @@ class HostRun:
                 self._barred(),
                 supplies=self.supplies,
                 sha256=partial(content_sha256, settings=self.settings, layout=layout),
+                other_code=TOOLS in self.changes,
             )
         except Exception as error:  # It would end the run for every host.
             return unplanned(self.name, self.settings, error)

@@ -195,11 +195,13 @@ def make_plan(
     *,
     supplies: Supplies = NO_SUPPLIES,
     sha256: Sha256 | None = None,
+    other_code: bool = False,
 ) -> Plan:
     """What to do on one host. With problems the plan has only the hold to carry out.
 
     `barred`: why this run can't reboot the host; None: it can. `sha256`: of rendered files, to
-    compare the host's with; None: only what is missing there is seen. Raises ValueError where the
+    compare the host's with; None: only what is missing there is seen. `other_code`: this run has
+    replaced the code of the host's jobs. Raises ValueError where the
     settings name a wheelhouse and `supplies` has none: the plan would be that of a host with a
     network.
     """
@@ -220,7 +222,9 @@ def make_plan(
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
-    verify = plan_verify(host, settings, snapshot, layout, build) if build else None
+    verify = None
+    if build:
+        verify = plan_verify(host, settings, snapshot, layout, build, other_code=other_code)
 
     # A build that waits for its compiler will come, whatever is there.
     waits = bool(code.packages and code.packages.commands)

@@ -44,9 +44,18 @@ def verification_inputs(
 
 
 def plan_verify(
-    host: str, settings: Settings, snapshot: HostSnapshot, layout: Layout, build: BuildPlan
+    host: str,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    build: BuildPlan,
+    *,
+    other_code: bool = False,
 ) -> VerifyPlan:
-    """The verification of this build on this host as it is now; `host` is its name."""
+    """The verification of this build on this host as it is now; `host` is its name.
+
+    `other_code`: this run replaced the code that a verification runs which was there before.
+    """
     backend: Backend = build.inputs.backend
     inputs = verification_inputs(settings, snapshot, backend, build.fingerprint)
     key = fingerprint(asdict(inputs))
@@ -64,8 +73,13 @@ def plan_verify(
         compute_capabilities=tuple(settings.compute_capabilities or ()),
         allow_cpu_only=settings.accelerator != "cuda",
     )
-    reason = _why(snapshot, backend, build, key, inputs)
     running = snapshot.verifying if snapshot.verifying and snapshot.verifying.alive else None
+    # Each of its steps starts from the file that was replaced: it would judge with both.
+    broken = running is not None and other_code
+    attach = running is not None and running.key == key and not broken
+    reason = _why(snapshot, backend, build, key, inputs)
+    if broken:
+        reason = reason or "the code of one that runs was replaced"
     return VerifyPlan(
         key=key,
         config=config,
@@ -75,20 +89,20 @@ def plan_verify(
             folder=config.job,
             python=build.config.python,
             minutes=settings.verify_timeout_minutes,
-            start=running is None or running.key != key,
+            start=not attach,
         ),
         needed=bool(reason),
         reason=reason or "verified as it is now",
-        stop=_other(snapshot, running, key),
+        stop=None if attach else _other(snapshot, running),
     )
 
 
-def _other(snapshot: HostSnapshot, running: Job | None, key: str) -> int | None:
-    """A verification of something else: two would measure each other.
+def _other(snapshot: HostSnapshot, running: Job | None) -> int | None:
+    """The process of a verification that must end: two would measure each other.
 
     One of a unit ends with the unit, which is started again.
     """
-    if running is None or running.progress is None or running.key == key:
+    if running is None or running.progress is None:
         return None
     return None if snapshot.init == "systemd" else running.progress.pid
 

@@ -11,6 +11,7 @@ import pytest
 from llamafleet.layout import Layout
 from llamafleet.protocol.job import JobStatus, Progress, Stamp
 from operations import verify
+from operations.run import TOOLS
 from tests.hosts.recorded import load
 from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
 from tests.plans.hosts import built, proven
@@ -87,6 +88,23 @@ def test_a_verification_of_this_very_plan_is_only_watched(monkeypatch: pytest.Mo
     assert wanted is not None
     progress = Progress(kind="verify", key=wanted.key, pid=4242, start_ticks=1)
     assert started(monkeypatch, FakeHost().job("verify", "run", progress)) == []
+
+
+def test_one_whose_code_this_run_replaced_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Measured: its next worker is looked for in the new file, where it has another name."""
+    wanted = load(GPU).plan.verify
+    assert wanted is not None
+    progress = Progress(kind="verify", key=wanted.key, pid=4242, start_ticks=1)
+    for host, ended_first in ((FakeHost(), False), (without_systemd(), True)):
+        host.job("verify", "run", progress)
+        host.answers[STATUS] = answer_of(ended("verify", wanted.key))
+        with fleet(monkeypatch, {"a": host}) as run:
+            run.runs["a"].changes.append(TOOLS)
+            assert run.run(verify.verify) == []
+        assert any("verify" in sent and "start" in sent for sent in host.sent)
+        assert any("/proc/4242/stat" in sent for sent in host.sent) is ended_first
 
 
 def test_one_that_is_gone_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
