@@ -286,7 +286,7 @@ def test_a_verification_that_runs_is_not_disturbed(
 ) -> None:
     host.module(WAS)
     host.latest.unlink()
-    monkeypatch.setattr(job, "PROCESS_NAME", "python")
+    monkeypatch.setattr(job, "PROCESS_NAME", "pytest")
     folder = host.root / "job"
     folder.mkdir()
     ProgressFile(folder, "verify", "k0").phase("probe")
