@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -25,6 +26,6 @@ def _unpatched() -> Iterator[None]:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process where tests are selected that need the machine for themselves."""
+    """Two for each core, since many tests wait; one where some need the machine for themselves."""
     apart = all(f"not {mark}" in config.option.markexpr for mark in ("e2e", "gpu"))
-    return None if apart else 0
+    return 2 * len(os.sched_getaffinity(0)) if apart else 0
