@@ -36,7 +36,7 @@ def received(kind: type[T], data: object) -> T | Unreadable:
     Keys that are newer than this code are left out, those that are missing are named.
     """
     try:
-        _bounded(data)
+        bounded(data)
         text = json.dumps(data, allow_nan=False)
         # Of JSON, since only there a strict reader takes a list for a tuple.
         adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def _contradiction(found: Result) -> str:
     return f"found PASS beside {_quoted(', '.join(worse)) if worse else 'no GPU'}"
 
 
-def _bounded(data: object) -> None:
+def bounded(data: object) -> None:
     """Raises ValueError on a number that no figure is, and that later arithmetic would fail on."""
     if isinstance(data, int) and abs(data) >= LARGEST:
         raise ValueError(f"found a number of {data.bit_length()} bits, expected less than 64")
@@ -97,7 +97,7 @@ def _bounded(data: object) -> None:
         data = list(data.values())
     if isinstance(data, list):
         for one in data:
-            _bounded(one)
+            bounded(one)
 
 
 @cache

@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from llamafleet.history.files import write_json
 from llamafleet.history.store import Row
 from llamafleet.protocol.result import NOT_VERIFIED
+from llamafleet.received import bounded
 from llamafleet.terminal import printable
 
 VERSION = 2
@@ -263,8 +264,9 @@ def _rows(entries: list[object]) -> tuple[Row, ...]:
 
 def _row(entry: object, number: int) -> Row:
     try:
+        bounded(entry)
         return _ROW.validate_python(entry)
-    except ValidationError as error:
+    except (ValueError, RecursionError) as error:
         named = entry.get("host") if isinstance(entry, dict) else None
         host = named if isinstance(named, str) else "?"
         reason = f"run: found row {number} with {_brief(error)}; expected a row; next: {NEXT}"

@@ -209,7 +209,7 @@ def make_plan(
         raise ValueError(f"the wheelhouse {settings.wheelhouse} of {host} was not read")
     unread = unread_problem(snapshot)
     if unread:
-        return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (unread,))
+        return _stopped(host, settings, unread)
     draft = _Draft(settings, snapshot, layout, supplies)
     rights = rights_problem(settings, snapshot)
     for found in (rights, machine_problem(snapshot)):
@@ -259,6 +259,11 @@ def unplanned(host: str, settings: Settings, error: Exception) -> Plan:
         "a host that a plan can be made of",
         f"llamafleet snapshot {host} -o FILE, and report it with that file",
     )
+    return _stopped(host, settings, problem)
+
+
+def _stopped(host: str, settings: Settings, problem: Problem) -> Plan:
+    """A plan before it is known what the host has."""
     return Plan(host, "cpu" if settings.accelerator == "cpu" else "cuda", (problem,))
 
 

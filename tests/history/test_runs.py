@@ -294,3 +294,14 @@ def test_other_files_are_no_runs(tmp_path: Path) -> None:
                  "20261125T000320Z-0123456789abcdef.json"):  # fmt: skip
         (tmp_path / "runs" / name).write_text("{")
     assert list(Runs(tmp_path).newest_first()) == [run]
+
+
+def test_a_number_that_no_figure_is_ends_no_report(tmp_path: Path) -> None:
+    run = ended(tmp_path, "a", "b")
+    path = path_of(tmp_path, run)
+    rows = json.loads(path.read_text())["rows"]
+    rows[0]["built"] = {"wall_s": 1.0, "cpu_s": 1.0, "wheel_bytes": 10**400, "phases": {}}
+    change(path, rows=rows)
+    first, second = Runs(tmp_path).read(run.id).rows
+    assert first.verdict == "NOT VERIFIED" and "1329 bits" in first.reason[0]
+    assert second.verdict == row("b").verdict
