@@ -10,6 +10,17 @@ Scope = Literal["system", "user"]
 USER = "llamafleet"
 """The account that builds and verifies in scope system; it has no login."""
 
+AS_ACCOUNT = (
+    "setpriv",
+    f"--reuid={USER}",
+    f"--regid={USER}",
+    "--init-groups",
+    "--inh-caps=-all",
+    "--no-new-privs",
+)
+"""What root puts before a command that is to have the account's rights alone: setpriv(1), of
+util-linux. The environment must be emptied by `env -i` beside it."""
+
 VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
@@ -111,17 +122,45 @@ class Layout:
 
     @property
     def wheelhouse(self) -> str:
-        return f"{self.state}/wheelhouse"
+        """Below the prefix: root alone writes there."""
+        return f"{self.prefix}/wheelhouse"
 
-    def version(self, fingerprint: str) -> str:
-        return f"{self.versions}/{fingerprint}"
+    @property
+    def made(self) -> str:
+        """Names of what llamafleet made and may remove, a line each: folders, the account."""
+        return f"{self.prefix}/made"
+
+    @property
+    def deploy_lock(self) -> str:
+        """Who deploys to this host just now. Gone after a reboot in scope system."""
+        if self.scope == "system":
+            return "/run/llamafleet-deploy.json"
+        return f"{self.state}/deploy.json"
+
+    @property
+    def machine(self) -> str:
+        """The machine-id that a state folder belongs to: a home may be shared by several hosts."""
+        return f"{self.state}/machine-id"
+
+    @property
+    def configs(self) -> str:
+        """Folder of what jobs are told. Root's: a job only reads it."""
+        return f"{self.etc}/jobs"
+
+    def config(self, kind: str, key: str) -> str:
+        """What one job is told. A file that only root writes and the account reads: 0640."""
+        return f"{self.configs}/{kind}-{key}.json"
+
+    def version(self, name: str) -> str:
+        """A build's virtual environment: its fingerprint, or that and "-2", "-3" and so on."""
+        return f"{self.versions}/{name}"
 
     def toolkit(self, name: str) -> str:
         """Root of a toolkit in a folder of our own, as "13.0" or "13.0-runfile"."""
         return f"{self.prefix}/toolkits/cuda-{name}"
 
     def job(self, kind: str, key: str) -> str:
-        """Folder of one job: config.json, progress.json, <kind>.log, stamp.json."""
+        """Folder of one job: progress.json, <kind>.log, stamp.json."""
         return f"{self.state}/{kind}/{key}"
 
     def root_job(self, kind: str, key: str) -> str:

@@ -152,6 +152,8 @@ class Settings(BaseModel):
     """May install missing distribution packages (a C++ compiler) in scope system."""
     hold_driver: bool = Field(default=False, description=_BOOL)
     """Hold all packages of the driver: its updates then come only when somebody asks for them."""
+    rebuild: bool = Field(default=False, description=_BOOL)
+    """Build anew, whatever is there; the build in use stays until the new one is proven."""
     reboot: Reboot = Field(default="never", description="never or allow")
     """allow: a host whose updated driver needs a reboot is rebooted, one host after the other."""
     model: Annotated[str, AfterValidator(_model)] = Field(
@@ -178,5 +180,9 @@ class Settings(BaseModel):
         Annotated[str, Field(pattern=r"^(https?://[^\s/\"'$%\\]+|file:///)[^\s\"'$\\]*$")] | None
     ) = Field(default=None, description="an http://, https:// or file:/// URL")
     """Python package index to use in place of PyPI."""
+    proxy: Annotated[str, Field(pattern=_URL)] | None = Field(
+        default=None, description="an http:// or https:// URL"
+    )
+    """Proxy for all downloads of the host's jobs; None: the one that the host itself names."""
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from llamafleet.protocol.job import Progress, Stamp
+from llamafleet.protocol.job import BuildProduct, Progress, Stamp
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 
@@ -155,6 +155,58 @@ class Tool:
     version: str
     everyone: bool = True
     """Every user may reach and run it; known of interpreters only. False below /root, say."""
+    trusted: bool = True
+    """Nobody but root can write it or a folder on its path, so root may run it; of interpreters."""
+    lacks: tuple[str, ...] = ()
+    """Modules of the standard library that a job needs and that this interpreter lacks."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose a file or folder is, by lstat: a link is a link."""
+
+    kind: str
+    """file, folder, link or other."""
+    user: str
+    group: str
+    mode: int
+    """Permission bits, as 0o644."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One folder below versions/, as the account sees it."""
+
+    name: str
+    """Its fingerprint, or that and "-2", "-3" and so on."""
+    stamp: Stamp | None = None
+    """build.json in it, written when all else was on the disk; None: none that can be read."""
+    product: BuildProduct | None = None
+    runs: bool = False
+    """Its interpreter answers."""
+    libraries: dict[str, str] = field(default_factory=dict)
+    """sha256 of its libraries as they are now, by path below it."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.name.partition("-")[0]
+
+
+@dataclass(frozen=True)
+class DeployLock:
+    """Who deploys to this host."""
+
+    owner: str
+    """user@controller."""
+    controller: str
+    """machine-id of the controller, or its hostname."""
+    pid: int
+    """On that controller."""
+    start_ticks: int | None
+    started: float
+    """Seconds since 1970 on the controller's clock."""
+    age_s: int
+    """Seconds since it was last touched, on the host's clock."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +221,12 @@ class Unit:
     """enabled, disabled, static, masked, bad (its file is gone), ...; "": it has no file."""
     stale: bool = False
     """Its file is another one than systemd has read."""
+    result: str = ""
+    """Of a service's last run: success, exit-code, signal, timeout, start-limit-hit, ..."""
+    status: int | None = None
+    """Exit status, or signal, of its main process."""
+    triggered: int | None = None
+    """Seconds since 1970 at which a timer last started its service."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +264,19 @@ class HostSnapshot:
     uid: int = 0
     user: str = "root"
     home: str = "/root"
+    machine_id: str = ""
+    """/etc/machine-id; "" where it is empty or missing."""
     account: bool = False
     """The account `llamafleet` exists."""
+    account_groups: tuple[str, ...] = ()
+    """Names of all its groups."""
+    account_home: str = ""
+    setpriv: bool = True
+    """setpriv is there, by which root leaves its rights behind."""
+    proxies: dict[str, str] = field(default_factory=dict)
+    """http_proxy, https_proxy and no_proxy, by these names, of the login or of /etc/environment."""
+    ca_bundle: str | None = None
+    """The system's trust store as one file."""
     linger: bool = False
     """The user's own units outlive the session (loginctl enable-linger)."""
 
@@ -254,10 +323,19 @@ class HostSnapshot:
     """llamafleet's units by name, those that exist; known where systemd answers."""
     files: dict[str, str] = field(default_factory=dict)
     """sha256 of each managed file that exists, by path."""
+    owners: dict[str, Owner] = field(default_factory=dict)
+    """Of each managed file and folder that exists, by path."""
+    made: tuple[str, ...] = ()
+    """Lines of the record of what llamafleet made."""
+    state_machine: str | None = None
+    """machine-id that the state folder says it belongs to; None: it says none."""
+    deploy_lock: DeployLock | None = None
     current: str | None = None
-    """Fingerprint that `current` points to."""
+    """Name of the build that `current` points to."""
     versions: tuple[str, ...] = ()
-    """Fingerprints below versions/."""
+    """Names of the folders below versions/."""
+    builds: dict[str, Build] = field(default_factory=dict)
+    """Those of them that were looked into, by name: the one in use and the ten newest."""
     jobs: tuple[Job, ...] = ()
     """Build and toolkit jobs: the ten newest of each kind and the one in use."""
     verifying: Job | None = None
