@@ -10,9 +10,9 @@ from io import BytesIO
 from pyinfra.api import FileUploadCommand, QuoteString, StringCommand
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.layout import USER
+from llamafleet.layout import AS_ACCOUNT, USER
 from llamafleet.plans.plan import JobPlan
-from llamafleet.protocol.job import CONFIG, PROGRESS, STAMP, JobConfig, Stamp
+from llamafleet.protocol.job import PATH, PROGRESS, STAMP, JobConfig, Stamp
 from operations.run import HostRun
 from operations.watch import watch
 
@@ -35,11 +35,11 @@ def upload_config(run: HostRun, job: JobPlan, config: JobConfig) -> Generator[Py
     """Put config.json into the job's folder, which belongs to the account that runs the job."""
     own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not job.root else ""
     yield StringCommand("install -d -m 755", own, QuoteString(job.folder))
-    path = f"{job.folder}/{CONFIG}"
+    yield StringCommand("install -d -m 755", QuoteString(job.config.rpartition("/")[0]))
     yield FileUploadCommand(
-        BytesIO(json.dumps(asdict(config), indent=1, sort_keys=True).encode()), path
+        BytesIO(json.dumps(asdict(config), indent=1, sort_keys=True).encode()), job.config
     )
-    yield StringCommand("chmod 644", QuoteString(path))
+    yield StringCommand("chmod 644", QuoteString(job.config))
     yield forget_last(job)
 
 
@@ -52,7 +52,8 @@ def forget_last(job: JobPlan) -> StringCommand:
 def start(run: HostRun, job: JobPlan) -> StringCommand:
     """The command that starts a job and returns: a transient unit, or a detached process."""
     layout = run.layout()
-    argv = ("job --kind", job.kind, "--dir", QuoteString(job.folder))
+    told = ("--config", QuoteString(job.config), "--dir", QuoteString(job.folder))
+    argv = ("job --kind", job.kind, *told)
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
         return StringCommand(
             "systemd-run --quiet --collect",
@@ -61,21 +62,25 @@ def start(run: HostRun, job: JobPlan) -> StringCommand:
             *(PACKAGE_MANAGER if job.root else UNPRIVILEGED),
             "--property=Nice=10",
             QuoteString(job.python),
+            "-I",
             QuoteString(layout.zipapp),
             *argv,
         )
     # A user's own manager ends with the last session unless lingering is on; this does not.
     return StringCommand(
+        *(() if job.root else as_account(run)),
         QuoteString(job.python),
+        "-I",
         QuoteString(layout.zipapp),
         "start --log",
         QuoteString(f"{job.folder}/start.log"),
-        *(() if job.root else as_account(run)),
         "--",
         *argv,
     )
 
 
 def as_account(run: HostRun) -> tuple[str, ...]:
-    """Option of `start` that leaves root behind."""
-    return ("--user", USER) if run.settings.scope == "system" else ()
+    """What leaves root and its environment behind, before a command."""
+    if run.settings.scope == "user":
+        return ()
+    return ("env", "-i", f"PATH={PATH}", *AS_ACCOUNT)
