@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
@@ -313,6 +314,9 @@ def network(config: JobConfig) -> dict[str, str]:
     if isinstance(config, PipConfig) and config.index_url and not config.find_links:
         # Not on a command line, which everybody can read.
         env["PIP_INDEX_URL"] = config.index_url
+        if config.index_url.startswith("http:"):
+            # pip passes such an index over in silence; hashes tell what it may send.
+            env["PIP_TRUSTED_HOST"] = urlsplit(config.index_url).netloc
     return env
 
 
