@@ -22,17 +22,14 @@ from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
-from llamafleet.onhost.diagnose import OF_JOBS
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.diagnose import diagnose, error_lines, signatures_from
 from llamafleet.protocol.job import BUILD, BuildConfig, BuildInputs, BuildProduct, machine_id
-from llamafleet.tables import failures
 from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
 from tests.onhost.wheels import hash_option, write_wheel
 
@@ -667,24 +664,31 @@ def test_proxy_and_credentials_reach_pip(tmp_path: Path) -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_why_an_index_gives_nothing_is_told_by_pip_s_own_words(tmp_path: Path) -> None:
+def test_why_an_index_gives_nothing_is_told_by_pip_s_own_words(
+    tmp_path: Path, runner: Runner
+) -> None:
     """All of it ends in pip's "no matching distribution"; the Python version is the least of it."""
     wheel = write_wheel(tmp_path, "toy", "1.0", {"toy.py": "made = True\n"})
+    listed = f"toy==1.0 {hash_option(wheel)}\n"
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine index.test login bob password hunter2\n")
 
     def known(**network: Any) -> str | None:
-        done = pip(tmp_path, wheel, **network)
-        assert done.returncode == 1
-        text = done.stdout + done.stderr
-        lines = "\n".join(error_lines(text))
-        match = diagnose(signatures_from(failures.rows()), lines, text, stages=OF_JOBS)
-        return match and match.id
+        changes = {"requirements": listed, "index_url": "http://index.test/simple", **network}
+        toy = Build(runner, tmp_path, find_links=None, **changes)
+        assert toy.run().returncode == job.EXIT_FAILED
+        error = toy.stamp["error"]
+        assert "hunter2" not in json.dumps(error)
+        return cast("str | None", error["signature"])
 
+    for name in ("llama_cpp_python-0.3.36.tar.gz", "requirements.txt"):
+        (tmp_path / name).write_bytes(b"")
     assert known() == "pip-network"
     assert known(proxies={"http_proxy": "http://127.0.0.1:9"}) == "pip-proxy"
     with proxy(tmp_path) as (address, _):
-        assert known(proxies={"http_proxy": address}) == "pip-credentials"
-        netrc = tmp_path / "netrc"
-        netrc.write_text("machine index.test login bob password hunter2\n")
-        wheel.rename(tmp_path / "elsewhere-1.0-py3-none-any.whl")
-        wheel = tmp_path / "elsewhere-1.0-py3-none-any.whl"
-        assert known(proxies={"http_proxy": address}, netrc=str(netrc)) == "pip-no-distribution"
+        through: dict[str, Any] = {"proxies": {"http_proxy": address}}
+        assert known(**through) == "pip-credentials"
+        through["netrc"] = str(netrc)
+        assert known(index_url="http://index.test/simpel", **through) == "pip-index"
+        wheel.rename(tmp_path / "toy-1.0-cp27-none-any.whl")
+        assert known(**through) == "pip-no-distribution"
