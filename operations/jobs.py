@@ -6,18 +6,17 @@ import json
 import time
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
-from io import BytesIO
 
-from pyinfra.api import FactBase, FileUploadCommand, FunctionCommand, QuoteString, StringCommand
+from pyinfra.api import FactBase, FunctionCommand, QuoteString, StringCommand
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State as PyinfraState
 
-from llamafleet.layout import USER
+from llamafleet.layout import AS_ACCOUNT, USER, Layout, job_unit
+from llamafleet.managed import access
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import (
-    CONFIG,
     PROGRESS,
     STAMP,
     JobConfig,
@@ -29,6 +28,7 @@ from llamafleet.protocol.job import (
     log_name,
 )
 from llamafleet.received import Unreadable, received_text
+from operations import upload
 from operations.run import HostRun
 
 # pyinfra's command line makes time.sleep yield to the other hosts (gevent).
@@ -37,6 +37,7 @@ SAY_SECONDS = 15.0
 UNPRIVILEGED = (f"--property=User={USER}", "--property=NoNewPrivileges=yes")
 PACKAGE_MANAGER = ("--property=KillMode=mixed", "--property=TimeoutStopSec=30min")
 """Stopped, or at a shutdown, the job alone is told, and it lets the package manager end."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_SECONDS = 30.0
 """Time in which a job that was started must have told something."""
 LOST_LIMIT = 6
@@ -73,53 +74,72 @@ def carry_out(
 
 
 def upload_config(run: HostRun, job: JobPlan, config: JobConfig) -> Generator[PyinfraCommand]:
-    """Put config.json into the job's folder, which belongs to the account that runs the job."""
-    own = f"-o {USER} -g {USER}" if run.settings.scope == "system" and not job.root else ""
-    yield StringCommand("install -d -m 755", own, QuoteString(job.folder))
-    path = f"{job.folder}/{CONFIG}"
-    yield FileUploadCommand(
-        BytesIO(json.dumps(asdict(config), indent=1, sort_keys=True).encode()), path
-    )
-    yield StringCommand("chmod 644", QuoteString(path))
-    yield forget_last(job)
+    """Put what the job is told where only root writes, and forget how the last attempt ended."""
+    layout = run.layout()
+    told = json.dumps(asdict(config), indent=1, sort_keys=True).encode()
+    # It may name the addresses of a company's servers: others need not read it.
+    wanted = access(layout, secret=True)
+    yield from upload.write(told, layout.config(job.kind, job.key), wanted)
+    yield forget_last(run, job)
 
 
-def forget_last(job: JobPlan) -> StringCommand:
+def forget_last(run: HostRun, job: JobPlan) -> StringCommand:
     """A stamp of an earlier attempt would be read as this one's end."""
     files = (QuoteString(f"{job.folder}/{name}") for name in (STAMP, PROGRESS))
-    return StringCommand("rm -f", *files)
+    return StringCommand(*rights_of(run, job), "rm -f --", *files)
 
 
 def start(run: HostRun, job: JobPlan) -> StringCommand:
     """The command that starts a job and returns: a transient unit, or a detached process."""
     layout = run.layout()
-    argv = ("job --kind", job.kind, "--dir", QuoteString(job.folder))
+    program = StringCommand(QuoteString(job.python), "-I", QuoteString(layout.zipapp))
+    argv = StringCommand(
+        "job --kind",
+        job.kind,
+        "--config",
+        QuoteString(layout.config(job.kind, job.key)),
+        "--dir",
+        QuoteString(job.folder),
+    )
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
         return StringCommand(
             "systemd-run --quiet --collect",
-            f"--unit=llamafleet-{job.kind}-{job.key}",
+            f"--unit={job_unit(job.kind, job.key)}",
             QuoteString(f"--description=llamafleet: {job.kind} {job.key}"),
             *(PACKAGE_MANAGER if job.root else UNPRIVILEGED),
             "--property=Nice=10",
-            QuoteString(job.python),
-            QuoteString(layout.zipapp),
-            *argv,
+            program,
+            argv,
         )
     # A user's own manager ends with the last session unless lingering is on; this does not.
-    return StringCommand(
-        QuoteString(job.python),
-        QuoteString(layout.zipapp),
-        "start --log",
-        QuoteString(f"{job.folder}/start.log"),
-        *(() if job.root else as_account(run)),
-        "--",
-        *argv,
-    )
+    log = QuoteString(f"{job.folder}/start.log")
+    detached = StringCommand("exec", program, "start --log", log, "--", argv)
+    script = StringCommand("umask 022; mkdir -p --", QuoteString(job.folder), "&&", detached)
+    return StringCommand(*rights_of(run, job), "sh -c", QuoteString(script))
+
+
+def rights_of(run: HostRun, job: JobPlan) -> tuple[str, ...]:
+    """What stands before a command that is to have the rights of the job, and no more."""
+    return clean_environment(run.layout()) if job.root else as_account(run)
 
 
 def as_account(run: HostRun) -> tuple[str, ...]:
-    """Option of `start` that leaves root behind."""
-    return ("--user", USER) if run.settings.scope == "system" else ()
+    """What stands before a command that reads, writes or runs what the account can write.
+
+    In scope system root's rights, groups, environment and terminal are left behind. In scope user
+    whoever deploys owns all of it.
+    """
+    layout = run.layout()
+    if layout.scope == "user":
+        return ()
+    return ("setsid -w", *AS_ACCOUNT, *clean_environment(layout, home=layout.state))
+
+
+def clean_environment(layout: Layout, home: str = "/root") -> tuple[str, ...]:
+    """Of commands in scope system: nothing of the caller's own is left."""
+    if layout.scope == "user":
+        return ()
+    return ("env -i", f"PATH={PATH}", f"HOME={home}", "LC_ALL=C.UTF-8")
 
 
 def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> FunctionCommand:

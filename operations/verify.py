@@ -44,7 +44,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     if plan.verify.stop:
         yield stop_verification(plan.verify.stop)
     if job.start:
-        yield jobs.forget_last(job)
+        yield jobs.forget_last(run, job)
         yield start_verification(run)
 
     def done(stamp: Stamp) -> bool:

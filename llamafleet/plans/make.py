@@ -10,6 +10,7 @@ from typing import TypeVar
 from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
 from llamafleet.managed import by_path
+from llamafleet.plans.account import account_problems, plan_account
 from llamafleet.plans.build import plan_build
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
@@ -218,7 +219,9 @@ def make_plan(
     acceleration = plan_acceleration(settings, snapshot, barred)
     draft.problems.extend(acceleration.problems)
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
-    notes = (*acceleration.notes, *units_note(settings, snapshot))
+    draft.problems.extend(account_problems(settings, snapshot, layout))
+    repairs = plan_account(settings, snapshot, layout).reasons
+    notes = (*acceleration.notes, *units_note(settings, snapshot), *repairs)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
