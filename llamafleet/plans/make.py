@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
-from llamafleet.managed import by_path
+from llamafleet.managed import by_path, folders
 from llamafleet.plans.account import account_problems, plan_account
 from llamafleet.plans.build import plan_build
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
@@ -54,14 +54,17 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
     return Layout.system() if settings.scope == "system" else Layout.user(snapshot.home)
 
 
-def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths.
+def to_read(
+    settings: Settings,
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    return layout, tuple(by_path(layout)), tuple(path for path in chosen if path)
+    own = tuple(path for path in chosen if path)
+    return layout, tuple(by_path(layout)), own, folders(layout)
 
 
 @dataclass

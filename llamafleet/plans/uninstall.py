@@ -16,10 +16,6 @@ from llamafleet.managed import (
     unfinished,
 )
 from llamafleet.plans.account import ACCOUNT, GROUP, record_of
-from llamafleet.protocol.job import Method
-
-OF_ACCOUNT: tuple[Method, ...] = ("wheels", "runfile")
-"""Methods by which the account itself installs a toolkit."""
 
 PACKAGE_MANAGER_S = 1800
 """How long a job of root is waited for: a package manager is let end."""
@@ -125,13 +121,8 @@ def _processes(snapshot: HostSnapshot, layout: Layout) -> Iterator[Process]:
         told = job.progress
         if not job.alive or told is None or told.start_ticks is None:
             continue
-        root = layout.scope == "system" and _of_root(job)
+        root = layout.scope == "system" and job.root
         yield Process(told.pid, told.start_ticks, root, PACKAGE_MANAGER_S if root else JOB_S)
-
-
-def _of_root(job: Job) -> bool:
-    """By its name alone: whether its process is root's is asked of the host itself."""
-    return job.kind not in ("build", "verify") and job.key.partition("-")[0] not in OF_ACCOUNT
 
 
 def _files(ours: list[Managed], layout: Layout) -> Iterator[str]:

@@ -110,9 +110,9 @@ def test_units_are_told_by_their_whole_name() -> None:
 def test_only_what_a_job_told_of_itself_is_ended() -> None:
     running = (
         job("build", "0123", 10),
-        job("toolkit", "apt-13.0", 11),
+        job("toolkit", "apt-13.0", 11, root=True),
         job("toolkit", "wheels-13.0", 12),
-        job("packages", "g++", 13),
+        job("packages", "g++", 13, root=True),
         job("build", "4567", 14, alive=False),
         job("build", "89ab", 15, progress=None),
     )
