@@ -68,7 +68,7 @@ def test_a_build_s_settings_of_version_1() -> None:
     config = decode(BuildConfig, recorded("build-config"))
     assert (config.key, config.jobs, config.inputs.backend) == ("f498d04545a73273", 16, "cuda")
     assert config.prefix == "/opt/llamafleet/versions/f498d04545a73273"
-    assert as_json(config) == recorded("build-config")
+    assert recorded("build-config").items() <= as_json(config).items()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_a_toolkit_s_settings_of_version_1(name: str, kind: type[ToolkitConfig])
     config = toolkit_config(recorded(f"{name}-config"))
     assert type(config) is kind
     assert config.method == config.inputs.method == name
-    assert as_json(config) == recorded(f"{name}-config")
+    # Where to download from, and by which way, was not told then.
+    assert recorded(f"{name}-config").items() <= as_json(config).items()
 
 
 def test_every_method_has_settings_of_its_own() -> None:
