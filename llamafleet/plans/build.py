@@ -15,7 +15,7 @@ from llamafleet.plans.plan import BuildPlan, JobPlan, ToolkitPlan
 from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import BuildConfig, BuildInputs
+from llamafleet.protocol.job import PATH, BuildConfig, BuildInputs
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 from llamafleet.wheelhouse.manifest import Manifest
@@ -23,8 +23,6 @@ from llamafleet.wheelhouse.manifest import Manifest
 MIB_PER_UNIT: dict[Backend, int] = {"cuda": 2048, "cpu": 1024}
 """Memory that one compile job may need. Measured peak for sm_89: 710 MiB; the rest is margin for
 several architectures and the linker."""
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CPU_OPTIONS = {
     "GGML_CUDA": "off",
