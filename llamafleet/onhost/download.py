@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 from llamafleet.protocol.job import JobConfig
@@ -32,6 +32,12 @@ SILENCE_S = 60.0
 SLOWEST = 1024
 """Bytes per second, over SILENCE_S: below that a download is given up."""
 AGENT = "llamafleet"
+
+
+class Writable(Protocol):
+    """What takes a download: a file, say."""
+
+    def write(self, part: bytes, /) -> object: ...
 
 
 class DownloadError(Exception):
@@ -82,7 +88,7 @@ class Limits:
 
 def fetch(
     url: str,
-    target: IO[bytes],
+    target: Writable,
     network: Network,
     limits: Limits,
     *,
@@ -117,7 +123,7 @@ def fetch(
 
 def _copy(
     answer: http.client.HTTPResponse,
-    target: IO[bytes],
+    target: Writable,
     limits: Limits,
     on_bytes: Callable[[int, int], object],
 ) -> None:

@@ -196,6 +196,9 @@ class RepositoryConfig:
     """Of the key at `key_url`, 40 hex digits."""
     key: str | None
     """Text of the key to trust; None: the one at `key_url`."""
+    credentials: str
+    """Path of the file that the package manager reads a user and a password from: one of its own,
+    or `source`. Written where there are some."""
     files: dict[str, str] = field(default_factory=dict)
     """Text by path. A plan has none: they are rendered when the job is told."""
 
