@@ -23,6 +23,7 @@ from llamafleet.plans.host import (
     rights_problem,
     unread_problem,
 )
+from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
     HoldPlan,
@@ -112,14 +113,16 @@ class _Draft:
         compiler = self._compiler(packages, toolkit)
         build = self._build(compiler, toolkit, capabilities, python)
         if compiler and python:
-            toolkit = plan_installation(
-                toolkit,
-                self.settings,
-                self.snapshot,
-                self.layout,
-                cxx=compiler.path,
-                python=python.path,
-                supplies=self.supplies,
+            toolkit = self.take(
+                plan_installation(
+                    toolkit,
+                    self.settings,
+                    self.snapshot,
+                    self.layout,
+                    cxx=compiler.path,
+                    python=python.path,
+                    supplies=self.supplies,
+                )
             )
         return _Code(packages, toolkit, build)
 
@@ -236,7 +239,11 @@ def make_plan(
         draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
-    if draft.problems or code.packages is None:
+    packages = None
+    if code.packages and python:
+        job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
+        packages = draft.take(job)
+    if draft.problems or packages is None:
         return Plan(host, backend, tuple(draft.problems), notes, hold)
     plan = Plan(
         host,
@@ -244,7 +251,7 @@ def make_plan(
         notes=notes,
         hold=hold,
         reboot=acceleration.reboot,
-        packages=code.packages,
+        packages=packages,
         wheelhouse=plan_wheelhouse(snapshot, layout, house) if house else None,
         toolkit=toolkit,
         build=build,
