@@ -36,6 +36,7 @@ APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
 APT_PIN = "/etc/apt/preferences.d/00llamafleet-cuda"
 """Of two pins for all packages of a source the one that is read first counts."""
 APT_KEY = "/etc/apt/keyrings/llamafleet-cuda.asc"
+APT_CREDENTIALS = "/etc/apt/auth.conf.d/llamafleet-cuda.conf"
 DNF_SOURCE = "/etc/yum.repos.d/llamafleet-cuda.repo"
 DNF_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda"
 HOLD_APT = "/etc/apt/apt.conf.d/52llamafleet-hold-driver"
@@ -160,6 +161,11 @@ class Layout:
     def configs(self) -> str:
         """Folder of what jobs are told. Root's: a job only reads it."""
         return f"{self.etc}/jobs"
+
+    @property
+    def netrc(self) -> str:
+        """Credentials of indexes and mirrors, as netrc(5) has them; read by the account, 0640."""
+        return f"{self.etc}/netrc"
 
     def config(self, kind: str, key: str) -> str:
         """What one job is told. A file that only root writes and the account reads: 0640."""

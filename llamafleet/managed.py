@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llamafleet.layout import (
+    APT_CREDENTIALS,
     APT_KEY,
     APT_PIN,
     APT_SOURCE,
@@ -115,6 +116,7 @@ CATALOGUE = (
     _of_root(lambda at: APT_SOURCE, None),
     _of_root(lambda at: APT_PIN, None),
     _of_root(lambda at: APT_KEY, None),
+    _of_root(lambda at: APT_CREDENTIALS, None),
     _of_root(lambda at: DNF_SOURCE, None),
     _of_root(lambda at: DNF_KEY, None),
 )

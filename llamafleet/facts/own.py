@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from llamafleet.facts.host import Build, DeployLock, Job, Owner
-from llamafleet.facts.lines import Record, Sorted, number
+from llamafleet.facts.lines import Record, Sorted
 from llamafleet.protocol.job import BuildProduct, Kind, Progress, Stamp
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable, received_json, received_result, received_text
