@@ -21,6 +21,7 @@ from llamafleet.received import Unreadable
 from operations import jobs
 from operations.files import systemctl
 from operations.run import RESULTS, HostRun, here
+from operations.watch import watch
 
 
 @operation()
@@ -51,7 +52,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
         run.changed("verified")
         return True
 
-    yield jobs.watch(run, job, done)
+    yield watch(run, job, done)
 
 
 def stop_verification(pid: int) -> StringCommand:
