@@ -14,12 +14,13 @@ from llamafleet.managed import access
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import PROGRESS, STAMP, JobConfig, Stamp
 from operations import upload
-from operations.rights import as_account as as_account
-from operations.rights import rights_of
+from operations.rights import as_account, rights_of
 from operations.run import HostRun
 from operations.watch import watch
 
 UNPRIVILEGED = (f"--property=User={USER}", "--property=NoNewPrivileges=yes")
+__all__ = ["as_account", "carry_out", "forget_last", "start", "upload_config"]
+
 PACKAGE_MANAGER = ("--property=KillMode=mixed", "--property=TimeoutStopSec=30min")
 """Stopped, or at a shutdown, the job alone is told, and it lets the package manager end."""
 

@@ -146,11 +146,12 @@ def anything_to_do(run: HostRun) -> bool:
     if plan_account(run.settings, snapshot, run.layout()).needed or run.files("tools").needed:
         return True
     parts = (
-        bool(plan.packages.commands),
+        bool(plan.packages.names),
         plan.reboot is not None,
         plan.wheelhouse is not None and plan.wheelhouse.bring,
         plan.toolkit is not None and plan.toolkit.install,
         plan.build is None or plan.build.action != "none",
+        plan.switch is not None,
         plan.files is None or plan.files.needed,
         plan.verify is None or plan.verify.needed,
     )

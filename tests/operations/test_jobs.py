@@ -12,7 +12,7 @@ import pytest
 
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, JobError
+from llamafleet.protocol.job import PATH, BuildConfig, JobError
 from llamafleet.settings import Settings
 from operations import jobs
 from operations.build import report_failure
@@ -26,7 +26,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, job: JobPlan, **run: Any) -> li
     """The commands for that job, and last the watch."""
     watched = Watched(monkeypatch, [OK])
     host = replace(GPU_HOST, init=run.pop("init", "systemd"))
-    watched.scope = str(run.get("scope", "system"))
+    watched.scope = run.get("scope", "system")
     watched.run.settings, watched.run.snapshot = Settings(**run), lambda: host
     config = build_of(GPU_HOST).config
     told = jobs.carry_out(cast(HostRun, watched.run), job, config, lambda stamp: True)
@@ -35,15 +35,13 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, job: JobPlan, **run: Any) -> li
     return commands
 
 
-JOB = JobPlan("build", "0123", "/j/0123", "/usr/bin/python3", minutes=1, start=True)
-
-
 ACCOUNT = (
     "setsid -w setpriv --reuid=llamafleet --regid=llamafleet --init-groups --inh-caps=-all "
-    f"--no-new-privs env -i PATH={jobs.PATH} HOME=/var/lib/llamafleet LC_ALL=C.UTF-8 "
+    f"--no-new-privs env -i PATH={PATH} HOME=/var/lib/llamafleet LC_ALL=C.UTF-8 "
 )
-CLEAN = f"env -i PATH={jobs.PATH} HOME=/root LC_ALL=C.UTF-8 "
+CLEAN = f"env -i PATH={PATH} HOME=/root LC_ALL=C.UTF-8 "
 CONFIG = "/etc/llamafleet/jobs/build-0123.json"
+JOB = JobPlan("build", "0123", "/j/0123", CONFIG, "/usr/bin/python3", minutes=1, start=True)
 ARGV = f"job --kind build --config {CONFIG} --dir /j/0123"
 ZIPAPP = "/usr/bin/python3 -I /opt/llamafleet/llamafleet-host.pyz"
 
