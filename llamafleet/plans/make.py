@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
-from llamafleet.managed import by_path
+from llamafleet.managed import by_path, folders
+from llamafleet.plans.account import account_problems, plan_account
 from llamafleet.plans.build import plan_build, plan_discard, plan_switch
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
@@ -54,14 +55,17 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
     return Layout.system() if settings.scope == "system" else Layout.user(snapshot.home)
 
 
-def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths.
+def to_read(
+    settings: Settings,
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    return layout, tuple(by_path(layout)), tuple(path for path in chosen if path)
+    own = tuple(path for path in chosen if path)
+    return layout, tuple(by_path(layout)), own, folders(layout)
 
 
 @dataclass
@@ -221,7 +225,9 @@ def make_plan(
     acceleration = plan_acceleration(settings, snapshot, barred)
     draft.problems.extend(acceleration.problems)
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
-    notes = (*acceleration.notes, *units_note(settings, snapshot))
+    draft.problems.extend(account_problems(settings, snapshot, layout))
+    repairs = plan_account(settings, snapshot, layout).reasons
+    notes = (*acceleration.notes, *units_note(settings, snapshot), *repairs)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
