@@ -46,6 +46,7 @@ _YEARS = (1970, 2199)
 _LAST_SECOND = 7_258_118_399
 """Of the year 2199, since 1970."""
 _MICRO = 1_000_000
+_INT_MAX = 2**31 - 1
 
 
 def is_calendar(text: str) -> bool:
@@ -122,7 +123,7 @@ def _fits(
         begins, _, ends = span.partition("..")
         start, stop = number(begins), number(ends) if ends else None
         repeat = number(told) if slash else step if ends else 0
-        if slash and repeat == 0:
+        if (slash and repeat == 0) or max(start, stop or 0, repeat) > _INT_MAX:
             return False
         if stop is not None and stop > start:  # As systemd does, to the last value reached.
             stop -= (stop - start) % repeat
