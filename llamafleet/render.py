@@ -24,7 +24,7 @@ from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.driver.hold import expressions
 from llamafleet.plans.plan import Plan, Repository, ToolkitPlan, VerifyPlan
 from llamafleet.protocol.job import Manager, PackagesConfig, ToolkitConfig
-from llamafleet.settings import Settings
+from llamafleet.settings import UNQUOTABLE, Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
 LABEL = "NVIDIA CUDA"
@@ -95,7 +95,7 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
 
 def _quotable(value: str, name: str) -> str:
     """The value, for "..." in a file that systemd and a shell read. Raises ValueError."""
-    if any(c in value for c in '"\\$`\n'):
+    if any(c in value for c in UNQUOTABLE):
         raise ValueError(f"{name}: {value!r} can't stand in an environment file")
     return value
 
