@@ -96,6 +96,11 @@ class Layout:
         return f"{self.etc}/verify.json"
 
     @property
+    def netrc(self) -> str:
+        """Users and passwords of indexes and mirrors: netrc(5). The only file that has any."""
+        return f"{self.etc}/netrc"
+
+    @property
     def results(self) -> str:
         return f"{self.state}/results"
 

@@ -41,6 +41,7 @@ def tools() -> Generator[PyinfraCommand, None, None]:
         run.noop("zipapp and pip are the ones of this controller")
         return
     yield from put(run, wanted.write)
+    yield from switch_units(run, wanted)  # Of these files none is a unit: removal alone.
     run.changed(TOOLS)
 
 
@@ -141,12 +142,16 @@ def put(run: HostRun, paths: Iterable[str]) -> Generator[PyinfraCommand, None, N
     plan, layout = run.plan(), run.layout()
     rows = by_path(layout)
     for path in paths:
-        made = content(rows[path], plan, run.settings, layout)
+        made = content(rows[path], plan, run.settings, layout, run.supplies)
         partial = unfinished(path)
         yield StringCommand("mkdir", "-p", QuoteString(str(PurePosixPath(path).parent)))
         yield FileUploadCommand(BytesIO(made), partial)
         yield StringCommand(
-            "chmod 644", QuoteString(partial), "&& mv", QuoteString(partial), QuoteString(path)
+            "chmod 600" if rows[path].secret else "chmod 644",
+            QuoteString(partial),
+            "&& mv",
+            QuoteString(partial),
+            QuoteString(path),
         )
 
 
