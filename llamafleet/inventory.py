@@ -18,7 +18,7 @@ from llamafleet.plans.supplies import Supplies
 from llamafleet.protocol.redact import redacted
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, SECRETIVE, UNQUOTABLE, Settings
 from llamafleet.supplied import credentials, small_file
-from llamafleet.terminal import printable
+from llamafleet.terminal import conceal, printable, secrets_of
 from llamafleet.wheelhouse import manifest as house
 
 OWN_PREFIX = "x_"
@@ -92,6 +92,8 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
     lines: list[str] = []
     # One wheelhouse serves many hosts; its files are read once for all of them.
     problems: dict[str, list[str]] = {}
+    for data in data_by_host.values():
+        conceal(secrets_of(data))
     for host, data in data_by_host.items():
         settings, findings = _validate(data)
         findings += [*_option_findings(settings), *_contradictions(settings)]
@@ -117,6 +119,7 @@ def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
     files = {one.toolkit_key for one in fleet.values() if one.toolkit_key}
     houses = {folder: house.read(Path(folder)) for folder in folders}
     logins = {one.netrc: credentials(Path(one.netrc)) for one in fleet.values() if one.netrc}
+    conceal(line.split()[-1] for text in logins.values() for line in text.splitlines())
     keys = {file: small_file(Path(file)).decode("ascii") for file in files}
     return {
         host: Supplies(
