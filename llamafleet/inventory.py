@@ -281,7 +281,9 @@ def _netrc_findings(file: Path) -> Iterator[Finding]:
     try:
         credentials(file)
     except (OSError, ValueError) as error:
-        yield "netrc", f"{file} ({_reason(error)})", "a file as of netrc(5) that only you can read"
+        # The name of no file may be the password itself.
+        found = file if isinstance(error, ValueError) else "a file that can't be opened"
+        yield "netrc", f"{found} ({_reason(error)})", "a file as of netrc(5) that only you can read"
 
 
 def _reason(error: Exception) -> str:

@@ -123,6 +123,8 @@ def _model(value: str) -> str:
 
 def _absolute(value: str) -> str:
     """A path on the controller, made independent of the working directory."""
+    if "://" in value:
+        raise ValueError("a path on this machine, not a URL")
     try:
         return str(Path(value).expanduser().resolve())
     except (RuntimeError, OSError) as error:
