@@ -323,6 +323,8 @@ class HostSnapshot:
     """Where the folders `prefix` and `state` really lie, by those names: one may be behind a link."""
     extra_there: tuple[str, ...] = ()
     """What the settings name and whoever read the host sees; the account may not."""
+    unreadable: tuple[str, ...] = ()
+    """What the settings name and is no file that the account can read."""
 
     pci_gpus: tuple[PciGpu, ...] = ()
     gpus: tuple[Gpu, ...] = ()

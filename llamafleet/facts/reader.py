@@ -101,6 +101,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         disk_free_mib={name: number(kib) // 1024 for name, kib in record.rows("disk", 2)},
         real_paths={name: real for name, _, real in record.rows("real", 3) if real},
         extra_there=tuple(row[0] for row in record.rows("extra", 1) if row[0]),
+        unreadable=tuple(row[0] for row in account.rows("unreadable", 1)),
         pci_gpus=tuple(
             PciGpu(address, device.removeprefix("0x"), bound or None)
             for address, device, bound in record.rows("pci", 3)

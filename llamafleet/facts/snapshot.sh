@@ -929,7 +929,15 @@ confined() {
     )
 }
 
+# Of what the settings name, what is no file that the account can read.
+read_unreadable() {
+    printf '%s\n' "$LF_EXTRA" | while IFS= read -r path; do
+        [ -z "$path" ] || { [ -f "$path" ] && [ -r "$path" ]; } || put unreadable "$path"
+    done
+}
+
 account() {
+    read_unreadable
     read_compilers
     read_toolkits
     read_tools

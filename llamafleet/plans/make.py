@@ -41,7 +41,7 @@ from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
 from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, plan_packages
 from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
-from llamafleet.plans.verify import plan_verify
+from llamafleet.plans.verify import model_problem, plan_verify
 from llamafleet.plans.wheelhouse import in_use, misfits, plan_wheelhouse
 from llamafleet.protocol.result import Result
 from llamafleet.settings import Settings
@@ -63,8 +63,8 @@ def to_read(
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
-    chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    own = tuple(path for path in chosen if path)
+    chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
+    own = tuple(path for path in chosen if path and path.startswith("/"))
     return layout, tuple(by_path(layout)), own, folders(layout)
 
 
@@ -224,6 +224,7 @@ def make_plan(
     hold = None if rights else draft.take(plan_hold(settings, snapshot))
     acceleration = plan_acceleration(settings, snapshot, barred)
     draft.problems.extend(acceleration.problems)
+    draft.take(model_problem(settings, snapshot))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     repairs = plan_account(settings, snapshot, layout).reasons
