@@ -307,7 +307,9 @@ def cache_environment(environment: dict[str, str], folder: str) -> dict[str, str
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value or "")
+    """What NVML says, without what a terminal would obey."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+    return "".join(c for c in text if c.isprintable())
 
 
 def _bus_id(pci: Any) -> str:
