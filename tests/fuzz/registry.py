@@ -31,16 +31,12 @@ ELSEWHERE = {
     "bootstrap": "what setup.sh downloads, each file by its pinned hash",
     "facts.snapshot": "the script that is part of this package",
     "onhost.diagnose": "the table that is part of the zipapp",
-    "onhost.driver_check": "by protocol.job and protocol.verify, which have targets",
     "onhost.job": "the kernel's /proc, and its own log by protocol.diagnose",
     "onhost.toolkit.runfile": "a download, by its pinned hash",
     "onhost.verify.bench": "the kernel's /sys",
     "onhost.verify.checks.machine_code": "by onhost.verify.fatbin",
-    "onhost.verify.run": "by protocol.verify",
     "onhost.verify.synth": "models that this code wrote, by their hash",
     "onhost.verify.worker": "its parent's requests",
-    "tables": "files of this package",
-    "wheelhouse.collect": "what pip just downloaded, by pinned hashes",
     "zipapps": "files of this package",
 }
 """Modules that read what needs no target, and why."""
