@@ -147,6 +147,11 @@ class Layout:
         """Folder of what jobs are told. Root's: a job only reads it."""
         return f"{self.etc}/jobs"
 
+    @property
+    def netrc(self) -> str:
+        """Credentials of indexes and mirrors, as netrc(5) has them; read by the account, 0640."""
+        return f"{self.etc}/netrc"
+
     def config(self, kind: str, key: str) -> str:
         """What one job is told. A file that only root writes and the account reads: 0640."""
         return f"{self.configs}/{kind}-{key}.json"

@@ -12,9 +12,9 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.connectors.util import clear_askpass_cache, remove_any_sudo_askpass_file
 
-from operations.jobs import reconnect
 from operations.preflight import judge_again
 from operations.run import HostRun, here
+from operations.watch import reconnect
 
 LIMIT_S = 900
 """Servers test their memory for minutes before they boot."""

@@ -243,6 +243,8 @@ class Job:
     stamp: Stamp | None = None
     unreadable: str = ""
     """Why the stamp that is there can't be read."""
+    product: BuildProduct | None = None
+    """What the stamp of a build says that it made."""
 
     @property
     def ok(self) -> bool:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
 from llamafleet.managed import by_path
-from llamafleet.plans.build import plan_build
+from llamafleet.plans.build import plan_build, plan_discard, plan_switch
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
@@ -40,7 +40,7 @@ from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, pl
 from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
-from llamafleet.plans.wheelhouse import misfits, plan_wheelhouse
+from llamafleet.plans.wheelhouse import in_use, misfits, plan_wheelhouse
 from llamafleet.protocol.result import Result
 from llamafleet.settings import Settings
 from llamafleet.tables.toolkits import toolkit as toolkit_row
@@ -225,6 +225,7 @@ def make_plan(
     verify = None
     if build:
         verify = plan_verify(host, settings, snapshot, layout, build, other_code=other_code)
+    proven = verify is not None and verify.proven
 
     # A build that waits for its compiler will come, whatever is there.
     waits = bool(code.packages and code.packages.commands)
@@ -232,6 +233,7 @@ def make_plan(
     house = supplies.wheelhouse if building or _takes_wheels(toolkit) else None
     if house:
         draft.problems.extend(misfits(snapshot, house, python))
+        draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
     if draft.problems or code.packages is None:
@@ -247,6 +249,8 @@ def make_plan(
         toolkit=toolkit,
         build=build,
         verify=verify,
+        switch=plan_switch(snapshot, build, proven) if build else None,
+        discard=plan_discard(snapshot, build, proven) if build else (),
     )
     return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
 
@@ -334,6 +338,11 @@ def explain(plan: Plan) -> list[str]:
     if plan.verify:
         verb = "needed" if plan.verify.needed else "not needed"
         lines.append(f"verify: {verb} ({plan.verify.reason})")
+    if plan.switch:
+        when = "" if plan.switch.proven else "once that is verified "
+        lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
+    if plan.discard:
+        lines.append(f"  then remove {' '.join(plan.discard)}")
     return lines
 
 

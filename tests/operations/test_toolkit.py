@@ -14,10 +14,10 @@ from llamafleet.protocol.job import (
     WheelsConfig,
     toolkit_config,
 )
-from operations import jobs
+from operations import watch
 from operations.toolkit import toolkit
 from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
-from tests.operations.test_jobs import Clock
+from tests.operations.test_watch import Clock
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 ZIPAPP = Layout.system().zipapp
@@ -79,7 +79,7 @@ def test_wheels_are_installed_by_the_account(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_installation_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "time", Clock())
+    monkeypatch.setattr(watch, "time", Clock())
     running = Progress(kind="toolkit", key="13.0", pid=7, start_ticks=1)
     host = installing(GPU, "13.0").job("toolkit", "13.0", running)
     with fleet(monkeypatch, {"a": host}) as run:

@@ -57,7 +57,9 @@ def work(job: Job, config: ToolkitConfig) -> ToolkitProduct:
     tmp.mkdir()
     try:
         if isinstance(config, PackagesConfig):
-            product = PACKAGES[config.manager](job, config, environment({}, Path("/usr"), tmp))
+            product = PACKAGES[config.manager](
+                job, config, environment(config, {}, Path("/usr"), tmp)
+            )
             return replace(product, nvcc=check(job, config, Path(config.root), tmp))
         return _in_folder(job, config, tmp)
     finally:
@@ -71,7 +73,7 @@ def _in_folder(job: Job, config: ToolkitConfig, tmp: Path) -> ToolkitProduct:
     if partial.exists():
         shutil.rmtree(partial)
     try:
-        product = _fill(job, config, partial, environment({}, partial, tmp))
+        product = _fill(job, config, partial, environment(config, {}, partial, tmp))
         product = replace(product, nvcc=check(job, config, partial, tmp))
         job.phase("activate")
         if root.exists():  # without a stamp of success: what an older run left
@@ -99,7 +101,7 @@ def check(job: Job, config: ToolkitConfig, root: Path, tmp: Path) -> str:
     version = nvcc_release(root)
     if version != config.cuda:
         raise JobFailed(f"nvcc --version: found {version!r}; expected {config.cuda}")
-    probe(job, root, config.cxx, environment({}, root, tmp), tmp)
+    probe(job, root, config.cxx, environment(config, {}, root, tmp), tmp)
     return version
 
 

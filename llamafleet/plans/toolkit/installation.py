@@ -54,6 +54,7 @@ def plan_installation(
         kind="toolkit",
         key=toolkit.key,
         folder=(layout.root_job if root else layout.job)("toolkit", toolkit.key),
+        config=layout.config("toolkit", toolkit.key),
         python=python,
         minutes=MINUTES,
         start=running is None or not running.alive,
