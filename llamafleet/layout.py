@@ -26,10 +26,17 @@ VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
 
+
+def job_unit(kind: str, key: str) -> str:
+    """The transient unit of one job."""
+    return f"llamafleet-{kind}-{key}.service"
+
+
 APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
 APT_PIN = "/etc/apt/preferences.d/00llamafleet-cuda"
 """Of two pins for all packages of a source the one that is read first counts."""
 APT_KEY = "/etc/apt/keyrings/llamafleet-cuda.asc"
+APT_CREDENTIALS = "/etc/apt/auth.conf.d/llamafleet-cuda.conf"
 DNF_SOURCE = "/etc/yum.repos.d/llamafleet-cuda.repo"
 DNF_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda"
 HOLD_APT = "/etc/apt/apt.conf.d/52llamafleet-hold-driver"
@@ -82,6 +89,14 @@ class Layout:
     @property
     def versions(self) -> str:
         return f"{self.prefix}/versions"
+
+    @property
+    def toolkits(self) -> str:
+        return f"{self.prefix}/toolkits"
+
+    @property
+    def jobs_of_root(self) -> str:
+        return f"{self.prefix}/jobs"
 
     @property
     def current(self) -> str:
@@ -162,7 +177,7 @@ class Layout:
 
     def toolkit(self, name: str) -> str:
         """Root of a toolkit in a folder of our own, as "13.0" or "13.0-runfile"."""
-        return f"{self.prefix}/toolkits/cuda-{name}"
+        return f"{self.toolkits}/cuda-{name}"
 
     def job(self, kind: str, key: str) -> str:
         """Folder of one job: progress.json, <kind>.log, stamp.json."""
@@ -170,4 +185,4 @@ class Layout:
 
     def root_job(self, kind: str, key: str) -> str:
         """The same for a job of root, where the account that builds can't reach it."""
-        return f"{self.prefix}/jobs/{kind}/{key}"
+        return f"{self.jobs_of_root}/{kind}/{key}"

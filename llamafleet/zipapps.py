@@ -13,7 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from llamafleet.onhost.diagnose import TABLE
-from llamafleet.onhost.toolkit import packages
+from llamafleet.onhost.toolkit import changes
 from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.tables import driver_packages, failures
 
@@ -71,7 +71,7 @@ def host_zipapp() -> bytes:
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
     files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
     refused = json.dumps(driver_packages.expression("refused")).encode()
-    files[f"llamafleet/onhost/toolkit/{packages.REFUSED}"] = refused
+    files[f"llamafleet/onhost/toolkit/{changes.REFUSED}"] = refused
     files["__main__.py"] = HOST_MAIN
     return archive(files, zipfile.ZIP_STORED)
 

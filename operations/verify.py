@@ -45,7 +45,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
     if plan.verify.stop:
         yield stop_verification(run, plan.verify.stop)
     if job.start:
-        yield jobs.forget_last(job)
+        yield jobs.forget_last(run, job)
         yield start_verification(run, plan.verify)
 
     def done(stamp: Stamp) -> bool:

@@ -11,15 +11,18 @@ from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import build, detach, discard, driver_check, job
+from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, status, toolkit_config
+from llamafleet.protocol.job import BuildConfig, CompilerConfig, status, toolkit_config
 
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
+PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
 RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
+    PACKAGES.kind: partial(job.run, PACKAGES),
 }
 
 

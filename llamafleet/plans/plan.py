@@ -8,6 +8,7 @@ from typing import Literal
 from llamafleet.protocol.job import (
     BuildConfig,
     BuildInputs,
+    CompilerConfig,
     Kind,
     Manager,
     Method,
@@ -57,9 +58,11 @@ class PackagesPlan:
     """Distribution packages that must be there before the rest can be planned."""
 
     names: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    """Shell commands that install them, in order; none: nothing to install."""
+    """None: nothing to install."""
     reason: str = "all there"
+    config: CompilerConfig | None = None
+    job: JobPlan | None = None
+    """Installs them. None, as `config`: nothing to install, or no plan is made of this host."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import re
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.decode import DecodeError, Rule, decode
 from llamafleet.protocol.result import Backend
 
 VERSION: Final = 1
@@ -31,7 +31,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
-Kind = Literal["build", "toolkit", "verify"]
+Kind = Literal["build", "toolkit", "packages", "verify"]
 State = Literal["running", "ok", "failed", "dead", "absent"]
 """dead: it ended without a stamp that can be read."""
 
@@ -40,11 +40,24 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """How a toolkit is installed. Best first, where several have the same version: pinned files in a
 folder of our own, then packages, then gigabytes, then the distribution's own mix."""
 Manager = Literal["apt", "dnf"]
+"""Of a distribution that a toolkit's packages are known for."""
+AnyManager = Literal["apt", "dnf", "pacman", "zypper", "apk"]
 
 INSTALL, CHECK = "install", "check"
 """Phases of a toolkit's job: the package manager runs; what is there is tried."""
 UNPROVEN = (INSTALL, CHECK)
 """Ended in one of these, a job may have left a toolkit that only looks complete."""
+
+PackageName = Annotated[
+    str,
+    Rule(
+        "the exact name of a package",
+        # At its end a minus would stand for a removal.
+        lambda name: (
+            len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9]([\w+.-]*[\w+])?", name, re.ASCII)
+        ),
+    ),
+]
 
 T = TypeVar("T")
 
@@ -86,13 +99,20 @@ class ToolkitInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackagesInputs:
+    """What an installation of distribution packages is."""
+
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What every job is told."""
 
     version: Literal[1] = VERSION
     kind: Kind
     key: str
-    inputs: BuildInputs | ToolkitInputs
+    inputs: BuildInputs | ToolkitInputs | PackagesInputs
     proxies: dict[str, str] = field(default_factory=dict)
     """http_proxy, https_proxy and no_proxy, by these names."""
     ca_bundle: str | None = None
@@ -176,21 +196,43 @@ class RepositoryConfig:
     """Of the key at `key_url`, 40 hex digits."""
     key: str | None
     """Text of the key to trust; None: the one at `key_url`."""
+    credentials: str
+    """Path of the file that the package manager reads a user and a password from: one of its own,
+    or `source`. Written where there are some."""
     files: dict[str, str] = field(default_factory=dict)
     """Text by path. A plan has none: they are rendered when the job is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackagesConfig(ToolkitConfig):
-    """By the package manager, as root."""
+class ManagerConfig(JobConfig):
+    """Of a job that installs with the package manager, as root."""
+
+    manager: AnyManager
+    packages: tuple[PackageName, ...]
+    record: str
+    """File that names what llamafleet installed, a line each."""
+    account: str | None
+    """User that tries what was installed; None: the one that runs the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagesConfig(ToolkitConfig, ManagerConfig):
+    """A toolkit by the package manager."""
 
     method: Literal["apt", "dnf", "distro"]
     manager: Manager
-    packages: tuple[str, ...]
-    record: str
-    """File that names what llamafleet installed, a line each."""
     repository: RepositoryConfig | None
     """None: the repositories that the host has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompilerConfig(ManagerConfig):
+    """What a source build needs of the distribution: a C++ compiler."""
+
+    kind: Literal["packages"] = "packages"
+    inputs: PackagesInputs
+    compilers: tuple[str, ...]
+    """Commands of which one must tell its version afterwards."""
 
 
 _TOOLKIT_CONFIGS: dict[Method, type[ToolkitConfig]] = {
@@ -295,7 +337,15 @@ class ToolkitProduct:
     """Names and versions."""
 
 
-Product = BuildProduct | ToolkitProduct
+@dataclass(frozen=True, kw_only=True)
+class PackagesProduct:
+    """What an installation of distribution packages made."""
+
+    packages: tuple[str, ...] = ()
+    """Names and versions."""
+
+
+Product = BuildProduct | ToolkitProduct | PackagesProduct
 
 
 @dataclass(frozen=True, kw_only=True)

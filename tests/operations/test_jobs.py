@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from base64 import b64decode
 from dataclasses import replace
 from typing import Any, cast
 
@@ -10,11 +12,12 @@ import pytest
 
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, JobError
+from llamafleet.protocol.job import PATH, BuildConfig, JobError
 from llamafleet.settings import Settings
 from operations import jobs
 from operations.build import report_failure
 from operations.run import HostRun
+from operations.upload import END
 from tests.operations.test_watch import BROKEN, OK, Watched
 from tests.plans.hosts import GPU_HOST, build_of
 
@@ -23,6 +26,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, job: JobPlan, **run: Any) -> li
     """The commands for that job, and last the watch."""
     watched = Watched(monkeypatch, [OK])
     host = replace(GPU_HOST, init=run.pop("init", "systemd"))
+    watched.scope = run.get("scope", "system")
     watched.run.settings, watched.run.snapshot = Settings(**run), lambda: host
     config = build_of(GPU_HOST).config
     told = jobs.carry_out(cast(HostRun, watched.run), job, config, lambda stamp: True)
@@ -31,35 +35,66 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, job: JobPlan, **run: Any) -> li
     return commands
 
 
-JOB = JobPlan("build", "0123", "/j/0123", "/usr/bin/python3", minutes=1, start=True)
+ACCOUNT = (
+    "setsid -w setpriv --reuid=llamafleet --regid=llamafleet --init-groups --inh-caps=-all "
+    f"--no-new-privs env -i PATH={PATH} HOME=/var/lib/llamafleet LC_ALL=C.UTF-8 "
+)
+CLEAN = f"env -i PATH={PATH} HOME=/root LC_ALL=C.UTF-8 "
+CONFIG = "/etc/llamafleet/jobs/build-0123.json"
+JOB = JobPlan("build", "0123", "/j/0123", CONFIG, "/usr/bin/python3", minutes=1, start=True)
+ARGV = f"job --kind build --config {CONFIG} --dir /j/0123"
+ZIPAPP = "/usr/bin/python3 -I /opt/llamafleet/llamafleet-host.pyz"
+
+
+def content(command: Any) -> bytes:
+    """What an upload carries."""
+    return b64decode("".join(line for line in command.connector_arguments["_stdin"] if line != END))
 
 
 def test_a_job_is_told_and_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, config, mode, stale, begun = carried_out(monkeypatch, JOB)
-    assert str(folder) == "install -d -m 755 -o llamafleet -g llamafleet /j/0123"
-    assert config.dest == "/j/0123/config.json"
-    assert decode(BuildConfig, json.load(config.src)) == build_of(GPU_HOST).config
-    assert str(mode) == "chmod 644 /j/0123/config.json"
-    assert str(stale) == "rm -f /j/0123/stamp.json /j/0123/progress.json"
-    assert "--unit=llamafleet-build-0123 " in str(begun) and "User=llamafleet" in str(begun)
-    assert str(begun).endswith("llamafleet-host.pyz job --kind build --dir /j/0123")
+    config, stale, begun = carried_out(monkeypatch, JOB)
+    told = shlex.split(str(config))
+    assert f"to={CONFIG}" in told, "in a folder that root alone writes"
+    assert {"mode=640", "owner=root:llamafleet"} <= set(told)
+    assert decode(BuildConfig, json.loads(content(config))) == build_of(GPU_HOST).config
+    assert str(stale) == f"{ACCOUNT}rm -f -- /j/0123/stamp.json /j/0123/progress.json"
+    assert "--unit=llamafleet-build-0123.service " in str(begun)
+    assert "User=llamafleet" in str(begun) and str(begun).endswith(f" {ZIPAPP} {ARGV}")
 
 
 def test_a_job_of_root_keeps_its_rights(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, *_, begun = carried_out(monkeypatch, replace(JOB, root=True))
-    assert str(folder).split() == ["install", "-d", "-m", "755", "/j/0123"]
+    root = replace(JOB, root=True)
+    _, stale, begun = carried_out(monkeypatch, root)
+    assert str(stale) == f"{CLEAN}rm -f -- /j/0123/stamp.json /j/0123/progress.json"
     assert "KillMode=mixed" in str(begun) and "User=" not in str(begun)
-    *_, detached = carried_out(monkeypatch, replace(JOB, root=True), init="none")
-    assert " start --log " in str(detached) and "--user" not in str(detached)
+    *_, detached = carried_out(monkeypatch, root, init="none")
+    assert str(detached).startswith(f"{CLEAN}sh -c ") and "setpriv" not in str(detached)
 
 
-def test_without_systemd_a_job_is_detached_and_gives_root_up(
+def test_without_systemd_a_job_is_detached_by_the_account_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """No interpreter runs with root's rights on the way."""
     *_, begun = carried_out(monkeypatch, JOB, init="none")
-    assert " start --log /j/0123/start.log --user llamafleet -- job --kind build " in str(begun)
-    *_, own = carried_out(monkeypatch, JOB, scope="user")
-    assert " start --log " in str(own) and "--user" not in str(own)
+    script = f"umask 022; mkdir -p -- /j/0123 && exec {ZIPAPP} start --log /j/0123/start.log -- "
+    assert str(begun) == f"{ACCOUNT}sh -c {shlex.quote(script + ARGV)}"
+
+
+def test_in_a_home_all_is_the_user_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, stale, own = carried_out(monkeypatch, JOB, scope="user")
+    assert {"mode=600", "owner="} <= set(shlex.split(str(config)))
+    assert str(stale).startswith("rm -f -- ") and str(own).startswith("sh -c 'umask 022; ")
+    assert " start --log " in str(own)
+
+
+def test_no_command_of_root_touches_what_the_account_can_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for init in ("systemd", "none"):
+        for command in carried_out(monkeypatch, JOB, init=init):
+            text = str(command)
+            outside = text.split(" --", 1)[0] if text.startswith("systemd-run") else text
+            assert "/j/0123" not in outside or text.startswith(ACCOUNT), text
 
 
 def test_a_job_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tests.operations.fake import CPU, FakeHost, fleet
 from tests.test_settings import make_wheelhouse
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
-TARGET = "/var/lib/llamafleet/wheelhouse"
+TARGET = "/opt/llamafleet/wheelhouse"
 
 
 @pytest.fixture
