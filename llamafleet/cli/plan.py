@@ -17,7 +17,7 @@ from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.facts.summary import summarize
-from llamafleet.terminal import printable
+from llamafleet.terminal import masked, masked_data, printable
 
 # Settings and plans bring pyinfra with them, which no other command needs.
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def plan(
     layout = layout_for(chosen, host)
     made = make_plan(host.hostname, chosen, host, layout, supplies=supplies)
     if as_json:
-        click.echo(json.dumps({"snapshot": asdict(host), "plan": asdict(made)}, indent=1))
+        told = masked_data({"snapshot": asdict(host), "plan": asdict(made)})
+        click.echo(json.dumps(told, indent=1))
     else:
         click.echo("\n".join(map(printable, [*summarize(host), "", *explain(made)])))
     context.exit(1 if made.problems else 0)
@@ -160,6 +161,7 @@ def snapshot(
         text = render(*to_read(_validated(settings)))
         text = text if script else _run(text)
     if not script:
+        text = masked(text)
         _parse(str(host), text)
     if output is None:
         told = text.split("\n")
