@@ -84,6 +84,14 @@ class Layout:
         return f"{self.prefix}/versions"
 
     @property
+    def toolkits(self) -> str:
+        return f"{self.prefix}/toolkits"
+
+    @property
+    def jobs_of_root(self) -> str:
+        return f"{self.prefix}/jobs"
+
+    @property
     def current(self) -> str:
         return f"{self.prefix}/current"
 
@@ -157,7 +165,7 @@ class Layout:
 
     def toolkit(self, name: str) -> str:
         """Root of a toolkit in a folder of our own, as "13.0" or "13.0-runfile"."""
-        return f"{self.prefix}/toolkits/cuda-{name}"
+        return f"{self.toolkits}/cuda-{name}"
 
     def job(self, kind: str, key: str) -> str:
         """Folder of one job: progress.json, <kind>.log, stamp.json."""
@@ -165,4 +173,4 @@ class Layout:
 
     def root_job(self, kind: str, key: str) -> str:
         """The same for a job of root, where the account that builds can't reach it."""
-        return f"{self.prefix}/jobs/{kind}/{key}"
+        return f"{self.jobs_of_root}/{kind}/{key}"

@@ -108,6 +108,16 @@ def by_path(layout: Layout) -> dict[str, Managed]:
     return {row.path(layout): row for row in rows(layout)}
 
 
+def folders(layout: Layout) -> tuple[str, ...]:
+    """Paths whose owner and mode the snapshot tells, beside those of the managed files."""
+    below = ("build", "toolkit", "verify", "results", "models", "tmp")
+    return (
+        *(layout.prefix, layout.etc, layout.configs, layout.versions, layout.toolkits),
+        *(layout.jobs_of_root, layout.state, layout.wheelhouse, layout.made, layout.current),
+        *(f"{layout.state}/{name}" for name in below),
+    )
+
+
 def unit_names() -> tuple[str, ...]:
     """Units of any scope."""
     return tuple(row.unit for row in CATALOGUE if row.unit)

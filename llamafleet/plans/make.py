@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
-from llamafleet.managed import by_path
+from llamafleet.managed import by_path, folders
 from llamafleet.plans.build import plan_build
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
@@ -20,6 +20,7 @@ from llamafleet.plans.host import (
     disk_needs,
     disk_problems,
     machine_problem,
+    place_problem,
     rights_problem,
     unread_problem,
 )
@@ -53,14 +54,17 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
     return Layout.system() if settings.scope == "system" else Layout.user(snapshot.home)
 
 
-def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths.
+def to_read(
+    settings: Settings,
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    return layout, tuple(by_path(layout)), tuple(path for path in chosen if path)
+    extra = tuple(path for path in chosen if path)
+    return layout, tuple(by_path(layout)), extra, folders(layout)
 
 
 @dataclass
@@ -212,7 +216,7 @@ def make_plan(
         return _stopped(host, settings, unread)
     draft = _Draft(settings, snapshot, layout, supplies)
     rights = rights_problem(settings, snapshot)
-    for found in (rights, machine_problem(snapshot)):
+    for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
         draft.take(found)
     hold = None if rights else draft.take(plan_hold(settings, snapshot))
     acceleration = plan_acceleration(settings, snapshot, barred)
