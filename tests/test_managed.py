@@ -95,7 +95,7 @@ def test_a_row_more_is_read_and_compared(planted: managed.Managed, tmp_path: Pat
     content = render.content(planted, PLAN, Settings(), layout)
     host.write(Path(planted.path(layout)), content)
     (host.root / "run/systemd/system").mkdir(parents=True)
-    host.program("systemctl", f'echo "$*" > {host.folder}/asked')
+    host.program("systemctl", f'echo "$*" >> {host.folder}/asked')
     snapshot = host.snapshot()
     assert snapshot.files == {planted.path(layout): hashlib.sha256(content).hexdigest()}
     assert f" {NAME} " in (host.folder / "asked").read_text()
