@@ -25,6 +25,8 @@ VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
+DEVICES_UNIT = "llamafleet-devices.service"
+"""Loads the driver's modules before a unit that is let near the GPUs alone."""
 
 APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
 APT_PIN = "/etc/apt/preferences.d/00llamafleet-cuda"
@@ -82,6 +84,10 @@ class Layout:
     @property
     def versions(self) -> str:
         return f"{self.prefix}/versions"
+
+    @property
+    def toolkits(self) -> str:
+        return f"{self.prefix}/toolkits"
 
     @property
     def current(self) -> str:
@@ -157,7 +163,7 @@ class Layout:
 
     def toolkit(self, name: str) -> str:
         """Root of a toolkit in a folder of our own, as "13.0" or "13.0-runfile"."""
-        return f"{self.prefix}/toolkits/cuda-{name}"
+        return f"{self.toolkits}/cuda-{name}"
 
     def job(self, kind: str, key: str) -> str:
         """Folder of one job: progress.json, <kind>.log, stamp.json."""

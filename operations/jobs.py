@@ -14,6 +14,7 @@ from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State as PyinfraState
 
+from llamafleet import sandbox
 from llamafleet.layout import USER
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import (
@@ -34,9 +35,6 @@ from operations.run import HostRun
 # pyinfra's command line makes time.sleep yield to the other hosts (gevent).
 POLL_SECONDS = 5.0
 SAY_SECONDS = 15.0
-UNPRIVILEGED = (f"--property=User={USER}", "--property=NoNewPrivileges=yes")
-PACKAGE_MANAGER = ("--property=KillMode=mixed", "--property=TimeoutStopSec=30min")
-"""Stopped, or at a shutdown, the job alone is told, and it lets the package manager end."""
 START_SECONDS = 30.0
 """Time in which a job that was started must have told something."""
 LOST_LIMIT = 6
@@ -95,11 +93,12 @@ def start(run: HostRun, job: JobPlan) -> StringCommand:
     layout = run.layout()
     argv = ("job --kind", job.kind, "--dir", QuoteString(job.folder))
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
+        kind: sandbox.Kind = "packages" if job.root else "build"
         return StringCommand(
             "systemd-run --quiet --collect",
             f"--unit=llamafleet-{job.kind}-{job.key}",
             QuoteString(f"--description=llamafleet: {job.kind} {job.key}"),
-            *(PACKAGE_MANAGER if job.root else UNPRIVILEGED),
+            *map(QuoteString, sandbox.transient(kind, layout, run.snapshot().systemd)),
             "--property=Nice=10",
             QuoteString(job.python),
             QuoteString(layout.zipapp),

@@ -319,6 +319,8 @@ class HostSnapshot:
     init: str = "none"
     """systemd: it runs and answers; silent: it runs and does not, as a user's own without a
     session; none."""
+    systemd: int = 0
+    """Its version; 0: not known."""
     units: dict[str, Unit] = field(default_factory=dict)
     """llamafleet's units by name, those that exist; known where systemd answers."""
     files: dict[str, str] = field(default_factory=dict)

@@ -135,6 +135,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         pythons=_pythons(record),
         cmake=_tool(record, "cmake"),
         init=_init(record),
+        systemd=record.number("systemd"),
         units=_units(record.blocks.get(("units",), [])),
         files=_hashes(record.blocks.get(("files",), [])),
         current=record.text("current") or None,

@@ -549,7 +549,12 @@ read_units() {
         --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
         $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
-    [ "$rc" = 0 ] && printf '%s\n' "$out" | block units
+    [ "$rc" = 0 ] || return 0
+    printf '%s\n' "$out" | block units
+    # Distributions write 252.39-1~deb12u2 and more.
+    limited 5 systemctl $manager show --property=Version
+    out=${out#Version=}
+    put systemd "${out%%[!0-9]*}"
 }
 
 # number NAME: sets $number from "NAME": 123 in $line.

@@ -73,7 +73,7 @@ def test_wheels_are_installed_by_the_account(monkeypatch: pytest.MonkeyPatch) ->
     assert folder == f"install -d -m 755 -o llamafleet -g llamafleet {WHEELS_FOLDER}"
     told = toolkit_config(json.loads(host.uploads[f"{WHEELS_FOLDER}/config.json"]))
     assert isinstance(told, WheelsConfig) and told.root.startswith("/opt/llamafleet/toolkits/")
-    assert " --property=User=llamafleet --property=NoNewPrivileges=yes " in start
+    assert " --property=User=llamafleet " in start
     assert "KillMode" not in start
     assert start.endswith(f" {ZIPAPP} job --kind toolkit --dir {WHEELS_FOLDER}")
 
