@@ -15,15 +15,14 @@ from pathlib import Path
 import pytest
 
 from llamafleet import sandbox
-from llamafleet.layout import DEVICES_UNIT, DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
+from llamafleet.layout import AS_ACCOUNT, DEVICES_UNIT, DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
 from llamafleet.managed import by_path
-from llamafleet.plans.plan import Plan
 from llamafleet.render import content
 from llamafleet.sandbox import Kind
 from llamafleet.settings import Settings
 from tests.e2e.booted import BootedHost, missing_tools
 from tests.e2e.runs import Run, latest, pyinfra, write_inventory
-from tests.test_render import BUILD, VERIFY
+from tests.test_render import PLAN
 from tests.test_sandbox import LIMITS
 
 pytestmark = [
@@ -34,6 +33,7 @@ HOST = "gpu-s"
 LAYOUT = Layout.system()
 JOBS: dict[str, Kind] = {"build": "build", "toolkit": "build", "packages": "packages"}
 """By the kind of a job, which its unit's name tells. That of a toolkit by apt or dnf is root's."""
+JOB = rf"^llamafleet-(?:{'|'.join(JOBS)})-\S+"
 
 # Users and groups, capabilities of files, alternatives, triggers that run as another user, units
 # that are started, the message bus told to read again; g++ is what a build misses.
@@ -94,37 +94,37 @@ def host(booted: BootedHost) -> BootedHost:
         "useradd --system --user-group --no-create-home llamafleet && "
         f"install -d -o llamafleet {LAYOUT.state} && install -d {LAYOUT.prefix} {LAYOUT.etc} && "
         f"install -d -o llamafleet {LAYOUT.versions} {LAYOUT.toolkits} && "
-        "install -d -o llamafleet -m 755 /home/ada && touch /home/ada/model.gguf"
+        "install -d -o llamafleet /home/ada /var/crash && touch /home/ada/model.gguf && "
+        "chmod 666 /dev/net/tun"
     )
     assert done.returncode == 0, done.stderr
     return booted
 
 
+TRACE = "import ctypes; raise SystemExit(ctypes.CDLL(None).ptrace(0, 0, 0, 0) != 0)"
 FORBIDDEN: dict[Kind, dict[str, str]] = {
     "build": {
-        "write the settings": f"touch {LAYOUT.etc}/x",
-        "write beside the builds": f"touch {LAYOUT.prefix}/x",
         "write in a home, its own too": "touch /home/ada/x",
-        "see a process of another account": "test -e /proc/1/cmdline",
+        "write in /var": "touch /var/crash/x",
+        "see a process of another account": "cat /proc/1/cmdline",
         "make a file that gives its rights away": f"cd {LAYOUT.state} && touch s && chmod 4755 s",
         "make a namespace": "unshare --user true",
-        "see a disk": "ls /dev/[sv]d*",
-        "read the kernel's log": "dmesg",
-        "write a tunable": "echo 1 > /proc/sys/vm/overcommit_memory",
+        "trace a process": f"python3 -c {shlex.quote(TRACE)}",
+        "use a device": "exec 3<>/dev/net/tun",
     },
     "verify": {
         "write a build": f"touch {LAYOUT.versions}/x",
         "use the network": "python3 -c 'import socket; socket.socket()'",
-        "see a process of another account": "test -e /proc/1/cmdline",
+        "see a process of another account": "cat /proc/1/cmdline",
         "change an owner": f"touch {LAYOUT.state}/o && chown llamafleet {LAYOUT.state}/o",
-        "use a device that is no GPU": "exec 3<>/dev/fuse",
+        "use a device that is no GPU": "exec 3<>/dev/net/tun",
     },
     "packages": {
         "write in a home": "touch /home/ada/x",
-        "mount": "mount -t tmpfs none /mnt",
-        "write a disk": "mknod /root/d b 7 0",
-        "change a file of the kernel": "echo 1 > /proc/sys/vm/overcommit_memory",
-        "trace a process": "python3 -c 'import ctypes as c; exit(c.CDLL(None).ptrace(0,0,0,0) < 0)'",
+        "mount": "mount -t tmpfs none /mnt && umount /mnt",
+        "make a namespace": "unshare --uts true",
+        "rename the host": 'hostname "$(hostname)"',
+        "trace a process": f"python3 -c {shlex.quote(TRACE)}",
     },
 }
 
@@ -133,10 +133,13 @@ FORBIDDEN: dict[Kind, dict[str, str]] = {
     ("kind", "what"), [(kind, what) for kind, cases in FORBIDDEN.items() for what in cases]
 )
 def test_what_it_can_not_do(host: BootedHost, kind: Kind, what: str) -> None:
-    status, said = run_as(host, kind, FORBIDDEN[kind][what], "probe")
+    """It is done by the same account outside."""
+    command = FORBIDDEN[kind][what]
+    rights = () if kind == "packages" else AS_ACCOUNT
+    outside = host.run(shlex.join((*rights[:-1], "sh", "-c", command)))
+    assert outside.returncode == 0, outside.stderr
+    status, said = run_as(host, kind, command, "probe")
     assert status != 0, said
-    # What it is told is the reason, and no mistake in the command: it can be done outside.
-    assert re.search("not permitted|denied|ead-only|not supported|No such|^$", said), said
 
 
 def test_what_the_account_needs_it_can(host: BootedHost) -> None:
@@ -167,14 +170,14 @@ def test_packages_are_installed_for_real(host: BootedHost) -> None:
         f"dpkg-query -W -f '${{Status}}\\n' {PACKAGES} | sort -u",
         "getcap /bin/ping",
         "getent passwd polkitd",
-        "systemctl is-active cron polkit",
+        "systemctl is-active cron",
         "echo 'int main(){}' | g++ -x c++ - -o /tmp/a && /tmp/a && c++ --version | head -n 1",
         "test -s /var/cache/man/index.db && echo indexed",
     )
     found = [host.run(check).stdout.strip() for check in checks]
     assert found[:3] == ["", "install ok installed", "/bin/ping cap_net_raw=ep"], found
-    assert "polkitd" in found[3] and found[4].split() == ["active", "active"], found
-    assert "g++" in found[5] or "c++" in found[5], found
+    assert found[3].startswith("polkitd:x:") and found[4] == "active", found
+    assert found[5].startswith("c++ ") and found[6] == "indexed", found
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +222,7 @@ def test_the_driver_s_modules_are_loaded_before_a_gpu_is_used(host: BootedHost) 
     tree = host.tree
     for path, row in by_path(LAYOUT).items():
         if row.unit in (DEVICES_UNIT, DRIVER_CHECK_UNIT):
-            text = content(
-                row, Plan("gpu-s", "cuda", build=BUILD, verify=VERIFY), Settings(), LAYOUT
-            )
+            text = content(row, PLAN, Settings(), LAYOUT)
             (tree / path.lstrip("/")).write_bytes(text)
     tool = tree / "usr/bin/nvidia-modprobe"
     tool.write_text('#!/bin/sh\necho "$@" > /run/modprobe.txt\n')
