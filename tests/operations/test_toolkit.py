@@ -71,7 +71,7 @@ def test_wheels_are_installed_by_the_account(monkeypatch: pytest.MonkeyPatch) ->
     told = toolkit_config(json.loads(host.uploads[WHEELS_CONFIG]))
     assert isinstance(told, WheelsConfig) and told.root.startswith("/opt/llamafleet/toolkits/")
     start = host.sent[-2]
-    assert " --property=User=llamafleet --property=NoNewPrivileges=yes " in start
+    assert " --property=User=llamafleet " in start
     assert "KillMode" not in start
     assert f"job --kind toolkit --config {WHEELS_CONFIG} --dir {WHEELS_FOLDER}" in start
 
