@@ -56,7 +56,8 @@ def plan(found: str, **settings: Any) -> Plan:
     assert "complete=1\n" in HOST
     text = HOST.replace("complete=1\n", found + "complete=1\n")
     snapshot = parse(text.split("\n"))
-    whole = {name: Build(name, runs=True) for name in snapshot.versions}
+    made = recorded("build-stamp")["libraries"]
+    whole = {name: Build(name, runs=True, libraries=made) for name in snapshot.versions}
     return make_plan("gpu-a", Settings(**settings), replace(snapshot, builds=whole), LAYOUT)
 
 
