@@ -15,7 +15,7 @@ from jinja2 import UndefinedError
 
 from llamafleet import render
 from llamafleet.layout import Layout
-from llamafleet.managed import Group, by_path, rows, unit_names
+from llamafleet.managed import Group, by_path, rows
 from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan
 from llamafleet.plans.toolkit.installation import REPOSITORY_PATHS
 from llamafleet.plans.toolkit.methods import offers
@@ -63,7 +63,8 @@ def compare(golden: Path, text: str) -> None:
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
-    assert set(files) == {"llamafleet.env", "verify.json", *unit_names()}
+    units = {row.unit for row in rows(layout) if row.unit}
+    assert set(files) == {"llamafleet.env", "verify.json", *units}
     # Of the plan alone: tests/plans/test_verify.py.
     del files["verify.json"]
     for name, text in files.items():
@@ -138,11 +139,12 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: boo
     runner.symlink_to("/bin/true")
     layout = Layout("user", str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path))
     files = rendered(layout, Settings.model_validate({"scope": "user"}))
-    for name in unit_names():
+    names = [row.unit for row in rows(layout) if row.unit]
+    for name in names:
         text = files[name].replace("Type=oneshot", "Type=once") if planted else files[name]
         (tmp_path / name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", *(tmp_path / name for name in unit_names())],
+        ["systemd-analyze", "verify", *(tmp_path / name for name in names)],
         capture_output=True,
         text=True,
         check=False,

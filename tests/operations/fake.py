@@ -204,8 +204,9 @@ def rendered(run: HostRun, group: Group) -> dict[str, str]:
     """sha256 by path of the group's files, as this run would write them."""
     plan, layout = run.plan(), run.layout()
     return {
-        row.path(layout): content_sha256(row, plan, run.settings, layout)
+        row.path(layout): content_sha256(row, plan, run.settings, layout, run.supplies)
         for row in rows(layout, group)
+        if run.supplies.netrc or not row.secret
     }
 
 
