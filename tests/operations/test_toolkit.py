@@ -48,7 +48,7 @@ def test_packages_are_installed_by_root_out_of_the_account_s_reach(
     assert told.account == "llamafleet", "who tries what root installed"
     assert told.repository and told.repository.files, "rendered"
     start, asked = host.sent[-2:]
-    assert f"--unit=llamafleet-toolkit-{APT_KEY} " in start and "User=" not in start
+    assert f"--unit=llamafleet-toolkit-{APT_KEY}.service " in start and "User=" not in start
     # A package manager that is killed leaves half of a package.
     assert " --property=KillMode=mixed --property=TimeoutStopSec=30min " in start
     assert f"job --kind toolkit --config {APT_CONFIG} --dir {APT_FOLDER}" in start
