@@ -54,7 +54,7 @@ def account(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     return host
 
 
-def plant(fake: FakeHost, path: Path, body: str = "exit 0") -> Path:
+def plant(fake: FakeHost, path: Path | str, body: str = "exit 0") -> Path:
     """A program that tells who runs it."""
     return fake.program(path, f"id -u >> {fake.state}/ran\n{body}")
 
@@ -245,7 +245,7 @@ smi_query=0
  41ed\troot\troot\t/etc/llamafleet
 @end
 @begin files
- %(hash)s  /etc/llamafleet/verify.json
+ HASH  /etc/llamafleet/verify.json
 @end
 trusted=/tmp/python3
 python=/tmp/python3\t3.12.1\t1\t
@@ -255,7 +255,7 @@ job=packages\tx\t1
 complete=1
 account_complete=1
 #end
-""" % {"hash": "0" * 64}
+""".replace("HASH", "0" * 64)
 
 
 def test_a_forged_output_speaks_of_the_account_s_own_alone(account: FakeHost) -> None:
