@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def build(fake: FakeHost, name: str, content: str | None = None) -> Path:
 def test_a_build(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
     build(fake, "0123-2")
+    (fake.prefix / "current").symlink_to("versions/0123-2")
     digest = hashlib.sha256(b"0123-2").hexdigest()
     libraries = {f"{LIBRARIES}/libllama.so": digest}
     snapshot = fake.snapshot()
@@ -70,6 +72,19 @@ def test_a_damaged_build(fake: FakeHost) -> None:
     assert not found["mute"].runs and found["mute"].libraries
     assert found["linked"].libraries == {}
     assert found["empty"] == Build("empty")
+
+
+def test_a_build_that_is_not_in_use_is_read_only_where_it_was_changed(fake: FakeHost) -> None:
+    path = f"{LIBRARIES}/libllama.so"
+    product = replace(PRODUCT, libraries={path: "of the stamp"})
+    root = build(fake, "0123", json.dumps(asdict(STAMP) | asdict(product)))
+    assert fake.snapshot().builds["0123"].libraries == {path: "of the stamp"}
+    time.sleep(1.1)
+    with (root / path).open("ab") as file:
+        file.write(b"!")
+    os.utime(root / path, (1, 1))
+    changed = hashlib.sha256(b"0123!").hexdigest()
+    assert fake.snapshot().builds["0123"].libraries == {path: changed}
 
 
 BAD_STAMPS = ["", "[]", '{"ok": 1}', '{"kind": 5}', "[" * 99_999, "\N{CONTROL SEQUENCE INTRODUCER}"]
