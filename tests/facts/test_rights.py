@@ -101,6 +101,35 @@ def test_no_right_comes_along(host: FakeHost) -> None:
     assert not names & {"LD_PRELOAD", "SECRET", "PYTHONPATH"}
 
 
+def test_the_account_by_its_name_and_with_its_groups(host: FakeHost) -> None:
+    """AS_ACCOUNT as it is, in a mount namespace whose passwd and group have the account."""
+    for name, line in (
+        ("passwd", f"llamafleet:x:{ACCOUNT}:{ACCOUNT}::/var/lib/llamafleet:/usr/sbin/nologin"),
+        ("group", f"llamafleet:x:{ACCOUNT}:\ngpus:x:64998:llamafleet"),
+    ):
+        real = Path("/etc", name).read_text()
+        host.write(host.folder / name, f"{real.rstrip()}\n{line}\n")
+    (host.bin / "id").unlink()
+    host.borrow("id")
+    plant(host, "cmake", f"sed -n 's/^Groups:[^0-9]*//p' /proc/self/status > {host.state}/groups")
+    script = f"LF_ROOT={host.root}\n{render(host.layout, ())}"
+    mounts = "; ".join(f"mount --bind {host.folder}/{n} /etc/{n}" for n in ("passwd", "group"))
+    begin = f'{mounts}; exec env -i PATH={host.bin} HOME=/root sh -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", begin, "sh", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "not permitted" in done.stderr:
+        pytest.skip("this machine lets no mount namespace be made")
+    snapshot = parse(done.stdout.splitlines())
+    assert snapshot.account and snapshot.unseen == ""
+    assert snapshot.account_groups == ("llamafleet", "gpus")
+    assert ran_by(host) == {ACCOUNT}
+    assert set((host.state / "groups").read_text().split()) == {ACCOUNT, "64998"}
+
+
 LINKED = (
     *("build/0123/stamp.json", "build/0123/progress.json", "results/latest.json", "machine-id"),
     *("verify/run/stamp.json", "toolkit/13.0/stamp.json"),
