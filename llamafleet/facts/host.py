@@ -188,7 +188,8 @@ class Build:
     runs: bool = False
     """Its interpreter answers."""
     libraries: dict[str, str] = field(default_factory=dict)
-    """sha256 of its libraries as they are now, by path below it."""
+    """sha256 of its libraries as they are now, by path below it. Of a build that is not in use it
+    is the stamp's where no file has changed since, by its ctime."""
 
     @property
     def fingerprint(self) -> str:

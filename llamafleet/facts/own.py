@@ -84,15 +84,26 @@ def builds(record: Record) -> dict[str, Build]:
     for name in filter(NAME.fullmatch, looked):
         stamp = _told(record, Stamp, "build", name)
         product = _told(record, BuildProduct, "build", name)
-        libraries = hashes(record.block("libraries", name))
+        libraries = _libraries(record.block("libraries", name), product)
         found[name] = Build(
             name,
             stamp if isinstance(stamp, Stamp) else None,
             product if isinstance(product, BuildProduct) else None,
             runs=name in runs,
-            libraries={path: h for path, h in libraries.items() if LIBRARY.fullmatch(path)},
+            libraries=libraries,
         )
     return found
+
+
+def _libraries(lines: list[str], product: object) -> dict[str, str]:
+    """sha256 by path. Those that nobody has changed since the stamp are as it says."""
+    found = hashes(lines)
+    stamped = product.libraries if isinstance(product, BuildProduct) else {}
+    for line in lines:
+        word, _, path = line.partition("  ")
+        if word == "stamped":
+            found[path] = stamped.get(path, "")
+    return {path: digest for path, digest in found.items() if LIBRARY.fullmatch(path)}
 
 
 def jobs(told: Sorted) -> list[Job]:

@@ -15,8 +15,8 @@ from llamafleet.wheelhouse.manifest import Manifest
 
 MACHINES = ("x86_64", "aarch64")
 
-SETPRIV = {"apk": ("setpriv", "setsid")}
-"""Packages that bring setpriv and setsid, by manager; elsewhere util-linux does."""
+SETPRIV = {"apk": ("setpriv",)}
+"""Packages that bring setpriv, by manager; elsewhere util-linux brings it, and setsid."""
 
 BUILD_MIB: dict[Backend, dict[str, int]] = {
     "cuda": {"state": 6000, "prefix": 2000},

@@ -110,8 +110,8 @@ def test_path_that_can_not_be_passed_on_stays_that_host_s_problem(connect: Conne
 
 def test_no_exception_leaves_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "found a truncated snapshot" in Snapshot().process(GOOD[:5]).error
-    monkeypatch.setattr("llamafleet.facts.snapshot.parse", lambda _: {}["x"])
-    assert "(KeyError: 'x')" in Snapshot().process(GOOD).error
+    monkeypatch.setattr("llamafleet.facts.snapshot.parse", lambda _: int("x"))
+    assert "(ValueError: invalid literal" in Snapshot().process(GOOD).error
 
 
 def test_command_takes_the_layout_as_plain_values() -> None:

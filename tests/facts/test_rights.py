@@ -54,7 +54,7 @@ def account(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     return host
 
 
-def plant(fake: FakeHost, path: Path, body: str = "exit 0") -> Path:
+def plant(fake: FakeHost, path: Path | str, body: str = "exit 0") -> Path:
     """A program that tells who runs it."""
     return fake.program(path, f"id -u >> {fake.state}/ran\n{body}")
 
@@ -101,6 +101,35 @@ def test_no_right_comes_along(host: FakeHost) -> None:
     assert not names & {"LD_PRELOAD", "SECRET", "PYTHONPATH"}
 
 
+def test_the_account_by_its_name_and_with_its_groups(host: FakeHost) -> None:
+    """AS_ACCOUNT as it is, in a mount namespace whose passwd and group have the account."""
+    for name, line in (
+        ("passwd", f"llamafleet:x:{ACCOUNT}:{ACCOUNT}::/var/lib/llamafleet:/usr/sbin/nologin"),
+        ("group", f"llamafleet:x:{ACCOUNT}:\ngpus:x:64998:llamafleet"),
+    ):
+        real = Path("/etc", name).read_text()
+        host.write(host.folder / name, f"{real.rstrip()}\n{line}\n")
+    (host.bin / "id").unlink()
+    host.borrow("id")
+    plant(host, "cmake", f"sed -n 's/^Groups:[^0-9]*//p' /proc/self/status > {host.state}/groups")
+    script = f"LF_ROOT={host.root}\n{render(host.layout, ())}"
+    mounts = "; ".join(f"mount --bind {host.folder}/{n} /etc/{n}" for n in ("passwd", "group"))
+    begin = f'{mounts}; exec env -i PATH={host.bin} HOME=/root sh -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", begin, "sh", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "not permitted" in done.stderr:
+        pytest.skip("this machine lets no mount namespace be made")
+    snapshot = parse(done.stdout.splitlines())
+    assert snapshot.account and snapshot.unseen == ""
+    assert snapshot.account_groups == ("llamafleet", "gpus")
+    assert ran_by(host) == {ACCOUNT}
+    assert set((host.state / "groups").read_text().split()) == {ACCOUNT, "64998"}
+
+
 LINKED = (
     *("build/0123/stamp.json", "build/0123/progress.json", "results/latest.json", "machine-id"),
     *("verify/run/stamp.json", "toolkit/13.0/stamp.json"),
@@ -126,6 +155,21 @@ def test_a_link_tells_nothing_of_what_it_leads_to(account: FakeHost, scope: str)
     snapshot = account.snapshot()
     assert [job.key for job in snapshot.jobs] == ["0123", "13.0"]
     assert snapshot.builds["0123"].stamp is None and snapshot.result is None
+
+
+def test_folders_that_are_not_root_s_alone_are_not_read_by_root(account: FakeHost) -> None:
+    """An older deployment's, or a mistake: what lies there may become a link at any moment."""
+    for path in ("held-packages", "made", "wheelhouse/manifest.json"):
+        account.write(account.prefix / path, "{}")
+    account.write(account.prefix / "jobs/toolkit/13.0/stamp.json", "{}")
+    account.write(account.prefix / "pip.pyz", "")
+    account.files = (str(account.prefix / "pip.pyz"),)
+    closed = account.snapshot()
+    assert (closed.hold_record, closed.made, closed.files, closed.jobs) == ((), (), {}, ())
+    account.prefix.chmod(0o755)
+    opened = account.snapshot()
+    assert (opened.hold_record, opened.made) == (("{}",), ("{}",))
+    assert opened.wheelhouse and opened.files and opened.jobs[0].root
 
 
 def sparse(path: Path) -> None:
@@ -230,7 +274,7 @@ smi_query=0
  41ed\troot\troot\t/etc/llamafleet
 @end
 @begin files
- %(hash)s  /etc/llamafleet/verify.json
+ HASH  /etc/llamafleet/verify.json
 @end
 trusted=/tmp/python3
 python=/tmp/python3\t3.12.1\t1\t
@@ -240,7 +284,7 @@ job=packages\tx\t1
 complete=1
 account_complete=1
 #end
-""" % {"hash": "0" * 64}
+""".replace("HASH", "0" * 64)
 
 
 def test_a_forged_output_speaks_of_the_account_s_own_alone(account: FakeHost) -> None:
