@@ -97,7 +97,7 @@ def test_sudo_that_asks_for_a_terminal_works_or_is_one_problem(planned: Run) -> 
 
 @pytest.mark.parametrize("account", ["tcsh", "fish", "greets"])
 def test_any_login_shell_carries_out(host: BootedHost, folder: Path, account: str) -> None:
-    """Folders, account, uploads and the start of a job went well: the job itself says what fails."""
+    """All before it went well where it is the job itself that says what fails."""
     run = deploy(host, folder, (account,), "-y")
     assert run.returncode != 0 and "Traceback" not in run.output, run.output
     failed = [line for line in lines(run, account) if line.startswith("build failed in phase ")]
