@@ -10,6 +10,7 @@ from operations.account import account
 from operations.build import activate, build
 from operations.files import settings, tools
 from operations.hold import hold
+from operations.lock import lock, release
 from operations.packages import packages
 from operations.preflight import preflight, refuse
 from operations.reboot import reboot
@@ -25,14 +26,16 @@ begin()  # Refuses a bad inventory for all hosts at once.
 preflight(name="Read the host, plan, and say why")
 hold(name="Hold the driver's packages")  # A host that is stopped is protected all the same.
 refuse(name="Stop where something stands in the way")
+lock(name="Take the host for this run")
 reboot(name="Reboot for the updated driver", _serial=True)
-packages(name="Install what the build needs")
 account(name="Create the account and its folders")
 tools(name="Bring the job runner")
+packages(name="Install what the build needs")
 wheelhouse(name="Bring the wheelhouse")
 toolkit(name="Provide a CUDA Toolkit with cuBLAS")
 build(name="Build llama-cpp-python from source")
-activate(name="Switch to the build")
 settings(name="Render environment and units")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")
+activate(name="Switch to the proven build")
+release(name="Give the host back to other runs")

@@ -28,10 +28,17 @@ DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
 DEVICES_UNIT = "llamafleet-devices.service"
 """Loads the driver's modules before a unit that is let near the GPUs alone."""
 
+
+def job_unit(kind: str, key: str) -> str:
+    """The transient unit of one job."""
+    return f"llamafleet-{kind}-{key}.service"
+
+
 APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
 APT_PIN = "/etc/apt/preferences.d/00llamafleet-cuda"
 """Of two pins for all packages of a source the one that is read first counts."""
 APT_KEY = "/etc/apt/keyrings/llamafleet-cuda.asc"
+APT_CREDENTIALS = "/etc/apt/auth.conf.d/llamafleet-cuda.conf"
 DNF_SOURCE = "/etc/yum.repos.d/llamafleet-cuda.repo"
 DNF_KEY = "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda"
 HOLD_APT = "/etc/apt/apt.conf.d/52llamafleet-hold-driver"
@@ -88,6 +95,10 @@ class Layout:
     @property
     def toolkits(self) -> str:
         return f"{self.prefix}/toolkits"
+
+    @property
+    def jobs_of_root(self) -> str:
+        return f"{self.prefix}/jobs"
 
     @property
     def current(self) -> str:
@@ -153,6 +164,11 @@ class Layout:
         """Folder of what jobs are told. Root's: a job only reads it."""
         return f"{self.etc}/jobs"
 
+    @property
+    def netrc(self) -> str:
+        """Credentials of indexes and mirrors, as netrc(5) has them; read by the account, 0640."""
+        return f"{self.etc}/netrc"
+
     def config(self, kind: str, key: str) -> str:
         """What one job is told. A file that only root writes and the account reads: 0640."""
         return f"{self.configs}/{kind}-{key}.json"
@@ -171,4 +187,4 @@ class Layout:
 
     def root_job(self, kind: str, key: str) -> str:
         """The same for a job of root, where the account that builds can't reach it."""
-        return f"{self.prefix}/jobs/{kind}/{key}"
+        return f"{self.jobs_of_root}/{kind}/{key}"

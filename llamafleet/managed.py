@@ -1,4 +1,4 @@
-"""Every file and unit that llamafleet puts on a host, one row each.
+"""Every file, folder and unit that llamafleet puts on a host, one row each.
 
 By these rows a host's files are rendered, compared, written and removed, its units enabled and
 started, and both looked for by the snapshot.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llamafleet.layout import (
+    APT_CREDENTIALS,
     APT_KEY,
     APT_PIN,
     APT_SOURCE,
@@ -20,6 +21,7 @@ from llamafleet.layout import (
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
+    USER,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
@@ -38,6 +40,23 @@ UnitState = Literal["loaded", "enabled", "active"]
 
 
 @dataclass(frozen=True)
+class Access:
+    """Whose a file or folder is, and who may do what."""
+
+    user: str
+    """"": of whoever deploys, with the group that comes with it."""
+    group: str
+    mode: int
+
+
+def access(layout: Layout, *, secret: bool = False) -> Access:
+    """Of a file that llamafleet writes: no account but the writer's may change it."""
+    if layout.scope == "user":
+        return Access("", "", 0o600 if secret else 0o644)
+    return Access("root", USER, 0o640) if secret else Access("root", "root", 0o644)
+
+
+@dataclass(frozen=True)
 class Managed:
     """One file, or one unit of systemd and its file."""
 
@@ -53,6 +72,12 @@ class Managed:
     """The unit's name, for one."""
     state: UnitState = "loaded"
     """What is wanted of the unit."""
+    secret: bool = False
+    """Only root writes it and only the account, beside root, reads it."""
+
+    def access(self, layout: Layout) -> Access:
+        """Whose it is to be."""
+        return access(layout, secret=self.secret)
 
     def leftovers(self, layout: Layout) -> tuple[str, ...]:
         """What systemd keeps for a unit: the time of a persistent timer's last run."""
@@ -99,6 +124,7 @@ CATALOGUE = (
     _of_root(lambda at: APT_SOURCE, None),
     _of_root(lambda at: APT_PIN, None),
     _of_root(lambda at: APT_KEY, None),
+    _of_root(lambda at: APT_CREDENTIALS, None),
     _of_root(lambda at: DNF_SOURCE, None),
     _of_root(lambda at: DNF_KEY, None),
 )
@@ -114,6 +140,63 @@ def rows(layout: Layout, group: Group | None = None) -> tuple[Managed, ...]:
 def by_path(layout: Layout) -> dict[str, Managed]:
     """The rows of the layout's scope, by where their files lie."""
     return {row.path(layout): row for row in rows(layout)}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that is there while llamafleet is."""
+
+    path: str
+    account: bool = False
+    """It is given to the account, in scope system: root never enters it again."""
+    below: bool = False
+    """It lies in a folder of the account, which makes it by itself."""
+
+    def access(self, layout: Layout) -> Access:
+        if layout.scope == "user":
+            return Access("", "", 0o755)
+        owner = USER if self.account or self.below else "root"
+        return Access(owner, owner, 0o755)
+
+
+STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp")
+"""Below the state folder."""
+
+
+def folder_rows(layout: Layout) -> tuple[Folder, ...]:
+    """Parents first. Those of the account lie in folders of root."""
+    return (
+        Folder(layout.prefix),
+        Folder(layout.etc),
+        Folder(layout.configs),
+        Folder(layout.jobs_of_root),
+        Folder(layout.state, account=True),
+        Folder(layout.versions, account=True),
+        Folder(layout.toolkits, account=True),
+        *(Folder(f"{layout.state}/{name}", below=True) for name in STATE_FOLDERS),
+    )
+
+
+def roots(layout: Layout) -> tuple[str, ...]:
+    """The folders that hold all others."""
+    return (layout.prefix, layout.etc, layout.state)
+
+
+def unfinished(path: str) -> str:
+    """Where a file or folder is made until it is whole."""
+    return f"{path}.partial"
+
+
+def partials(layout: Layout) -> tuple[str, ...]:
+    """What a run that was cut off may have left outside llamafleet's own folders, or in them."""
+    whole = (*by_path(layout), *roots(layout), layout.wheelhouse)
+    return tuple(map(unfinished, whole))
+
+
+def folders(layout: Layout) -> tuple[str, ...]:
+    """Paths whose owner and mode the snapshot tells, beside those of the managed files."""
+    others = (layout.wheelhouse, layout.made, layout.current)
+    return (*(row.path for row in folder_rows(layout)), *others, *partials(layout))
 
 
 def unit_names() -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""What a host sent, read on the controller: typed and bounded, or one line that says why not."""
+"""What a host sent, read on the controller: typed, bounded and printable, or one line that says
+why not."""
 
 from __future__ import annotations
 
@@ -18,6 +19,14 @@ T = TypeVar("T")
 
 LIMIT = 4 << 20
 """Characters of text that are looked at; what hosts write is far below."""
+LONGEST_TEXT = 20_000
+"""Characters of one text; a longer one is cut."""
+LONGEST_KEY = 4096
+"""Characters of an object's key, which may be a path."""
+MOST_ITEMS = 20_000
+"""Of a list, or keys of an object."""
+MOST_DIGITS = 400
+"""Of a whole number in JSON. The time to read one grows with the square of its digits."""
 MOST_ERRORS = 3
 LONGEST = 60
 """Characters of a value that an error quotes."""
@@ -30,14 +39,23 @@ class Unreadable:
     reason: str
 
 
+def plain(text: str, longest: int = LONGEST_TEXT) -> str:
+    """The text on one line, cut: a blank for each character that can't be seen.
+
+    It can't end a row, move the cursor, colour or hide what stands around it.
+    """
+    text = text[:longest]
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
 def received(kind: type[T], data: object) -> T | Unreadable:
-    """`data`, as json.loads gives it, as a dataclass of the protocol.
+    """`data`, as json.loads gives it, as a dataclass of the protocol; its texts are printable.
 
     Keys that are newer than this code are left out, those that are missing are named.
     """
     try:
         bounded(data)
-        text = json.dumps(data, allow_nan=False)
+        text = json.dumps(_plain(data), allow_nan=False)
         # Of JSON, since only there a strict reader takes a list for a tuple.
         adapter: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
         return adapter.validate_json(text, strict=True)
@@ -52,13 +70,24 @@ def received(kind: type[T], data: object) -> T | Unreadable:
 
 def received_text(kind: type[T], text: str) -> T | Unreadable:
     """The same of JSON text."""
+    data = received_json(text)
+    return data if isinstance(data, Unreadable) else received(kind, data)
+
+
+def received_json(text: str) -> Any:
+    """The value that it holds; Unreadable where it holds none."""
     if len(text) > LIMIT:
         return Unreadable(f"found {len(text)} characters, expected at most {LIMIT}")
     try:
-        data = json.loads(text)
+        return json.loads(text, parse_int=_int)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"no JSON: {_brief(error)}")
-    return received(kind, data)
+
+
+def _int(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"found a number of {len(text)} digits, expected at most {MOST_DIGITS}")
+    return int(text)
 
 
 def received_result(data: object) -> Result | Unreadable:
@@ -90,7 +119,10 @@ def _contradiction(found: Result) -> str:
 
 
 def bounded(data: object) -> None:
-    """Raises ValueError on a number that no figure is, and that later arithmetic would fail on."""
+    """Raises ValueError on a number that no figure is, and that later arithmetic would fail on, and
+    on a list or object that is too long."""
+    if isinstance(data, (Mapping, list)) and len(data) > MOST_ITEMS:
+        raise ValueError(f"found {len(data)} items, expected at most {MOST_ITEMS}")
     if isinstance(data, int) and abs(data) >= LARGEST:
         raise ValueError(f"found a number of {data.bit_length()} bits, expected less than 64")
     if isinstance(data, Mapping):
@@ -98,6 +130,15 @@ def bounded(data: object) -> None:
     if isinstance(data, list):
         for one in data:
             bounded(one)
+
+
+def _plain(data: object) -> object:
+    """The same with printable texts."""
+    if isinstance(data, str):
+        return plain(data)
+    if isinstance(data, Mapping):
+        return {plain(str(key), LONGEST_KEY): _plain(value) for key, value in data.items()}
+    return [_plain(one) for one in data] if isinstance(data, (list, tuple)) else data
 
 
 @cache

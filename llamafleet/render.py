@@ -25,7 +25,7 @@ from llamafleet.managed import Managed
 from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.driver.hold import expressions
 from llamafleet.plans.plan import Plan, Repository, ToolkitPlan, VerifyPlan
-from llamafleet.protocol.job import Manager, PackagesConfig, ToolkitConfig
+from llamafleet.protocol.job import PATH, Manager, PackagesConfig, ToolkitConfig
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
@@ -85,6 +85,8 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
     if plan.build:
         values |= {
             "fingerprint": plan.build.fingerprint,
+            "prefix": plan.build.config.prefix,
+            "search_path": PATH,
             # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
             "cmake_args": shlex.join(plan.build.config.cmake_args),
             "environment": sorted(plan.build.config.environment.items()),

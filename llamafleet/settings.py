@@ -184,5 +184,9 @@ class Settings(BaseModel):
         default=None, description="an http:// or https:// URL"
     )
     """Proxy for all downloads of the host's jobs; None: the one that the host itself names."""
+    netrc: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
+        default=None, description="a file on the controller, mode 0600, in the form of netrc(5)"
+    )
+    """Credentials of indexes and mirrors; URLs hold none."""
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30

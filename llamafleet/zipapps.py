@@ -13,7 +13,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from llamafleet.onhost.diagnose import TABLE
-from llamafleet.onhost.toolkit import packages
+from llamafleet.onhost.toolkit import changes
 from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.tables import driver_packages, failures
 
@@ -24,10 +24,17 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 OLDEST = PYTHONS[0]
 
 # For any Python, so that the oldest says what is wrong.
-HOST_MAIN = f"""import sys
+HOST_MAIN = f"""import os
+import sys
 
 if sys.version_info < ({OLDEST.replace(".", ", ")}):
     sys.exit("llamafleet: found Python %d.%d; expected {OLDEST} or newer" % sys.version_info[:2])
+
+# From here on this very file is read, by children too, whatever takes its place: a job may outlive
+# the version that began it, and imports what it needs when it needs it.
+archive = "/proc/self/fd/%d" % os.open(sys.path[0], os.O_RDONLY)
+if os.path.exists(archive):
+    sys.path[0] = archive
 
 from llamafleet.onhost.__main__ import main
 
@@ -64,7 +71,7 @@ def host_zipapp() -> bytes:
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
     files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
     refused = json.dumps(driver_packages.expression("refused")).encode()
-    files[f"llamafleet/onhost/toolkit/{packages.REFUSED}"] = refused
+    files[f"llamafleet/onhost/toolkit/{changes.REFUSED}"] = refused
     files["__main__.py"] = HOST_MAIN
     return archive(files, zipfile.ZIP_STORED)
 

@@ -4,19 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
 
 from llamafleet.layout import USER, Layout
-from operations.run import here
+from llamafleet.managed import Folder, unfinished
+from llamafleet.plans.account import ACCOUNT, GROUP, AccountPlan, plan_account
+from operations import jobs
+from operations.run import HostRun, here
 
-# Debian's driver packages give /dev/nvidia* to group video with mode 0660.
-GPU_GROUPS = ("video", "render")
+# The folder comes with its record: one that was there before is never taken for llamafleet's.
+_PREFIX = (
+    'umask 022; if test -e "$to"; then exit 0; fi; mkdir -p -- "${to%/*}" && rm -rf -- "$p" && '
+    'mkdir -- "$p" && echo "$to" >"$p/made" && mv -T -- "$p" "$to"'
+)
+# What is recorded and then not made is made by the next run.
+_FOLDER = (
+    'umask 022; if test -d "$d"; then exit 0; fi; mkdir -p -- "${d%/*}" && '
+    'echo "$d" >>"$made" && mkdir -- "$d" && '
+    '{ test -z "$owner" || chown -h -- "$owner" "$d"; }'
+)
+_OWN = (
+    'if test -L "$d"; then echo "$d: found a link; expected a folder; next: ls -ld $d" >&2; '
+    'exit 1; fi; { test -z "$owner" || chown -h -- "$owner" "$d"; } && chmod "$mode" -- "$d"'
+)
+_ACCOUNT = (
+    f"if getent passwd {USER} >/dev/null; then exit 0; fi; "
+    f"group=--user-group; if getent group {USER} >/dev/null; then group='--gid {USER}'; else "
+    f'echo {GROUP} >>"$made" || exit 1; fi; '
+    f'echo {ACCOUNT} >>"$made" && useradd --system $group --no-create-home '
+    f'--shell /usr/sbin/nologin --home-dir "$home" {USER}'
+)
+_GROUP = (
+    f"getent group {USER} >/dev/null || "
+    f'{{ echo {GROUP} >>"$made" && groupadd --system {USER}; }} && usermod -aG {USER} {USER}'
+)
+_MARKER = (
+    'set -C; { echo "$id" >"$to"; } 2>/dev/null || test "$(head -c 200 "$to")" = "$id" || '
+    '{ echo "$to: found another machine than $id: a home that several hosts share; expected one '
+    'for each; next: give each a home of its own" >&2; exit 1; }'
+)
 
 
 @operation()
-def account() -> Generator[StringCommand, None, None]:
+def account() -> Generator[PyinfraCommand, None, None]:
     """
-    Create the account that builds and verifies (scope system) and the folders.
+    Create the account that builds and verifies (scope system) and the folders, or repair them.
 
     **Example:**
 
@@ -27,34 +62,85 @@ def account() -> Generator[StringCommand, None, None]:
     """
     run = here()
     snapshot, layout = run.snapshot(), run.layout()
-    system = layout.scope == "system"
-    if layout.zipapp in snapshot.files and (snapshot.account or not system):
-        run.noop("account and folders are there")
+    wanted = plan_account(run.settings, snapshot, layout)
+    if not wanted.needed:
+        run.noop("account and folders are as they should be")
         return
-    if system and not snapshot.account:
+    if wanted.prefix:
+        yield make_prefix(layout)
+    if wanted.record:
+        lines = map(QuoteString, wanted.record)
+        yield StringCommand("printf '%s\\n'", *lines, ">>", QuoteString(layout.made))
+    yield from _account(wanted, layout)
+    yield from _folders(wanted, layout)
+    if wanted.below:
+        yield StringCommand(*jobs.as_account(run), "mkdir -p --", *map(QuoteString, wanted.below))
+    if wanted.marker:
+        yield _script(_MARKER, to=layout.machine, id=wanted.marker)
+    if done := _done(wanted):
+        run.changed(done)
+    if wanted.linger:
+        yield StringCommand("loginctl enable-linger || true")
+        yield FunctionCommand(_lingers, (run,), {})
+
+
+def make_prefix(layout: Layout) -> StringCommand:
+    """Make the folder of the record, with the record in it, unless there is one of that name."""
+    return _script(_PREFIX, to=layout.prefix, p=unfinished(layout.prefix))
+
+
+def _account(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
+    if wanted.account:
+        yield _script(_ACCOUNT, made=layout.made, home=layout.state)
+    if wanted.group:
+        yield _script(_GROUP, made=layout.made)
+    for group in wanted.groups:
         yield StringCommand(
-            "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin",
-            "--home-dir",
-            QuoteString(layout.state),
-            USER,
+            f"if getent group {group} >/dev/null; then usermod -aG {group} {USER}; fi"
         )
-        for group in GPU_GROUPS:
-            yield StringCommand(
-                f"if getent group {group} >/dev/null; then usermod -aG {group} {USER}; fi"
-            )
-    yield StringCommand("install -d -m 755", *map(QuoteString, (layout.prefix, layout.etc)))
-    own = f"-o {USER} -g {USER}" if system else ""
-    yield StringCommand("install -d -m 755", own, *map(QuoteString, owned_folders(layout)))
-    run.changed("account" if system and not snapshot.account else "folders")
 
 
-def owned_folders(layout: Layout) -> tuple[str, ...]:
-    """Folders that jobs write to."""
-    return (
-        layout.state,
-        *(f"{layout.state}/{name}" for name in ("build", "toolkit", "verify", "tmp")),
-        layout.results,
-        layout.models,
-        layout.versions,
-        f"{layout.prefix}/toolkits",
-    )
+def _folders(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
+    for row in wanted.make:
+        yield _script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
+    for row in wanted.own:
+        mode = f"{row.access(layout).mode:o}"
+        yield _script(_OWN, d=row.path, owner=_owner(row, layout), mode=mode)
+
+
+def _owner(row: Folder, layout: Layout) -> str:
+    """For chown; "": of whoever deploys."""
+    wanted = row.access(layout)
+    return f"{wanted.user}:{wanted.group}" if wanted.user else ""
+
+
+def _script(text: str, **values: str) -> StringCommand:
+    """A command of these variables."""
+    told = (QuoteString(f"{name}={value}") for name, value in values.items())
+    return StringCommand("env", *told, "sh -c", QuoteString(text))
+
+
+def _done(wanted: AccountPlan) -> str:
+    """What was done, for the report."""
+    if wanted.account:
+        return "account"
+    if wanted.group or wanted.groups:
+        return "account's groups"
+    there = wanted.prefix or wanted.make or wanted.own or wanted.below or wanted.marker
+    return "folders" if there else ""
+
+
+def _lingers(state: State, host: Host, run: HostRun) -> bool:
+    """Say loudly where it does not: the host works, and its timer ends with the session."""
+    run.reread()
+    if run.snapshot().linger:
+        run.changed("lingering enabled")
+    else:
+        user = run.snapshot().user
+        run.say(
+            f"lingering: found that user {user} may not have it; expected units that outlive the "
+            f"session, or no verification comes again by itself; next: sudo loginctl "
+            f"enable-linger {user}",
+            fg="yellow",
+        )
+    return True

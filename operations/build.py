@@ -40,6 +40,8 @@ def build() -> Generator[PyinfraCommand, None, None]:
         if not stamp.ok:
             return report_failure(run, "build", stamp)
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
+        # Done: the plan of the rest of this run is for this build.
+        run.settings = run.settings.model_copy(update={"rebuild": False})
         return True
 
     yield from jobs.carry_out(run, wanted.job, wanted.config, done)
@@ -48,7 +50,8 @@ def build() -> Generator[PyinfraCommand, None, None]:
 @operation()
 def activate() -> Generator[PyinfraCommand, None, None]:
     """
-    Point `current` to the planned build, by rename: there is no moment without one.
+    Point `current` to the planned build once that is verified, by rename: there is no moment
+    without one. Builds that it stands for are then removed, unless somebody uses them.
 
     **Example:**
 
@@ -59,16 +62,33 @@ def activate() -> Generator[PyinfraCommand, None, None]:
     """
     run = here()
     plan = run.plan()
-    if plan.build is None or plan.build.action != "activate":
-        run.noop("current is the planned build")
+    if plan.build is None or not (plan.switch or plan.discard):
+        run.noop("current is the planned build" if plan.build else "no build is planned")
+        return
+    if plan.switch and not plan.switch.proven:
+        run.noop(f"{plan.switch.name} is not verified, {plan.switch.reason}")
         return
     layout = run.layout()
-    partial = f"{layout.current}.partial"
-    yield StringCommand(
-        "ln -sfn", QuoteString(layout.version(plan.build.fingerprint)), QuoteString(partial)
-    )
-    yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
-    run.changed(f"current -> {plan.build.fingerprint[:8]}")
+    if plan.switch:
+        partial = f"{layout.current}.partial"
+        target = layout.version(plan.switch.name)
+        yield StringCommand("ln -sfn", QuoteString(target), QuoteString(partial))
+        yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
+        run.changed(f"current -> {plan.switch.name}")
+    if plan.discard:
+        yield StringCommand(
+            *jobs.as_account(run),
+            QuoteString(plan.build.python),
+            "-I",
+            QuoteString(layout.zipapp),
+            "discard --versions",
+            QuoteString(layout.versions),
+            "--current",
+            QuoteString(layout.current),
+            "--",
+            *map(QuoteString, plan.discard),
+        )
+        run.reread()
 
 
 def report_failure(run: HostRun, kind: Kind, stamp: Stamp) -> bool:

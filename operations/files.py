@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from io import BytesIO
 from pathlib import PurePosixPath
 
-from pyinfra.api import (
-    FileUploadCommand,
-    FunctionCommand,
-    QuoteString,
-    StringCommand,
-    operation,
-)
+from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
@@ -20,6 +13,7 @@ from pyinfra.api.state import State
 from llamafleet.managed import by_path
 from llamafleet.plans.plan import FilesPlan, Problem
 from llamafleet.render import content
+from operations import upload
 from operations.run import TOOLS, HostRun, here
 
 
@@ -136,23 +130,14 @@ def systemctl(run: HostRun) -> str:
     return 'XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}" systemctl --user'
 
 
-def put(run: HostRun, paths: Iterable[str]) -> Generator[PyinfraCommand, None, None]:
+def put(run: HostRun, paths: Iterable[str]) -> Generator[StringCommand, None, None]:
     """Write each managed file in place of what was there."""
     plan, layout = run.plan(), run.layout()
     rows = by_path(layout)
     for path in paths:
-        made = content(rows[path], plan, run.settings, layout)
-        partial = unfinished(path)
-        yield StringCommand("mkdir", "-p", QuoteString(str(PurePosixPath(path).parent)))
-        yield FileUploadCommand(BytesIO(made), partial)
-        yield StringCommand(
-            "chmod 644", QuoteString(partial), "&& mv", QuoteString(partial), QuoteString(path)
-        )
-
-
-def unfinished(path: str) -> str:
-    """Where a file is uploaded to: an upload is not atomic, the rename that follows is."""
-    return f"{path}.partial"
+        row = rows[path]
+        made = content(row, plan, run.settings, layout)
+        yield from upload.write(made, path, row.access(layout))
 
 
 def _name(path: str) -> str:

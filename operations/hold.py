@@ -7,6 +7,7 @@ from collections.abc import Generator
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from operations.account import make_prefix
 from operations.files import put
 from operations.run import here
 
@@ -35,6 +36,9 @@ def hold() -> Generator[PyinfraCommand, None, None]:
     if not wanted.commands and not files.needed:
         run.noop(wanted.reason)
         return
+    layout = run.layout()
+    if layout.hold_record in files.write and layout.prefix not in run.snapshot().owners:
+        yield make_prefix(layout)
     # The record first: what is held without it would pass for the administrator's own hold.
     yield from put(run, files.write)
     for command in wanted.commands:

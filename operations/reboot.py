@@ -12,9 +12,9 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.connectors.util import clear_askpass_cache, remove_any_sudo_askpass_file
 
-from operations.jobs import reconnect
 from operations.preflight import judge_again
 from operations.run import HostRun, here
+from operations.watch import reconnect
 
 LIMIT_S = 900
 """Servers test their memory for minutes before they boot."""
@@ -22,6 +22,8 @@ LIMIT_S = 900
 BOOT_JOBS_S = 300
 """How long the boot's units are waited for: they load the driver, and dkms may build it first."""
 
+START_S = 30
+"""For that command itself, on a host that is still booting."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -91,6 +93,7 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
     yield StringCommand(
         "if [ -d /run/systemd/system ]; then",
         f"timeout {BOOT_JOBS_S} systemctl is-system-running --wait || true; fi",
+        _timeout=BOOT_JOBS_S + START_S,
     )
     yield FunctionCommand(judge_again, (run,), {})
 
@@ -108,14 +111,14 @@ def _wait(run: HostRun, host: Host, before: str) -> bool:
     boot = ""
     clear_askpass_cache(host)
     while time.monotonic() - begun < LIMIT_S:
-        reconnect(host)
-        boot = host.get_fact(BootId, _ignore_errors=True) if host.connected else ""
+        boot = host.get_fact(BootId, _ignore_errors=True) if reconnect(run) else ""
         if boot and boot != before:
             run.changed("reboot")
             return True
     found = "still running as before" if boot else "without an answer"
     run.fail(
         f"reboot: found {run.name} {found}, {LIMIT_S} s after the command to reboot; expected "
-        "another boot; next: look at its console, then run the same command again"
+        "another boot; next: look at its console, then run the same command again",
+        known=bool(boot),
     )
     return False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,32 +12,36 @@ from weakref import WeakKeyDictionary
 
 import click
 from pyinfra import host
+from pyinfra.api import FunctionCommand
+from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import BaseStateCallback, State, StateStage
 from pyinfra.connectors.ssh import SSHConnector
 
+from llamafleet.connection import Guard, guard_of
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.command import without_secrets
-from llamafleet.history.report import render, render_run
+from llamafleet.history.report import exit_code, render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import Row
 from llamafleet.history.update import Update
 from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
-from llamafleet.layout import Layout
+from llamafleet.layout import VERIFY_UNIT, Layout
 from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import plan_files
 from llamafleet.plans.make import layout_for, make_plan, to_read, unplanned
-from llamafleet.plans.plan import FilesPlan, Plan, Problem
+from llamafleet.plans.plan import FilesPlan, JobPlan, Plan, Problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
 from llamafleet.settings import Settings
 from llamafleet.terminal import printable
+from operations.ending import Ending
 
 RESULTS = Path("results")
 
@@ -59,6 +63,18 @@ class HostRun:
     """The driver update that the result is the first to be measured after."""
     explained: bool = False
     rebooted: bool = False
+    known: bool = True
+    """What failed is known of the host; False: only that it, or its job, came to no end."""
+    planned: Plan | None = None
+    """The last plan that was made."""
+    told: int = 0
+    """How many failures it had when the operation began that runs now."""
+    waits_for: JobPlan | None = None
+    """The job that goes on there, as far as is known."""
+
+    @property
+    def guard(self) -> Guard:
+        return guard_of(self.host)
 
     @property
     def name(self) -> str:
@@ -66,7 +82,10 @@ class HostRun:
 
     def snapshot(self) -> HostSnapshot:
         """The host as it is; read again after `changed`."""
-        return snapshot_of(self.host, *to_read(self.settings))
+        snapshot = snapshot_of(self.host, *to_read(self.settings))
+        # Why it could not be read is known where it was tried.
+        lost = self.guard.lost if snapshot.error else ""
+        return replace(snapshot, error=lost) if lost else snapshot
 
     def layout(self) -> Layout:
         return layout_for(self.settings, self.snapshot())
@@ -75,7 +94,7 @@ class HostRun:
         snapshot = self.snapshot()
         layout = layout_for(self.settings, snapshot)
         try:
-            return make_plan(
+            self.planned = make_plan(
                 self.name,
                 self.settings,
                 snapshot,
@@ -86,7 +105,8 @@ class HostRun:
                 other_code=TOOLS in self.changes,
             )
         except Exception as error:  # It would end the run for every host.
-            return unplanned(self.name, self.settings, error)
+            self.planned = unplanned(self.name, self.settings, error)
+        return self.planned
 
     def files(self, group: Group) -> FilesPlan:
         """What the files of a group need that the plan does not speak of."""
@@ -109,10 +129,14 @@ class HostRun:
         """Take a new snapshot next time: a job has changed the host meanwhile."""
         forget(self.host)
 
-    def fail(self, problem: Problem | str) -> None:
-        """Record why this host can't be PASS and say it at once."""
+    def fail(self, problem: Problem | str, known: bool = True) -> None:
+        """Record why this host can't be PASS and say it at once.
+
+        `known` False: nothing is wrong with it for sure, it came to no end; it is NOT VERIFIED.
+        """
         text = str(problem)
         self.failures.append(text)
+        self.known = self.known and known and not self.guard.lost
         self.say(text, fg="red")
 
     def noop(self, text: str) -> None:
@@ -123,36 +147,56 @@ class HostRun:
         line = click.style(printable(text.expandtabs()), fg=fg)
         click.echo(f"{self.host.print_prefix}{line}", err=True)
 
-    def row(self, reached: bool) -> Row:
-        """The host's line in the report."""
+    def row(self, end: RunState, failed: bool) -> Row:
+        """The host's line in the report. `failed`: pyinfra says so."""
+        reasons = list(self.failures)
+        if failed and not reasons:
+            reasons.append(self.guard.words or "run: found a failure that left no word here")
+        if not failed and not reasons and end == "interrupted":
+            reasons.append(
+                f"run: found it interrupted before the end of {self.name}; expected a verdict; "
+                f"next: {AGAIN}"
+            )
         return Row.of(
             host=self.name,
             result=self.result,
             changed=self.changes,
-            failures=self.failures
-            if reached
-            else ["not reached over its connection", *self.failures],
+            failures=reasons,
             update=self.update,
+            known=self.known and not self.guard.lost and (failed or bool(self.failures)),
         )
+
+    def goes_on(self) -> str:
+        """What to know of the job that is left running there; "": there is none."""
+        job = self.waits_for
+        if job is None:
+            return ""
+        unit = VERIFY_UNIT if job.kind == "verify" else f"llamafleet-{job.kind}-{job.key}"
+        return f"{self.name}: {job.kind} goes on; to stop it, there: sudo systemctl stop {unit}"
+
+
+PLAN_ONLY = frozenset({"--dry", "--json", "--debug-operations", "--debug-facts"})
+"""Options of pyinfra with which a run without -y ends after its plans."""
+
+AGAIN = "run the same command again"
 
 
 class Fleet:
-    """All hosts of one pyinfra state; made once, before the first host is touched."""
+    """All hosts of one pyinfra state; made once, before the first host is touched.
+
+    Raises SettingsError with all errors of all hosts.
+    """
 
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
-        try:
-            settings = validate_fleet({h.name: _data_of(h) for h in inventory})
-        except SettingsError as error:
-            raise PyinfraError(
-                "the inventory is refused, no host was touched:\n"
-                + "\n".join(map(printable, error.lines))
-            ) from error
+        settings = validate_fleet({h.name: _data_of(h) for h in inventory})
         supplies = read_supplies(settings)
         self.runs: dict[str, HostRun] = {
             h.name: HostRun(host=h, settings=settings[h.name], supplies=supplies[h.name])
             for h in inventory
         }
+        self.reports = False
+        """It keeps its run and prints a table; else its hosts are only worked on."""
         self.kept: Run | None = None
         """This run as it is kept, from its first operation on: a dry run has none."""
 
@@ -161,43 +205,125 @@ class Fleet:
         if self.kept is not None:
             return
         try:
-            self.kept = Runs(RESULTS).begin(
-                command=without_secrets(sys.argv, Settings.model_fields),
-                hosts=[name for name, run in self.runs.items() if state.is_host_in_limit(run.host)],
-                fleet=len(self.runs),
-                waves=_waves(state),
-            )
+            self.kept = self._begin(state)
         except OSError as error:
             # Of pyinfra's own error --serial would tell nobody.
             sys.exit(_not_kept(error))
 
-    def report(self, state: State) -> None:
-        """Keep the end of the run and print it; called when pyinfra has ended."""
+    def _begin(self, state: State) -> Run:
+        return Runs(RESULTS).begin(
+            command=without_secrets(sys.argv, Settings.model_fields),
+            hosts=[name for name, run in self.runs.items() if state.is_host_in_limit(run.host)],
+            fleet=len(self.runs),
+            waves=_waves(state),
+        )
+
+    def finish(self, state: State, interrupted: bool) -> int:
+        """Keep the end of the run and print it; the exit code that it deserves."""
+        asked = [run for run in self.runs.values() if state.is_host_in_limit(run.host)]
         if self.kept is None:
-            return
-        rows = [
-            self.runs[name].row(reached=self.runs[name].host in state.activated_hosts)
-            for name in self.kept.hosts
-        ]
-        try:
-            text = render_run(Runs(RESULTS).finish(self.kept, _end(state), rows))
-        except OSError as error:
-            text = render(rows)
-            click.echo(_not_kept(error), err=True)
+            if state.active_hosts or state.current_stage < StateStage.Connect:
+                return self._planned(state, asked)
+            # None was reached. It is a run all the same: an older one is not the last.
+            try:
+                self.kept = self._begin(state)
+            except OSError as error:
+                click.echo(_not_kept(error), err=True)
+        end = "interrupted" if interrupted else _end(state)
+        rows = [run.row(end, run.host in state.failed_hosts) for run in asked]
+        kept = False
+        text = render(rows)
+        if self.kept is not None:
+            try:
+                text, kept = render_run(Runs(RESULTS).finish(self.kept, end, rows)), True
+            except OSError as error:
+                click.echo(_not_kept(error), err=True)
         click.echo("\n" + text, err=True)
+        return exit_code(rows) if kept and end == "complete" else 1
+
+    def _planned(self, state: State, asked: list[HostRun]) -> int:
+        """Of a run that only says what it would do: 0 if nothing stands in the way of any host.
+
+        One that was to do it and did not, as nobody pressed enter, proves nothing: 1.
+        """
+        done = not PLAN_ONLY.isdisjoint(sys.argv) and all(
+            run.host in state.active_hosts and run.planned and not run.planned.problems
+            for run in asked
+        )
+        return 0 if done and asked else 1
+
+    def going_on(self) -> list[str]:
+        """What to know of jobs that are left running on hosts."""
+        return list(filter(None, (run.goes_on() for run in self.runs.values())))
 
 
 class _Keeper(BaseStateCallback):
-    """Keeps a run when its first operation begins."""
+    """Keeps a run when its first operation begins, and what hosts say where one fails."""
+
+    @staticmethod
+    def host_connect_error(state: State, host: Host, error: Exception) -> None:
+        run = _fleets[state.inventory].runs[host.name]
+        run.failures.append(run.guard.words or printable(str(error)))
+        run.known = False
 
     @staticmethod
     def operation_start(state: State, op_hash: str) -> None:
-        _fleets[state.inventory].keep(state)
+        if _fleets[state.inventory].reports:
+            _fleets[state.inventory].keep(state)
 
     @staticmethod
     def operation_host_start(state: State, host: Host, op_hash: str) -> None:
         """With --serial there is no other one."""
-        _fleets[state.inventory].keep(state)
+        fleet = _fleets[state.inventory]
+        if fleet.reports:
+            fleet.keep(state)
+        run = fleet.runs[host.name]
+        run.guard.words, run.told = "", len(run.failures)
+        _contain(state, run, op_hash)
+
+    @staticmethod
+    def operation_host_error(
+        state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
+    ) -> None:
+        run = _fleets[state.inventory].runs[host.name]
+        if len(run.failures) == run.told:
+            run.fail(_failed(run, _name_of(state, op_hash)))
+
+
+def _name_of(state: State, op_hash: str) -> str:
+    return ", ".join(sorted(state.get_op_meta(op_hash).names))
+
+
+def _failed(run: HostRun, name: str) -> str:
+    """Why an operation failed that does not say so itself: the words of its last command."""
+    if run.guard.lost:
+        return run.guard.lost
+    words = run.guard.words or "a failure without a word"
+    if "; expected " in words:
+        return f"{name}: {words}"
+    return f"{name}: found {words}; expected it to succeed on {run.name}; next: {AGAIN}"
+
+
+def _contain(state: State, run: HostRun, op_hash: str) -> None:
+    """Let an error in an operation's own code fail this host, and no other."""
+    data = state.ops[run.host].get(op_hash)
+    if data is None:
+        return
+    made = data.command_generator
+
+    def contained() -> Iterator[PyinfraCommand]:
+        try:
+            yield from made()
+        except Exception as error:
+            text = f"{_name_of(state, op_hash)}: found {type(error).__name__}: {error}"
+            run.fail(f"{text}; expected none; next: report this, with -vvv")
+            yield FunctionCommand(_fail, (), {})
+
+    data.command_generator = contained
+
+
+def _fail(state: State, host: Host) -> bool:
+    return False
 
 
 def _not_kept(error: OSError) -> str:
@@ -224,18 +350,40 @@ def _end(state: State) -> RunState:
 _fleets: WeakKeyDictionary[Inventory, Fleet] = WeakKeyDictionary()
 
 
+def fleet_of(inventory: Inventory, report: bool) -> Fleet:
+    """The fleet of an inventory; the first call makes it. Raises SettingsError."""
+    if inventory not in _fleets:
+        fleet = Fleet(inventory)
+        fleet.reports = report
+        _fleets[inventory] = fleet
+    return _fleets[inventory]
+
+
+def attend(state: State, fleet: Fleet) -> None:
+    """Guard the connection of every host, and hear of what fails there."""
+    for run in fleet.runs.values():
+        guard_of(run.host)
+    state.add_callback_handler(_Keeper())  # type: ignore[no-untyped-call]
+
+
 def begin(report: bool = True) -> HostRun:
     """The run of the host in context; the first call validates the settings of every host.
 
-    Raises PyinfraError with one line per error; pyinfra then stops for all hosts.
+    config.py has done both before any connection, where pyinfra has read it. Raises PyinfraError
+    with one line per error; pyinfra then stops for all hosts.
     """
     inventory: Inventory = host.inventory
     if inventory not in _fleets:
-        fleet = Fleet(inventory)
-        _fleets[inventory] = fleet
+        try:
+            fleet = fleet_of(inventory, report)
+        except SettingsError as error:
+            raise PyinfraError(
+                "the inventory is refused, no host was touched:\n"
+                + "\n".join(map(printable, error.lines))
+            ) from error
+        attend(host.state, fleet)
         if report:
-            host.state.add_callback_handler(_Keeper())  # type: ignore[no-untyped-call]
-            atexit.register(fleet.report, host.state)
+            Ending(host.state, fleet).arm()
     return _fleets[inventory].runs[host.name]
 
 

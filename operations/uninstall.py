@@ -2,93 +2,68 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 
-from pyinfra import host
-from pyinfra.api import QuoteString, StringCommand, operation
+from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
 from pyinfra.facts.files import FileContents
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import USER, Layout
-from llamafleet.managed import Managed, rows
+from llamafleet.layout import AS_ACCOUNT, USER, Layout
 from llamafleet.plans.driver.hold import release
-from operations.files import systemctl, unfinished
-from operations.run import here
+from llamafleet.plans.lock import lock_problem
+from llamafleet.plans.plan import Problem
+from llamafleet.plans.uninstall import (
+    JOB_S,
+    PACKAGE_MANAGER_S,
+    Process,
+    UninstallPlan,
+    plan_uninstall,
+    traces,
+)
+from operations import jobs
+from operations.files import systemctl
+from operations.lock import decision
+from operations.run import HostRun, here
 
-# Jobs end their own children on TERM, but for a package manager, which they let end; what is left
-# of the account after that is killed.
-STOP_JOBS = """
-hunt() {
-  found=1
-  for proc in /proc/[0-9]*; do
-    [ -O "$proc" ] || [ "$(id -u)" = 0 ] || continue
-    tr '\\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -q "$1" || continue
-    kill "-$2" "${proc#/proc/}" 2>/dev/null && found=0
-  done
-  return $found
-}
-hunt '[l]lamafleet-host.pyz' TERM
-wait_for() {
-  for second in $(seq "$2"); do
-    hunt "$1" 0 || break
-    sleep 1
-  done
-}
-wait_for '[l]lamafleet-host.pyz.*/jobs/toolkit/' 1800
-wait_for '[l]lamafleet-host.pyz' 10
-"""
-
-KILL_ACCOUNT = f"""
-for proc in /proc/[0-9]*; do
-  [ "$(stat -c %U "$proc" 2>/dev/null)" = {USER} ] && kill -KILL "${{proc#/proc/}}" 2>/dev/null
-done
-true
-"""
-
-
-def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
-    """What of llamafleet is on the host, by name."""
-    found = [path for path in snapshot.files]
-    found += [f"job {job.kind} {job.key}" for job in snapshot.jobs]
-    found += [f"build {version}" for version in snapshot.versions]
-    rest = {
-        "current": snapshot.current,
-        "wheelhouse": snapshot.wheelhouse,
-        "verification": snapshot.verifying,
-        "result": snapshot.result,
-        "record of the hold": snapshot.hold_record,
-    }
-    found += [name for name, there in rest.items() if there]
-    found += [name for name, unit in snapshot.units.items() if unit.load == "loaded"]
-    if snapshot.account and layout.scope == "system":
-        found.append(f"account {USER}")
-    return found
-
-
-def managed(snapshot: HostSnapshot, layout: Layout) -> list[Managed]:
-    """What llamafleet may have put there; the mask of a unit is an administrator's, and stays."""
-    masked = {name for name, unit in snapshot.units.items() if unit.load == "masked"}
-    return [row for row in rows(layout) if row.unit not in masked]
-
-
-def files_of(ours: Iterable[Managed], layout: Layout) -> Iterator[str]:
-    """All files that may be there of these rows, quoted for a shell."""
-    for row in ours:
-        path = row.path(layout)
-        yield from map(shlex.quote, (path, unfinished(path), *row.leftovers(layout)))
-        if row.unit:
-            # Where systemd did not answer nothing else has disabled it.
-            yield f"{shlex.quote(layout.units)}/*.wants/{row.unit}"
+# A process is ended if it is the one that the job told of, started then, and runs this very zipapp.
+# With root's rights only one of root, and that one alone: it lets the package manager end. Of
+# others the worker is of the same process group. One line, without a "!": see operations/upload.py.
+_ALIVE = (
+    'alive() { read -r stat 2>/dev/null <"/proc/$pid/stat" || return 1; '
+    'set -- ${stat##*) }; test "${20}" = "$ticks" || return 1; '
+    'test "$1" = Z && return 1; whom=$pid; test "$of" = root || whom=-$3; '
+    'test "$(stat -c %U "/proc/$pid")" = "$of" || return 1; '
+    "tr '\\000' '\\n' <\"/proc/$pid/cmdline\" | grep -A1 -xF -e \"$zipapp\" | "
+    "grep -qxE -e 'job|verify'; }; "
+)
+_END = (
+    _ALIVE + 'alive || exit 0; kill -TERM "$whom"; left=$seconds; '
+    'while test "$left" -gt 0 && alive; do sleep 1; left=$((left - 1)); done; '
+    'if alive; then echo "process $pid of a job: found it at work after $seconds s; expected '
+    'its end; next: ps -fp $pid, then run this again" >&2; exit 1; fi'
+)
+# Of root's rights nothing is left, so that no other account's process can be meant.
+_END_ALL = (
+    f"for signal in TERM KILL; do {' '.join(AS_ACCOUNT)} env -i sh -c "
+    "'kill -'$signal' -1' 2>/dev/null; left=5; while test $left -gt 0 && "
+    f"stat -c %U /proc/[0-9]* 2>/dev/null | grep -qx {USER}; do sleep 1; "
+    "left=$((left - 1)); done; done; true"
+)
+_REMOVE = "rm -rf --one-file-system --"
 
 
 @operation()
-def uninstall() -> Generator[StringCommand, None, None]:
+def uninstall() -> Generator[PyinfraCommand, None, None]:
     """
     Stop jobs and units, remove units, settings, builds, toolkits, results, models and account.
 
     Packages of the driver that llamafleet held are released. Distribution packages that it
-    installed stay: others may use them by now. Their names are printed.
+    installed stay: others may use them by now. Their names are printed. Folders and an account
+    that were there before llamafleet stay too. The host is read again at the end, and fails if
+    anything is left.
 
     **Example:**
 
@@ -99,31 +74,129 @@ def uninstall() -> Generator[StringCommand, None, None]:
     """
     run = here()
     snapshot, layout = run.snapshot(), run.layout()
-    found = traces(snapshot, layout)
-    if not found:
+    if problem := _in_the_way(run, snapshot, layout):
+        yield FunctionCommand(_fail, (run, problem), {})
+        return
+    wanted = plan_uninstall(snapshot, layout)
+    for stays in wanted.stays:
+        run.say(f"stays: {stays}")
+    if not wanted.found:
         run.noop("no trace of llamafleet is there")
         return
-    system = layout.scope == "system"
-    ours = managed(snapshot, layout)
-    if snapshot.init == "systemd":
-        ctl = systemctl(run)
-        # One by one, so that one that is not there stops no other.
-        for unit in (row.unit for row in ours if row.unit):
-            yield StringCommand(ctl, f"disable --now --quiet {unit} 2>/dev/null || true")
-        yield StringCommand(ctl, "stop 'llamafleet-*' || true")
-    yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
-    if system and snapshot.account:
-        yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
+    yield from _stop(run, wanted, snapshot)
     hold = release(snapshot)
     for command in hold.commands if hold else ():
         yield StringCommand(command)
-    staying = host.get_fact(FileContents, path=layout.installed_packages)
+    _say_packages(run, snapshot, layout)
+    yield from _remove(run, wanted, snapshot)
+    run.changed("removed")
+    yield FunctionCommand(_check, (run,), {})
+
+
+def _in_the_way(run: HostRun, snapshot: HostSnapshot, layout: Layout) -> Problem | None:
+    if snapshot.error:
+        return Problem(
+            "uninstall",
+            f"a host that could not be read ({snapshot.error})",
+            "one whose files can be looked at; nothing was removed",
+            "see the log above, then run it again",
+        )
+    held = decision(run)
+    if held.state == "held" and snapshot.deploy_lock:
+        return lock_problem(held, snapshot.deploy_lock, layout.deploy_lock)
+    return None
+
+
+def _stop(
+    run: HostRun, wanted: UninstallPlan, snapshot: HostSnapshot
+) -> Generator[StringCommand, None, None]:
+    if snapshot.init == "systemd":
+        # One by one, so that one that is not there stops no other. What has no file, as a job's
+        # unit, can't be disabled.
+        yield _each_unit(run, wanted, "disable --now --quiet", "stop")
+    for process in wanted.processes:
+        yield end(run, process)
+    if wanted.account:
+        yield StringCommand("sh -c", QuoteString(_END_ALL))
+
+
+def end(run: HostRun, process: Process) -> StringCommand:
+    """End a job's process and wait for that, with no more rights than the process has."""
+    layout = run.layout()
+    of = "root" if process.root else (USER if layout.scope == "system" else run.snapshot().user)
+    told = {
+        "pid": process.pid,
+        "ticks": process.start_ticks,
+        "seconds": process.seconds,
+        "zipapp": layout.zipapp,
+        "of": of,
+    }
+    return StringCommand(
+        *(() if process.root else jobs.as_account(run)),
+        "env",
+        *(QuoteString(f"{name}={value}") for name, value in told.items()),
+        "sh -c",
+        QuoteString(_END),
+        _timeout=process.seconds + JOB_S,
+    )
+
+
+def _say_packages(run: HostRun, snapshot: HostSnapshot, layout: Layout) -> None:
+    """From the record, if it is root's own file: root would follow another's link."""
+    owner = snapshot.owners.get(layout.installed_packages)
+    if owner is not None and (owner.kind != "file" or owner.user != snapshot.user):
+        return
+    staying = run.host.get_fact(FileContents, path=layout.installed_packages)
     if staying:
         run.say(f"packages that were installed and stay: {' '.join(sorted(set(staying)))}")
-    yield StringCommand("rm -f", *files_of(ours, layout))
+
+
+def _remove(
+    run: HostRun, wanted: UninstallPlan, snapshot: HostSnapshot
+) -> Generator[StringCommand, None, None]:
+    yield StringCommand("rm -f --", *_wants(run, wanted), *map(QuoteString, wanted.files))
     if snapshot.init == "systemd":
-        yield StringCommand(ctl, "daemon-reload;", ctl, "reset-failed 'llamafleet-*' || true")
-    yield StringCommand("rm -rf", *map(QuoteString, (layout.prefix, layout.etc, layout.state)))
-    if system and snapshot.account:
+        yield StringCommand(systemctl(run), "daemon-reload")
+        yield _each_unit(run, wanted, "reset-failed")
+    # rm enters no link, and the account has no process left to change a name meanwhile.
+    if wanted.folders:
+        yield StringCommand(_REMOVE, *map(QuoteString, wanted.folders))
+    if wanted.account:
         yield StringCommand("userdel", USER)
-    run.changed("removed")
+    if wanted.group:
+        yield StringCommand(f"if getent group {USER} >/dev/null; then groupdel {USER}; fi")
+    # The record goes last: a run that is cut off before knows by it what is left to do.
+    yield StringCommand(_REMOVE, *map(QuoteString, wanted.last))
+
+
+def _each_unit(run: HostRun, wanted: UninstallPlan, *verbs: str) -> StringCommand:
+    """A command that asks systemd for each, whatever it says."""
+    ctl = systemctl(run)
+    done = " ".join(f'{ctl} {verb} "$unit" 2>/dev/null;' for verb in verbs)
+    units = map(QuoteString, wanted.units)
+    seconds = PACKAGE_MANAGER_S + JOB_S
+    return StringCommand("for unit in", *units, f"; do {done} done; true", _timeout=seconds)
+
+
+def _wants(run: HostRun, wanted: UninstallPlan) -> Iterable[StringCommand]:
+    """Where systemd did not answer nothing else has disabled a unit."""
+    units = QuoteString(run.layout().units)
+    for unit in wanted.units:
+        yield StringCommand(units, "/*.wants/", QuoteString(unit), _separator="")
+
+
+def _fail(state: State, host: Host, run: HostRun, problem: Problem) -> bool:
+    run.fail(problem)
+    return False
+
+
+def _check(state: State, host: Host, run: HostRun) -> bool:
+    """Read the host again: what was there is believed to be gone when it is seen to be."""
+    run.reread()
+    snapshot, layout = run.snapshot(), run.layout()
+    left = [snapshot.error] if snapshot.error else traces(snapshot, layout)
+    if not left:
+        return True
+    found = f"left on the host: {', '.join(left[:20])}"
+    run.fail(Problem("uninstall", found, "no trace", "see the log above, then run it again"))
+    return False

@@ -21,6 +21,7 @@ from llamafleet.received import Unreadable
 from operations import jobs
 from operations.files import systemctl
 from operations.run import RESULTS, HostRun, here
+from operations.watch import watch
 
 
 @operation()
@@ -42,39 +43,41 @@ def verify() -> Generator[PyinfraCommand, None, None]:
         return
     job = plan.verify.job
     if plan.verify.stop:
-        yield stop_verification(plan.verify.stop)
+        yield stop_verification(run, plan.verify.stop)
     if job.start:
-        yield jobs.forget_last(job)
-        yield start_verification(run)
+        yield jobs.forget_last(run, job)
+        yield start_verification(run, plan.verify)
 
     def done(stamp: Stamp) -> bool:
         run.changed("verified")
         return True
 
-    yield jobs.watch(run, job, done)
+    yield watch(run, job, done)
 
 
-def stop_verification(pid: int) -> StringCommand:
-    """End one that no unit restarts, with its worker."""
+def stop_verification(run: HostRun, pid: int) -> StringCommand:
+    """End one that no unit restarts, with its worker.
+
+    As the account: what tells the process can be written by it.
+    """
     # The worker is of the same process group, the third field behind the name: proc(5). dash's
     # kill takes no --.
     script = f"set -- $(sed 's/.*) //' /proc/{pid}/stat) && kill -TERM -$3 || true"
-    return StringCommand("sh -c", QuoteString(script))
+    return StringCommand(*jobs.as_account(run), "sh -c", QuoteString(script))
 
 
-def start_verification(run: HostRun) -> StringCommand:
+def start_verification(run: HostRun, plan: VerifyPlan) -> StringCommand:
     layout = run.layout()
     if run.snapshot().init == "systemd":
         # restart: one that the timer began with the settings of before would end as no answer.
         return StringCommand(systemctl(run), "restart --no-block", VERIFY_UNIT)
     return StringCommand(
-        QuoteString(f"{layout.current}/bin/python"),
+        *jobs.as_account(run),
+        QuoteString(f"{plan.config.prefix}/bin/python"),
+        "-I",
         QuoteString(layout.zipapp),
         "start --log",
         QuoteString(f"{layout.job('verify', 'run')}.log"),
-        "--env-file",
-        QuoteString(layout.env),
-        *jobs.as_account(run),
         "-- verify --config",
         QuoteString(layout.verify_config),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from llamafleet.facts.snapshot import render as script
 from llamafleet.layout import Layout
 from llamafleet.plans.files import plan_files
 from llamafleet.plans.make import to_read
+from llamafleet.plans.uninstall import managed as removed
+from llamafleet.plans.uninstall import plan_uninstall, traces
 from llamafleet.settings import Settings
-from operations.uninstall import files_of, traces
-from operations.uninstall import managed as removed
 from tests.facts.fakehost import FakeHost
 from tests.plans.hosts import GPU_HOST, LAYOUT
 from tests.test_render import PLAN
@@ -106,18 +105,10 @@ def test_a_row_more_is_removed(planted: managed.Managed, tmp_path: Path) -> None
     layout = replace(LAYOUT, units=str(tmp_path))
     snapshot = replace(GPU_HOST, account=False, files={planted.path(layout): ""})
     assert traces(snapshot, layout) == [planted.path(layout)]
-    wants = tmp_path / "timers.target.wants"
-    wants.mkdir()
-    ours = (tmp_path / NAME, tmp_path / f"{NAME}.partial", wants / NAME)
-    for file in (*ours, tmp_path / "other.timer", wants / "other.timer"):
-        file.touch()
-    gone = list(files_of(removed(snapshot, layout), layout))
-    assert f"/var/lib/systemd/timers/stamp-{NAME}" in gone
-    here = " ".join(file for file in gone if str(tmp_path) in file)
-    subprocess.run(["sh", "-c", f"rm -f {here}"], check=True)
-    assert sorted(p.name for p in tmp_path.rglob("*.*")) == [
-        *("other.timer", "other.timer", "timers.target.wants")
-    ]
+    made = plan_uninstall(snapshot, layout)
+    assert NAME in made.units
+    assert {planted.path(layout), f"{planted.path(layout)}.partial"} <= set(made.files)
+    assert f"/var/lib/systemd/timers/stamp-{NAME}" in made.files
 
 
 def test_a_mask_stays_as_its_administrator_s(planted: managed.Managed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,7 +11,14 @@ from typing import Any
 import pytest
 
 from llamafleet.protocol.result import Result
-from llamafleet.received import Unreadable, received, received_result, received_text
+from llamafleet.received import (
+    LONGEST_TEXT,
+    MOST_ITEMS,
+    Unreadable,
+    received_json,
+    received_result,
+    received_text,
+)
 from tests.history import OFFLOAD, ORIGIN, RESULT, VERSION_1, benchmark
 
 DATA: dict[str, Any] = json.loads(json.dumps(asdict(RESULT)))
@@ -154,9 +162,23 @@ def test_a_benchmark_of_several_gpus_is_the_host_s() -> None:
     assert replace(together, benchmark=None).measured is None
 
 
-def test_an_escape_in_a_name_is_kept_as_it_is_for_whoever_prints_it() -> None:
-    found = received(Result, changed("host", "a\x1b[31m"))
-    assert isinstance(found, Result) and found.host == "a\x1b[31m"
+@pytest.mark.parametrize("evil", ["\n", "\x1b", "\x9b", "\r", "\u202e", "\u2028", "\ud800", "\0"])
+def test_what_can_not_be_seen_is_a_blank_wherever_it_stands(evil: str) -> None:
+    data = changed("gpus.0.name", f"RTX{evil}[31mPASS")
+    data["build"]["inputs"] = {f"a{evil}b": [f"c{evil}d"]}
+    found = received_result(data)
+    assert isinstance(found, Result) and found.build is not None
+    assert found.gpus[0].name == "RTX [31mPASS"
+    assert found.build.inputs == {"a b": ["c d"]}
+
+
+def test_texts_lists_and_numbers_are_bounded() -> None:
+    found = received_result(changed("host", "x" * 100_000))
+    assert isinstance(found, Result) and len(found.host) == LONGEST_TEXT
+    assert isinstance(received_result(changed("checks", [None] * (MOST_ITEMS + 1))), Unreadable)
+    begin = time.monotonic()
+    assert isinstance(received_json(f'{{"a": {"9" * 3_000_000}}}'), Unreadable)
+    assert time.monotonic() - begin < 5
 
 
 def test_a_verdict_that_its_rows_do_not_hold_is_no_result() -> None:

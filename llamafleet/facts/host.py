@@ -134,17 +134,20 @@ class Toolkit:
     cccl: bool
     libdir: str = ""
     """Folder that holds libcudart and libcublas."""
+    stub: bool = True
+    """It has a libcuda.so to link against, on a host with any driver or none."""
     names: tuple[str, ...] = ()
     """Other paths that lead to `root`, as /usr/local/cuda."""
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Parts a build needs that are not there, of nvcc, cudart, cublas, cccl."""
+        """Parts a build needs that are not there, of nvcc, cudart, cublas, cccl, stubs/libcuda.so."""
         parts = {
             "nvcc": self.nvcc and bool(self.version),
             "cudart": self.cudart,
             "cublas": self.cublas,
             "cccl": self.cccl,
+            "stubs/libcuda.so": self.stub,
         }
         return tuple(name for name, there in parts.items() if not there)
 
@@ -238,11 +241,15 @@ class Job:
     key: str
     alive: bool
     """Its process still runs (same boot, same pid)."""
+    root: bool = False
+    """Its folder is root's: the account can't have written it."""
     progress: Progress | None = None
     """None: it has told nothing, or nothing that can be read."""
     stamp: Stamp | None = None
     unreadable: str = ""
     """Why the stamp that is there can't be read."""
+    product: BuildProduct | None = None
+    """What the stamp of a build says that it made."""
 
     @property
     def ok(self) -> bool:
@@ -256,6 +263,9 @@ class HostSnapshot:
     version: int = SNAPSHOT_VERSION
     error: str = ""
     """Why the host could not be read; no other field is set then."""
+    unseen: str = ""
+    """Why compilers, toolkits, Pythons, builds and jobs were not all read, which is done with the
+    account's rights; "": they were."""
     time: int = 0
     """Seconds since 1970 on the host's clock."""
     uptime_s: int | None = None
@@ -274,7 +284,10 @@ class HostSnapshot:
     setpriv: bool = True
     """setpriv is there, by which root leaves its rights behind."""
     proxies: dict[str, str] = field(default_factory=dict)
-    """http_proxy, https_proxy and no_proxy, by these names, of the login or of /etc/environment."""
+    """http_proxy, https_proxy and no_proxy, by these names, of the login or of /etc/environment.
+    Users and passwords are left out."""
+    proxy_passwords: tuple[str, ...] = ()
+    """Which of them had a user or password."""
     ca_bundle: str | None = None
     """The system's trust store as one file."""
     linger: bool = False
@@ -306,6 +319,10 @@ class HostSnapshot:
     memory_available_mib: int = 0
     disk_free_mib: dict[str, int] = field(default_factory=dict)
     """Free space for `prefix`, `state` and `tmp`, by those names."""
+    real_paths: dict[str, str] = field(default_factory=dict)
+    """Where the folders `prefix` and `state` really lie, by those names: one may be behind a link."""
+    extra_there: tuple[str, ...] = ()
+    """What the settings name and whoever read the host sees; the account may not."""
 
     pci_gpus: tuple[PciGpu, ...] = ()
     gpus: tuple[Gpu, ...] = ()

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import calendar
 import re
 import shlex
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
+from llamafleet.facts import own
 from llamafleet.facts.host import (
     DRIVER_VERSION,
-    SNAPSHOT_VERSION,
     Compiler,
     Driver,
     Gpu,
     HostSnapshot,
-    Job,
     Package,
     PciGpu,
     Tool,
     Toolkit,
     Unit,
 )
-from llamafleet.protocol.job import Progress, Stamp
-from llamafleet.protocol.result import Result
-from llamafleet.received import Unreadable, received_result, received_text
+from llamafleet.facts.lines import Record, SnapshotError, Sorted, number, sort
+from llamafleet.facts.own import hashes
 from llamafleet.tables import driver_packages
 
-T = TypeVar("T")
-
-HEADER = "#llamafleet-snapshot"
-END = "#end"
+__all__ = ["TELLING", "SnapshotError", "parse"]
 
 # Drivers from 610 or so print "CUDA UMD Version".
 CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d{1,3}\.\d{1,3})(?!\d)")
@@ -45,65 +38,49 @@ TELLING: tuple[driver_packages.Role, ...] = ("version", "prebuilt")
 """What the verdict looks at packages for: their version, and how they bring the module."""
 
 TIMED_OUT = 124
-JSON_LIMIT = 1 << 20
-"""Bytes of a file at which snapshot.sh cuts it."""
+LONGEST_LOCK = 300
+"""Characters of a line of dnf's locks."""
+MOST_CORES = 8192
+"""What Linux can be built for, x86_64: CONFIG_NR_CPUS."""
 INFOROM_CORRUPTED = 14
 """Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
 
-
-COMPILER = re.compile(r"[0-9]{1,4}(\.[0-9]+)*")
+COMPILER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,4}")
 """A version of gcc or clang; anything else that answers is no compiler for a build."""
-
-
-class SnapshotError(ValueError):
-    """The text is not one whole snapshot; the message says what was found instead."""
-
-
-@dataclass(frozen=True)
-class _Record:
-    """The lines, sorted: values by key, each a list of fields, and blocks by name."""
-
-    values: dict[str, list[list[str]]] = field(default_factory=dict)
-    blocks: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
-
-    def rows(self, key: str, width: int) -> list[list[str]]:
-        """The rows of that key, each filled up with "" to `width` fields."""
-        return [(row + [""] * width)[:width] for row in self.values.get(key, [])]
-
-    def text(self, key: str) -> str:
-        """The first field; where the key was repeated, of the last row."""
-        return self.rows(key, 1)[-1][0].strip() if key in self.values else ""
-
-    def number(self, key: str, default: int = 0) -> int:
-        return _number(self.text(key), default)
-
-    def json(self, *name: str) -> dict[str, Any] | None:
-        try:
-            value = json.loads("\n".join(self.blocks[name]))
-        except (KeyError, ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+TOOLKIT = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+"""A version of nvcc."""
+PYTHON = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){1,2}")
 
 
 def parse(lines: list[str]) -> HostSnapshot:
     """Read one snapshot; lines before its header (a shell's greeting) are ignored.
 
     Raises SnapshotError on a missing header, another version, a truncated or a damaged text.
+    A value that is odd is left out, and the rest is read.
     """
-    record = _sort(lines)
-    release = _os_release(record.blocks.get(("os-release",), []))
-    cpu = _colon_pairs(record.blocks.get(("cpuinfo",), []))
-    memory = _colon_pairs(record.blocks.get(("meminfo",), []))
-    jobs = [_job(record, *row) for row in record.rows("job", 3)]
+    told = sort(lines)
+    record, account = told.main, told.account
+    release = _os_release(record.block("os-release"))
+    cpu = _colon_pairs(record.block("cpuinfo"))
+    memory = _colon_pairs(record.block("meminfo"))
+    jobs = own.jobs(told)
     gpus, driver = _driver(record)
     return HostSnapshot(
+        unseen=told.unseen,
         time=record.number("time"),
         uptime_s=_seconds(record.text("uptime")),
         hostname=record.text("hostname"),
         uid=record.number("uid"),
         user=record.text("user"),
         home=record.text("home"),
+        machine_id=_machine_id(record.text("machine_id")),
         account=record.text("account") == "1",
+        account_groups=tuple(record.text("account_groups").split()),
+        account_home=record.text("account_home"),
+        setpriv=record.text("setpriv") != "0",
+        proxies=_proxies(record),
+        proxy_passwords=tuple(sorted({row[0] for row in record.rows("proxy_password", 1)})),
+        ca_bundle=record.text("ca_bundle") or None,
         linger=record.text("linger") == "1",
         os_id=release.get("ID", ""),
         os_like=tuple(release.get("ID_LIKE", "").split()),
@@ -118,10 +95,12 @@ def parse(lines: list[str]) -> HostSnapshot:
         cpu=cpu.get("model name", ""),
         # x86 says flags, Arm says Features.
         cpu_flags=tuple((cpu.get("flags") or cpu.get("Features", "")).split()),
-        cores=max(1, record.number("cores", 1)),
+        cores=min(max(1, record.number("cores", 1)), MOST_CORES),
         memory_mib=_kib(memory.get("MemTotal", "")) // 1024,
         memory_available_mib=_memory_available(record, memory),
-        disk_free_mib={name: _number(kib) // 1024 for name, kib in record.rows("disk", 2)},
+        disk_free_mib={name: number(kib) // 1024 for name, kib in record.rows("disk", 2)},
+        real_paths={name: real for name, _, real in record.rows("real", 3) if real},
+        extra_there=tuple(row[0] for row in record.rows("extra", 1) if row[0]),
         pci_gpus=tuple(
             PciGpu(address, device.removeprefix("0x"), bound or None)
             for address, device, bound in record.rows("pci", 3)
@@ -129,84 +108,49 @@ def parse(lines: list[str]) -> HostSnapshot:
         gpus=gpus,
         driver=driver,
         compilers=tuple(
-            Compiler(*row) for row in record.rows("compiler", 3) if COMPILER.fullmatch(row[2])
+            Compiler(*row) for row in account.rows("compiler", 3) if COMPILER.fullmatch(row[2])
         ),
-        toolkits=_toolkits(record),
-        pythons=_pythons(record),
-        cmake=_tool(record, "cmake"),
+        toolkits=_toolkits(account),
+        pythons=_pythons(told),
+        cmake=_tool(account, "cmake"),
         init=_init(record),
         systemd=record.number("systemd"),
-        units=_units(record.blocks.get(("units",), [])),
-        files=_hashes(record.blocks.get(("files",), [])),
-        current=record.text("current") or None,
-        versions=tuple(sorted(row[0] for row in record.rows("built", 1))),
+        units=_units(record.block("units")),
+        files=hashes(record.block("files")),
+        owners=own.owners(told),
+        made=_lines(record.block("made")),
+        state_machine=_machine_id(account.text("state_machine")) or None,
+        deploy_lock=own.deploy_lock(told),
+        current=next(iter(own.names(record, "current")), None),
+        versions=own.names(account, "built"),
+        builds=own.builds(account),
         jobs=tuple(job for job in jobs if job.kind != "verify"),
         verifying=next((job for job in jobs if job.kind == "verify"), None),
-        result=_result(record),
-        hold_record=_lines(record.blocks.get(("hold_record",), [])),
+        result=own.result(account),
+        hold_record=_lines(record.block("hold_record")),
         dnf_locks=record.text("dnf_locks") == "1",
-        wheelhouse=next(iter(_hashes(record.blocks.get(("wheelhouse",), [])).values()), None),
+        wheelhouse=next(iter(hashes(record.block("wheelhouse")).values()), None),
     )
 
 
-def _sort(lines: list[str]) -> _Record:
-    start = next((n for n, line in enumerate(lines) if line.startswith(HEADER)), None)
-    if start is None:
-        found = next((line for line in lines if line.strip()), "nothing")
-        raise SnapshotError(
-            f"found {found[:200]!r}; expected a line {HEADER} {SNAPSHOT_VERSION}; "
-            "next: log in to the host as that user and see whether `sh -c 'echo ok'` prints ok"
-        )
-    version = lines[start].removeprefix(HEADER).strip()
-    if version != str(SNAPSHOT_VERSION):
-        raise SnapshotError(
-            f"found a snapshot of version {version!r}; expected {SNAPSHOT_VERSION}; "
-            "next: reinstall llamafleet on the controller, its script and reader differ"
-        )
-    record = _Record()
-    block: list[str] | None = None
-    for number, line in enumerate(lines[start + 1 :], start=1):
-        if block is not None:
-            if line == "@end":
-                block = None
-            elif line.startswith(" "):
-                block.append(line[1:])
-            elif line and line != END:
-                raise SnapshotError(
-                    f"found {line[:200]!r} inside a block in line {number}; expected @end; "
-                    "next: run it again"
-                )
-            if line != END:
-                continue
-        if line == END:
-            break
-        if line.startswith("@begin "):
-            block = []
-            record.blocks[tuple(line.removeprefix("@begin ").split("\t"))] = block
-            continue
-        key, equals, rest = line.partition("=")
-        if not equals:
-            raise SnapshotError(
-                f"found {line[:200]!r} in line {number}; expected key=value; next: run it again"
-            )
-        record.values.setdefault(key, []).append(rest.split("\t"))
-    else:
-        raise _truncated(lines, "the line #end")
-    if block is not None or record.text("complete") != "1":
-        raise _truncated(lines, "the line complete=1 before #end")
-    return record
+def _machine_id(text: str) -> str:
+    """machine-id(5); "" for anything else, as "uninitialized"."""
+    return text if re.fullmatch(r"[0-9a-f]{32}", text) else ""
 
 
-def _truncated(lines: list[str], expected: str) -> SnapshotError:
-    last = next((line for line in reversed(lines) if line.strip() and line != END), "")
-    return SnapshotError(
-        f"found a truncated snapshot, {len(lines)} lines, the last one {last[:200]!r}; "
-        f"expected {expected}; next: run it again"
-    )
-
-
-def _number(text: str, default: int = 0) -> int:
-    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else default
+def _proxies(record: Record) -> dict[str, str]:
+    """URLs; some leave out the scheme. The script has taken out users and passwords."""
+    found = {}
+    for name, value in record.rows("proxy", 2):
+        if name == "no_proxy":
+            hosts = ",".join(re.split(r"[,\s]+", value.strip()))
+            if re.fullmatch(r"[A-Za-z0-9.,:*/_\[\]-]{1,2000}", hosts):
+                found[name] = hosts
+        elif name in ("http_proxy", "https_proxy"):
+            url = re.fullmatch(r"(https?://)?([A-Za-z0-9.:_\[\]-]{1,300})/?", value)
+            if url:
+                found[name] = f"{url[1] or 'http://'}{url[2]}"
+    return found
 
 
 def _seconds(text: str) -> int | None:
@@ -216,7 +160,7 @@ def _seconds(text: str) -> int | None:
 
 
 def _kib(text: str) -> int:
-    return _number(text.removesuffix("kB").strip())
+    return number(text.removesuffix("kB").strip())
 
 
 def _os_release(lines: list[str]) -> dict[str, str]:
@@ -240,32 +184,32 @@ def _colon_pairs(lines: list[str]) -> dict[str, str]:
 def _glibc(text: str) -> str | None:
     if not re.search(r"glibc|gnu libc", text, re.IGNORECASE):
         return None
-    versions = re.findall(r"\d+\.\d+", text)
+    versions = re.findall(r"(?<!\d)\d{1,4}\.\d{1,4}(?!\d)", text)
     return versions[-1] if versions else None
 
 
-def _memory_available(record: _Record, memory: dict[str, str]) -> int:
+def _memory_available(record: Record, memory: dict[str, str]) -> int:
     """What can be had without swapping: the kernel's figure, bounded by each cgroup's limit."""
     kib = _kib(memory.get("MemAvailable", "")) or _kib(memory.get("MemFree", ""))
     free = [kib * 1024]
     for limit, used, reclaimable in record.rows("cgroup_memory", 3):
-        free.append(max(0, _number(limit) - _number(used) + _number(reclaimable)))
+        free.append(max(0, number(limit) - number(used) + number(reclaimable)))
     return min(free) // 2**20
 
 
-def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
+def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
     gpus, smi_version, state, error = _smi(record)
-    banner = "\n".join(record.blocks.get(("smi_banner",), []))
+    banner = "\n".join(record.block("smi_banner"))
     cuda = CUDA_VERSION.search(banner)
     library = None
     for path, resolved in record.rows("library", 2):
-        name = re.search(r"\.so\.(\d{3,}\.\d+(?:\.\d+)?)$", resolved or path)
+        name = re.search(r"\.so\.(\d{3,6}\.\d{1,6}(?:\.\d{1,6})?)$", resolved or path)
         if name and (library is None or "libnvidia-ml" in path):
             library = name[1]
             if "libnvidia-ml" in path:
                 break
-    packages = _packages(record.blocks.get(("packages",), []))
-    rows = [line.split() for line in record.blocks.get(("parts",), [])]
+    packages = _packages(record.block("packages"))
+    rows = [line.split() for line in record.block("parts")]
     wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
     next_kernel, module_next = _next_kernel(record)
     log = record.blocks.get(("kernel_log",))
@@ -284,7 +228,7 @@ def _driver(record: _Record) -> tuple[tuple[Gpu, ...], Driver]:
         next_kernel=next_kernel,
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
-        dkms=_lines(record.blocks.get(("dkms",), [])),
+        dkms=_lines(record.block("dkms")),
         mig=bool(MIG_ON.search(banner)),
         nouveau=record.text("nouveau") == "1",
         secure_boot={"0": False, "1": True}.get(record.text("secure_boot")),
@@ -297,7 +241,7 @@ def _lines(block: list[str]) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in block if line.strip())
 
 
-def _next_kernel(record: _Record) -> tuple[str | None, str | None]:
+def _next_kernel(record: Record) -> tuple[str | None, str | None]:
     """The kernel that boots next and the version of its module; the running one's row is first."""
     rows = record.rows("kernel_module", 4)
     running = record.text("kernel")
@@ -314,8 +258,8 @@ def _next_kernel(record: _Record) -> tuple[str | None, str | None]:
 
 def _kernel_order(kernel: str) -> list[tuple[bool, int, str]]:
     """As RPM compares: 427.13.1.el9 comes after 427.el9, which sort -V does not know."""
-    parts = re.findall(r"\d+|[a-z]+", kernel)
-    return [(part.isdigit(), _number(part), part) for part in parts]
+    parts = re.findall(r"[0-9]+|[a-z]+", kernel)
+    return [(part.isdigit(), number(part), part) for part in parts]
 
 
 def _driver_version(text: str) -> str | None:
@@ -323,14 +267,14 @@ def _driver_version(text: str) -> str | None:
     return found[0] if found else None
 
 
-def _smi(record: _Record) -> tuple[tuple[Gpu, ...], str | None, str, str]:
+def _smi(record: Record) -> tuple[tuple[Gpu, ...], str | None, str, str]:
     """GPUs, driver version, state and error of nvidia-smi."""
     if "smi" not in record.values:
         return (), None, "absent", ""
     gpus: list[Gpu] = []
     version = None
     other: list[str] = []
-    for line in record.blocks.get(("smi_query",), []):
+    for line in record.block("smi_query"):
         if row := _smi_row(line):
             gpus.append(row[0])
             version = row[1]
@@ -354,10 +298,11 @@ def _smi_state(query: int, banner: int, gpus: list[Gpu], other: list[str]) -> st
 def _smi_row(line: str) -> tuple[Gpu, str] | None:
     """One line of --format=csv,noheader,nounits, with or without the compute capability."""
     match = re.fullmatch(
-        r"\s*(?P<index>\d{1,4}), (?P<name>.+), (?P<uuid>GPU-[^,]+), "
+        r"(?P<index>\d{1,4}), (?P<name>.{1,200}), (?P<uuid>GPU-[^,]{1,100}), "
         r"(?P<domain>[0-9A-Fa-f]{4,8}):(?P<place>[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]), "
-        r"(?P<vram>[^,]+), (?P<driver>\d{1,6}(?:\.\d{1,6})+)(?:, (?P<capability>[^,]+))?\s*",
-        line,
+        r"(?P<vram>[^,]{1,40}), (?P<driver>\d{1,6}(?:\.\d{1,6}){1,3})"
+        r"(?:, (?P<capability>[^,]{1,20}))?",
+        line.strip(),
     )
     if not match:
         return None
@@ -367,9 +312,9 @@ def _smi_row(line: str) -> tuple[Gpu, str] | None:
         name=match["name"],
         uuid=match["uuid"],
         pci_address=f"{int(match['domain'], 16):04x}:{match['place'].lower()}",
-        compute_capability=capability if re.fullmatch(r"\d+\.\d+", capability) else None,
+        compute_capability=capability if re.fullmatch(r"\d{1,3}\.\d{1,3}", capability) else None,
         # [N/A] where GPU and CPU share their memory.
-        vram_mib=_number(match["vram"].strip()),
+        vram_mib=number(match["vram"].strip()),
     )
     return gpu, match["driver"]
 
@@ -403,7 +348,7 @@ def _version_order(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _locked(record: _Record) -> list[str]:
+def _locked(record: Record) -> list[str]:
     """Names in the lock file of dnf5 (TOML) or of dnf's plugin.
 
     An entry that keeps one version out locks nothing: "!=" in the former, "!" in the latter. A
@@ -411,7 +356,9 @@ def _locked(record: _Record) -> list[str]:
     """
     names = []
     name = about = ""
-    for line in record.blocks.get(("versionlock",), []):
+    for line in record.block("versionlock"):
+        # A pattern's time grows with the square of a line's length.
+        line = line[:LONGEST_LOCK]
         key, equals, value = (part.strip(" \"'") for part in line.partition("="))
         if equals:
             name = value if key == "name" else name
@@ -423,43 +370,56 @@ def _locked(record: _Record) -> list[str]:
     return names
 
 
-def _toolkits(record: _Record) -> tuple[Toolkit, ...]:
+def _toolkits(record: Record) -> tuple[Toolkit, ...]:
     """One for each real folder; the paths that lead there are its names."""
     rows: dict[str, list[list[str]]] = {}
-    for path, root, *rest in record.rows("toolkit", 8):
+    for path, root, *rest in record.rows("toolkit", 9):
         rows.setdefault(root, []).append([path, *rest])
     return tuple(
         Toolkit(
             root=root,
-            version=next((row[1] for row in found if row[1]), ""),
+            version=next((row[1] for row in found if TOOLKIT.fullmatch(row[1])), ""),
             nvcc=found[0][2] == "1",
             cudart=found[0][3] == "1",
             cublas=found[0][4] == "1",
             cccl=found[0][5] == "1",
             libdir=found[0][6],
+            # An older recording does not tell.
+            stub=found[0][7] != "0",
             names=tuple(sorted({row[0] for row in found} - {root})),
         )
         for root, found in rows.items()
     )
 
 
-def _pythons(record: _Record) -> tuple[Tool, ...]:
-    """Several names on PATH may end at one interpreter."""
-    rows = record.rows("python", 3)
+def _pythons(told: Sorted) -> tuple[Tool, ...]:
+    """Several names on PATH may end at one interpreter. Only root's part says what root may run."""
+    trusted = {row[0] for row in told.main.rows("trusted", 1)}
+    old = "trusted" not in told.main.values
     return tuple(
-        {path: Tool(path, version, everyone == "1") for path, version, everyone in rows}.values()
+        {
+            path: Tool(
+                path,
+                version,
+                everyone == "1",
+                trusted=old or path in trusted,
+                lacks=tuple(dict.fromkeys(n.lstrip("_") for n in lacks.split(",") if n)),
+            )
+            for path, version, everyone, lacks in told.account.rows("python", 4)
+            if own.PATH.fullmatch(path) and PYTHON.fullmatch(version)
+        }.values()
     )
 
 
-def _tool(record: _Record, name: str) -> Tool | None:
+def _tool(record: Record, name: str) -> Tool | None:
     for path, output in record.rows(name, 2):
-        version = re.search(r"\d+(?:\.\d+)+", output)
+        version = re.search(r"(?<!\d)\d{1,6}(?:\.\d{1,6}){1,4}", output)
         if version:
             return Tool(path, version[0])
     return None
 
 
-def _init(record: _Record) -> str:
+def _init(record: Record) -> str:
     if "systemctl" not in record.values:
         return "none"
     return "systemd" if record.text("systemctl") == "0" else "silent"
@@ -481,53 +441,19 @@ def _units(lines: list[str]) -> dict[str, Unit]:
                 properties.get("SubState", ""),
                 properties.get("UnitFileState", ""),
                 stale=properties.get("NeedDaemonReload") == "yes",
+                result=properties.get("Result", ""),
+                status=_status(properties.get("ExecMainStatus", "")),
+                triggered=_moment(properties.get("LastTriggerUSec", "")),
             )
         properties = {}
     return units
 
 
-def _hashes(lines: list[str]) -> dict[str, str]:
-    """Output of sha256sum: path -> hash."""
-    hashes = {}
-    for line in lines:
-        match = re.fullmatch(r"(\\?)([0-9a-f]{64}) [ *](.+)", line)
-        if match:
-            # A leading backslash says that the path is escaped.
-            path = match[3].replace("\\\\", "\\") if match[1] else match[3]
-            hashes[path] = match[2]
-    return hashes
+def _status(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) else None
 
 
-def _result(record: _Record) -> Result | Unreadable | None:
-    """latest.json; the script cuts what is longer than a result can be."""
-    block = next((lines for name, lines in record.blocks.items() if name[0] == "latest"), None)
-    if block is None:
-        return None
-    if sum(map(len, block)) + len(block) >= JSON_LIMIT:
-        return Unreadable("latest.json has 1 MiB or more: no verification writes such a one")
-    try:
-        return received_result(json.loads("\n".join(block)))
-    except (ValueError, RecursionError) as error:
-        return Unreadable(f"latest.json is no JSON ({type(error).__name__})")
-
-
-def _job(record: _Record, kind: str, key: str, alive: str) -> Job:
-    progress = _told(record, Progress, "progress", kind, key)
-    stamp = _told(record, Stamp, "stamp", kind, key)
-    job = Job(
-        kind=kind,
-        key=key,
-        alive=alive == "1",
-        progress=None if isinstance(progress, Unreadable) else progress,
-        stamp=None if isinstance(stamp, Unreadable) else stamp,
-        unreadable=stamp.reason if isinstance(stamp, Unreadable) else "",
-    )
-    # Its folder has the same name whatever is verified.
-    told = job.progress or job.stamp
-    return replace(job, key=told.key) if kind == "verify" and told else job
-
-
-def _told(record: _Record, form: type[T], *name: str) -> T | Unreadable | None:
-    """The block whose name begins so; its last part is the file's path. None: no such file."""
-    block = next((lines for block, lines in record.blocks.items() if block[:3] == name), None)
-    return None if block is None else received_text(form, "\n".join(block))
+def _moment(text: str) -> int | None:
+    """Seconds since 1970 of a moment as systemd writes it, Thu 2026-11-26 04:20:22 UTC."""
+    found = re.search(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d) UTC", text)
+    return calendar.timegm((*map(int, found.groups()), 0, 0, 0)) if found else None

@@ -7,35 +7,53 @@ from importlib.resources import files as package_files
 from typing import cast
 from weakref import WeakKeyDictionary
 
-from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.facts import FactBase
 from pyinfra.api.host import Host
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import TELLING, SnapshotError, parse
-from llamafleet.layout import Layout
+from llamafleet.layout import AS_ACCOUNT, USER, Layout
 from llamafleet.managed import unit_names
-from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.protocol.pythons import MODULES, PYTHONS
 from llamafleet.tables import driver_packages
+from llamafleet.terminal import printable
+from llamafleet.wheelhouse.manifest import MANIFEST
 
 __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render", "snapshot_of"]
 
-TIMEOUT_S = 120
-"""A script that takes longer hangs, on a dead network file system say; it needs under a second,
-and at most 10 s more for an nvidia-smi that hangs, 5 s for dkms and 6 s for the kernel's log."""
+TIMEOUT_S = 240
+"""A script that takes longer hangs, on a dead network file system say. It needs about a second, and
+at most 75 s more for an nvidia-smi that hangs, 60 s for programs and folders of the account that
+do, 10 s for files, 5 s for dkms, 5 s for systemd and 6 s for the kernel's log."""
+
+NOBODY = "65534"
+"""The number of user and group nobody: user_namespaces(7), overflowuid."""
+_NAMED = {
+    f"--reuid={USER}": f"--reuid={NOBODY}",
+    f"--regid={USER}": f"--regid={NOBODY}",
+    "--init-groups": "--clear-groups",
+}
+AS_NOBODY = tuple(_NAMED.get(word, word) for word in AS_ACCOUNT)
+"""As AS_ACCOUNT, where there is no account yet."""
 
 _memo: WeakKeyDictionary[Host, tuple[tuple[object, ...], HostSnapshot]] = WeakKeyDictionary()
 
 
-def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) -> str:
+def render(
+    layout: Layout,
+    files: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    folders: tuple[str, ...] = (),
+) -> str:
     """The whole script for one host.
 
     `files`: paths to hash. `extra`: paths from the settings that are not among the usual ones: a
-    toolkit's root, a C++ compiler, a Python interpreter. A path is absolute or begins with
-    ``$HOME/``, which the host's shell expands. Raises ValueError on any other path.
+    toolkit's root, a C++ compiler, a Python interpreter. `folders`: paths whose owners are wanted,
+    as those of `files` are. A path is absolute or begins with ``$HOME/``, which the host's shell
+    expands. Raises ValueError on any other path.
     """
-    for path in (layout.prefix, layout.state, *files, *extra):
-        if not path.startswith(("/", "$HOME/")) or "\n" in path:
+    for path in (layout.prefix, layout.state, *files, *extra, *folders):
+        if not path.startswith(("/", "$HOME/")) or not path.isprintable():
             raise ValueError(
                 f"found path {path!r}; expected one line that begins with / or $HOME/; "
                 "next: correct the setting that holds it"
@@ -45,14 +63,42 @@ def render(layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()) 
         "LF_PREFIX": layout.prefix,
         "LF_STATE": layout.state,
         "LF_FILES": "\n".join(files),
+        "LF_FOLDERS": "\n".join(folders),
+        "LF_MADE": layout.made,
+        "LF_LOCK": layout.deploy_lock,
+        "LF_MACHINE": layout.machine,
+        "LF_WHEELHOUSE": f"{layout.wheelhouse}/{MANIFEST}",
         "LF_EXTRA": "\n".join(extra),
+        "LF_USER": USER,
+        "LF_AS_ACCOUNT": " ".join(AS_ACCOUNT),
+        "LF_AS_NOBODY": " ".join(AS_NOBODY),
+        "LF_MODULES": " ".join(MODULES),
         "LF_UNITS": " ".join(unit_names()),
         "LF_DRIVER": "\n".join(driver_packages.patterns(*TELLING)),
         "LF_HELD": "\n".join(driver_packages.patterns("held")),
         "LF_PYTHONS": " ".join(reversed(PYTHONS)),
     }
     script = package_files("llamafleet.facts").joinpath("snapshot.sh").read_text("utf-8")
-    return "".join(f"{key}={shlex.quote(text)}\n" for key, text in parameters.items()) + script
+    # As a value of its own, since it starts itself again with fewer rights.
+    parameters["LF_SCRIPT"] = script
+    assigned = "".join(f"{key}={shlex.quote(text)}\n" for key, text in parameters.items())
+    return f'{assigned}eval "$LF_SCRIPT"\n'
+
+
+def one_line(script: str) -> str:
+    """The script as one line that every login shell hands on as it is.
+
+    What tcsh changes even between quotes (line ends, "!") and fish (backslashes) is written as
+    printf(1) knows it. One argument takes 128 KiB on Linux: execve(2), MAX_ARG_STRLEN.
+    """
+    return "eval \"$(printf '" + "".join(map(_escaped, script.encode())) + "')\""
+
+
+def _escaped(byte: int) -> str:
+    if byte == ord("%"):
+        return "%%"
+    safe = ord(" ") <= byte <= ord("~") and byte not in b"'\\!"
+    return chr(byte) if safe else f"\\{byte:03o}"
 
 
 class Snapshot(FactBase[HostSnapshot]):
@@ -65,6 +111,7 @@ class Snapshot(FactBase[HostSnapshot]):
         state_dir: str,
         files: tuple[str, ...] = (),
         extra: tuple[str, ...] = (),
+        folders: tuple[str, ...] = (),
     ) -> str:
         if scope not in ("system", "user"):
             raise ValueError(f"found scope {scope!r}; expected system or user")
@@ -75,18 +122,19 @@ class Snapshot(FactBase[HostSnapshot]):
             state=state_dir,
             units="",
         )
-        return render(layout, tuple(files), tuple(extra))
+        return one_line(render(layout, tuple(files), tuple(extra), tuple(folders)))
 
     def process(self, output: list[str]) -> HostSnapshot:
-        # Any other exception would end the run for every host.
+        # Any exception would end the run for every host.
         try:
             return parse(output)
         except SnapshotError as error:
-            raise FactProcessError(str(error)) from error
+            return HostSnapshot(error=str(error))
         except Exception as error:
-            raise FactProcessError(
-                f"found a snapshot that can't be understood ({type(error).__name__}: {error})"
-            ) from error
+            return HostSnapshot(
+                error="found a snapshot that can't be understood "
+                f"({printable(f'{type(error).__name__}: {error}')[:300]})"
+            )
 
 
 class SnapshotText(FactBase[str]):
@@ -99,7 +147,10 @@ class SnapshotText(FactBase[str]):
 
 
 def arguments(
-    layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()
+    layout: Layout,
+    files: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    folders: tuple[str, ...] = (),
 ) -> dict[str, object]:
     """Of these two facts, for one host."""
     return {
@@ -108,24 +159,29 @@ def arguments(
         "state_dir": layout.state,
         "files": files,
         "extra": extra,
+        "folders": folders,
         "_timeout": TIMEOUT_S,
     }
 
 
 def snapshot_of(
-    host: Host, layout: Layout, files: tuple[str, ...], extra: tuple[str, ...] = ()
+    host: Host,
+    layout: Layout,
+    files: tuple[str, ...],
+    extra: tuple[str, ...] = (),
+    folders: tuple[str, ...] = (),
 ) -> HostSnapshot:
     """The host's snapshot, read once until `forget(host)`.
 
     A host that can't be read gets a snapshot whose `error` says so, and the run goes on: the plan
     turns it into that host's problem. It is not remembered, so the next call tries again.
     """
-    asked = (layout, files, extra)
+    asked = (layout, files, extra, folders)
     known = _memo.get(host)
     if known and known[0] == asked:
         return known[1]
     try:
-        render(layout, files, extra)
+        render(*asked)
     except ValueError as error:
         return HostSnapshot(error=str(error))
     snapshot = cast(
@@ -136,7 +192,8 @@ def snapshot_of(
         return HostSnapshot(
             error="the host could not be read: the log above says why, with -vvv all it printed"
         )
-    _memo[host] = (asked, snapshot)
+    if not snapshot.error:
+        _memo[host] = (asked, snapshot)
     return snapshot
 
 

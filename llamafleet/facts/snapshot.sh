@@ -2,23 +2,43 @@
 # Print what llamafleet needs to know of this host. Reads only, runs under any POSIX sh, and always
 # exits 0 and ends with the line "#end"; what can't be read is left out.
 #
+# It has two parts. The first runs as whoever started it, which may be root: it opens and executes
+# nothing that the account llamafleet can write. All that lies in that account's folders, and every
+# program that is only asked for its version, belongs to the second part, which root runs with the
+# account's rights, or with nobody's while there is no account. What the second part prints may be
+# forged by any process of the account: it becomes one block, bounded in size and time.
+#
 # Parameters, assigned by the reader in front of this script. A leading "$HOME" in a path is
 # expanded here, since only the host knows it.
+#   LF_SCRIPT     this text
+#   LF_PART       account: run the second part; else the first, which starts the second
 #   LF_SCOPE      system or user
 #   LF_PREFIX     folder of builds and toolkits
 #   LF_STATE      folder of jobs and results
 #   LF_FILES      paths to hash, one a line
+#   LF_FOLDERS    folders whose owners are wanted, one a line, as those of LF_FILES are
+#   LF_MADE       record of what llamafleet made
+#   LF_LOCK       who deploys
+#   LF_MACHINE    file that names the machine of the state folder
+#   LF_WHEELHOUSE manifest of the host's copy of the wheelhouse
 #   LF_EXTRA      further toolkits, compilers and interpreters to look at, one a line
+#   LF_USER       the account
+#   LF_AS_ACCOUNT, LF_AS_NOBODY  what runs a command with those rights
+#   LF_MODULES    modules that an interpreter must have, separated by blanks
 #   LF_UNITS      names of llamafleet's units, separated by blanks
 #   LF_DRIVER     packages of the driver that the verdict looks at, one a line; "*" is any text
 #   LF_HELD       packages that a hold of the driver is about, likewise
 #   LF_PYTHONS    versions of Python to look for, as "3.13 3.12"
-#   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (10)
+#   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (75: without persistence one of them
+#                 may take 25)
+#   LF_LIMIT      seconds for the second part (60)
+#   LF_MOST       bytes of the second part's output that are read (8 MiB)
 #   LF_ROOT       put before every well-known path: reads a recorded host
 #
 # Output: lines "key=value", fields separated by tabs, and blocks "@begin name" .. "@end" whose
 # lines begin with a blank, so that no content can pass for a tag.
 
+# shellcheck disable=SC1007,SC2015,SC2016 # "a= b=", "a && b || return" and '$HOME' are meant so
 LC_ALL=C
 export LC_ALL
 nl='
@@ -50,14 +70,17 @@ block() {
     printf '\n@end\n'
 }
 
+# plain FILE: it is a file of its own that can be read; a link may lead to another one's.
+plain() { [ -f "$1" ] && [ ! -L "$1" ] && [ -r "$1" ]; }
+
 # json NAME... FILE: the file as a block if it can be read, cut at 1 MiB.
 json() {
     for file in "$@"; do :; done
-    [ -f "$file" ] && [ -r "$file" ] || return 0
+    plain "$file" || return 0
     dd if="$file" bs=65536 count=16 | block "$@"
 }
 
-# first FILE: its first line.
+# first FILE: its first line; of a file that has a first line.
 first() {
     line=
     [ -r "$1" ] && IFS= read -r line <"$1"
@@ -71,7 +94,42 @@ expand() {
     esac
 }
 
+# expanded LINES: each of them.
+expanded() {
+    printf '%s\n' "$1" | while IFS= read -r path; do
+        [ -n "$path" ] && expand "$path" && echo
+    done
+}
+
 have() { command -v "$1" >/dev/null; }
+
+# brief COMMAND...: for 10 s at most.
+brief() {
+    if have timeout; then timeout -s KILL 10 "$@"; else "$@"; fi </dev/null
+}
+
+# inside PATH: the account can write the folder that it lies in.
+inside() {
+    case $1 in
+        "$LF_STATE"/* | "$LF_PREFIX"/versions/* | "$LF_PREFIX"/toolkits/*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
+# owners inside|outside: whose the files and folders are that lie there, by lstat.
+owners() {
+    wanted=$(printf '%s\n' "$LF_FILES" "$LF_FOLDERS" | while IFS= read -r path; do
+        if inside "$path"; then place=inside; else place=outside; fi
+        [ $place = "$1" ] && [ -n "$path" ] && printf '%s\n' "$path"
+    done)
+    old_ifs=$IFS
+    IFS=$nl
+    set -f
+    # shellcheck disable=SC2086 # words at line ends
+    [ -n "$wanted" ] && brief stat -c "%f$tab%U$tab%G$tab%n" $wanted | block owners
+    set +f
+    IFS=$old_ifs
+}
 
 # found NAME: every executable file of that name on PATH, one a line.
 found() {
@@ -146,7 +204,20 @@ read_system() {
     put user "$(id -un)"
     put home "$HOME"
     [ -e "$R/var/lib/systemd/linger/$(id -un)" ] && put linger 1
-    id -u llamafleet >/dev/null && put account 1
+    put machine_id "$(first "$R/etc/machine-id")"
+    account=
+    if id -u "$LF_USER" >/dev/null; then
+        account=1
+        put account 1
+        put account_groups "$(id -Gn "$LF_USER")"
+        entry=$(getent passwd "$LF_USER" || grep "^$LF_USER:" "$R/etc/passwd")
+        entry=${entry%:*}
+        put account_home "${entry##*:}"
+    fi
+    for file in "$R/etc/ssl/certs/ca-certificates.crt" "$R/etc/pki/tls/certs/ca-bundle.crt" \
+        "$R/etc/ssl/ca-bundle.pem"; do
+        [ -s "$file" ] && put ca_bundle "${file#"$R"}" && break
+    done
     for file in "$R/etc/os-release" "$R/usr/lib/os-release"; do
         [ -r "$file" ] && block os-release <"$file" && break
     done
@@ -182,28 +253,16 @@ read_machine() {
     put cores "$(nproc || grep -c '^processor' "$R/proc/cpuinfo")"
     sed -n '/^Mem\(Total\|Available\|Free\):/p' "$R/proc/meminfo" | block meminfo
 
-    # cgroup v2: the limit of this group and of each one above it.
-    group=
+    group= group1=
     while IFS= read -r line; do
-        case $line in 0::*) group=${line#0::} ;; esac
-    done <"$R/proc/self/cgroup"
-    group=${group%/}
-    while :; do
-        base=$R/sys/fs/cgroup$group
-        limit=$(first "$base/memory.max")
-        case $limit in
-            "" | *[!0-9]*) ;;
-            *)
-                reclaimable=0
-                while read -r name count; do
-                    [ "$name" = inactive_file ] && reclaimable=$count && break
-                done <"$base/memory.stat"
-                put cgroup_memory "$limit" "$(first "$base/memory.current")" "$reclaimable"
-                ;;
+        case $line in
+            0::*) group=${line#0::} ;;
+            *:memory:* | *:memory,*:* | *,memory:* | *,memory,*:*) group1=${line#*:*:} ;;
         esac
-        [ -n "$group" ] || break
-        group=${group%/*}
-    done
+    done <"$R/proc/self/cgroup"
+    group_memory "$R/sys/fs/cgroup" "$group" memory.max memory.current inactive_file
+    group_memory "$R/sys/fs/cgroup/memory" "$group1" \
+        memory.limit_in_bytes memory.usage_in_bytes total_inactive_file
 
     for pair in "prefix:$LF_PREFIX" "state:$LF_STATE" "tmp:${TMPDIR:-/tmp}"; do
         path=${pair#*:}
@@ -219,6 +278,117 @@ read_machine() {
     done
 }
 
+# group_memory FOLDER GROUP LIMIT USED RECLAIMABLE: of this group and of each one above it.
+group_memory() {
+    group=${2%/}
+    while :; do
+        limit=$(first "$1$group/$3")
+        case $limit in
+            "" | *[!0-9]*) ;;
+            *)
+                reclaimable=0
+                while read -r name count; do
+                    [ "$name" = "$5" ] && reclaimable=$count && break
+                done <"$1$group/memory.stat"
+                put cgroup_memory "$limit" "$(first "$1$group/$4")" "$reclaimable"
+                ;;
+        esac
+        [ -n "$group" ] || break
+        group=${group%/*}
+    done
+}
+
+# The proxies of the login: sudo takes them out of the environment, and its parents still have them.
+read_proxies() {
+    for name in http_proxy https_proxy no_proxy; do
+        value=$(own_proxy $name)
+        [ -n "$value" ] || value=$(login_proxy $name)
+        [ -n "$value" ] || value=$(sed -n "s/^ *\(export  *\)\{0,1\}$name=//p" "$R/etc/environment")
+        value=${value%%"$nl"*}
+        value=${value#[\"\']}
+        value=${value%[\"\']}
+        case $value in
+            # A password is nobody's business here.
+            *://*@*) value=${value%%://*}://${value##*@} && put proxy_password $name ;;
+            *@*) value=${value##*@} && put proxy_password $name ;;
+        esac
+        [ -n "$value" ] && put proxy $name "$value"
+    done
+}
+
+own_proxy() {
+    case $1 in
+        http_proxy) printf %s "${http_proxy:-${HTTP_PROXY:-}}" ;;
+        https_proxy) printf %s "${https_proxy:-${HTTPS_PROXY:-}}" ;;
+        no_proxy) printf %s "${no_proxy:-${NO_PROXY:-}}" ;;
+    esac
+}
+
+login_proxy() {
+    [ -n "${SUDO_UID:-}" ] && have tr || return
+    upper=$(printf %s "$1" | tr '[:lower:]' '[:upper:]')
+    pid=$PPID
+    for _ in 1 2 3; do
+        [ "${pid:-0}" -gt 1 ] || return
+        value=$(tr '\0' '\n' <"/proc/$pid/environ" | sed -n "s/^\($1\|$upper\)=//p")
+        [ -n "$value" ] && printf %s "$value" && return
+        pid=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$pid/status")
+    done
+}
+
+# What the settings name and this user sees; the second part may not.
+read_extra() {
+    printf '%s\n' "$LF_EXTRA" | while IFS= read -r path; do
+        [ -n "$path" ] && [ -e "$path" ] && put extra "$path"
+    done
+    for pair in "prefix:$LF_PREFIX" "state:$LF_STATE"; do
+        path=${pair#*:} rest=
+        until [ -d "$path" ]; do
+            case $path in /?*) ;; *) path=/ && break ;; esac
+            rest=/${path##*/}$rest
+            path=${path%/*}
+        done
+        real=$(readlink -f "$path")
+        put real "${pair%%:*}" "${pair#*:}" "${real%/}$rest"
+    done
+}
+
+# The interpreters that root may run. Only their folders are looked at.
+read_trusted() {
+    seen=$nl
+    put trusted ""
+    named_pythons | while IFS= read -r path; do
+        real=$(readlink -f "$path") && new "$real" && trusted "$real" && put trusted "$real"
+    done
+}
+
+# trusted PATH: only root can write it and the folders that lead there.
+trusted() {
+    parts=/ part=
+    old_ifs=$IFS
+    IFS=/
+    set -f
+    for name in $1; do
+        [ -n "$name" ] && part=$part/$name && parts=$parts$nl$part
+    done
+    IFS=$nl
+    # shellcheck disable=SC2086 # words at line ends
+    told=$(stat -c '%u %a' $parts) && [ -n "$told" ] && safe=1 || safe=
+    for one in $told; do
+        case $one in "0 "*[2367]? | "0 "*[2367]) safe= ;; "0 "*) ;; *) safe= ;; esac
+    done
+    set +f
+    IFS=$old_ifs
+    [ -n "$safe" ]
+}
+
+named_pythons() {
+    names=
+    for minor in ${LF_PYTHONS:-}; do names="$names python$minor"; done
+    for name in $names python3; do found "$name"; done
+    extra_files 'python*'
+}
+
 read_gpus() {
     for device in "$R"/sys/bus/pci/devices/*; do
         [ "$(first "$device/vendor")" = 0x10de ] || continue
@@ -229,7 +399,7 @@ read_gpus() {
 
     smi=$(command -v nvidia-smi) || return 0
     put smi "$smi"
-    left=${LF_SMI_LIMIT:-10}
+    left=${LF_SMI_LIMIT:-75}
     ask_smi query --query-gpu=index,name,uuid,pci.bus_id,memory.total,driver_version,compute_cap \
         --format=csv,noheader,nounits
     case $rc,$out in
@@ -329,7 +499,7 @@ read_parts() {
         esac
         [ -r "$locks" ] && sed 1000q "$locks" | block versionlock
     fi
-    [ -r "$LF_PREFIX/held-packages" ] && block hold_record <"$LF_PREFIX/held-packages"
+    plain "$LF_PREFIX/held-packages" && sed 1000q "$LF_PREFIX/held-packages" | block hold_record
 }
 
 # The driver's module for the kernels on disk: what the next boot will find.
@@ -419,17 +589,16 @@ compiler() {
     esac
     new "$real" || return
     if [ $kind = gcc ]; then
-        version=$("$1" -dumpfullversion -dumpversion </dev/null)
+        version=$(brief "$1" -dumpfullversion -dumpversion)
     else
-        version=$("$1" -dumpversion </dev/null)
+        version=$(brief "$1" -dumpversion)
     fi
     case $version in [0-9]*) put compiler "$1" "$kind" "$version" ;; esac
 }
 
 # extra_files PATTERN...: those of LF_EXTRA that are executable files with such a name.
 extra_files() {
-    printf '%s\n' "${LF_EXTRA:-}" | while IFS= read -r path; do
-        path=$(expand "$path")
+    printf '%s\n' "$LF_EXTRA" | while IFS= read -r path; do
         [ -f "$path" ] && [ -x "$path" ] || continue
         for pattern in "$@"; do
             # shellcheck disable=SC2254 # a pattern is wanted
@@ -440,6 +609,8 @@ extra_files() {
 
 read_toolkits() {
     seen=$nl
+    real_prefix=$(readlink -f "$LF_PREFIX")
+    real_prefix=${real_prefix:-$LF_PREFIX}
     case $(uname -m) in
         aarch64) targets="sbsa-linux aarch64-linux" ;;
         *) targets="$(uname -m)-linux" ;;
@@ -448,8 +619,7 @@ read_toolkits() {
         "$LF_PREFIX"/toolkits/*; do
         [ -d "$root/include" ] && toolkit "$root" any
     done
-    printf '%s\n' "${LF_EXTRA:-}" | while IFS= read -r root; do
-        root=$(expand "$root")
+    printf '%s\n' "$LF_EXTRA" | while IFS= read -r root; do
         [ -d "$root/include" ] && toolkit "$root" any
     done
     found nvcc | while IFS= read -r path; do
@@ -468,7 +638,9 @@ read_toolkits() {
 # toolkit ROOT any|complete: prints one line, or none where only a complete one counts.
 toolkit() {
     real=$(readlink -f "$1") || return
-    nvcc=0 version= cudart=0 cublas=0 cccl=0 libdir=
+    # /opt may be a link; what is ours has the name by which we know it.
+    case $real in "$real_prefix"/*) real=$LF_PREFIX${real#"$real_prefix"} ;; esac
+    nvcc=0 version= cudart=0 cublas=0 cccl=0 libdir= stub=0
     includes=$real/include
     libdirs=$real/lib64$nl$real/lib
     for target in $targets; do
@@ -485,6 +657,13 @@ toolkit() {
         [ -d "$folder/cccl" ] || [ -d "$folder/cub" ] && cccl=1
     done
     for folder in $libdirs; do
+        [ -e "$folder/stubs/libcuda.so" ] && stub=1
+    done
+    # The driver's own serves as well.
+    for folder in "$R"/usr/lib/*-linux-gnu "$R/usr/lib64" "$R/usr/lib" "$R/usr/lib/wsl/lib"; do
+        [ -e "$folder/libcuda.so" ] && stub=1
+    done
+    for folder in $libdirs; do
         [ -e "$folder/libcudart.so" ] || continue
         if [ -e "$folder/libcublas.so" ]; then
             libdir=$folder blas_so=1
@@ -499,18 +678,19 @@ toolkit() {
     [ "$2" = complete ] && [ $nvcc$cudart$cublas$cccl != 1111 ] && return
     # Asked once for each real folder.
     if new "$real" && [ $nvcc = 1 ]; then
-        version=$("$real/bin/nvcc" --version </dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+        version=$(brief "$real/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
     fi
-    put toolkit "$1" "$real" "$version" $nvcc $cudart $cublas $cccl "$libdir"
+    put toolkit "$1" "$real" "$version" $nvcc $cudart $cublas $cccl "$libdir" $stub
 }
 
 read_tools() {
     seen=$nl
-    # The interpreter behind a virtual environment or a version manager's shim, and whether every
-    # user may run it.
+    # The interpreter behind a virtual environment or a version manager's shim, whether every user
+    # may run it, and which of the modules it lacks. An extension may lack where its wrapper is.
     # shellcheck disable=SC2016 # Python, not shell
     program='
 import os, sys
+from importlib.util import find_spec
 path = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 part, everyone = path, 1
 while True:
@@ -518,20 +698,31 @@ while True:
     if part == "/":
         break
     part = os.path.dirname(part)
-print("%s\t%d.%d.%d\t%d" % ((path,) + tuple(sys.version_info[:3]) + (everyone,)))'
-    names=
-    for minor in ${LF_PYTHONS:-}; do names="$names python$minor"; done
-    for name in $names python3; do
-        found "$name" | while IFS= read -r path; do
-            # A shim script is asked by its plain name only: each run of it is slow.
-            case $name,$(first "$path") in python3.*,'#!'*) ;; *) printf '%s\n' "$path" ;; esac
-        done
-    done | { cat; extra_files 'python*'; } | while IFS= read -r path; do
+lacks = []
+for name in sys.argv[1:]:
+    try:
+        if find_spec(name):
+            continue
+    except Exception:
+        pass
+    lacks.append(name)
+told = (path,) + tuple(sys.version_info[:3]) + (everyone, ",".join(lacks))
+print("%s\t%d.%d.%d\t%d\t%s" % told)'
+    named_pythons | while IFS= read -r path; do
+        # A shim script is asked by its plain name only: each run of it is slow.
+        case ${path##*/},$(first "$path") in python3.*,'#!'*) shim "$path" || continue ;; esac
         new "$(readlink -f "$path")" || continue
-        line=$("$path" -I -S -c "$program" </dev/null) && printf 'python=%s\n' "${line%%"$nl"*}"
+        # shellcheck disable=SC2086 # words wanted
+        line=$(brief "$path" -I -S -c "$program" ${LF_MODULES:-}) &&
+            printf 'python=%s\n' "${line%%"$nl"*}"
     done
 
-    path=$(command -v cmake) && put cmake "$path" "$(cmake --version </dev/null)"
+    path=$(command -v cmake) && put cmake "$path" "$(brief cmake --version)"
+}
+
+# shim PATH: the settings name it.
+shim() {
+    case $nl$LF_EXTRA$nl in *"$nl$1$nl"*) return 0 ;; *) return 1 ;; esac
 }
 
 read_units() {
@@ -545,9 +736,9 @@ read_units() {
     fi
     # A pattern finds none but those in memory; one that is named is loaded for the answer.
     # shellcheck disable=SC2086 # words are wanted
-    limited 5 systemctl $manager show \
+    limited 5 env TZ=UTC systemctl $manager show \
         --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
-        $LF_UNITS 'llamafleet-*'
+        --property=Result,ExecMainStatus,LastTriggerUSec $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
     [ "$rc" = 0 ] || return 0
     printf '%s\n' "$out" | block units
@@ -557,10 +748,11 @@ read_units() {
     put systemd "${out%%[!0-9]*}"
 }
 
-# number NAME: sets $number from "NAME": 123 in $line.
+# number NAME: sets $number from the first "NAME": 123 in $text.
 number() {
-    case $line in *"\"$1\":"*) ;; *) return 1 ;; esac
-    number=${line#*"\"$1\":"}
+    number=
+    case $text in *"\"$1\":"*) ;; *) return 1 ;; esac
+    number=${text#*"\"$1\":"}
     number=${number# }
     number=${number%%[!0-9]*}
 }
@@ -575,14 +767,14 @@ start_ticks() {
 
 # job KIND KEY FOLDER
 job() {
-    alive=0 pid= ticks=
-    if [ -f "$3/progress.json" ] && [ -r "$3/progress.json" ]; then
-        while IFS= read -r line || [ -n "$line" ]; do
-            number pid && pid=$number
-            number start_ticks && ticks=$number
-        done <"$3/progress.json"
+    alive=0
+    if plain "$3/progress.json"; then
+        # It is short: what does not lie in its beginning lies nowhere.
+        text=$(dd if="$3/progress.json" bs=65536 count=1)
+        number pid && pid=$number
         # A pid alone says nothing: it may be another process's by now.
-        [ -n "$ticks" ] && [ -n "$pid" ] && [ "$(start_ticks "$pid")" = "$ticks" ] &&
+        [ -n "$number" ] && number start_ticks && [ -n "$number" ] &&
+            [ "$(start_ticks "$pid")" = "$number" ] &&
             grep -q llamafleet-host "$R/proc/$pid/cmdline" && alive=1
     fi
     put job "$1" "$2" $alive
@@ -590,29 +782,76 @@ job() {
     json stamp "$1" "$2" "$3/stamp.json"
 }
 
+# folders_of FOLDER: names of the folders in it, the newest first, 200 at most.
+folders_of() {
+    # shellcheck disable=SC2012 # newest first; names are checked
+    ls -1t "$1" | sed 1000q | while IFS= read -r key; do
+        case $key in "" | .* | *[!A-Za-z0-9._+-]*) continue ;; esac
+        [ -d "$1/$key" ] && [ ! -L "$1/$key" ] && printf '%s\n' "$key"
+    done | sed 200q
+}
+
+# with_current: of names on the standard input the first ten, and the one in use before them all.
+with_current() {
+    count=0
+    [ -n "$LF_CURRENT" ] && printf '%s\n' "$LF_CURRENT"
+    while IFS= read -r key && [ $count -lt 10 ]; do
+        count=$((count + 1))
+        [ "$key" = "$LF_CURRENT" ] || printf '%s\n' "$key"
+    done
+}
+
+# jobs_in FOLDER KIND...: the ten newest of each kind, to bound the output, and the one in use.
+jobs_in() {
+    folder=$1
+    shift
+    for kind in "$@"; do
+        folders_of "$folder/$kind" | with_current | while IFS= read -r key; do
+            [ -d "$folder/$kind/$key" ] && [ ! -L "$folder/$kind/$key" ] &&
+                job "$kind" "$key" "$folder/$kind/$key"
+        done
+    done
+}
+
+# What only root writes: the switch, the files, the jobs of root, the wheelhouse.
 read_managed() {
     current=$(readlink "$LF_PREFIX/current")
     current=${current%/}
-    current=${current##*/}
-    put current "$current"
-    for path in "$LF_PREFIX"/versions/*; do
-        [ -d "$path" ] && put built "${path##*/}"
-    done
+    LF_CURRENT=${current##*/}
+    put current "$LF_CURRENT"
+    [ "$LF_SCOPE" = system ] && jobs_in "$LF_PREFIX/jobs" toolkit packages
 
-    # Jobs of root lie apart.
-    for folder in "$LF_STATE/build" "$LF_STATE/toolkit" "$LF_PREFIX/jobs/toolkit"; do
-        count=0
-        # shellcheck disable=SC2012 # newest first; names are checked
-        ls -1t "$folder" | while IFS= read -r key; do
-            case $key in "" | .* | *[!A-Za-z0-9._+-]*) continue ;; esac
-            [ -d "$folder/$key" ] || continue
-            count=$((count + 1))
-            # The ten newest, to bound the output, and always the one in use.
-            if [ $count -le 10 ] || [ "$key" = "$current" ]; then
-                job "${folder##*/}" "$key" "$folder/$key"
-            fi
-        done
-    done
+    # Word splitting at line ends makes the arguments of one sha256sum.
+    files=$(printf '%s\n' "$LF_FILES" | while IFS= read -r path; do
+        plain "$path" && ! inside "$path" && printf '%s\n' "$path"
+    done)
+    old_ifs=$IFS
+    IFS=$nl
+    set -f
+    # shellcheck disable=SC2086
+    [ -n "$files" ] && brief sha256sum $files | block files
+    set +f
+    IFS=$old_ifs
+    owners outside
+    plain "$LF_WHEELHOUSE" && brief sha256sum "$LF_WHEELHOUSE" | block wheelhouse
+    plain "$LF_MADE" && sed 1000q "$LF_MADE" | block made
+    [ "$LF_SCOPE" = system ] && read_lock
+    return 0
+}
+
+read_lock() {
+    plain "$LF_LOCK" || return
+    dd if="$LF_LOCK" bs=4096 count=1 | block deploy_lock
+    touched=$(stat -c %Y "$LF_LOCK") && put deploy_lock_age $(($(date +%s) - touched))
+}
+
+# What the account writes: builds, jobs, results.
+read_own() {
+    if plain "$LF_MACHINE"; then
+        put state_machine "$(dd if="$LF_MACHINE" bs=100 count=1)"
+    fi
+    folders_of "$LF_PREFIX/versions" | while IFS= read -r name; do put built "$name"; done
+    jobs_in "$LF_STATE" build toolkit
     for name in progress stamp; do
         if [ -e "$LF_STATE/verify/run/$name.json" ]; then
             job verify run "$LF_STATE/verify/run"
@@ -620,22 +859,88 @@ read_managed() {
         fi
     done
     json latest "$LF_STATE/results/latest.json"
+    [ "$LF_SCOPE" = system ] || read_lock
+    owners inside
+    folders_of "$LF_PREFIX/versions" | with_current | while IFS= read -r name; do build "$name"; done
+}
 
-    # Word splitting at line ends makes the arguments of one sha256sum.
-    files=$(printf '%s\n' "${LF_FILES:-}" | while IFS= read -r path; do
-        path=$(expand "$path")
-        [ -f "$path" ] && [ -r "$path" ] && printf '%s\n' "$path"
-    done)
-    manifest=$LF_STATE/wheelhouse/manifest.json
-    old_ifs=$IFS
-    IFS=$nl
-    set -f
-    # shellcheck disable=SC2086
-    [ -n "$files" ] && sha256sum $files | block files
-    set +f
-    IFS=$old_ifs
-    [ -r "$manifest" ] && sha256sum "$manifest" | block wheelhouse
-    return 0
+# build NAME: whether it is whole.
+build() {
+    folder=$LF_PREFIX/versions/$1
+    [ -d "$folder" ] || return
+    json build "$1" "$folder/build.json"
+    brief "$folder/bin/python" -I -S -c '' && put build_runs "$1"
+    (
+        cd "$folder" || exit
+        for file in lib/python*/site-packages/llama_cpp/lib/lib*.so*; do
+            plain "$file" && printf '%s\n' "$file"
+        done | sed 100q | {
+            set --
+            while IFS= read -r file; do set -- "$@" "$file"; done
+            [ $# -gt 0 ] && sha256sum "$@"
+        }
+    ) | block libraries "$1"
+}
+
+# Run the second part, with no more rights than the account has.
+read_account() {
+    session= rights= home=$HOME
+    have setsid && session=setsid
+    if [ "$LF_SCOPE" = system ] && [ "$(id -u)" = 0 ]; then
+        rights=$LF_AS_NOBODY home=/
+        [ -n "$account" ] && rights=$LF_AS_ACCOUNT
+        # Without a session of its own it could type into the terminal of whoever started this.
+        # shellcheck disable=SC2086 # words wanted
+        if [ -z "$session" ] || ! $rights sh -c :; then
+            put setpriv 0
+            return
+        fi
+        put setpriv 1
+    fi
+    # shellcheck disable=SC2086 # words wanted
+    confined "${LF_LIMIT:-60}" $session $rights env -i LC_ALL=C "PATH=$PATH" "HOME=$home" \
+        LF_PART=account "LF_ROOT=$R" "LF_SCOPE=$LF_SCOPE" "LF_PREFIX=$LF_PREFIX" \
+        "LF_STATE=$LF_STATE" "LF_FILES=$LF_FILES" "LF_FOLDERS=$LF_FOLDERS" "LF_EXTRA=$LF_EXTRA" \
+        "LF_MACHINE=$LF_MACHINE" "LF_LOCK=$LF_LOCK" "LF_PYTHONS=$LF_PYTHONS" \
+        "LF_MODULES=$LF_MODULES" "LF_CURRENT=$LF_CURRENT" sh -c "$LF_SCRIPT" | block account
+}
+
+# confined SECONDS COMMAND...: its output, cut in size and time. Here as in limited only the reader
+# of the pipe is waited for.
+confined() {
+    seconds=$1
+    shift
+    {
+        # The pid comes from here: what the command prints is no word to kill by.
+        sh -c 'echo $$; exec "$@"' sh "$@" </dev/null &
+    } | (
+        IFS= read -r pid
+        exec 3<&0
+        head -c "${LF_MOST:-8388608}" <&3 &
+        reader=$!
+        (
+            while [ "$seconds" -gt 0 ]; do
+                sleep 1 || exit
+                seconds=$((seconds - 1))
+            done
+            kill "$reader"
+        ) >/dev/null &
+        clock=$!
+        if ! wait "$reader"; then
+            # With all of its session; without one it leads no group.
+            kill -9 "-$pid" || kill -9 "$pid"
+        fi
+        kill "$clock"
+    )
+}
+
+account() {
+    read_compilers
+    read_toolkits
+    read_tools
+    read_own
+    # Proof for the reader that it came to its end.
+    put account_complete 1
 }
 
 main() {
@@ -643,8 +948,12 @@ main() {
     if [ -z "${HOME:-}" ]; then
         HOME=$(sed -n "s/^$(id -un):.*:\([^:]*\):[^:]*\$/\1/p" /etc/passwd)
     fi
-    LF_PREFIX=$(expand "$LF_PREFIX")
-    LF_STATE=$(expand "$LF_STATE")
+    for name in LF_PREFIX LF_STATE LF_MADE LF_LOCK LF_MACHINE LF_WHEELHOUSE; do
+        eval "$name=\$(expand \"\${$name}\")"
+    done
+    LF_FILES=$(expanded "$LF_FILES")
+    LF_FOLDERS=$(expanded "$LF_FOLDERS")
+    LF_EXTRA=$(expanded "$LF_EXTRA")
     # Non-login shells often lack the last ones; the driver's own folders are seldom on PATH.
     for folder in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin \
         /usr/local/nvidia/bin /opt/nvidia/bin /usr/lib/wsl/lib; do
@@ -656,17 +965,18 @@ main() {
     export PATH
     read_system
     read_machine
+    read_proxies
+    read_extra
+    read_trusted
     read_gpus
     read_driver
     read_parts
     read_kernels
     read_secure_boot
     read_kernel_log
-    read_compilers
-    read_toolkits
-    read_tools
     read_units
     read_managed
+    read_account
     # Proof for the reader that no step above ended the shell.
     put complete 1
 }
@@ -682,6 +992,11 @@ clean() {
     fi 2>/dev/null
 }
 
+if [ "${LF_PART:-}" = account ]; then
+    exec 2>/dev/null
+    account
+    exit 0
+fi
 echo '#llamafleet-snapshot 1'
 (main) | clean
 echo '#end'

@@ -71,15 +71,19 @@ class Row:
         result: Result | Unreadable | None,
         changed: Iterable[str],
         failures: Iterable[str],
+        *,
         update: Update | None = None,
+        known: bool = True,
     ) -> Row:
         """A row from a result (None: there is none) and what went wrong around it.
 
         A failure beside a good verdict makes it FAIL; a result that can't be understood makes
-        it NOT VERIFIED, with the reason.
+        it NOT VERIFIED, with the reason. So do failures of which nothing is `known` but that the
+        host, or its job, came to no end.
         """
         failures = list(failures)
-        row = cls(host=host, verdict=FAIL if failures and result is None else NOT_VERIFIED)
+        worst = FAIL if known else NOT_VERIFIED
+        row = cls(host=host, verdict=worst if failures and result is None else NOT_VERIFIED)
         if isinstance(result, Result):
             row = _from_result(host, result)
         elif isinstance(result, Unreadable):
@@ -87,7 +91,8 @@ class Row:
         elif not failures:
             failures.append(_no_result(host, "no result"))
         reason = tuple(dict.fromkeys([*failures, *row.reason]))
-        verdict = FAIL if reason and row.verdict in GOOD else row.verdict
+        red = FAIL if row.reason else worst
+        verdict = red if reason and row.verdict in GOOD else row.verdict
         return replace(row, verdict=verdict, changed=tuple(changed), reason=reason, update=update)
 
 

@@ -10,16 +10,19 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, driver_check, job
+from llamafleet.onhost import build, detach, discard, driver_check, job
+from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, status, toolkit_config
+from llamafleet.protocol.job import BuildConfig, CompilerConfig, status, toolkit_config
 
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
-RUNS: dict[str, Callable[[Path], int]] = {
+PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
+RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
+    PACKAGES.kind: partial(job.run, PACKAGES),
 }
 
 
@@ -31,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return detach.main(rest)
     if command == "driver-check":
         return driver_check.main(rest)
+    if command == "discard":
+        return discard.main(rest)
     # These two import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
@@ -48,21 +53,21 @@ def _dispatch(args: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("job", help="run a job in the foreground")
     run.add_argument("--kind", choices=sorted(RUNS), required=True)
-    run.add_argument("--dir", type=Path, required=True, help="the job's folder")
+    run.add_argument("--config", type=Path, required=True, help="what it is told, as JSON")
+    run.add_argument("--dir", type=Path, required=True, help="the job's folder; it makes it")
     ask = commands.add_parser("status", help="state of a job as one line of JSON")
     ask.add_argument("--dir", type=Path, required=True)
     commands.add_parser("start", help="run a command detached; see start --help")
+    commands.add_parser("discard", help="remove builds; see discard --help")
     commands.add_parser("driver-check", help="see driver-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)
-    folder: Path = options.dir.resolve()
+    folder: Path = options.dir.absolute()
     if options.command == "status":
         print(json.dumps(asdict(status(folder))))
         return 0
-    if not folder.is_dir():
-        parser.error(f"--dir: found no folder {folder}; next: deploy again")
-    return RUNS[options.kind](folder)
+    return RUNS[options.kind](options.config.absolute(), folder)
 
 
 if __name__ == "__main__":

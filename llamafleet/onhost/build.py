@@ -1,7 +1,12 @@
-"""The build job: llama-cpp-python from its source archive into a venv of its own."""
+"""The build job: llama-cpp-python from its source archive into a venv of its own.
+
+A build gets a folder that was not there before, and build.json in it as the last thing: one that
+fails, or is cut off, takes nothing away from those that are there.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import json
@@ -11,12 +16,23 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llamafleet.onhost.job import Job, JobFailed
-from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, BuildProduct, PipConfig
+from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.job import (
+    BUILD,
+    PATH,
+    BuildConfig,
+    BuildProduct,
+    JobConfig,
+    PipConfig,
+    Stamp,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] (.*)")
 WHEEL = re.compile(r"Created wheel for llama.cpp.python: .*\bsize=(\d+) sha256=([0-9a-f]{64})")
@@ -31,12 +47,8 @@ PHASES = {
 KEEP = ("CMakeCache.txt", ".ninja_log", "CMakeFiles/CMakeConfigureLog.yaml")
 """What stays of the CMake tree: evidence. The objects take hundreds of MB."""
 
-# What would change the machine code behind the fingerprint's back, or the interpreter's path.
-FOREIGN = re.compile(
-    r"(?:SKBUILD|CMAKE|GGML|LLAMA)_.*|(?:C|CXX|CPP|LD|CUDA)FLAGS|CC|CXX|CUDACXX|CUDAHOSTCXX"
-    r"|NVCC_(?:PREPEND|APPEND)_FLAGS|C(?:PLUS)?_INCLUDE_PATH|CPATH|LIBRARY_PATH|LD_LIBRARY_PATH"
-    r"|LD_PRELOAD|SOURCE_DATE_EPOCH|PYTHON.*|VIRTUAL_ENV"
-)
+INCOMPLETE = "incomplete"
+"""In the folder of a build that is being made: the next one removes what was cut off."""
 
 READ_UNDECLARED = frozenset(
     f"{name}_BUILD_{what}" for name in ("GGML", "LLAMA") for what in ("COMMIT", "NUMBER")
@@ -134,19 +146,41 @@ def _covered(spans: Iterable[tuple[int, int]]) -> int:
 
 
 def done(config: BuildConfig) -> bool:
-    return Path(config.prefix, "bin", "python").exists()
+    return proof(Path(config.prefix), config.key) is not None
+
+
+def proof(prefix: Path, key: str) -> BuildProduct | None:
+    """What build.json in `prefix` says of that build; None: it is not whole."""
+    data = read_json(prefix / BUILD)
+    try:
+        stamp = decode(Stamp, data)
+        return decode(BuildProduct, data) if stamp.ok and stamp.key == key else None
+    except DecodeError:
+        return None
 
 
 def work(job: Job, config: BuildConfig) -> BuildProduct:
-    """Make the venv, build into it, check what came out."""
+    """Make the venv, build into it, check what came out, and say so in it."""
     prefix = Path(config.prefix)
     tree, tmp = job.folder / "cmake", job.folder / "tmp"
-    for leftover in (prefix, tree, tmp):
+    for leftover in (tree, tmp):
         if leftover.exists():
             shutil.rmtree(leftover)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    _remove_cut_off(job, prefix.parent)
     try:
+        prefix.mkdir()
+    except FileExistsError:
+        raise JobFailed(
+            f"{prefix}: found a folder; expected none, as no build is made over another; "
+            "next: run the same command again"
+        ) from None
+    try:
+        (prefix / INCOMPLETE).touch()
         tmp.mkdir()
-        return _build(job, config, tree, tmp)
+        product = _build(job, config, tree, tmp)
+        _prove(job, config, product)
+        return product
     except BaseException:
         # Freed before the stamp is written: the disk may be full.
         shutil.rmtree(prefix, ignore_errors=True)
@@ -156,13 +190,42 @@ def work(job: Job, config: BuildConfig) -> BuildProduct:
         trim(tree)
 
 
+def _remove_cut_off(job: Job, versions: Path) -> None:
+    """Remove what builds left that were killed; the lock says that none of them runs."""
+    for marker in versions.glob(f"*/{INCOMPLETE}"):
+        if not marker.parent.is_symlink() and not (marker.parent / BUILD).exists():
+            job.log(f"removed {marker.parent}: a build that was cut off")
+            shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def _prove(job: Job, config: BuildConfig, product: BuildProduct) -> None:
+    """Write build.json once all else is on the disk."""
+    prefix = Path(config.prefix)
+    _sync_file_system(prefix)
+    write_json(prefix / BUILD, asdict(job.stamp(asdict(config.inputs))) | asdict(product))
+    (prefix / INCOMPLETE).unlink()
+    sync_folder(prefix)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Have all of the file system that `folder` is on upon the disk. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # os.sync would also wait for file systems that have nothing to do with it.
+        if ctypes.CDLL(None, use_errno=True).syncfs(opened):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(opened)
+
+
 def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct:
     prefix = Path(config.prefix)
-    env = environment(variables(config), prefix, tmp)
+    env = environment(config, variables(config), prefix, tmp)
     job.phase("resolve", "venv")
-    job.command([config.python, "-m", "venv", "--without-pip", str(prefix)], env=env)
+    job.command([config.python, "-I", "-m", "venv", "--without-pip", str(prefix)], env=env)
     python = str(prefix / "bin" / "python")
-    pip = pip_install(config, python)
+    pip = pip_install(own_pip(config, tmp), python)
 
     requirements = job.folder / "requirements.txt"
     requirements.write_text(config.requirements, encoding="utf-8")
@@ -211,26 +274,62 @@ def variables(config: BuildConfig) -> dict[str, str]:
     }
 
 
-def environment(own: Mapping[str, str], prefix: Path, tmp: Path) -> dict[str, str]:
-    """A job's environment: the caller's without what steers compilers, then the job's own."""
-    env = {k: v for k, v in os.environ.items() if not FOREIGN.fullmatch(k)} | dict(own)
-    path = env.get("PATH", os.defpath)
-    return env | {
+def environment(
+    config: JobConfig, own: Mapping[str, str], prefix: Path, tmp: Path
+) -> dict[str, str]:
+    """A job's environment: nothing of the caller's, whose settings would change what is built.
+
+    `own` wins over what is common to all jobs. `tmp`: a folder for this job alone.
+    """
+    home = tmp / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    common = {
+        "PATH": PATH,
+        # Settings in a home count as little as those in variables.
+        "HOME": str(home),
         "TMPDIR": str(tmp),
-        "PATH": f"{prefix / 'bin'}:{path}",
         # Error lines are recognised by their English words.
+        "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
+        "PYTHONNOUSERSITE": "1",
+        # pip then reads no configuration at all: pip's own documentation, "Configuration".
+        "PIP_CONFIG_FILE": os.devnull,
     }
+    env = common | network(config) | dict(own)
+    return env | {"PATH": f"{prefix / 'bin'}:{env['PATH']}"}
+
+
+def network(config: JobConfig) -> dict[str, str]:
+    """How a job's programs reach indexes and mirrors: proxies, certificates, credentials."""
+    env: dict[str, str] = {}
+    for name, value in config.proxies.items():
+        # curl reads http_proxy in lower case alone, others all in upper case alone.
+        env |= {name.lower(): value, name.upper(): value}
+    if config.ca_bundle:
+        names = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+        env |= dict.fromkeys(names, config.ca_bundle)
+    if config.netrc:
+        env["NETRC"] = config.netrc
+    if isinstance(config, PipConfig) and config.index_url and not config.find_links:
+        # Not on a command line, which everybody can read.
+        env["PIP_INDEX_URL"] = config.index_url
+    return env
+
+
+def own_pip(config: BuildConfig, tmp: Path) -> BuildConfig:
+    """The same with a copy of pip of this job's own: the host's may be replaced while it runs."""
+    return replace(config, pip=str(shutil.copy(config.pip, tmp / "pip.pyz")))
 
 
 def pip_install(config: PipConfig, python: str) -> list[str]:
-    """`pip install` with hashes required, from one folder alone or from the settings' index."""
-    argv = [python, config.pip, "--disable-pip-version-check", "--no-input", "install"]
+    """`pip install` with hashes required, from one folder alone or from its environment's index.
+
+    To be run in the job's `environment`.
+    """
+    argv = [python, "-I", config.pip, "--disable-pip-version-check", "--no-input", "install"]
     argv += ["--no-cache-dir", "--require-hashes"]
     if config.find_links:
         argv += ["--no-index", "--find-links", config.find_links]
-    elif config.index_url:
-        argv += ["--index-url", config.index_url]
     return argv
 
 
@@ -279,7 +378,7 @@ def import_check(python: str, env: dict[str, str], folder: Path) -> Imported:
     """Import the package in a process of its own."""
     # Not in a source directory: its llama_cpp/ would be imported in place of the installed one.
     child = subprocess.run(
-        [python, "-c", IMPORT_CHECK],
+        [python, "-I", "-c", IMPORT_CHECK],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",

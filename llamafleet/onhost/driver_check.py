@@ -6,8 +6,8 @@ works and runs the build's toolkit the unit starts a verification; else, and whe
 the host, a person must act.
 
 `driver-check --config FILE`: exit 0 where the verdict stands, 4 where the host should be verified
-now, 3 where something else must come first, 2 for a bad configuration or results that can't be
-written.
+now, 3 where something else must come first, 2 for a bad configuration, the wrong account or results
+that can't be written.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamafleet.onhost import driver
+from llamafleet.onhost.rights import root_problem
 from llamafleet.onhost.verify import gpu
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import alive, read_json, read_progress, write_json
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(options.config)
     except ConfigError as error:
         print(f"{options.config}: {'; '.join(error.errors)}; next: {DEPLOY}", file=sys.stderr)
+        return EXIT_CONFIG
+    if problem := root_problem(config, "driver-check"):
+        print(problem, file=sys.stderr)
         return EXIT_CONFIG
     planned = config.inputs.driver
     if planned is None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,13 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from llamafleet.onhost.diagnose import OF_JOBS, diagnose
 from llamafleet.protocol.decode import DecodeError
 from llamafleet.protocol.diagnose import error_lines
 from llamafleet.protocol.job import (
-    CONFIG,
     LOCK,
     PROGRESS,
     STAMP,
@@ -31,16 +31,18 @@ from llamafleet.protocol.job import (
     Progress,
     Stamp,
     log_name,
+    machine_id,
     read_json,
     start_ticks,
     status,
     write_json,
     write_stamp,
 )
+from llamafleet.protocol.redact import redacted
 
-EXIT_FAILED = 1
+EXIT_FAILED, EXIT_USAGE = 1, 2
 EXIT_BUSY = 75
-"""EX_TEMPFAIL of sysexits.h: another runner holds the job's lock."""
+"""EX_TEMPFAIL of sysexits.h: another process holds the lock of the job, or of its kind."""
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOG_LIMIT = 64 * 2**20
@@ -115,18 +117,19 @@ class ProgressFile:
         )
 
     def phase(self, name: str, line: str = "") -> None:
-        self._told = replace(self._told, phase=name, step=0, steps=0, line=line)
+        self._told = replace(self._told, phase=name, step=0, steps=0, line=redacted(line[:200]))
         self._write()
 
     def step(self, step: int, steps: int, line: str = "") -> None:
-        self._told = replace(self._told, step=step, steps=steps, line=line[:200])
+        self._told = replace(self._told, step=step, steps=steps, line=redacted(line[:200]))
         if time.monotonic() - self._written >= 1.0:
             self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
         self._told = replace(self._told, updated=time.time())
-        write_json(self._path, asdict(self._told))
+        # Worth nothing after a loss of power.
+        write_json(self._path, asdict(self._told), durable=False)
 
 
 class Job:
@@ -137,6 +140,7 @@ class Job:
         self.folder = folder
         self.key = key
         self.log_path = folder / log_name(kind)
+        self.started = time.time()
         self.phases: dict[str, float] = {}
         """Seconds by phase, in the order in which the phases began."""
         self.current_phase = ""
@@ -160,10 +164,41 @@ class Job:
     def finish(self) -> None:
         self._close_phase()
 
+    def begin_log(self) -> None:
+        """An empty log in place of whatever lies there; for owner and group alone."""
+        self.log_path.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(self.log_path, flags, 0o640))
+
     def log(self, text: str) -> None:
         """Append lines of the job's own to its log."""
-        with self.log_path.open("a", encoding="utf-8") as log:
-            log.write(text.rstrip("\n") + "\n")
+        with self._append() as log:
+            log.write(redacted(text.rstrip("\n")) + "\n")
+
+    def _append(self) -> TextIO:
+        return self.log_path.open("a", encoding="utf-8", buffering=1)
+
+    def stamp(self, inputs: dict[str, Any], error: JobError | None = None) -> Stamp:
+        """How it ends, as things are now."""
+        self.finish()
+        finished = time.time()
+        # Children only: the runner's own share is the reading of lines.
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return Stamp(
+            kind=self.kind,
+            key=self.key,
+            ok=error is None,
+            started=self.started,
+            finished=finished,
+            wall_s=round(finished - self.started, 3),
+            cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
+            max_rss_mib=round(usage.ru_maxrss / 1024, 1),  # Linux counts KiB: getrusage(2)
+            phases=self.phases,
+            inputs=inputs,
+            log=str(self.log_path),
+            error=error,
+            machine_id=machine_id(),
+        )
 
     def command(
         self,
@@ -185,10 +220,10 @@ class Job:
             with STOPPER.hold():
                 process = _spawn(argv, env, cwd or self.folder)
             assert process.stdout is not None
-            with self.log_path.open("a", encoding="utf-8", buffering=1) as log:
+            with self._append() as log:
                 for line in process.stdout:
                     if keep(line):
-                        log.write(line)
+                        log.write(redacted(line))
                     on_line(line.rstrip("\n"))
             code = process.wait()
         finally:
@@ -255,15 +290,57 @@ def session_members(session: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold the job's lock; False where another process holds it."""
-    with (folder / LOCK).open("a") as lock:
+def locked(path: Path, what: str) -> Iterator[str]:
+    """Hold the lock in `path` for `what`; "", or who holds it where another process does.
+
+    It ends with the process, however that ends: what an old holder wrote there is no lock.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "r+", encoding="utf-8", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield lock.readline(200).strip() or "a process that has not said yet which it is"
         else:
-            yield True
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            with contextlib.suppress(OSError):  # of a full disk; the lock holds all the same
+                lock.truncate(0)
+                print(f"{what}, process {os.getpid()}, since {since}", file=lock, flush=True)
+            yield ""
+
+
+def make_folder(folder: Path) -> None:
+    """Make a job's folder, which no other account can have prepared. Raises JobFailed."""
+    if os.geteuid() == 0:
+        _refuse_foreign(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise JobFailed(f"can't make the job's folder: {error}; next: deploy again") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise JobFailed(
+            f"{folder}: found {'a folder' if stat.S_ISDIR(found.st_mode) else 'no folder'} of uid "
+            f"{found.st_uid}; expected a folder of uid {os.geteuid()}; next: move it away"
+        )
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise JobFailed where another account than root could have put a part of `path` there."""
+    for place in {*path.parents, path, *path.resolve().parents, path.resolve()}:
+        try:
+            found = place.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        sticky = found.st_mode & stat.S_ISVTX
+        link = stat.S_ISLNK(found.st_mode)
+        writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (sticky or link)
+        if found.st_uid != 0 or writable:
+            raise JobFailed(
+                f"{place}: found uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}; "
+                "expected what root alone can write, as a job of root works there; "
+                "next: deploy again"
+            )
 
 
 @dataclass(frozen=True)
@@ -272,52 +349,90 @@ class Worker(Generic[Config]):
 
     kind: Kind
     read: Callable[[object], Config]
-    """Its settings from the object in config.json. Raises DecodeError."""
+    """Its settings from the object in its configuration. Raises DecodeError."""
     work: Callable[[Job, Config], Product]
     done: Callable[[Config], bool]
     """The product of an earlier, successful run is still there: nothing is to be done."""
 
 
-def run(worker: Worker[Config], folder: Path) -> int:
-    """Run the job in `folder` and stamp it; the exit status of the process.
+def run(worker: Worker[Config], told: Path, folder: Path) -> int:
+    """Run the job of the configuration `told` in `folder` and stamp it; the exit status.
 
-    0: done; 1: failed; 75: another process runs this job; 128 + n: stopped by signal n.
+    0: done; 1: failed; 2: it can't have that folder; 75: another process runs this job, or one of
+    its kind on this host; 128 + n: stopped by signal n.
     """
-    with locked(folder) as mine:
-        if not mine:
-            print(f"{worker.kind}: another process runs the job in {folder}", file=sys.stderr)
+    # What is built is for every user.
+    os.umask(0o022)
+    try:
+        make_folder(folder)
+    except JobFailed as problem:
+        print(f"{worker.kind}: {problem}", file=sys.stderr)
+        return EXIT_USAGE
+    name = f"{worker.kind} {folder.name}"
+    with locked(folder / LOCK, name) as holder:
+        if holder:
+            print(f"{worker.kind}: another process runs this job: {holder}", file=sys.stderr)
             return EXIT_BUSY
-        config = _config(worker, folder)
-        key = folder.name
-        if not isinstance(config, JobFailed):
-            key = config.key
-            if status(folder).state == "ok" and worker.done(config):
-                print(f"{worker.kind}: done already, see {folder / STAMP}")
-                return 0
-        STOPPER.install()
-        return _run(Job(worker.kind, folder, key), worker, config)
+        config = _config(worker, told)
+        key = folder.name if isinstance(config, JobFailed) else config.key
+        job = Job(worker.kind, folder, key)
+        if not isinstance(config, JobFailed) and _done(worker, config, folder):
+            print(f"{worker.kind}: done already, see {folder / STAMP}")
+            return 0
+        with locked(folder.parent / LOCK, name) as other:
+            if other:
+                return _busy(job, config, other)
+            STOPPER.install()
+            return _run(job, worker, config)
 
 
-def _config(worker: Worker[Config], folder: Path) -> Config | JobFailed:
+def _done(worker: Worker[Config], config: Config, folder: Path) -> bool:
+    return status(folder).state == "ok" and worker.done(config)
+
+
+def _busy(job: Job, config: Config | JobFailed, holder: str) -> int:
+    """Stamp a job that does not begin, as one of its kind runs on this host."""
+    found = f"found another {job.kind} on this host ({holder}); expected one at a time"
+    advice = "next: run the same command again when it has ended"
+    error = JobError(phase="start", lines=(f"{found}; {advice}",))
+    inputs = {} if isinstance(config, JobFailed) else asdict(config.inputs)
+    write_stamp(job.folder, job.stamp(inputs, error), None)
+    print(error.lines[0], file=sys.stderr)
+    return EXIT_BUSY
+
+
+def _config(worker: Worker[Config], path: Path) -> Config | JobFailed:
     """The job's settings, or what is wrong with them."""
     try:
-        return worker.read(read_json(folder / CONFIG))
+        if os.geteuid() == 0:
+            _refuse_foreign(path)
+        return worker.read(read_json(path))
+    except JobFailed as problem:
+        return problem
     except DecodeError as error:
         return JobFailed(
-            f"{folder / CONFIG}: found no settings of a {worker.kind} job ({error}); expected "
-            "those of this version; next: deploy again"
+            f"{path}: found no settings of a {worker.kind} job ({_unread(path) or error}); "
+            "expected those of this version; next: deploy again"
         )
 
 
+def _unread(path: Path) -> str:
+    """Why a file can't be opened; "": it can."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 def _run(job: Job, worker: Worker[Config], config: Config | JobFailed) -> int:
-    started = time.time()
     code = 0
     product: Product | None = None
     error: JobError | None = None
     try:
         (job.folder / STAMP).unlink(missing_ok=True)
         job.phase("start")
-        job.log_path.write_text("", encoding="utf-8")
+        job.begin_log()
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
         if isinstance(config, JobFailed):
             raise config
@@ -331,31 +446,10 @@ def _run(job: Job, worker: Worker[Config], config: Config | JobFailed) -> int:
         code = EXIT_FAILED
         error = _error(job, failure)
     inputs = {} if isinstance(config, JobFailed) else asdict(config.inputs)
-    write_stamp(job.folder, _stamp(job, started, inputs, error), None if error else product)
+    write_stamp(job.folder, job.stamp(inputs, error), None if error else product)
     if error:
         print("\n".join(error.lines), file=sys.stderr)
     return code
-
-
-def _stamp(job: Job, started: float, inputs: dict[str, Any], error: JobError | None) -> Stamp:
-    job.finish()
-    finished = time.time()
-    # Children only: the runner's own share is the reading of lines.
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Stamp(
-        kind=job.kind,
-        key=job.key,
-        ok=error is None,
-        started=started,
-        finished=finished,
-        wall_s=round(finished - started, 3),
-        cpu_s=round(usage.ru_utime + usage.ru_stime, 3),
-        max_rss_mib=round(usage.ru_maxrss / 1024, 1),  # Linux counts KiB: getrusage(2)
-        phases=job.phases,
-        inputs=inputs,
-        log=str(job.log_path),
-        error=error,
-    )
 
 
 def _read_log(path: Path) -> str:
@@ -369,7 +463,7 @@ def _read_log(path: Path) -> str:
 def _error(job: Job, failure: Exception) -> JobError:
     """The lines worth reading and, where a signature fits, cause and fix."""
     named = isinstance(failure, JobFailed)
-    message = str(failure) if named else f"{type(failure).__name__}: {failure}"
+    message = redacted(str(failure) if named else f"{type(failure).__name__}: {failure}")
     text = _read_log(job.log_path)
     lines = error_lines(text)
     match = diagnose(message, "\n".join(lines), text, stages=OF_JOBS)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Literal
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Job
 from llamafleet.layout import Layout
-from llamafleet.plans.plan import BuildPlan, JobPlan, ToolkitPlan
+from llamafleet.plans.network import plan_network
+from llamafleet.plans.plan import BuildPlan, JobPlan, SwitchPlan, ToolkitPlan
 from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import BuildConfig, BuildInputs
+from llamafleet.protocol.job import BUILD, PATH, STAMP, BuildConfig, BuildInputs, Stamp
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 from llamafleet.wheelhouse.manifest import Manifest
@@ -23,8 +25,6 @@ from llamafleet.wheelhouse.manifest import Manifest
 MIB_PER_UNIT: dict[Backend, int] = {"cuda": 2048, "cpu": 1024}
 """Memory that one compile job may need. Measured peak for sm_89: 710 MiB; the rest is margin for
 several architectures and the linker."""
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CPU_OPTIONS = {
     "GGML_CUDA": "off",
@@ -50,6 +50,10 @@ PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_
 """Where a tool lies does not change the code it makes; its version is an input of its own. The
 run-time search path does stay an input: it is written into the library."""
 
+
+UNPROVEN = "it has no proof that it is whole"
+NUMBER = re.compile(r"(-[0-9]{1,6})?")
+"""What follows the fingerprint in the name of a build's folder."""
 
 ALLOWED_UNUSED: tuple[str, ...] = ()
 """Options of ours that CMake may report as unused; any other is a mistyped one. The source tree and
@@ -113,9 +117,6 @@ def environment(
         ),
         "PATH": search_path(snapshot),
     }
-    if settings.wheelhouse:
-        # An index or a mirror in the host's pip.conf must not be asked.
-        values["PIP_CONFIG_FILE"] = "/dev/null"
     c_compiler = sibling_c_compiler(compiler.path)
     if c_compiler:
         values["CC"] = c_compiler
@@ -205,6 +206,8 @@ def plan_build(
         options=options,
     )
     key = fingerprint(asdict(inputs))
+    choice = decide(settings, snapshot, key, inputs)
+    network = plan_network(settings, snapshot, layout)
     config = BuildConfig(
         key=key,
         inputs=inputs,
@@ -213,55 +216,174 @@ def plan_build(
         requirements=host_requirements(house),
         index_url=settings.index_url,
         find_links=layout.wheelhouse if house else None,
-        prefix=layout.version(key),
+        prefix=layout.version(choice.name),
         llama_requirement=llama_requirement(settings, house),
         cmake_args=tuple(f"-D{name}={value}" for name, value in options.items()),
         allowed_unused=ALLOWED_UNUSED,
         environment=environment(settings, snapshot, compiler, toolkit),
         jobs=jobs(settings, snapshot.cores, snapshot.memory_available_mib, inputs.backend),
+        proxies=network.proxies,
+        ca_bundle=network.ca_bundle,
+        netrc=network.netrc,
     )
-    action, reason = decide(snapshot, key, inputs)
+    folder = layout.job("build", key)
     job = JobPlan(
         kind="build",
         key=key,
-        folder=layout.job("build", key),
+        folder=folder,
+        config=layout.config("build", key),
         python=python,
         minutes=settings.build_timeout_minutes,
-        start=action == "build",
+        start=choice.action == "build",
     )
-    return BuildPlan(config, action, reason, job if action in ("build", "attach") else None)
+    proof = f"{folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
+    return BuildPlan(
+        config, choice.action, choice.reason, proof, None if choice.action == "none" else job
+    )
 
 
-def decide(
-    snapshot: HostSnapshot, key: str, inputs: BuildInputs
-) -> tuple[Literal["build", "attach", "activate", "none"], str]:
-    """What to do for that fingerprint, and why."""
+@dataclass(frozen=True)
+class Choice:
+    """What to do for a fingerprint, why, and in which folder."""
+
+    action: Literal["build", "attach", "none"]
+    reason: str
+    name: str
+    older: bool = False
+    """It was built by code that left its proof in the job's folder."""
+
+
+def decide(settings: Settings, snapshot: HostSnapshot, key: str, inputs: BuildInputs) -> Choice:
+    """A build is there if its own proof is good, it runs and its libraries are as stamped.
+
+    No folder is ever built into twice, so what is there stays whole whatever becomes of the next.
+    """
+    names = names_of(key, snapshot.versions)
+    free = next(name for name in _numbered(key) if name not in snapshot.versions)
     job = snapshot.job("build", key)
     if job and job.alive:
-        return "attach", "this build runs already"
-    if job and job.ok and key in snapshot.versions:
-        if snapshot.current == key:
-            return "none", "built and active"
-        return "activate", f"built; current is {snapshot.current or 'not set'}"
+        begun = [name for name in names if _stamp(snapshot, name) is None]
+        return Choice("attach", "this build runs already", begun[-1] if begun else free)
+    faults = {name: fault(snapshot, name) for name in names}
+    sound = [name for name in names if not faults[name]]
+    if sound and not settings.rebuild:
+        name = max(sound, key=lambda name: _finished(snapshot, name))
+        active = f"current is {snapshot.current or 'not set'}"
+        reason = "built and active" if name == snapshot.current else f"built; {active}"
+        return Choice("none", reason, name, older=_own_stamp(snapshot, name) is None)
+    if sound:
+        return Choice("build", "rebuild is set", free)
+    # The one in use is what matters; without one the last that was tried.
+    damaged = [name for name in names if faults[name] != UNPROVEN]
+    if damaged:
+        name = snapshot.current if snapshot.current in damaged else damaged[-1]
+        return Choice("build", f"the build {name} is damaged: {faults[name]}", free)
+    return Choice("build", _never_whole(snapshot, job, inputs), free)
+
+
+def fault(snapshot: HostSnapshot, name: str) -> str:
+    """Why a build can't be used; "": it can."""
+    build, stamp, key = snapshot.builds.get(name), _stamp(snapshot, name), fingerprint_of(name)
+    if build is None or stamp is None:
+        return UNPROVEN
+    if not stamp.ok or (stamp.kind, stamp.key) != ("build", key):
+        return f"its proof is that of {stamp.kind} {stamp.key}"
+    if stamp.machine_id not in ("", snapshot.machine_id):
+        return "it was made on another machine"
+    if not build.runs:
+        return "its interpreter does not run"
+    own = _own_stamp(snapshot, name)
+    job = snapshot.job("build", key)
+    product = build.product if own else job.product if job else None
+    if product is None:
+        # An older stamp says by itself what it can.
+        return "its proof names no libraries" if own else ""
+    return _differing(product.libraries, build.libraries)
+
+
+def _differing(stamped: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """How libraries are not as they were made, by name; "": they are."""
+    words = [
+        f"{PurePosixPath(path).name} {'differs' if path in found else 'is gone'}"
+        for path, sha256 in sorted(stamped.items())
+        if found.get(path) != sha256
+    ]
+    words += [f"{PurePosixPath(path).name} was added" for path in sorted(found.keys() - stamped)]
+    return ", ".join(words[:5])
+
+
+def _own_stamp(snapshot: HostSnapshot, name: str) -> Stamp | None:
+    """That of its build.json."""
+    build = snapshot.builds.get(name)
+    return build.stamp if build else None
+
+
+def _stamp(snapshot: HostSnapshot, name: str) -> Stamp | None:
+    """The proof of a build. Code of before left it in the job's folder, for the bare name alone."""
+    job = snapshot.job("build", name)
+    return _own_stamp(snapshot, name) or (job.stamp if job and job.ok else None)
+
+
+def _finished(snapshot: HostSnapshot, name: str) -> float:
+    stamp = _stamp(snapshot, name)
+    return stamp.finished if stamp else 0.0
+
+
+def fingerprint_of(name: str) -> str:
+    """Of a build's folder."""
+    return name.partition("-")[0]
+
+
+def names_of(key: str, versions: Sequence[str]) -> list[str]:
+    """The folders of that fingerprint, in the order in which they were made."""
+    numbers = {name: name.removeprefix(key) for name in versions if fingerprint_of(name) == key}
+    whole = {name: int(end[1:] or 1) for name, end in numbers.items() if NUMBER.fullmatch(end)}
+    return sorted(whole, key=whole.__getitem__)
+
+
+def _numbered(key: str) -> Iterator[str]:
+    yield key
+    yield from (f"{key}-{number}" for number in itertools.count(2))
+
+
+def _never_whole(snapshot: HostSnapshot, job: Job | None, inputs: BuildInputs) -> str:
+    """Why it is built that was never seen whole."""
     if job and job.unreadable:
-        return "build", f"the stamp of the last attempt can't be read ({job.unreadable})"
+        return f"the stamp of the last attempt can't be read ({job.unreadable})"
     if job and job.ok:
-        return "build", "it was built, but its files are gone"
+        return "it was built, but its files are gone"
     if job and job.stamp:
         phase = job.stamp.error.phase if job.stamp.error else "?"
-        return "build", f"the last attempt failed in phase {phase}"
+        return f"the last attempt failed in phase {phase}"
     if job:
-        return "build", "the last attempt ended without a word"
+        return "the last attempt ended without a word"
     last = last_build(snapshot)
-    if last is None or last.stamp is None:
-        return "build", "nothing was built on this host yet"
-    return "build", explain_difference(last.stamp.inputs, asdict(inputs))
+    if last is None:
+        return "nothing was built on this host yet"
+    return explain_difference(last.inputs, asdict(inputs))
 
 
-def last_build(snapshot: HostSnapshot) -> Job | None:
-    """The active build's job, else the newest that ended well."""
-    active = snapshot.job("build", snapshot.current) if snapshot.current else None
+def last_build(snapshot: HostSnapshot) -> Stamp | None:
+    """Of the active build, else of the newest that ended well."""
+    active = snapshot.current and _stamp(snapshot, snapshot.current)
     if active and active.ok:
         return active
-    done = [j for j in snapshot.jobs if j.kind == "build" and j.ok]
-    return max(done, key=lambda j: j.stamp.finished if j.stamp else 0.0, default=None)
+    stamps = [build.stamp for build in snapshot.builds.values()]
+    stamps += [job.stamp for job in snapshot.jobs if job.kind == "build"]
+    done = [stamp for stamp in stamps if stamp and stamp.ok]
+    return max(done, key=lambda stamp: stamp.finished, default=None)
+
+
+def plan_switch(snapshot: HostSnapshot, build: BuildPlan, proven: bool) -> SwitchPlan | None:
+    """`current` follows a build that is proven, and no other."""
+    if snapshot.current == build.name:
+        return None
+    return SwitchPlan(build.name, f"current is {snapshot.current or 'not set'}", proven)
+
+
+def plan_discard(snapshot: HostSnapshot, build: BuildPlan, proven: bool) -> tuple[str, ...]:
+    """Older and damaged builds of the same fingerprint, that the proven one stands for."""
+    if not proven:
+        return ()
+    names = names_of(build.fingerprint, snapshot.versions)
+    return tuple(name for name in names if name != build.name)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from llamafleet.facts.host import HostSnapshot, Unit
+from llamafleet.facts.host import HostSnapshot, Owner, Unit
 from llamafleet.layout import Layout
-from llamafleet.managed import Condition, Group, Managed, rows
+from llamafleet.managed import Access, Condition, Group, Managed, rows
 from llamafleet.plans.plan import FilesPlan, HoldPlan, Plan, Problem
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
@@ -59,7 +59,8 @@ def plan_files(
         else _drop(row, layout, snapshot)
         for row in ours
     )
-    first = not any(row.path(layout) in snapshot.files for row in ours)
+    there = (*snapshot.files, *snapshot.owners)
+    first = not any(row.path(layout) in there for row in ours)
     return replace(made, reasons=()) if first else made
 
 
@@ -105,9 +106,13 @@ class _Wanted:
 
     row: Managed
     there: bool
-    write: bool
-    """It is missing or has other content."""
+    odd: str
+    """What is wrong with the file that is there: its content, its owner, its mode."""
     unit: Unit
+
+    @property
+    def write(self) -> bool:
+        return not self.there or bool(self.odd)
 
     @property
     def boots(self) -> bool:
@@ -135,7 +140,7 @@ class _Wanted:
         if not self.there:
             return "no file"
         words = (
-            ("other content", self.write),
+            (self.odd, bool(self.odd)),
             (self.unit.load, bool(self.row.unit) and self.unit.load != "loaded"),
             ("a file that systemd has not read", self.unit.stale and not self.write),
             (self.unit.enabled or "not enabled", self.boots and self.unit.enabled != "enabled"),
@@ -147,9 +152,14 @@ class _Wanted:
 def _bring(row: Managed, layout: Layout, snapshot: HostSnapshot, sha256: str | None) -> FilesPlan:
     """A file that is wanted: there, with this content, and what its unit needs."""
     path = row.path(layout)
-    there = snapshot.files.get(path)
-    write = there is None or sha256 not in (None, there)
-    wanted = _Wanted(row, there is not None, write, snapshot.units.get(row.unit, ABSENT))
+    there, owner = snapshot.files.get(path), snapshot.owners.get(path)
+    odd = misfit(owner, row.access(layout), snapshot) if owner else ""
+    if not odd and there is not None and sha256 not in (None, there):
+        odd = "other content"
+    unit = snapshot.units.get(row.unit, ABSENT)
+    # One that is there and can't be read is told by its owner and mode alone.
+    wanted = _Wanted(row, there is not None or bool(owner and odd), odd, unit)
+    write = wanted.write
     verbs = {
         "write": write,
         "reload": wanted.reload and not write,
@@ -165,12 +175,27 @@ def _bring(row: Managed, layout: Layout, snapshot: HostSnapshot, sha256: str | N
     )
 
 
+def misfit(owner: Owner, wanted: Access, snapshot: HostSnapshot, kind: str = "file") -> str:
+    """What is wrong with what is there, in words; "": nothing."""
+    if owner.kind != kind:
+        return f"no {kind} but a {owner.kind}" if owner.kind != "other" else f"no {kind}"
+    user = wanted.user or snapshot.user
+    if owner.user != user:
+        return f"owner {owner.user}, not {user}"
+    if wanted.group and owner.group != wanted.group:
+        return f"group {owner.group}, not {wanted.group}"
+    if owner.mode != wanted.mode:
+        return f"mode {owner.mode:04o}, not {wanted.mode:04o}"
+    return ""
+
+
 def _drop(row: Managed, layout: Layout, snapshot: HostSnapshot) -> FilesPlan:
     """A file that is not wanted, and its unit."""
     path = row.path(layout)
     unit = snapshot.units.get(row.unit, ABSENT)
     stop, disable = unit.active not in STOPPED, unit.enabled in ENABLED
-    remove = path in snapshot.files
+    # A mask is a link of that name, and an administrator's word.
+    remove = path in snapshot.files or (path in snapshot.owners and unit.load != "masked")
     return FilesPlan(
         stop=(row.unit,) if stop else (),
         disable=(row.unit,) if disable else (),

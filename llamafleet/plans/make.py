@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
-from llamafleet.managed import by_path
-from llamafleet.plans.build import plan_build
+from llamafleet.managed import by_path, folders
+from llamafleet.plans.account import account_problems, plan_account
+from llamafleet.plans.build import plan_build, plan_discard, plan_switch
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
@@ -23,6 +24,7 @@ from llamafleet.plans.host import (
     rights_problem,
     unread_problem,
 )
+from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
     HoldPlan,
@@ -40,7 +42,7 @@ from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, pl
 from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import plan_verify
-from llamafleet.plans.wheelhouse import misfits, plan_wheelhouse
+from llamafleet.plans.wheelhouse import in_use, misfits, plan_wheelhouse
 from llamafleet.protocol.result import Result
 from llamafleet.settings import Settings
 from llamafleet.tables.toolkits import toolkit as toolkit_row
@@ -53,14 +55,17 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
     return Layout.system() if settings.scope == "system" else Layout.user(snapshot.home)
 
 
-def to_read(settings: Settings) -> tuple[Layout, tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths.
+def to_read(
+    settings: Settings,
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    return layout, tuple(by_path(layout)), tuple(path for path in chosen if path)
+    own = tuple(path for path in chosen if path)
+    return layout, tuple(by_path(layout)), own, folders(layout)
 
 
 @dataclass
@@ -108,18 +113,20 @@ class _Draft:
         if toolkit is None or capabilities is None:
             return _Code(packages)
         if toolkit.compiler:
-            packages = plan_compiler(self.snapshot, toolkit.compiler, toolkit.version)
+            packages = plan_compiler(toolkit.compiler, toolkit.version)
         compiler = self._compiler(packages, toolkit)
         build = self._build(compiler, toolkit, capabilities, python)
         if compiler and python:
-            toolkit = plan_installation(
-                toolkit,
-                self.settings,
-                self.snapshot,
-                self.layout,
-                cxx=compiler.path,
-                python=python.path,
-                supplies=self.supplies,
+            toolkit = self.take(
+                plan_installation(
+                    toolkit,
+                    self.settings,
+                    self.snapshot,
+                    self.layout,
+                    cxx=compiler.path,
+                    python=python.path,
+                    supplies=self.supplies,
+                )
             )
         return _Code(packages, toolkit, build)
 
@@ -127,7 +134,7 @@ class _Draft:
         self, packages: PackagesPlan | None, capabilities: tuple[str, ...] | None
     ) -> ToolkitPlan | None:
         # Where it is not known which compilers can be installed, one must be there first.
-        judged = packages and (not packages.commands or system(self.snapshot) is not None)
+        judged = packages and (not packages.names or system(self.snapshot) is not None)
         if not judged:
             self._foresee_toolkit()
         if not judged or capabilities is None:
@@ -147,7 +154,7 @@ class _Draft:
         self, packages: PackagesPlan | None, toolkit: ToolkitPlan | None
     ) -> Compiler | None:
         """None: one must be installed first, or none will do."""
-        if packages is None or packages.commands:
+        if packages is None or packages.names:
             return None
         row = toolkit_row(toolkit.version) if toolkit else None
         return self.take(choose_compiler(self.snapshot, self.settings, row))
@@ -218,23 +225,31 @@ def make_plan(
     acceleration = plan_acceleration(settings, snapshot, barred)
     draft.problems.extend(acceleration.problems)
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
-    notes = (*acceleration.notes, *units_note(settings, snapshot))
+    draft.problems.extend(account_problems(settings, snapshot, layout))
+    repairs = plan_account(settings, snapshot, layout).reasons
+    notes = (*acceleration.notes, *units_note(settings, snapshot), *repairs)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
     verify = None
     if build:
         verify = plan_verify(host, settings, snapshot, layout, build, other_code=other_code)
+    proven = verify is not None and verify.proven
 
     # A build that waits for its compiler will come, whatever is there.
-    waits = bool(code.packages and code.packages.commands)
+    waits = bool(code.packages and code.packages.names)
     building = build.action == "build" if build else snapshot.current is None or waits
     house = supplies.wheelhouse if building or _takes_wheels(toolkit) else None
     if house:
         draft.problems.extend(misfits(snapshot, house, python))
+        draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
-    if draft.problems or code.packages is None:
+    packages = None
+    if code.packages and python:
+        job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
+        packages = draft.take(job)
+    if draft.problems or packages is None:
         return Plan(host, backend, tuple(draft.problems), notes, hold)
     plan = Plan(
         host,
@@ -242,11 +257,13 @@ def make_plan(
         notes=notes,
         hold=hold,
         reboot=acceleration.reboot,
-        packages=code.packages,
+        packages=packages,
         wheelhouse=plan_wheelhouse(snapshot, layout, house) if house else None,
         toolkit=toolkit,
         build=build,
         verify=verify,
+        switch=plan_switch(snapshot, build, proven) if build else None,
+        discard=plan_discard(snapshot, build, proven) if build else (),
     )
     return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
 
@@ -334,6 +351,11 @@ def explain(plan: Plan) -> list[str]:
     if plan.verify:
         verb = "needed" if plan.verify.needed else "not needed"
         lines.append(f"verify: {verb} ({plan.verify.reason})")
+    if plan.switch:
+        when = "" if plan.switch.proven else "once that is verified "
+        lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
+    if plan.discard:
+        lines.append(f"  then remove {' '.join(plan.discard)}")
     return lines
 
 

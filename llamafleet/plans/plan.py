@@ -8,6 +8,7 @@ from typing import Literal
 from llamafleet.protocol.job import (
     BuildConfig,
     BuildInputs,
+    CompilerConfig,
     Kind,
     Manager,
     Method,
@@ -57,9 +58,11 @@ class PackagesPlan:
     """Distribution packages that must be there before the rest can be planned."""
 
     names: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    """Shell commands that install them, in order; none: nothing to install."""
+    """None: nothing to install."""
     reason: str = "all there"
+    config: CompilerConfig | None = None
+    job: JobPlan | None = None
+    """Installs them. None, as `config`: nothing to install, or no plan is made of this host."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class JobPlan:
     kind: Kind
     key: str
     folder: str
+    config: str
+    """Path of its configuration, which root writes and the job reads."""
     python: str
     """Interpreter on the host that runs it."""
     minutes: int
@@ -150,11 +155,18 @@ class BuildPlan:
     """One build of llama-cpp-python."""
 
     config: BuildConfig
-    action: Literal["build", "attach", "activate", "none"]
-    """attach: it runs already; activate: it is built but `current` points elsewhere."""
+    action: Literal["build", "attach", "none"]
+    """attach: it runs already; none: it is there, whole and running."""
     reason: str
+    proof: str
+    """Path of the file with its stamp and its product."""
     job: JobPlan | None = None
     """None: it is built."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the fingerprint, or that and "-2", "-3" and so on."""
+        return self.config.prefix.rpartition("/")[2]
 
     @property
     def fingerprint(self) -> str:
@@ -203,8 +215,20 @@ class VerifyPlan:
     job: JobPlan
     needed: bool
     reason: str
+    proven: bool = False
+    """The result that is there proves the planned build, though it may be verified again."""
     stop: int | None = None
     """Process of a verification of something else that must end first."""
+
+
+@dataclass(frozen=True)
+class SwitchPlan:
+    """`current` is to point to the planned build, once that is proven."""
+
+    name: str
+    reason: str
+    proven: bool
+    """By the result that is there; else the verification comes first."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +252,10 @@ class Plan:
     toolkit: ToolkitPlan | None = None
     build: BuildPlan | None = None
     verify: VerifyPlan | None = None
+    switch: SwitchPlan | None = None
+    """None: `current` is the planned build, or none is planned."""
+    discard: tuple[str, ...] = ()
+    """Builds of the same fingerprint that are not needed once `current` is the planned one."""
     files: FilesPlan | None = None
     """Of the group "settings": environment, verification settings, units."""
     wheelhouse: WheelhousePlan | None = None

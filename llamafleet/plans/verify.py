@@ -5,15 +5,30 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from llamafleet.facts.host import HostSnapshot, Job
-from llamafleet.layout import Layout
+from llamafleet.layout import AS_ACCOUNT, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.plans.plan import BuildPlan, JobPlan, VerifyPlan
 from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import STAMP
-from llamafleet.protocol.result import PASS, WANTED, Backend
+from llamafleet.protocol.result import PASS, WANTED, Backend, Result
 from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
 from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
+
+RUNNING = ("activating", "active", "reloading", "deactivating")
+"""States of a unit that runs."""
+DAY_S = 86_400
+PERIODS_S = {
+    "minutely": 60,
+    "hourly": 3_600,
+    "daily": DAY_S,
+    "weekly": 7 * DAY_S,
+    "monthly": 31 * DAY_S,
+    "quarterly": 92 * DAY_S,
+    **dict.fromkeys(("semiannually", "semi-annually", "biannually", "bi-annually"), 184 * DAY_S),
+    **dict.fromkeys(("yearly", "annually", "anually"), 366 * DAY_S),
+}
+"""Longest time between two of systemd's named times: systemd.time(7). Of other times none is known
+here; that the timer started one which left no result is seen all the same."""
 
 
 def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) -> str:
@@ -65,19 +80,22 @@ def plan_verify(
         inputs=inputs,
         backend=backend,
         toolkit=build.inputs.toolkit,
-        prefix=layout.version(build.fingerprint),
-        stamp=f"{layout.job('build', build.fingerprint)}/{STAMP}",
+        prefix=build.config.prefix,
+        stamp=build.proof,
         job=layout.job("verify", "run"),
         results=layout.results,
         models=layout.models,
         compute_capabilities=tuple(settings.compute_capabilities or ()),
         allow_cpu_only=settings.accelerator != "cuda",
+        environment=_environment(build, layout),
+        as_account=AS_ACCOUNT if layout.scope == "system" else (),
     )
     running = snapshot.verifying if snapshot.verifying and snapshot.verifying.alive else None
     # Each of its steps starts from the file that was replaced: it would judge with both.
     broken = running is not None and other_code
     attach = running is not None and running.key == key and not broken
-    reason = _why(snapshot, backend, build, key, inputs)
+    unproven = why_unproven(settings, snapshot, build, key, inputs)
+    reason = unproven or _why_doubtful(settings, snapshot)
     if broken:
         reason = reason or "the code of one that runs was replaced"
     return VerifyPlan(
@@ -87,11 +105,13 @@ def plan_verify(
             kind="verify",
             key=key,
             folder=config.job,
+            config=layout.verify_config,
             python=build.config.python,
             minutes=settings.verify_timeout_minutes,
             start=not attach,
         ),
         needed=bool(reason),
+        proven=not unproven,
         reason=reason or "verified as it is now",
         stop=None if attach else _other(snapshot, running),
     )
@@ -107,10 +127,21 @@ def _other(snapshot: HostSnapshot, running: Job | None) -> int | None:
     return None if snapshot.init == "systemd" else running.progress.pid
 
 
-def _why(
-    snapshot: HostSnapshot, backend: Backend, build: BuildPlan, key: str, inputs: VerifyInputs
+def _environment(build: BuildPlan, layout: Layout) -> dict[str, str]:
+    """What llama.cpp needs of the variables that the build has, and a place for compiled PTX."""
+    libraries = build.config.environment.get("LD_LIBRARY_PATH")
+    toolkit = {"LD_LIBRARY_PATH": libraries} if libraries else {}
+    return {"CUDA_CACHE_PATH": f"{layout.state}/cuda-cache"} | toolkit
+
+
+def why_unproven(
+    settings: Settings,
+    snapshot: HostSnapshot,
+    build: BuildPlan,
+    key: str,
+    inputs: VerifyInputs,
 ) -> str:
-    """Why it must be verified; "": it need not."""
+    """Why the result that is there does not prove the planned build; "": it does."""
     result = snapshot.result
     if result is None:
         return "never verified, or the last verification did not end"
@@ -119,11 +150,40 @@ def _why(
     if result.key != key:
         changed = explain_difference(asdict(result.inputs), asdict(inputs))
         return f"changed since the last one: {changed}"
+    if result.machine_id != snapshot.machine_id and (result.machine_id or settings.scope == "user"):
+        # A home may be shared: older code did not say which machine it verified.
+        return "the last result is of another machine, or does not say of which"
     if build.action != "none":
         return f"the library changes (build: {build.action})"
-    if result.verdict != WANTED[backend]:
+    older = build.config.prefix.removesuffix(build.name) + build.fingerprint
+    if (result.prefix or older) != build.config.prefix:
+        return f"the last result is on another build ({result.prefix or build.fingerprint})"
+    if result.verdict != WANTED[build.inputs.backend]:
         return f"the last verdict is {result.verdict}"
     unproven = [gpu.uuid for gpu in result.gpus if gpu.verdict != PASS]
     if unproven or len(result.gpus) != len(inputs.gpus):
         return f"not verified by themselves: {', '.join(unproven) or 'the GPUs'}"
+    return ""
+
+
+def _why_doubtful(settings: Settings, snapshot: HostSnapshot) -> str:
+    """Why a result that proves the build may be out of date; "": it is not."""
+    result = snapshot.result
+    running = snapshot.verifying is not None and snapshot.verifying.alive
+    if not isinstance(result, Result) or running:
+        return ""
+    unit, timer = snapshot.units.get(VERIFY_UNIT), snapshot.units.get(VERIFY_TIMER)
+    if unit and unit.active in RUNNING:
+        return ""
+    if unit and (unit.active == "failed" or unit.result not in ("", "success")):
+        status = f", status {unit.status}" if unit.status is not None else ""
+        return f"{VERIFY_UNIT} failed ({unit.result or 'no result'}{status})"
+    if timer and timer.triggered and timer.triggered > result.finished:
+        return f"{VERIFY_TIMER} started a verification that left no result"
+    age = snapshot.time - result.finished
+    period = PERIODS_S.get((settings.verify_schedule or "").lower())
+    if snapshot.time and period and age > 2 * period:
+        return f"the last one is {round(age / DAY_S, 1):g} days old ({settings.verify_schedule})"
+    if snapshot.time and -age > DAY_S:
+        return "the last result is from the future, by the host's clock"
     return ""

@@ -28,6 +28,20 @@ def plan_wheelhouse(snapshot: HostSnapshot, layout: Layout, house: Wheelhouse) -
     )
 
 
+def in_use(snapshot: HostSnapshot, house: Wheelhouse) -> Iterator[Problem]:
+    """A job that may be reading from the host's copy, which another one would take the place of."""
+    if snapshot.wheelhouse in (None, house.sha256):
+        return
+    for job in snapshot.jobs:
+        if job.alive and job.kind in ("build", "toolkit"):
+            yield Problem(
+                "wheelhouse",
+                found=f"the job {job.kind} {job.key}, which runs, may take from another wheelhouse",
+                expected="no such job while the host's copy is replaced",
+                next="run the same command again when it has ended",
+            )
+
+
 def misfits(snapshot: HostSnapshot, house: Wheelhouse, python: Tool | None) -> Iterator[Problem]:
     """Why the host can't build from this wheelhouse alone; nothing: it can.
 

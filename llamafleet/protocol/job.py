@@ -1,29 +1,37 @@
-"""A job's folder on a host: what the controller asks for, what the job tells, how it ended.
+"""A job on a host: what the controller asks for, what the job tells, how it ended.
 
-config.json says what to do, progress.json how far it is, stamp.json how it ended, well or badly.
-A stamp is removed when a run begins, so it always belongs to the last run. A job outlives the
-connection that started it; whoever asks later reads the folder.
+What it is asked for lies in a file that root alone writes. In its own folder progress.json says how
+far it is, stamp.json how it ended, well or badly. A stamp is removed when a run begins, so it
+always belongs to the last run. A job outlives the connection that started it; whoever asks later
+reads the folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.decode import DecodeError, Rule, decode
 from llamafleet.protocol.result import Backend
 
 VERSION: Final = 1
-CONFIG, PROGRESS, STAMP, LOCK = "config.json", "progress.json", "stamp.json", "lock"
+PROGRESS, STAMP, LOCK = "progress.json", "stamp.json", "lock"
+BUILD = "build.json"
+"""In a build's own folder, written when all else of it is on the disk: the proof that it is whole.
+A stamp with a BuildProduct in the same object."""
 PROCESS_NAME = "llamafleet-host"
 """Part of the command line of every process of the zipapp; tells a job from a reused pid."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for, whatever the caller's environment says."""
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
-Kind = Literal["build", "toolkit", "verify"]
+Kind = Literal["build", "toolkit", "packages", "verify"]
 State = Literal["running", "ok", "failed", "dead", "absent"]
 """dead: it ended without a stamp that can be read."""
 
@@ -32,11 +40,24 @@ METHODS: tuple[Method, ...] = get_args(Method)
 """How a toolkit is installed. Best first, where several have the same version: pinned files in a
 folder of our own, then packages, then gigabytes, then the distribution's own mix."""
 Manager = Literal["apt", "dnf"]
+"""Of a distribution that a toolkit's packages are known for."""
+AnyManager = Literal["apt", "dnf", "pacman", "zypper", "apk"]
 
 INSTALL, CHECK = "install", "check"
 """Phases of a toolkit's job: the package manager runs; what is there is tried."""
 UNPROVEN = (INSTALL, CHECK)
 """Ended in one of these, a job may have left a toolkit that only looks complete."""
+
+PackageName = Annotated[
+    str,
+    Rule(
+        "the exact name of a package",
+        # At its end a minus would stand for a removal.
+        lambda name: (
+            len(name) <= 200 and re.fullmatch(r"[A-Za-z0-9]([\w+.-]*[\w+])?", name, re.ASCII)
+        ),
+    ),
+]
 
 T = TypeVar("T")
 
@@ -78,13 +99,26 @@ class ToolkitInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackagesInputs:
+    """What an installation of distribution packages is."""
+
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What every job is told."""
 
     version: Literal[1] = VERSION
     kind: Kind
     key: str
-    inputs: BuildInputs | ToolkitInputs
+    inputs: BuildInputs | ToolkitInputs | PackagesInputs
+    proxies: dict[str, str] = field(default_factory=dict)
+    """http_proxy, https_proxy and no_proxy, by these names."""
+    ca_bundle: str | None = None
+    """File of the certificates to trust; None: those that a program knows itself."""
+    netrc: str | None = None
+    """File with the credentials of indexes and mirrors: netrc(5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +131,7 @@ class PipConfig(JobConfig):
     requirements: str
     """Lines with hashes."""
     index_url: str | None
-    """None: the host's own setting, or PyPI."""
+    """None: PyPI."""
     find_links: str | None
     """Folder that takes the index's place."""
 
@@ -109,7 +143,7 @@ class BuildConfig(PipConfig):
     kind: Literal["build"] = "build"
     inputs: BuildInputs
     prefix: str
-    """Of the virtual environment that it is installed into."""
+    """Of the virtual environment that it is installed into; nothing may be there yet."""
     llama_requirement: str
     cmake_args: tuple[str, ...]
     allowed_unused: tuple[str, ...]
@@ -162,21 +196,43 @@ class RepositoryConfig:
     """Of the key at `key_url`, 40 hex digits."""
     key: str | None
     """Text of the key to trust; None: the one at `key_url`."""
+    credentials: str
+    """Path of the file that the package manager reads a user and a password from: one of its own,
+    or `source`. Written where there are some."""
     files: dict[str, str] = field(default_factory=dict)
     """Text by path. A plan has none: they are rendered when the job is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackagesConfig(ToolkitConfig):
-    """By the package manager, as root."""
+class ManagerConfig(JobConfig):
+    """Of a job that installs with the package manager, as root."""
+
+    manager: AnyManager
+    packages: tuple[PackageName, ...]
+    record: str
+    """File that names what llamafleet installed, a line each."""
+    account: str | None
+    """User that tries what was installed; None: the one that runs the job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagesConfig(ToolkitConfig, ManagerConfig):
+    """A toolkit by the package manager."""
 
     method: Literal["apt", "dnf", "distro"]
     manager: Manager
-    packages: tuple[str, ...]
-    record: str
-    """File that names what llamafleet installed, a line each."""
     repository: RepositoryConfig | None
     """None: the repositories that the host has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompilerConfig(ManagerConfig):
+    """What a source build needs of the distribution: a C++ compiler."""
+
+    kind: Literal["packages"] = "packages"
+    inputs: PackagesInputs
+    compilers: tuple[str, ...]
+    """Commands of which one must tell its version afterwards."""
 
 
 _TOOLKIT_CONFIGS: dict[Method, type[ToolkitConfig]] = {
@@ -251,6 +307,8 @@ class Stamp:
     """Of the configuration; those of another version of this code may have other names."""
     log: str = ""
     error: JobError | None = None
+    machine_id: str = ""
+    """Of the machine that it ended on; "": not known, or written by older code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +337,15 @@ class ToolkitProduct:
     """Names and versions."""
 
 
-Product = BuildProduct | ToolkitProduct
+@dataclass(frozen=True, kw_only=True)
+class PackagesProduct:
+    """What an installation of distribution packages made."""
+
+    packages: tuple[str, ...] = ()
+    """Names and versions."""
+
+
+Product = BuildProduct | ToolkitProduct | PackagesProduct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,24 +362,73 @@ class JobStatus:
 # -- the folder ------------------------------------------------------------------------------------
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` with "version" so that a reader sees the old file or the new one, whole."""
+def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> None:
+    """Write `data` with "version" so that a reader sees the old file or the new one, whole.
+
+    `durable`: it also outlives a loss of power from now on.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps({"version": VERSION} | data, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps({"version": VERSION} | data, indent=1) + "\n"
+    partial.unlink(missing_ok=True)
+    # Made anew: nothing that lies there under that name is written to.
+    made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        with os.fdopen(made, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(made)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` on the disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`; None where there is none of at most LIMIT bytes."""
-    if not path.is_file():  # a pipe would never end
+    """The object in `path`; None where no file of at most LIMIT bytes has one. Follows no link."""
+    try:
+        # A pipe would keep a blocking open waiting for ever.
+        opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
         return None
     try:
-        with path.open("rb") as file:
-            text = file.read(LIMIT + 1)
+        regular = stat.S_ISREG(os.fstat(opened).st_mode)
+        text = _read_whole(opened, LIMIT + 1) if regular else b""
         data = json.loads(text) if len(text) <= LIMIT else None
     except (OSError, ValueError, RecursionError):
         return None
+    finally:
+        os.close(opened)
     return data if isinstance(data, dict) else None
+
+
+def _read_whole(opened: int, most: int) -> bytes:
+    """The first `most` bytes of a file. Raises OSError."""
+    parts: list[bytes] = []
+    while most > 0 and (part := os.read(opened, most)):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
+
+
+def machine_id() -> str:
+    """Of this machine; "": it has none."""
+    try:
+        text = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return text if re.fullmatch(r"[0-9a-f]{32}", text) else ""
 
 
 def read_progress(folder: Path) -> Progress | None:
@@ -327,7 +442,7 @@ def read_progress(folder: Path) -> Progress | None:
 def _read(kind: type[T], path: Path) -> T | None:
     """None where there is no file. Raises DecodeError."""
     data = read_json(path)
-    if data is None and path.exists():
+    if data is None and os.path.lexists(path):
         raise DecodeError([f"found no JSON object of at most {LIMIT} bytes"])
     return None if data is None else decode(kind, data)
 

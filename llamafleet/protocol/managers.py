@@ -6,8 +6,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WAIT_FOR_LOCK = ("-o", "DPkg::Lock::Timeout=600")
-"""Of apt: a host that has just booted updates itself."""
+LOCK_S = 600
+"""Seconds for which another package manager is waited for: a host that has just booted updates
+itself."""
+WAIT_FOR_LOCK = ("-o", f"DPkg::Lock::Timeout={LOCK_S}")
+"""Of apt."""
+EXACT = ("-o", "APT::Cmd::Pattern-Only=true")
+"""Of apt: g++ is the name of a package, and never a pattern that others match: apt-patterns(7)."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +22,6 @@ class Manager:
     program: str
     compiler: str
     """Package that brings a C++ compiler."""
-    unattended: tuple[str, ...]
-    """Shell commands that install without a question, in order."""
     install: str
     """For a person to type, as root, like the ones below."""
     upgrade: str
@@ -32,9 +35,6 @@ class Manager:
     """What a person does where `hold` is none."""
     python: str = "python3"
     """Package that brings the distribution's own Python."""
-
-    def unattended_install(self, package: str) -> tuple[str, ...]:
-        return tuple(command.format(package) for command in self.unattended)
 
     def install_by_hand(self, *packages: str) -> str:
         return f"sudo {self.install.format(' '.join(packages))}"
@@ -52,7 +52,6 @@ class Manager:
         return f"sudo {self.release_by_hand.format(held)}; " if held else f"{self.list_held}; "
 
 
-_APT = shlex.join(("apt-get", *WAIT_FOR_LOCK))
 # A lock is for the version that is installed, so no repository is needed: dnf-versionlock(8),
 # dnf5-versionlock(8). dnf5 keeps the option's old name: dnf5-changes-from-dnf4(7).
 _LOCK = ("dnf", "-y", "--disablerepo=*", "versionlock")
@@ -61,11 +60,6 @@ MANAGERS = {
     "apt": Manager(
         program="apt-get",
         compiler="g++",
-        unattended=(
-            # A source of somebody else's may be broken.
-            f"{_APT} update || true",
-            f"DEBIAN_FRONTEND=noninteractive {_APT} install -y {{}}",
-        ),
         install="apt-get install {}",
         upgrade="apt-get install --only-upgrade {}",
         hold=("apt-mark", "hold"),
@@ -76,7 +70,6 @@ MANAGERS = {
     "dnf": Manager(
         program="dnf",
         compiler="gcc-c++",
-        unattended=("dnf install -y {}",),
         install="dnf install {}",
         upgrade="dnf upgrade {}",
         hold=(*_LOCK, "add"),
@@ -87,7 +80,6 @@ MANAGERS = {
     "pacman": Manager(
         program="pacman",
         compiler="gcc",
-        unattended=("pacman -Sy --noconfirm {}",),
         install="pacman -S {}",
         # Single packages are not upgraded there.
         upgrade="pacman -Syu",
@@ -97,7 +89,6 @@ MANAGERS = {
     "zypper": Manager(
         program="zypper",
         compiler="gcc-c++",
-        unattended=("zypper --non-interactive install {}",),
         install="zypper install {}",
         upgrade="zypper update {}",
         hold_by_hand="sudo zypper addlock with the names of the packages",
@@ -105,7 +96,6 @@ MANAGERS = {
     "apk": Manager(
         program="apk",
         compiler="build-base",
-        unattended=("apk add {}",),
         install="apk add {}",
         upgrade="apk upgrade {}",
     ),

@@ -211,6 +211,11 @@ class Result:
     """Of the CPU, or of several GPUs together."""
     gpus: tuple[GpuRow, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+    machine_id: str = ""
+    """Of the machine that was verified; "": not known, or written by older code."""
+    prefix: str = ""
+    """Folder of the build that was verified; "": written by older code, which had one for each
+    fingerprint."""
     version: int = VERSION
 
     @property

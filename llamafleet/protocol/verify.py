@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -76,7 +76,7 @@ class VerifyConfig:
     prefix: AbsolutePath
     """The build's venv."""
     stamp: AbsolutePath
-    """Of the build."""
+    """Of the build: a file with its stamp and its product."""
     job: AbsolutePath
     """Folder of progress.json and the workers' logs."""
     results: AbsolutePath
@@ -84,6 +84,11 @@ class VerifyConfig:
     """Folder of synthetic models."""
     compute_capabilities: tuple[Capability, ...]
     allow_cpu_only: bool
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that llama.cpp gets beside a few fixed ones; none of the caller's."""
+    as_account: tuple[str, ...] = ()
+    """Command by which root takes the rights of the account that verifies; empty: there is no such
+    account, whoever deployed verifies."""
 
     @property
     def latest(self) -> Path:

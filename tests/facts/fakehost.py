@@ -12,8 +12,8 @@ from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
 
 BASE_TOOLS = (
-    *("cat", "date", "dd", "df", "grep", "id", "ls", "nproc", "readlink", "sed", "sha256sum", "sh"),
-    *("sleep", "tail", "uname"),
+    *("cat", "date", "dd", "df", "env", "grep", "head", "id", "ls", "nproc", "readlink", "sed"),
+    *("setsid", "sha256sum", "sh", "sleep", "stat", "tail", "uname"),
 )
 """What every host has, busybox ones included."""
 
@@ -40,6 +40,10 @@ class FakeHost:
         for name in BASE_TOOLS:
             self.borrow(name)
         self._hide_account()
+        # Nobody may enter a test's own folders. Real rights: test_rights.py.
+        self.program(
+            "setpriv", 'while case $1 in --*) ;; *) false ;; esac; do shift; done\nexec "$@"'
+        )
         self.layout = Layout(
             scope="system",
             prefix=str(self.folder / "prefix"),
@@ -49,6 +53,7 @@ class FakeHost:
         )
         self.files: tuple[str, ...] = ()
         self.extra: tuple[str, ...] = ()
+        self.folders: tuple[str, ...] = ()
         self.environment: dict[str, str] = {}
 
     @property
@@ -85,7 +90,7 @@ class FakeHost:
     def lines(self, smi_limit_s: int = 10) -> list[str]:
         """What the script prints; asserts the promises it makes on every host."""
         parameters = f"LF_ROOT='{self.root}'\nLF_SMI_LIMIT={smi_limit_s}\n"
-        script = parameters + render(self.layout, self.files, self.extra)
+        script = parameters + render(self.layout, self.files, self.extra, self.folders)
         environment = {"PATH": str(self.bin), "HOME": str(self.home), **self.environment}
         done = subprocess.run(
             [*shell_command(self.shell), "-c", script],

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pyinfra.api.config import Config
 from pyinfra.api.connect import connect_all
-from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
-from llamafleet.facts.snapshot import Snapshot, forget, snapshot_of
+from llamafleet.facts.snapshot import Snapshot, forget, render, snapshot_of
 from llamafleet.layout import Layout
 from tests.facts.test_reader import GOOD
 
 Connect = Callable[..., list[Host]]
+TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 
 
 @pytest.fixture
@@ -82,18 +83,18 @@ def test_forgetting_what_was_never_read(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    "response",
+    ("response", "said"),
     [
-        GOOD[:-1],
-        ["sudo: a password is required"],
-        [],
-        {"success": False, "stderr": "sh: not found"},
+        (GOOD[:-1], "found a truncated snapshot"),
+        (["sudo: a password is required"], "found 'sudo: a password is required'"),
+        ([], "could not be read"),
+        ({"success": False, "stderr": "sh: not found"}, "could not be read"),
     ],
     ids=["truncated", "noise", "nothing", "failed"],
 )
-def test_bad_host_does_not_stop_the_others(connect: Connect, response: Any) -> None:
+def test_bad_host_does_not_stop_the_others(connect: Connect, response: Any, said: str) -> None:
     good, bad = connect(GOOD, response)
-    assert "could not be read" in snapshot_of(bad, Layout.system(), ()).error
+    assert said in snapshot_of(bad, Layout.system(), ()).error
     assert snapshot_of(good, Layout.system(), ()).error == ""
     assert set(good.state.active_hosts) == {good, bad}
     # A failure is not remembered.
@@ -108,14 +109,21 @@ def test_path_that_can_not_be_passed_on_stays_that_host_s_problem(connect: Conne
     assert commands(host) == 0
 
 
-def test_only_the_exception_pyinfra_confines_to_a_host() -> None:
-    with pytest.raises(FactProcessError, match="found a truncated snapshot"):
-        Snapshot().process(GOOD[:5])
+def test_no_exception_leaves_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "found a truncated snapshot" in Snapshot().process(GOOD[:5]).error
+    monkeypatch.setattr("llamafleet.facts.snapshot.parse", lambda _: [][0])
+    assert "(IndexError: list index" in Snapshot().process(GOOD).error
 
 
 def test_command_takes_the_layout_as_plain_values() -> None:
-    script = Snapshot().command("user", "$HOME/x y", "/state", ("/a", "/b"), ("/opt/cuda",))
+    lists = (("/a", "/b"), ("/opt/cuda",), ("/c",))
+    command = Snapshot().command("user", "$HOME/x y", "/state", *lists)
+    # What printf(1) makes of it is the script.
+    told = subprocess.run(["sh", "-c", f"printf '%s\n' {command.removeprefix('eval ')}"], **TEXT)
+    script = told.stdout
     assert script.startswith("LF_SCOPE=user\nLF_PREFIX='$HOME/x y'\nLF_STATE=/state\n")
-    assert "LF_FILES='/a\n/b'\nLF_EXTRA=/opt/cuda\n" in script
+    assert "LF_FILES='/a\n/b'\nLF_FOLDERS=/c\n" in script and "LF_EXTRA=/opt/cuda\n" in script
+    layout = Layout("user", "$HOME/x y", "", "/state", "")
+    assert script == render(layout, *lists)
     with pytest.raises(ValueError, match="found scope 'global'"):
         Snapshot().command("global", "/p", "/s")

@@ -154,7 +154,7 @@ def test_only_the_newest_jobs_and_the_one_in_use(fake: FakeHost) -> None:
     fake.prefix.mkdir()
     (fake.prefix / "current").symlink_to("versions/0002")
     keys = [job.key for job in fake.snapshot().jobs]
-    assert keys == [f"{number:04}" for number in range(14, 4, -1)] + ["0002"]
+    assert keys == ["0002"] + [f"{number:04}" for number in range(14, 4, -1)]
 
 
 def test_odd_names_are_no_jobs(fake: FakeHost) -> None:
@@ -186,7 +186,7 @@ def test_verification_whose_files_are_damaged(fake: FakeHost) -> None:
 
 def test_result(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
-    check = replace(OFFLOAD, found="33/33\n\ttab  ü")
+    check = replace(OFFLOAD, found="33/33  tab  ü")
     result = replace(RESULT, checks=(check,))
     fake.write(fake.state / "results/latest.json", json.dumps(asdict(result), indent=2))
     assert fake.snapshot().result == result
@@ -209,7 +209,7 @@ def test_files(fake: FakeHost, shell: str) -> None:
 
 
 def test_wheelhouse(fake: FakeHost) -> None:
-    fake.write(fake.state / "wheelhouse/manifest.json", "{}")
+    fake.write(fake.prefix / "wheelhouse/manifest.json", "{}")
     snapshot = fake.snapshot()
     assert snapshot.wheelhouse == hashlib.sha256(b"{}").hexdigest()
     assert snapshot.files == {}

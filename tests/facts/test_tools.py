@@ -29,7 +29,7 @@ def toolkit(fake: FakeHost, root: Path, version: str = "13.0") -> Path:
     fake.write(root / "bin/nvcc.profile", "")
     for name in ("cuda_runtime.h", "cublas_v2.h", "cccl/cub/cub.cuh"):
         fake.write(root / ARCH_TARGET / "include" / name, "")
-    for name in ("libcudart.so", "libcublas.so"):
+    for name in ("libcudart.so", "libcublas.so", "stubs/libcuda.so"):
         fake.write(root / ARCH_TARGET / "lib" / name, "")
     for name, target in (("include", "include"), ("lib64", "lib")):
         (root / name).symlink_to(f"{ARCH_TARGET}/{target}")
@@ -105,6 +105,7 @@ def test_toolkit(fake: FakeHost, shell: str) -> None:
         (f"{ARCH_TARGET}/lib/libcublas.so", ("cublas",)),
         (f"{ARCH_TARGET}/include/cublas_v2.h", ("cublas",)),
         (f"{ARCH_TARGET}/include/cccl", ("cccl",)),
+        (f"{ARCH_TARGET}/lib/stubs", ("stubs/libcuda.so",)),
     ],
 )
 def test_incomplete_toolkit(fake: FakeHost, gone: str, missing: tuple[str, ...]) -> None:
@@ -162,7 +163,7 @@ def test_toolkit_of_the_distribution(fake: FakeHost) -> None:
     nvcc(fake, usr / "bin/nvcc", "12.4")
     for name in ("cuda_runtime.h", "cublas_v2.h", "cub/cub.cuh"):
         fake.write(usr / "include" / name, "")
-    for name in ("libcudart.so", "libcublas.so"):
+    for name in ("libcudart.so", "libcublas.so", "stubs/libcuda.so"):
         fake.write(usr / MULTIARCH / name, "")
     (found,) = fake.snapshot().toolkits
     assert (found.root, found.version, found.missing) == (str(usr), "12.4", ())
@@ -211,7 +212,7 @@ def test_interpreter_that_only_its_owner_reaches(fake: FakeHost, mode: int, ever
     fake.write(fake.folder / "shim.py", code)
     fake.program("python3", f'exec {sys.executable} {fake.folder}/shim.py "$4"')
     (found,) = fake.snapshot().pythons
-    assert found == Tool(f"{private}/python3", found.version, everyone)
+    assert found == Tool(f"{private}/python3", found.version, everyone, trusted=False)
 
 
 def test_shim_scripts_are_asked_by_their_plain_name_only(fake: FakeHost) -> None:

@@ -122,7 +122,7 @@ def test_told_once_and_again_by_the_report_of_that_run(tmp_path: Path) -> None:
     assert update is not None and store.update("gpu-a", new) is None
     runs = Runs(tmp_path)
     first = runs.begin(["pyinfra"], ["gpu-a"], 1, [["gpu-a"]])
-    runs.finish(first, "complete", [Row.of("gpu-a", new, ["verified"], [], update)])
+    runs.finish(first, "complete", [Row.of("gpu-a", new, ["verified"], [], update=update)])
     text = render(runs.read(first.id).rows)
     assert "gpu-a driver 570.86.10 -> 580.95.05: PASS -> PASS" in text
     assert "gpu-a tg 341.5 ± 2.8 -> 310.2 ± 2.8 t/s: -9.2 %, SLOWER" in text

@@ -29,16 +29,24 @@ class Runner:
         self.pip.write_bytes(zipapps.pip_zipapp())
 
     def job(self, kind: str, key: str, config: dict[str, Any]) -> Path:
-        """The folder of a job with its settings."""
+        """The folder of a job, yet to be made, and the file with its settings."""
         folder = self.root / kind / key
-        folder.mkdir(parents=True, exist_ok=True)
         common = {"version": 1, "kind": kind, "key": key, "python": PYTHON, "pip": str(self.pip)}
-        (folder / "config.json").write_text(json.dumps(common | config))
+        self.config(folder).write_text(json.dumps(common | config))
         return folder
+
+    def config(self, folder: Path) -> Path:
+        """What the job in `folder` is told."""
+        return self.root / f"{folder.parent.name}-{folder.name}.json"
+
+    def command(self, folder: Path) -> list[str]:
+        """Of the zipapp, that runs the job."""
+        told = ["--config", str(self.config(folder)), "--dir", str(folder)]
+        return ["job", "--kind", folder.parent.name, *told]
 
     def run(self, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [PYTHON, self.zipapp, *args],
+            [PYTHON, "-I", self.zipapp, *args],
             capture_output=True,
             text=True,
             timeout=600,
@@ -46,9 +54,9 @@ class Runner:
             **options,
         )
 
-    def start(self, kind: str, folder: Path) -> subprocess.Popen[bytes]:
+    def start(self, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [PYTHON, self.zipapp, "job", "--kind", kind, "--dir", folder],
+            [PYTHON, "-I", self.zipapp, *self.command(folder)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -172,7 +172,7 @@ class Build:
         )
 
     def run(self, **options: Any) -> subprocess.CompletedProcess[str]:
-        return self.runner.run("job", "--kind", "build", "--dir", self.folder, **options)
+        return self.runner.run(*self.runner.command(self.folder), **options)
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def test_broken_import_fails(runner: Runner, wheelhouse: Path, tmp_path: Path) -
 
 def test_stopped_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
     toy = Build(runner, wheelhouse, cmake_args=["-DSLOW=on"])
-    process = runner.start("build", toy.folder)
+    process = runner.start(toy.folder)
     log = toy.folder / "build.log"
     wait_for(lambda: log.exists() and "*** Building project" in log.read_text())
     wait_for(lambda: "compile" in json.dumps(runner.status(toy.folder)["progress"]))

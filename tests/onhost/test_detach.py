@@ -96,8 +96,8 @@ def test_a_real_job_is_detached_and_followed(tmp_path: Path) -> None:
     runner = Runner(tmp_path)
     folder = runner.job("toolkit", "13.0", {"root": str(tmp_path / "t"), "requirements": ""})
     log = str(folder / "start.log")
-    arguments = ("--log", log, "--", "job", "--kind", "toolkit", "--dir", str(folder))
-    assert runner.run("start", *arguments).returncode == 0
+    folder.mkdir(parents=True)
+    assert runner.run("start", "--log", log, "--", *runner.command(folder)).returncode == 0
     wait_for(lambda: runner.status(folder)["state"] == "failed", 30)
 
 

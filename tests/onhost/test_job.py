@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost import job
-from llamafleet.protocol.job import CONFIG, PROGRESS, STAMP, Progress, read_progress, status
+from llamafleet.protocol.job import PROGRESS, STAMP, Progress, read_progress, status
 from tests.onhost.runner import Runner, kill, processes_below, wait_for
 
 # Work of its own, in a process that is named as the zipapp is.
@@ -36,6 +37,8 @@ class Toy(ToolkitConfig):
 
 def work(run, config):
     run.phase("one")
+    if config.shell == "full":
+        run.log_path = Path("/dev/full")
     with job.STOPPER.hold() if config.held else nullcontext():
         run.command(["sh", "-c", config.shell], env=dict(os.environ))
     return ToolkitProduct(nvcc="13.0")
@@ -47,9 +50,10 @@ class Slow(job.subprocess.Popen):
 
 job.subprocess.Popen = Slow
 worker = job.Worker("toolkit", partial(decode, Toy), work, lambda config: config.there)
-sys.exit(job.run(worker, Path(sys.argv[1])))
+sys.exit(job.run(worker, Path(sys.argv[1]), Path(sys.argv[2])))
 """
 ROOT = str(Path(job.__file__).parents[2])
+CONFIG = "told.json"
 
 
 def toy(
@@ -61,7 +65,7 @@ def toy(
     common |= {"method": "wheels", "cuda": "13.0", "root": "/r", "cxx": "/usr/bin/g++"}
     config = common | {"shell": shell, "there": there, "held": held}
     (folder / CONFIG).write_text(json.dumps(config))
-    return [sys.executable, str(script), str(folder)]
+    return [sys.executable, str(script), str(folder / CONFIG), str(folder)]
 
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
@@ -154,8 +158,7 @@ def test_wrong_settings_are_stamped(tmp_path: Path, text: str, why: str) -> None
 
 
 def test_full_disk_is_stamped(tmp_path: Path) -> None:
-    argv = toy(tmp_path, "echo something")
-    (tmp_path / "toolkit.log").symlink_to("/dev/full")
+    argv = toy(tmp_path, "full")
     assert run(argv).returncode == job.EXIT_FAILED
     assert "No space left on device" in stamp(tmp_path)["error"]["lines"][0]
 
@@ -219,13 +222,100 @@ def test_second_runner_is_refused(tmp_path: Path) -> None:
         before = (tmp_path / PROGRESS).read_text()
         second = run(argv)
         assert second.returncode == job.EXIT_BUSY
-        assert "another process runs the job" in second.stderr
+        assert "another process runs this job: toolkit" in second.stderr
         assert status(tmp_path).state == "running"
         assert json.loads((tmp_path / PROGRESS).read_text())["pid"] == first.pid
         assert json.loads(before)["phase"] == "one"
     finally:
         first.terminate()
         first.wait(20)
+
+
+def other(argv: list[str], folder: Path) -> list[str]:
+    """The same kind of job in another folder."""
+    return [*argv[:-1], str(folder)]
+
+
+def test_one_job_of_a_kind_at_a_time_on_a_host(tmp_path: Path) -> None:
+    folder, second = tmp_path / "k", tmp_path / "l"
+    folder.mkdir()
+    argv = toy(folder, f"touch {tmp_path}/running; sleep 30")
+    first = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for((tmp_path / "running").exists)
+        answer = run(other(argv, second))
+        assert answer.returncode == job.EXIT_BUSY
+        found = status(second)
+        assert found.state == "failed" and found.stamp and found.stamp.error
+        (line,) = found.stamp.error.lines
+        assert "found another toolkit on this host (toolkit k, process " in line
+        assert f"process {first.pid}, since 20" in line and "next: " in line
+        assert status(folder).state == "running"
+    finally:
+        first.terminate()
+        first.wait(20)
+    # Whatever the holder wrote: a lock ends with its process.
+    quick = toy(folder, "true")
+    assert run(other(quick, second)).returncode == 0
+
+
+def test_the_job_makes_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "k"
+    assert run(other(toy(tmp_path, "true"), folder)).returncode == 0
+    assert status(folder).state == "ok"
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "etc"
+    elsewhere.mkdir()
+    (tmp_path / "k").symlink_to(elsewhere)
+    answer = run(other(toy(tmp_path, "true"), tmp_path / "k"))
+    assert answer.returncode == job.EXIT_USAGE and "found no folder of uid" in answer.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone is refused")
+def test_root_works_in_no_folder_that_another_account_can_write(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    argv = other(toy(tmp_path, f"touch {tmp_path}/ran"), state / "build" / "k")
+    for owner, mode in ((65534, 0o755), (0, 0o777)):
+        os.chown(state, owner, owner)
+        state.chmod(mode)
+        answer = run(argv)
+        assert answer.returncode == job.EXIT_USAGE, answer
+        assert (
+            f"{state}: found uid {owner}, mode {mode:o}; expected what root alone" in answer.stderr
+        )
+        assert list(state.iterdir()) == []
+    # Nor does it read what such an account could have written.
+    os.chown(tmp_path / CONFIG, 65534, 65534)
+    (tmp_path / "root").mkdir()
+    assert run(other(argv, tmp_path / "root")).returncode == job.EXIT_FAILED
+    assert "expected what root alone" in stamp(tmp_path / "root")["error"]["lines"][0]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_that_are_a_link_are_not_read(tmp_path: Path) -> None:
+    argv = toy(tmp_path, "true")
+    (tmp_path / CONFIG).rename(tmp_path / "secret")
+    (tmp_path / CONFIG).symlink_to(tmp_path / "secret")
+    assert run(argv).returncode == job.EXIT_FAILED
+    assert "symbolic links" in stamp(tmp_path)["error"]["lines"][0]
+
+
+def test_a_log_says_no_secret_and_is_for_its_owner(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "toolkit.log").symlink_to(victim)
+    said = "echo 'https://bob:hunter2@x/ https://x/?token=hunter2'; echo 'error: at http://b:hunter2@x'"
+    assert run(toy(tmp_path, f"{said}; exit 1")).returncode == job.EXIT_FAILED
+    assert victim.read_text() == "mine"
+    log = tmp_path / "toolkit.log"
+    assert log.lstat().st_mode & 0o777 == 0o640
+    assert "https://***@x/ https://x/?token=***" in log.read_text()
+    for path in (*tmp_path.glob("*.log"), tmp_path / STAMP, tmp_path / PROGRESS):
+        assert "hunter2" not in path.read_text(), path
 
 
 def test_killed_runner_is_dead_and_may_be_replaced(tmp_path: Path) -> None:

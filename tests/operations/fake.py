@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,6 +31,7 @@ from llamafleet.managed import Group, rows
 from llamafleet.protocol.job import JobStatus, Kind, Progress, Stamp
 from llamafleet.render import content_sha256
 from operations.run import HostRun, begin
+from operations.upload import END, Input
 from tests.hosts.recorded import change, load
 
 SNAPSHOT = "llamafleet-snapshot"
@@ -56,6 +59,8 @@ class FakeHost:
         self.sent: list[str] = []
         """Commands, and "PUT path" for uploads; not the script that reads the host."""
         self.uploads: dict[str, bytes] = {}
+        self.access: dict[str, str] = {}
+        """Owner and mode of what was uploaded, as "root:root 644"; own: of whoever deploys."""
         self.read = 0
         """How often it was read."""
 
@@ -113,6 +118,16 @@ class FakeHost:
                 return _next(answers)
         return True, ""
 
+    def receive(self, command: str, lines: Input) -> tuple[bool, str]:
+        """One part of a file that is uploaded: see operations/upload.py."""
+        told = dict(word.split("=", 1) for word in shlex.split(command) if "=" in word[:7])
+        done, said = self.answer(f"PUT {told['to']}")
+        if done:
+            part = b64decode("".join(line for line in lines if line != END))
+            self.uploads[told["to"]] = self.uploads.get(told["to"], b"") + part
+            self.access[told["to"]] = f"{told['owner'] or 'own'} {told['mode']}"
+        return done, said
+
     @property
     def commands(self) -> list[str]:
         """What was sent, less the shell around it."""
@@ -152,9 +167,13 @@ def fleet(
     """The hosts, connected and begun, in a run of pyinfra."""
     by_name = {f"@fake/{name}": host for name, host in hosts.items()}
 
-    def shell(self: FakeConnector, command: Any, **_: object) -> tuple[bool, CommandOutput]:
+    def shell(self: FakeConnector, command: Any, **given: Any) -> tuple[bool, CommandOutput]:
         text = command if isinstance(command, str) else command.get_raw_value()
-        done, said = by_name[self.host.name].answer(text)
+        host = by_name[self.host.name]
+        if isinstance(given.get("_stdin"), Input):
+            done, said = host.receive(text, given["_stdin"])
+        else:
+            done, said = host.answer(text)
         return done, CommandOutput([OutputLine("stdout", line) for line in said.splitlines()])
 
     def put(self: FakeConnector, source: Any, target: str, **_: object) -> bool:
@@ -191,12 +210,8 @@ def rendered(run: HostRun, group: Group) -> dict[str, str]:
 
 
 def written(path: str) -> list[str]:
-    """How a managed file comes to a host: its place never has half of it."""
-    return [
-        f"mkdir -p {path.rpartition('/')[0]}",
-        f"PUT {path}.partial",
-        f"chmod 644 {path}.partial && mv {path}.partial {path}",
-    ]
+    """How a file comes to a host: by one command. See tests/operations/test_upload.py."""
+    return [f"PUT {path}"]
 
 
 def answer_of(*statuses: JobStatus) -> list[str | bool]:

@@ -10,11 +10,11 @@ from llamafleet.layout import Layout
 from llamafleet.plans.plan import BuildPlan
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BuildConfig, JobError, JobStatus, Progress
-from operations import jobs
+from operations import watch
 from operations.build import activate, build
 from tests.hosts.recorded import load
 from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
-from tests.operations.test_jobs import Clock
+from tests.operations.test_watch import Clock
 from tests.plans.hosts import built
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
@@ -87,7 +87,7 @@ def test_in_a_home_it_is_the_user_s_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_build_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "time", Clock())
+    monkeypatch.setattr(watch, "time", Clock())
     host = FakeHost().job("build", KEY, RUNNING)
     status = JobStatus(state="running", progress=RUNNING)
     host.answers[STATUS] = answer_of(status, status, ended("build", KEY))

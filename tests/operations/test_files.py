@@ -88,9 +88,9 @@ def test_what_is_written_is_what_is_looked_for(monkeypatch: pytest.MonkeyPatch) 
     host.becomes["systemctl"] = deployed(monkeypatch)
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(settings) == []
-    assert list(host.uploads) == [f"{path}.partial" for path in FILES]
-    assert b"User=llamafleet\n" in host.uploads[f"{of(VERIFY_UNIT)}.partial"]
-    assert b"@fake/a" in host.uploads["/etc/llamafleet/verify.json.partial"]
+    assert list(host.uploads) == FILES
+    assert b"User=llamafleet\n" in host.uploads[of(VERIFY_UNIT)]
+    assert b"@fake/a" in host.uploads["/etc/llamafleet/verify.json"]
 
 
 def test_the_second_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_an_upload_that_breaks_off_fails_the_host_and_replaces_nothing(
     host.answers[f"PUT {LAYOUT.env}"] = False
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(settings) == ["@fake/a"]
-    assert host.sent == written(LAYOUT.env)[:2]
+    assert host.sent == written(LAYOUT.env)
 
 
 def test_zipapp_and_pip_are_brought_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def runs(folder: Path) -> list[dict[str, Any]]:
     return list(reversed(json.loads(done.stdout)))
 
 
-def rows(folder: Path) -> dict[str, dict[str, object]]:
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
     """By host, of the only run."""
     (run,) = runs(folder)
     return {row["host"]: row for row in run["rows"]}
@@ -75,7 +75,12 @@ def test_a_host_that_is_not_reached_is_in_the_table(folder: Path) -> None:
         file.write("hosts.append(('127.0.0.1', {'ssh_port': 1, 'ssh_connect_retries': 0}))\n")
     run = pyinfra(folder, "-y", inventory, "deploy.py")
     assert run.returncode == 1, run.output
-    assert "not reached" in str(rows(folder)["127.0.0.1"]["reason"]), run.output
+    row = rows(folder)["127.0.0.1"]
+    (reason,) = row["reason"]
+    assert row["verdict"] == "NOT VERIFIED"
+    assert "Connection refused of 127.0.0.1 (127.0.0.1 port 1)" in reason, reason
+    assert reason.endswith("next: ssh -p 1 127.0.0.1 true")
+    assert "Traceback" not in run.output and run.output.count("Connection refused") == 2
 
 
 def test_a_host_that_its_wheelhouse_does_not_fit_is_not_touched(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from llamafleet.layout import HOLD_APT, Layout
@@ -42,14 +44,16 @@ def again(monkeypatch: pytest.MonkeyPatch, host: FakeHost, **other: str) -> list
 def test_the_record_is_there_before_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     host = with_driver()
     assert carried_out(monkeypatch, host) == ["3 packages held"]
-    assert host.sent == [*written(RECORD), *written(HOLD_APT), f"apt-mark hold {NAMES}"]
-    assert host.uploads[f"{RECORD}.partial"].decode().split() == list(PARTS)
-    assert b"libnvidia-gl-580" in host.uploads[f"{HOLD_APT}.partial"]
+    first, *sent = host.commands
+    assert shlex.split(first)[1] == "to=/opt/llamafleet", "the folder comes with its own record"
+    assert sent == [*written(RECORD), *written(HOLD_APT), f"apt-mark hold {NAMES}"]
+    assert host.uploads[RECORD].decode().split() == list(PARTS)
+    assert b"libnvidia-gl-580" in host.uploads[HOLD_APT]
 
 
 def test_without_a_record_nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     host = with_driver()
-    host.answers["chmod 644"] = False
+    host.answers[f"PUT {RECORD}"] = False
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(hold) == ["@fake/a"]
     assert not any("apt-mark" in command for command in host.sent)
@@ -84,6 +88,6 @@ def test_a_hold_of_somebody_else_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
 def test_dnf_has_no_list_of_apt(monkeypatch: pytest.MonkeyPatch) -> None:
     host = with_driver().changed(lines={"package_manager": ["dnf"]}).found("dnf_locks=1")
     assert carried_out(monkeypatch, host) == ["3 packages held"]
-    *files, command = host.sent
+    _, *files, command = host.sent
     assert files == written(RECORD)
     assert command.split()[0] == "dnf" and command.endswith(NAMES)

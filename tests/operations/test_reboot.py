@@ -11,11 +11,11 @@ import pytest
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.connectors.fake import FakeConnector
 
-from operations import jobs, reboot
+from operations import reboot, watch
 from operations import run as runs
 from operations.run import HostRun
 from tests.operations.fake import GPU, FakeHost, fleet
-from tests.operations.test_jobs import Clock
+from tests.operations.test_watch import Clock
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 PENDING = "rtx4090-mismatch-reboot"
@@ -29,7 +29,7 @@ ASKED = "cat /proc/sys/kernel/random/boot_id"
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (jobs, reboot):
+    for module in (watch, reboot):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -82,7 +82,7 @@ def test_the_run_goes_on_with_the_plan_of_after_the_reboot(
     assert made.host.sent == [ASKED, REBOOT, ASKED, ASKED, BOOTED]
     said = capsys.readouterr().err
     assert 0 <= said.index("rebooting") < said.index("backend: cuda")
-    assert clock.now == 4 * jobs.POLL_SECONDS
+    assert clock.now == 4 * watch.POLL_SECONDS
 
 
 def test_a_driver_that_stays_broken_fails_the_host(

@@ -122,7 +122,7 @@ def test_what_is_prepared_before_it_is_asked_for_is_no_verdict(
     with fleet(monkeypatch, {"a": host}) as run:
         run.state.check_for_changes = True
         assert run.run(tools, result) == ["@fake/a"]
-        assert run.runs["a"].row(reached=True).verdict == "NOT VERIFIED"
+        assert run.runs["a"].row("complete", failed=True).verdict == "FAIL"
 
 
 def test_a_result_that_can_not_be_kept_fails_its_host_alone(

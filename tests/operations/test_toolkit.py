@@ -14,10 +14,10 @@ from llamafleet.protocol.job import (
     WheelsConfig,
     toolkit_config,
 )
-from operations import jobs
+from operations import watch
 from operations.toolkit import toolkit
 from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
-from tests.operations.test_jobs import Clock
+from tests.operations.test_watch import Clock
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 ZIPAPP = Layout.system().zipapp
@@ -40,19 +40,19 @@ def test_packages_are_installed_by_root_out_of_the_account_s_reach(
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(toolkit) == []
         assert run.runs["a"].changes == ["toolkit 12.2 from apt"]
-    folder, config, mode, stale, start, asked = host.sent
-    assert folder.split() == ["install", "-d", "-m", "755", APT_FOLDER], "root's"
-    assert config == f"PUT {APT_FOLDER}/config.json"
-    told = toolkit_config(json.loads(host.uploads[f"{APT_FOLDER}/config.json"]))
+    config, stale, start, asked = host.commands
+    path = f"/etc/llamafleet/jobs/toolkit-{APT_KEY}.json"
+    assert config == f"PUT {path}" and host.access[path] == "root:llamafleet 640"
+    told = toolkit_config(json.loads(host.uploads[path]))
     assert isinstance(told, PackagesConfig) and "cuda-nvcc-12-2" in told.packages
     assert told.record == "/opt/llamafleet/installed-packages"
     assert told.repository and told.repository.files, "rendered"
-    assert mode == f"chmod 644 {APT_FOLDER}/config.json"
-    assert stale == f"rm -f {APT_FOLDER}/stamp.json {APT_FOLDER}/progress.json"
-    assert f"--unit=llamafleet-toolkit-{APT_KEY} " in start and "User=" not in start
+    assert stale.endswith(f" rm -f -- {APT_FOLDER}/stamp.json {APT_FOLDER}/progress.json")
+    assert "setpriv" not in stale, "root's own folder"
+    assert f"--unit=llamafleet-toolkit-{APT_KEY}.service " in start and "User=" not in start
     # A package manager that is killed leaves half of a package.
     assert " --property=KillMode=mixed --property=TimeoutStopSec=30min " in start
-    assert start.endswith(f" {ZIPAPP} job --kind toolkit --dir {APT_FOLDER}")
+    assert start.endswith(f" {ZIPAPP} job --kind toolkit --config {path} --dir {APT_FOLDER}")
     assert asked.endswith(f" {ZIPAPP} status --dir {APT_FOLDER}")
 
 
@@ -69,17 +69,18 @@ def test_wheels_are_installed_by_the_account(monkeypatch: pytest.MonkeyPatch) ->
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(toolkit) == []
         assert run.runs["a"].changes == ["toolkit 13.0 from wheels"]
-    folder, _, _, _, start, _ = host.sent
-    assert folder == f"install -d -m 755 -o llamafleet -g llamafleet {WHEELS_FOLDER}"
-    told = toolkit_config(json.loads(host.uploads[f"{WHEELS_FOLDER}/config.json"]))
+    _, stale, start, _ = host.commands
+    assert " setpriv --reuid=llamafleet " in stale, "what the account can write is its own business"
+    path = "/etc/llamafleet/jobs/toolkit-13.0.json"
+    told = toolkit_config(json.loads(host.uploads[path]))
     assert isinstance(told, WheelsConfig) and told.root.startswith("/opt/llamafleet/toolkits/")
     assert " --property=User=llamafleet " in start
     assert "KillMode" not in start
-    assert start.endswith(f" {ZIPAPP} job --kind toolkit --dir {WHEELS_FOLDER}")
+    assert start.endswith(f" {ZIPAPP} job --kind toolkit --config {path} --dir {WHEELS_FOLDER}")
 
 
 def test_an_installation_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "time", Clock())
+    monkeypatch.setattr(watch, "time", Clock())
     running = Progress(kind="toolkit", key="13.0", pid=7, start_ticks=1)
     host = installing(GPU, "13.0").job("toolkit", "13.0", running)
     with fleet(monkeypatch, {"a": host}) as run:

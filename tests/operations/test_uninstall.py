@@ -1,90 +1,81 @@
-"""What uninstall sees of llamafleet on a host, and the commands that the host gets."""
+"""The commands that a host gets to be rid of llamafleet, and what they leave alone, for real."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from llamafleet.facts.host import Unit
-from llamafleet.layout import HOLD_APT, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.facts.host import HostSnapshot
+from llamafleet.layout import AS_ACCOUNT, HOLD_APT, Layout
 from llamafleet.managed import by_path, unit_names
-from llamafleet.protocol.job import Stamp
-from llamafleet.received import Unreadable
-from operations.uninstall import KILL_ACCOUNT, STOP_JOBS, traces, uninstall
-from tests.facts.fakehost import FakeHost
+from llamafleet.plans.uninstall import Process
+from llamafleet.protocol.job import Stamp, start_ticks
+from operations.run import HostRun
+from operations.uninstall import end, uninstall
 from tests.operations import fake
 from tests.operations.fake import fleet
+from tests.operations.shells import LOGIN_SHELLS, run
+from tests.operations.test_account import owners
 from tests.plans.hosts import CPU_HOST
 from tests.plans.test_files import UNITS
 
 LAYOUT = Layout.system()
-FOLDERS = "rm -rf /opt/llamafleet /etc/llamafleet /var/lib/llamafleet"
 INSTALLED = "installed-packages && cat"
 """Part of the command that reads which packages were installed."""
 
 
-def test_a_run_that_ended_with_its_packages_is_seen(tmp_path: Path) -> None:
-    """The record of packages comes before the account, the tools and any job."""
-    host = FakeHost(tmp_path)
-    host.files = tuple(by_path(host.layout))
-    assert traces(host.snapshot(), host.layout) == []
-    record = Path(host.layout.installed_packages)
-    host.write(record, "g++\n")
-    assert traces(host.snapshot(), host.layout) == [str(record)]
-
-
 def deployed() -> fake.FakeHost:
-    """A host with all that a deploy puts there."""
-    host = fake.FakeHost().found("account=1", "built=0123").units(UNITS)
-    host.files(dict.fromkeys(by_path(LAYOUT), "0" * 64))
+    """A host with all that a deploy of before the record puts there."""
+    host = fake.FakeHost().found("account=1", "built=0123", f"account_home={LAYOUT.state}")
+    host.units(UNITS).files(dict.fromkeys(by_path(LAYOUT), "0" * 64))
+    host.found(owners=owners(LAYOUT))
     host.answers[INSTALLED] = "ninja-build\ng++\nninja-build"
+    # As the removal leaves it.
+    host.becomes["rm -rf --one-file-system -- /opt/llamafleet"] = fake.FakeHost()
     return host
 
 
 def sent(monkeypatch: pytest.MonkeyPatch, host: fake.FakeHost) -> list[str]:
     """What it gets, less the question for the packages that stay."""
     with fleet(monkeypatch, {"a": host}) as run:
-        assert run.run(uninstall) == []
-    return [command for command in host.sent if INSTALLED not in command]
+        assert run.run(uninstall) == [], run.runs["a"].failures
+    return [command for command in host.commands if INSTALLED not in command]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"wheelhouse": "f" * 64}, "wheelhouse"),
-        ({"current": "0123"}, "current"),
-        ({"result": Unreadable("half written")}, "result"),
-        ({"hold_record": ("libnvidia-compute-580",)}, "record of the hold"),
-    ],
-)
-def test_what_an_interrupted_run_left_is_a_trace(change: dict[str, Any], said: str) -> None:
-    bare = replace(CPU_HOST, account=False)
-    assert traces(bare, LAYOUT) == [] and traces(replace(bare, **change), LAYOUT) == [said]
+def at(commands: list[str], part: str) -> int:
+    """Place of the one command that holds that."""
+    (found,) = (number for number, command in enumerate(commands) if part in command)
+    return found
 
 
-def test_all_is_stopped_before_it_is_removed_and_the_account_goes_last(
+def test_all_is_stopped_before_it_is_removed_and_the_record_goes_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    *units, stop, jobs, account, files, reload, folders, user = sent(monkeypatch, deployed())
-    assert units == [
-        f"systemctl disable --now --quiet {unit} 2>/dev/null || true" for unit in unit_names()
+    commands = sent(monkeypatch, deployed())
+    order = [
+        at(commands, "disable --now --quiet"),
+        at(commands, "rm -f --"),
+        at(commands, "daemon-reload"),
+        at(commands, "rm -rf --one-file-system -- /opt/llamafleet.partial"),
+        len(commands) - 1,
     ]
-    assert stop == "systemctl stop 'llamafleet-*' || true"
-    assert shlex.split(jobs) == ["sh", "-c", f"{STOP_JOBS}true"]
-    assert shlex.split(account) == ["sh", "-c", KILL_ACCOUNT]
-    assert files.startswith("rm -f ")
-    removed = files.split()
+    assert order == sorted(order)
+    assert all(f" {unit} " in commands[order[0]] for unit in unit_names())
+    assert "llamafleet-*" not in "".join(commands), "nothing is told by how its name begins"
     for path in by_path(LAYOUT):
-        assert path in removed and f"{path}.partial" in removed
-    assert f"/var/lib/systemd/timers/stamp-{VERIFY_TIMER}" in removed
-    assert f"/etc/systemd/system/*.wants/{VERIFY_TIMER}" in removed
-    assert reload == "systemctl daemon-reload; systemctl reset-failed 'llamafleet-*' || true"
-    assert (folders, user) == (FOLDERS, "userdel llamafleet")
+        assert f" {path} " in f"{commands[order[1]]} "
+    assert f"/etc/systemd/system/*.wants/{next(iter(UNITS))}" in commands[order[1]]
+    assert commands[-1] == "rm -rf --one-file-system -- /opt/llamafleet"
 
 
 def test_what_stays_is_said(
@@ -97,6 +88,24 @@ def test_what_stays_is_said(
     assert "packages that were installed and stay: g++ ninja-build" in capsys.readouterr().err
 
 
+def test_what_is_left_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = deployed()
+    host.becomes.clear()
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(uninstall) == ["@fake/a"]
+        (why,) = run.runs["a"].failures
+    assert why.startswith("uninstall: found left on the host: /opt/llamafleet/llamafleet-host.pyz")
+
+
+def test_a_host_that_can_t_be_read_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = deployed()
+    host.text = "no snapshot"
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(uninstall) == ["@fake/a"]
+        assert "could not be read" in run.runs["a"].failures[0]
+    assert host.sent == []
+
+
 def test_a_hold_is_released_before_its_record_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """And no hold that was not llamafleet's."""
     host = deployed().changed(
@@ -106,12 +115,9 @@ def test_a_hold_is_released_before_its_record_is_removed(monkeypatch: pytest.Mon
         }
     )
     commands = sent(monkeypatch, host)
-    (release,) = (command for command in commands if "apt-mark" in command)
-    assert release == "apt-mark unhold libnvidia-gl-580"
-    (files,) = (command for command in commands if f" {LAYOUT.hold_record} " in command)
-    assert HOLD_APT in files
-    order = [commands.index(command) for command in (release, files, FOLDERS)]
-    assert order == sorted(order)
+    release, files = at(commands, "apt-mark"), at(commands, f" {LAYOUT.hold_record} ")
+    assert commands[release] == "apt-mark unhold libnvidia-gl-580"
+    assert HOLD_APT in commands[files] and release < files
 
 
 def test_a_hold_that_can_t_be_released_keeps_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +126,7 @@ def test_a_hold_that_can_t_be_released_keeps_its_record(monkeypatch: pytest.Monk
     host.answers["apt-mark"] = False
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(uninstall) == ["@fake/a"]
-    assert not any(command.startswith("rm ") for command in host.sent)
+    assert not any(command.startswith("rm ") for command in host.commands)
 
 
 def test_a_bare_host_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,52 +141,128 @@ def test_without_an_account_or_systemd_neither_is_spoken_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     host = fake.FakeHost().changed(lines={"systemctl": []})
+    host.becomes["rm -rf"] = fake.FakeHost()
     stamp = Stamp(kind="toolkit", key="13.0", ok=True)
-    jobs, files, folders = sent(monkeypatch, host.job("toolkit", "13.0", stamp))
-    assert jobs.startswith("sh -c ") and files.startswith("rm -f ") and folders == FOLDERS
+    commands = sent(monkeypatch, host.job("toolkit", "13.0", stamp))
+    assert not any("systemctl" in command or "userdel" in command for command in commands)
 
 
-def test_the_mask_of_an_administrator_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    masked = Unit("masked", "inactive", "dead", "masked")
-    commands = sent(monkeypatch, deployed().units({**UNITS, VERIFY_UNIT: masked}))
-    (files,) = (command for command in commands if command.startswith("rm -f "))
-    assert f"/etc/systemd/system/{VERIFY_UNIT} " not in f"{files} "
-    assert not any(f"disable --now --quiet {VERIFY_UNIT}" in command for command in commands)
+# -- processes, for real ---------------------------------------------------------------------------
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="processes of several users need root")
+JOB = "import time\nprint('runs', flush=True)\ntime.sleep(600)\n"
 
 
-def test_in_a_home_no_account_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = fake.FakeHost("rtx4090-580-ubuntu24-user").found("account=1", "built=0123")
-    commands = sent(monkeypatch, host)
-    assert not any("userdel" in command or "kill -KILL" in command for command in commands)
-    share, config, state = (f"/home/ada/{at}" for at in (".local/share", ".config", ".local/state"))
-    assert commands[-1] == f"rm -rf {share}/llamafleet {config}/llamafleet {state}/llamafleet"
-    assert all("/opt/" not in command for command in commands)
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes of a test, ended after it."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
-NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc")
-JOB = """
-trap 'sleep 14; touch {folder}/ended; exit' TERM
-touch {folder}/running
-while :; do sleep 0.1; done
-"""
-SCRIPT = """
-sh {folder}/llamafleet-host.pyz job --kind toolkit --dir /opt/llamafleet/jobs/toolkit/apt-13.0 &
-until [ -e {folder}/running ]; do sleep 0.1; done
-{stop}
-test -e {folder}/ended
-"""
+def start(started: list[subprocess.Popen[str]], *argv: str, **options: Any) -> int:
+    """Pid of a process that has begun."""
+    process = subprocess.Popen(
+        [*argv], stdout=subprocess.PIPE, text=True, start_new_session=True, **options
+    )
+    started.append(process)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process.pid
 
 
-def no_namespace() -> bool:
-    return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode != 0
+def end_command(home: Path, pid: int, ticks: int | None = None, *, root: bool = False) -> Any:
+    """As uninstall ends what a job told of itself."""
+    layout = Layout.user(str(home))
+    host: HostSnapshot = replace(CPU_HOST, user="root", home=str(home))
+    settings = SimpleNamespace(scope="user")
+    told = SimpleNamespace(layout=lambda: layout, snapshot=lambda: host, settings=settings)
+    found = ticks if ticks is not None else start_ticks(pid)
+    assert found is not None
+    return end(cast("HostRun", told), Process(pid, found, root, seconds=5))
 
 
-@pytest.mark.skipif(no_namespace(), reason="a namespace of processes needs root")
-def test_without_systemd_too_a_package_manager_is_let_end(tmp_path: Path) -> None:
-    """In a namespace of its own: jobs of this machine are none of the test's."""
-    (tmp_path / "llamafleet-host.pyz").write_text(JOB.format(folder=tmp_path))
-    script = tmp_path / "script"
-    script.write_text(SCRIPT.format(folder=tmp_path, stop=STOP_JOBS))
-    inside = [*NAMESPACE, "sh", str(script)]
-    done = subprocess.run(inside, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture
+def zipapp(tmp_path: Path) -> Path:
+    path = Path(Layout.user(str(tmp_path)).zipapp)
+    path.parent.mkdir(parents=True)
+    path.write_text(JOB)
+    return path
+
+
+@root
+@pytest.mark.parametrize("login", LOGIN_SHELLS[:3])
+def test_a_job_that_told_of_itself_is_ended(
+    tmp_path: Path, zipapp: Path, started: list[subprocess.Popen[str]], login: str
+) -> None:
+    pid = start(started, sys.executable, "-I", str(zipapp), "job", "--kind", "build")
+    assert run(end_command(tmp_path, pid), login).returncode == 0
+    assert started[0].wait(5) == -15
+
+
+@root
+def test_nothing_else_is(
+    tmp_path: Path, zipapp: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """Each of them died of a name somewhere in its command line, or would of a forged progress."""
+    log = zipapp.with_name(f"{zipapp.name}.log")
+    log.write_text(JOB)
+    others = {
+        "an administrator reads a log": start(started, sys.executable, str(log)),
+        "one reads the zipapp": start(started, sys.executable, str(zipapp), "less"),
+        "another deployment's job": start(
+            started, sys.executable, "-c", JOB, "/home/eve/x/llamafleet-host.pyz", "job"
+        ),
+        "of another user": start(
+            started, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+            sys.executable, "-c", JOB, str(zipapp), "job"
+        ),
+    }  # fmt: skip
+    later = start(started, sys.executable, str(zipapp), "job")
+    for pid in others.values():
+        assert run(end_command(tmp_path, pid)).returncode == 0
+    assert run(end_command(tmp_path, later, 5)).returncode == 0, "a later one of that pid"
+    time.sleep(0.3)
+    assert [process.poll() for process in started] == [None] * len(started), others
+
+
+@root
+def test_one_that_does_not_end_is_said(
+    tmp_path: Path, zipapp: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    zipapp.write_text("import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + JOB)
+    pid = start(started, sys.executable, str(zipapp), "job")
+    command = end_command(tmp_path, pid)
+    done = run(command)
+    assert done.returncode and f"process {pid} of a job: found it at work after 5 s" in done.stderr
+
+
+@root
+def test_a_package_manager_is_let_end(
+    tmp_path: Path, zipapp: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    """The job alone is told, and what it waits for goes on to its end."""
+    child = f"import time; time.sleep(2); open({str(tmp_path / 'ended')!r}, 'w').close()"
+    zipapp.write_text(
+        "import signal, subprocess, sys\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "print('runs', flush=True)\nchild.wait()\n"
+    )
+    pid = start(started, sys.executable, str(zipapp), "job")
+    assert run(end_command(tmp_path, pid, root=True)).returncode == 0
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_job_of_the_account_is_ended_with_its_rights_alone() -> None:
+    system = SimpleNamespace(
+        layout=Layout.system, snapshot=lambda: CPU_HOST, settings=SimpleNamespace(scope="system")
+    )
+    command = end(cast("HostRun", system), Process(77, 5, False, seconds=5)).get_raw_value()
+    assert command.startswith(f"setsid -w {' '.join(AS_ACCOUNT)} env -i ")
+    assert "of=llamafleet" in shlex.split(command)
+    own = end(cast("HostRun", system), Process(77, 5, True, seconds=5)).get_raw_value()
+    assert own.startswith("env ") and "of=root" in shlex.split(own)

@@ -151,4 +151,8 @@ def test_a_toolkit_is_told_what_it_was_told(
         # What wrote the pins, and in which order, is no part of what is installed.
         lines = config.get("requirements", "").splitlines()
         config["requirements"] = sorted(line for line in lines if not line.startswith("#"))
+    if house:
+        # Then it lay among the account's folders.
+        assert then["find_links"] == f"{LAYOUT.state}/wheelhouse"
+        then["find_links"] = LAYOUT.wheelhouse
     assert now == then

@@ -230,7 +230,7 @@ def test_a_host_that_takes_nothing_from_it_need_not_fit_it() -> None:
 def test_it_is_brought_unless_the_host_has_this_very_one() -> None:
     made = plan(CPU_HOST, house=HOUSE, **CPU).wheelhouse
     assert made and made.bring
-    assert (made.source, made.target) == ("/srv/w", "/var/lib/llamafleet/wheelhouse")
+    assert (made.source, made.target) == ("/srv/w", "/opt/llamafleet/wheelhouse")
     assert made.files == (*HOUSE.manifest.files, MANIFEST)
     there = plan(replace(CPU_HOST, wheelhouse=HOUSE.sha256), house=HOUSE, **CPU)
     assert there.wheelhouse and not there.wheelhouse.bring
@@ -244,7 +244,7 @@ def test_jobs_take_from_it_alone() -> None:
     made = plan(GPU_HOST, house=HOUSE)
     assert made.build and made.toolkit
     for config in (made.build.config, made.toolkit.config):
-        assert getattr(config, "find_links", None) == "/var/lib/llamafleet/wheelhouse"
+        assert getattr(config, "find_links", None) == "/opt/llamafleet/wheelhouse"
     assert made.build.config.llama_requirement.endswith("d" * 64), "its archive may be cut"
     assert made.build.config.requirements == "", "none of the pinned files is in it"
     online = plan(GPU_HOST)

@@ -19,7 +19,6 @@ import pytest
 from llamafleet.layout import Layout
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
-    CONFIG,
     LIMIT,
     METHODS,
     PROCESS_NAME,
@@ -61,6 +60,9 @@ def as_json(value: Any) -> dict[str, Any]:
     return data
 
 
+NEWER = {"proxies": {}, "ca_bundle": None, "netrc": None}
+"""What no job of version 1 was told."""
+
 # What the first version wrote
 
 
@@ -68,7 +70,7 @@ def test_a_build_s_settings_of_version_1() -> None:
     config = decode(BuildConfig, recorded("build-config"))
     assert (config.key, config.jobs, config.inputs.backend) == ("f498d04545a73273", 16, "cuda")
     assert config.prefix == "/opt/llamafleet/versions/f498d04545a73273"
-    assert as_json(config) == recorded("build-config")
+    assert as_json(config) == recorded("build-config") | NEWER
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_a_toolkit_s_settings_of_version_1(name: str, kind: type[ToolkitConfig])
     config = toolkit_config(recorded(f"{name}-config"))
     assert type(config) is kind
     assert config.method == config.inputs.method == name
-    assert as_json(config) == recorded(f"{name}-config")
+    assert as_json(config) == recorded(f"{name}-config") | NEWER
 
 
 def test_every_method_has_settings_of_its_own() -> None:
@@ -259,8 +261,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / STAMP)
-    os.mkfifo(tmp_path / CONFIG)
-    assert read_json(tmp_path / CONFIG) is None
+    assert read_json(tmp_path / STAMP) is None
     assert status(tmp_path).state == "dead"
 
 
@@ -313,3 +314,46 @@ def test_the_state_comes_with_what_the_job_told(tmp_path: Path) -> None:
     told = Progress(kind="build", key="f00", pid=1, start_ticks=None, phase="compile")
     write_json(tmp_path / PROGRESS, asdict(told))
     assert status(tmp_path) == JobStatus(state="dead", progress=told)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """The account could have it lead to what root alone may read."""
+    secret = tmp_path / "shadow"
+    secret.write_text(changed())
+    (tmp_path / STAMP).symlink_to(secret)
+    assert read_json(tmp_path / STAMP) is None
+    found = status(tmp_path)
+    assert found.stamp is None and "found no JSON object" in found.unreadable
+
+
+def test_nothing_that_lies_at_the_partial_s_name_is_written_to(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".a.json.{os.getpid()}").symlink_to(victim)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert victim.read_text() == "mine" and read_json(tmp_path / "a.json") == {"version": 1, "a": 1}
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "a.json", {"a": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_and_folder_are_on_the_disk_before_it_counts_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def seen(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert synced == [f".a.json.{os.getpid()}", tmp_path.name]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import packages as toolkit_packages
 from llamafleet.onhost.toolkit import runfile as toolkit_runfile
 from llamafleet.onhost.toolkit import wheels as toolkit_wheels
+from llamafleet.onhost.toolkit.account import Account, Bench, bench
 from llamafleet.protocol.job import (
     CHECK,
-    Manager,
     PackagesConfig,
     RunfileConfig,
     ToolkitConfig,
@@ -28,10 +26,8 @@ from llamafleet.protocol.job import (
     WheelsConfig,
 )
 
-PACKAGES: dict[Manager, Callable[[Job, PackagesConfig, dict[str, str]], ToolkitProduct]] = {
-    "apt": toolkit_packages.apt,
-    "dnf": toolkit_packages.dnf,
-}
+ANSWER_S = 60.0
+"""For nvcc to tell its version."""
 
 PROBE = """\
 #include <cublas_v2.h>
@@ -57,8 +53,9 @@ def work(job: Job, config: ToolkitConfig) -> ToolkitProduct:
     tmp.mkdir()
     try:
         if isinstance(config, PackagesConfig):
-            product = PACKAGES[config.manager](job, config, environment({}, Path("/usr"), tmp))
-            return replace(product, nvcc=check(job, config, Path(config.root), tmp))
+            account = Account.named(config.account)
+            product = toolkit_packages.toolkit(job, config, tmp)
+            return replace(product, nvcc=check(job, config, Path(config.root), tmp, account))
         return _in_folder(job, config, tmp)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -71,8 +68,8 @@ def _in_folder(job: Job, config: ToolkitConfig, tmp: Path) -> ToolkitProduct:
     if partial.exists():
         shutil.rmtree(partial)
     try:
-        product = _fill(job, config, partial, environment({}, partial, tmp))
-        product = replace(product, nvcc=check(job, config, partial, tmp))
+        product = _fill(job, config, partial, environment(config, {}, partial, tmp))
+        product = replace(product, nvcc=check(job, config, partial, tmp, Account.named(None)))
         job.phase("activate")
         if root.exists():  # without a stamp of success: what an older run left
             shutil.rmtree(root)
@@ -90,41 +87,39 @@ def _fill(job: Job, config: ToolkitConfig, root: Path, env: dict[str, str]) -> T
     raise TypeError(f"no method for {type(config).__name__}")
 
 
-def check(job: Job, config: ToolkitConfig, root: Path, tmp: Path) -> str:
+def check(job: Job, config: ToolkitConfig, root: Path, tmp: Path, account: Account) -> str:
     """The version, if it is the one that was asked for, and compiles and links.
 
-    Raises JobFailed.
+    All that it brought is run with the account's rights. Raises JobFailed.
     """
     job.phase(CHECK)
-    version = nvcc_release(root)
-    if version != config.cuda:
-        raise JobFailed(f"nvcc --version: found {version!r}; expected {config.cuda}")
-    probe(job, root, config.cxx, environment({}, root, tmp), tmp)
+    with bench(job, account, tmp) as tried:
+        version = nvcc_release(tried, root)
+        if version != config.cuda:
+            raise JobFailed(f"nvcc --version: found {version!r}; expected {config.cuda}")
+        probe(tried, root, config.cxx, tmp)
     return version
 
 
-def nvcc_release(root: Path) -> str:
+def nvcc_release(tried: Bench, root: Path) -> str:
     """major.minor that nvcc tells; "" where it does not run or tells none."""
     try:
-        answer = subprocess.run(
-            [str(root / "bin" / "nvcc"), "--version"],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
-        )
-    except OSError:
+        said = tried.run([str(root / "bin" / "nvcc"), "--version"], tried.environment(), ANSWER_S)
+    except JobFailed as error:
+        tried.job.log(str(error))
         return ""
-    found = re.search(r"release (\d+\.\d+)", answer.stdout)
+    found = re.search(r"release (\d{1,4}\.\d{1,4})", said)
     return found[1] if found else ""
 
 
-def probe(job: Job, root: Path, cxx: str, env: dict[str, str], tmp: Path) -> None:
+def probe(tried: Bench, root: Path, cxx: str, tmp: Path) -> None:
     """Compile a kernel for every architecture of this nvcc and link it with cuBLAS and the driver.
 
-    Raises JobFailed; the compiler's words are in the job's log.
+    `tmp`: a folder of our own for the source. Raises JobFailed; the compiler's words are in the
+    job's log.
     """
-    source = tmp / "probe.cu"
+    source, output = tmp / "probe.cu", tried.folder / "probe"
     source.write_text(PROBE, encoding="utf-8")
     nvcc = [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major"]
-    job.command([*nvcc, "-o", str(tmp / "probe"), str(source), "-lcublas", "-lcuda"], env=env)
+    argv = [*nvcc, "-o", str(output), str(source), "-lcublas", "-lcuda"]
+    tried.run(argv, tried.environment(root / "bin"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import urllib.error
-import urllib.request
+import os
 from pathlib import Path
 
+from llamafleet.onhost.download import DownloadError, Limits, Network, fetch
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.job import RunfileConfig, ToolkitProduct
 
-CHUNK = 1 << 20
-TIMEOUT_S = 60
+LIMITS = Limits(octets=16 << 30, seconds=100 * 60.0)
+"""NVIDIA's files have 4 to 6 GB."""
 OPTIONS = ("--silent", "--toolkit", "--override", "--no-man-page", "--no-opengl-libs")
 """--toolkit: it alone, no driver. --override: the installer's own look at the compiler and at a
 driver is not wanted, both are known. Source: NVIDIA CUDA Installation Guide for Linux, Runfile."""
@@ -22,7 +22,7 @@ def install(job: Job, config: RunfileConfig, root: Path, env: dict[str, str]) ->
     tmp = job.folder / "tmp"
     job.phase("download")
     file = tmp / "cuda.run"
-    size = download(job, config.url, file, config.sha256)
+    size = download(job, config, file)
     job.phase("unpack")
     argv = ["/bin/sh", str(file), *OPTIONS, f"--toolkitpath={root}", f"--tmpdir={tmp}"]
     job.command(argv, env=env)
@@ -34,25 +34,42 @@ def install(job: Job, config: RunfileConfig, root: Path, env: dict[str, str]) ->
     return ToolkitProduct(download_bytes=size)
 
 
-def download(job: Job, url: str, target: Path, sha256: str) -> int:
-    """Fetch `url`; bytes of it. Raises JobFailed where it does not come or is another file."""
-    digest, size = hashlib.sha256(), 0
+class _Hashed:
+    """A file that is written, and what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(path, flags, 0o600), "wb")
+        self.digest, self.size = hashlib.sha256(), 0
+
+    def write(self, part: bytes) -> None:
+        self._file.write(part)
+        self.digest.update(part)
+        self.size += len(part)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def download(job: Job, config: RunfileConfig, target: Path) -> int:
+    """Fetch the runfile; bytes of it. Raises JobFailed where it does not come or is another."""
+
+    def tell(done: int, total: int) -> None:
+        job.progress.step(done // 10**6, total // 10**6, "MB downloaded")
+
+    file = _Hashed(target)
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer, target.open("wb") as file:
-            total = int(answer.headers.get("Content-Length") or 0)
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-                job.progress.step(size // 10**6, total // 10**6, "MB downloaded")
-    except (OSError, urllib.error.URLError) as error:
+        fetch(config.url, file, Network.of(config), LIMITS, on_bytes=tell)
+    except DownloadError as error:
         raise JobFailed(
-            f"{url}: found no answer ({error}); expected the runfile; next: curl -I {url} on the "
-            "host, or set toolkit_url to a mirror"
+            f"{config.url}: found {error.found}; expected the runfile; next: on the host, "
+            f"{error.next}; or set toolkit_url to a mirror"
         ) from error
-    if digest.hexdigest() != sha256:
+    finally:
+        file.close()
+    if (found := file.digest.hexdigest()) != config.sha256:
         raise JobFailed(
-            f"{url}: found sha256 {digest.hexdigest()} over {size} bytes; expected {sha256}; "
+            f"{config.url}: found sha256 {found} over {file.size} bytes; expected {config.sha256}; "
             "next: run the same command again, or look at what the mirror serves"
         )
-    return size
+    return file.size

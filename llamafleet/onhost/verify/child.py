@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,12 +16,16 @@ from typing import Any
 
 from llamafleet.onhost.verify import llama_log
 from llamafleet.onhost.verify.gpu import Gpu, Nvml, Recording, Sampler
+from llamafleet.protocol.job import PATH
 
 TIMEOUT_S = 900.0
 """Per task. The longest known start is about 60 s, compiling PTX; a slow disk may take minutes."""
 
 ROOT = str(Path(__file__).parents[3])
 """The zipapp, or the source tree: what must be on the worker's path."""
+
+_OPENED = (int(ROOT.rpartition("/")[2]),) if ROOT.startswith("/proc/self/fd/") else ()
+"""The zipapp's file as this process has it open: the worker runs the same code."""
 
 # The current folder, which -c puts first on the path, must not shadow the venv's packages.
 _BOOTSTRAP = (
@@ -71,8 +74,7 @@ class Children:
         on_step: Callable[[int, int, str], object] = lambda step, steps, line: None,
     ) -> None:
         self._folder, self._nvml, self._timeout_s = folder, nvml, timeout_s
-        # gdb, which ggml calls for a backtrace where it is installed, can hang in a container.
-        self._environment = os.environ | {"GGML_NO_BACKTRACE": "1"} | (environment or {})
+        self._environment = _fixed(folder) | (environment or {})
         self.on_step = on_step
 
     def run(self, task: str, name: str = "", gpu: Gpu | None = None, **request: Any) -> Outcome:
@@ -86,11 +88,12 @@ class Children:
         start = time.monotonic()
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", _BOOTSTRAP, ROOT],
+                [sys.executable, "-s", "-c", _BOOTSTRAP, ROOT],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._environment | limit,
+                pass_fds=_OPENED,
                 encoding="utf-8",
             )
         watched = (gpu,) if gpu else ()
@@ -142,6 +145,20 @@ class Children:
             # It died; its exit status and its log say how.
             pass
         return last
+
+
+def _fixed(folder: Path) -> dict[str, str]:
+    """The worker's environment: nothing of the caller's, whose variables could hide a GPU, put
+    another library in front or change how it computes."""
+    return {
+        "PATH": PATH,
+        "HOME": str(folder),
+        "LC_ALL": "C.UTF-8",
+        # Without a place for code compiled from PTX each process compiles anew, for a minute.
+        "CUDA_CACHE_PATH": str(folder / "cuda-cache"),
+        # gdb, which ggml calls for a backtrace where it is installed, can hang in a container.
+        "GGML_NO_BACKTRACE": "1",
+    }
 
 
 def _send(process: subprocess.Popen[str], line: str) -> None:

@@ -14,8 +14,9 @@ from llamafleet.onhost.verify import gpu, known, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.protocol import models
-from llamafleet.protocol.job import read_json
-from llamafleet.protocol.result import Benchmark, Check, ModelFile, Rates, failed
+from llamafleet.protocol.decode import DecodeError, decode
+from llamafleet.protocol.job import BuildProduct, Stamp, read_json
+from llamafleet.protocol.result import Benchmark, BuildSummary, Check, ModelFile, Rates, failed
 from llamafleet.protocol.verify import VerifyConfig
 
 MIB = 1 << 20
@@ -111,7 +112,21 @@ class Evidence:
         self.nvml = None if isinstance(nvml, str) else nvml
         self.nvml_problem = nvml if isinstance(nvml, str) else None
         self.gpus: tuple[Gpu, ...] = tuple(self.nvml.gpus()) if self.nvml else ()
-        self.stamp = read_json(Path(config.stamp)) or {}
+        self.stamp, self.product = _stamped(Path(config.stamp))
+
+    def build(self) -> BuildSummary:
+        """What the result repeats of the build."""
+        stamp, product = self.stamp, self.product
+        if stamp is None or product is None:
+            return BuildSummary()
+        return BuildSummary(
+            inputs=stamp.inputs,
+            wall_s=stamp.wall_s,
+            cpu_s=stamp.cpu_s,
+            phases=stamp.phases,
+            wheel_bytes=product.wheel_bytes,
+            llama_cpp_python=product.llama_cpp_python,
+        )
 
     @once
     def probe(self) -> Outcome:
@@ -287,6 +302,15 @@ class Place:
         """Seconds of the first run with the model; empty where there was none."""
         ended = quietly(self.generate) if self.loaded else None
         return dict(((ended and ended.reply) or {}).get("timings", {}))
+
+
+def _stamped(path: Path) -> tuple[Stamp | None, BuildProduct | None]:
+    """How the build ended and what it made; None where that can't be read."""
+    data = read_json(path)
+    try:
+        return decode(Stamp, data), decode(BuildProduct, data)
+    except DecodeError:
+        return None, None
 
 
 def places(evidence: Evidence) -> tuple[Place, ...]:

@@ -7,7 +7,6 @@ gets a finding and no exception.
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -293,17 +292,6 @@ def busy_utilisation(recording: Recording, start: str, end: str, settle_s: float
     """Utilisation samples between two marks, without the first seconds after the first one."""
     samples = recording.between(start, end, settle_s)
     return [s.utilisation for s in samples if s.utilisation is not None]
-
-
-def cache_environment(environment: dict[str, str], folder: str) -> dict[str, str]:
-    """Where the driver keeps code that it compiled from PTX: `folder` if the home can't be written.
-
-    Without a place each process compiles anew, for about a minute.
-    """
-    home = environment.get("HOME", "")
-    if "CUDA_CACHE_PATH" in environment or (home and os.access(home, os.W_OK)):
-        return {}
-    return {"CUDA_CACHE_PATH": folder}
 
 
 def _text(value: Any) -> str:

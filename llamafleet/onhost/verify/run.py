@@ -4,21 +4,33 @@ Evidence counts, not exit codes: every check says what was found and what was ex
 control run on the CPU must turn the offload check red. llama.cpp runs in child processes only, so
 that a broken library, an abort or a hang is a red check and there is always a result.
 
-`verify --config FILE`: exit 0 for PASS and CPU ONLY, 1 for FAIL, 2 for a bad configuration.
+`verify --config FILE`: exit 0 for PASS and CPU ONLY, 1 for FAIL, 2 for a bad configuration or the
+wrong account, 75 where another verification runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from llamafleet.onhost.job import EXIT_BUSY, JobFailed, locked, make_folder
+from llamafleet.onhost.rights import root_problem
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.session import Verification
-from llamafleet.protocol.job import STAMP, Stamp, read_json, write_json, write_stamp
+from llamafleet.protocol.job import (
+    LOCK,
+    STAMP,
+    Stamp,
+    machine_id,
+    read_json,
+    write_json,
+    write_stamp,
+)
 from llamafleet.protocol.result import FAIL
 from llamafleet.protocol.verify import LATEST, ConfigError, VerifyConfig, load
 
@@ -41,10 +53,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_latest(options.config)
         print(error, file=sys.stderr)
         return EXIT_CONFIG
+    if problem := root_problem(config, "verify"):
+        print(problem, file=sys.stderr)
+        return EXIT_CONFIG
     return verify(config, Faults(options.n_gpu_layers, options.abort_in))
 
 
 def verify(config: VerifyConfig, faults: Faults) -> int:
+    """Verify unless another verification runs on this host: two would measure each other."""
+    os.umask(0o022)
+    job = Path(config.job)
+    try:
+        make_folder(job)
+        with locked(job / LOCK, f"verify {config.inputs.fingerprint}") as holder:
+            if not holder:
+                return _verify(config, faults)
+    except (JobFailed, OSError) as error:
+        print(f"no place for the verification: {error}; next: deploy again", file=sys.stderr)
+        return EXIT_CONFIG
+    print(
+        f"verify: found another verification on this host ({holder}); expected one at a time; "
+        "next: run the same command again when it has ended",
+        file=sys.stderr,
+    )
+    return EXIT_BUSY
+
+
+def _verify(config: VerifyConfig, faults: Faults) -> int:
     """Verify, write the result, print it. An old latest.json is gone before anything is done."""
     latest, stale, stamp = config.latest, config.stale, Path(config.job, STAMP)
     reported = read_json(stale)
@@ -77,6 +112,7 @@ def verify(config: VerifyConfig, faults: Faults) -> int:
         started=result.started,
         finished=result.finished,
         inputs=asdict(result.inputs),
+        machine_id=machine_id(),
     )
     write_stamp(Path(config.job), ended, None)
     print(f"{result.verdict}: {config.host}, result in {file}", flush=True)
@@ -87,8 +123,16 @@ def _forget_latest(path: Path) -> None:
     """With a bad configuration too, no old verdict may be taken for today's."""
     data = read_json(path) or {}
     results = data.get("results")
-    if isinstance(results, str) and results.startswith("/"):
+    if isinstance(results, str) and results.startswith("/") and _owned(Path(results)):
         Path(results, LATEST).unlink(missing_ok=True)
+
+
+def _owned(folder: Path) -> bool:
+    """A folder of this very account: root follows nothing through that of another one."""
+    try:
+        return folder.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _layers(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,8 +22,8 @@ from llamafleet.onhost.verify.evidence import (
     task_failed,
 )
 from llamafleet.protocol.fingerprint import fingerprint
+from llamafleet.protocol.job import machine_id
 from llamafleet.protocol.result import (
-    BuildSummary,
     Check,
     GpuRow,
     Result,
@@ -35,8 +34,6 @@ from llamafleet.protocol.result import (
     worst,
 )
 from llamafleet.protocol.verify import VerifyConfig, VerifyInputs
-
-BUILD_KEYS = tuple(BuildSummary.__dataclass_fields__)
 
 
 class Verification:
@@ -49,11 +46,10 @@ class Verification:
         nvml = None if isinstance(opened, str) else opened
         # Asked now: NVML is closed before the result is written.
         self.system = System(nvml.driver() if nvml else None, nvml.cuda() if nvml else None)
-        cache = gpu.cache_environment(dict(os.environ), str(Path(config.job, "cuda-cache")))
         self.inputs = self._inputs(nvml)
         self.key = fingerprint(asdict(self.inputs))
         self.progress = ProgressFile(Path(config.job), "verify", self.key)
-        children = Children(Path(config.job), nvml, cache, on_step=self.progress.step)
+        children = Children(Path(config.job), nvml, config.environment, on_step=self.progress.step)
         self.evidence = Evidence(config, faults, children, opened)
         self.places = places(self.evidence)
         self.checks: dict[str, Check] = {}
@@ -159,7 +155,7 @@ class Verification:
             fingerprint=self.inputs.fingerprint,
             key=self.key,
             inputs=self.inputs,
-            build=BuildSummary(**{name: evidence.stamp.get(name) for name in BUILD_KEYS}),
+            build=evidence.build(),
             system=replace(
                 self.system,
                 system_info=probe.get("system_info"),
@@ -170,6 +166,8 @@ class Verification:
             benchmark=measured,
             gpus=rows,
             timings=dict(probe.get("timings", {})),
+            machine_id=machine_id(),
+            prefix=config.prefix,
         )
 
     def _row(self, place: Place) -> GpuRow:

@@ -79,13 +79,10 @@ def installable(
     return max(fit, key=lambda c: (c.default, c.major), default=None)
 
 
-def plan_compiler(snapshot: HostSnapshot, package: str, toolkit: str) -> PackagesPlan:
+def plan_compiler(package: str, toolkit: str) -> PackagesPlan:
     """Install the compiler that the toolkit accepts."""
-    return PackagesPlan(
-        names=(package,),
-        commands=MANAGERS[snapshot.package_manager or ""].unattended_install(package),
-        reason=f"no C++ compiler is on the host that CUDA {toolkit} accepts",
-    )
+    reason = f"no C++ compiler is on the host that CUDA {toolkit} accepts"
+    return PackagesPlan(names=(package,), reason=reason)
 
 
 def _may_install(settings: Settings) -> bool:
@@ -124,15 +121,12 @@ def plan_packages(snapshot: HostSnapshot, settings: Settings) -> PackagesPlan | 
             expected=f"g++ or clang++ {MIN_MAJOR} or newer",
             next="install g++ on the host",
         )
-    name, commands = manager.compiler, manager.unattended_install(manager.compiler)
     if _may_install(settings):
-        return PackagesPlan(
-            names=(name,), commands=commands, reason="no C++ compiler is on the host"
-        )
+        return PackagesPlan(names=(manager.compiler,), reason="no C++ compiler is on the host")
     why = "scope = 'user'" if settings.scope == "user" else "install_packages = False"
     return Problem(
         "compiler",
         found=f"no C++ compiler, and {why} forbids to install one",
         expected=f"g++ or clang++ {MIN_MAJOR} or newer",
-        next=f"sudo sh -c '{'; '.join(commands)}'",
+        next=manager.install_by_hand(manager.compiler),
     )

@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import APT_KEY, APT_SOURCE, DNF_KEY, DNF_SOURCE, Layout
-from llamafleet.plans.plan import JobPlan, Repository, ToolkitPlan
+from llamafleet.layout import (
+    APT_CREDENTIALS,
+    APT_KEY,
+    APT_SOURCE,
+    DNF_KEY,
+    DNF_SOURCE,
+    USER,
+    Layout,
+)
+from llamafleet.plans.network import plan_network
+from llamafleet.plans.packages import root_python
+from llamafleet.plans.plan import JobPlan, Problem, Repository, ToolkitPlan
 from llamafleet.plans.requirements import toolkit_requirements
 from llamafleet.plans.supplies import Supplies
 from llamafleet.protocol.job import (
@@ -23,11 +33,11 @@ from llamafleet.settings import Settings
 MINUTES = 120
 """How long a run waits: gigabytes over a slow line, and a package manager that waits its turn."""
 
-REPOSITORY_PATHS: dict[Manager, tuple[str, str]] = {
-    "apt": (APT_SOURCE, APT_KEY),
-    "dnf": (DNF_SOURCE, DNF_KEY),
+REPOSITORY_PATHS: dict[Manager, tuple[str, str, str]] = {
+    "apt": (APT_SOURCE, APT_KEY, APT_CREDENTIALS),
+    "dnf": (DNF_SOURCE, DNF_KEY, DNF_SOURCE),
 }
-"""Package manager -> the file that names a repository, and that of its key."""
+"""Package manager -> the files that name a repository, its key, and its user and password."""
 
 
 def plan_installation(
@@ -39,22 +49,26 @@ def plan_installation(
     cxx: str,
     python: str,
     supplies: Supplies,
-) -> ToolkitPlan:
+) -> ToolkitPlan | Problem:
     """The same plan with the job that installs the toolkit, if it must be.
 
     `cxx`: the host compiler that it must work with; `python`: the interpreter that runs the job.
     """
     if not toolkit.install:
         return toolkit
-    config = _config(toolkit, settings, layout, cxx=cxx, python=python, supplies=supplies)
+    config = _config(toolkit, settings, snapshot, layout, cxx=cxx, python=python, supplies=supplies)
     # Only a package manager needs root.
     root = isinstance(config, PackagesConfig)
+    by = root_python(snapshot, python) if root else python
+    if isinstance(by, Problem):
+        return by
     running = snapshot.job("toolkit", toolkit.key)
     job = JobPlan(
         kind="toolkit",
         key=toolkit.key,
         folder=(layout.root_job if root else layout.job)("toolkit", toolkit.key),
-        python=python,
+        config=layout.config("toolkit", toolkit.key),
+        python=by,
         minutes=MINUTES,
         start=running is None or not running.alive,
         root=root,
@@ -65,6 +79,7 @@ def plan_installation(
 def _config(
     toolkit: ToolkitPlan,
     settings: Settings,
+    snapshot: HostSnapshot,
     layout: Layout,
     *,
     cxx: str,
@@ -72,9 +87,13 @@ def _config(
     supplies: Supplies,
 ) -> ToolkitConfig:
     assert toolkit.method != "present"
+    network = plan_network(settings, snapshot, layout)
     common = ToolkitConfig(
         key=toolkit.key,
         inputs=ToolkitInputs(method=toolkit.method),
+        proxies=network.proxies,
+        ca_bundle=network.ca_bundle,
+        netrc=network.netrc,
         method=toolkit.method,
         cuda=toolkit.version,
         root=toolkit.root,
@@ -98,6 +117,7 @@ def _config(
         manager=source.manager,
         packages=source.packages,
         record=layout.installed_packages,
+        account=USER,
         repository=_repository(repository, source.manager, supplies.toolkit_key)
         if repository
         else None,
@@ -105,7 +125,7 @@ def _config(
 
 
 def _repository(repository: Repository, manager: Manager, key: str | None) -> RepositoryConfig:
-    source, keyring = REPOSITORY_PATHS[manager]
+    source, keyring, credentials = REPOSITORY_PATHS[manager]
     return RepositoryConfig(
         url=repository.url,
         source=source,
@@ -113,4 +133,5 @@ def _repository(repository: Repository, manager: Manager, key: str | None) -> Re
         key_url=repository.key_url,
         fingerprint=repository.fingerprint,
         key=key,
+        credentials=credentials,
     )

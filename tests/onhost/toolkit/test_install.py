@@ -80,7 +80,7 @@ class Install:
         self.folder = self.runner.job("toolkit", "13.0", config)
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        return self.runner.run("job", "--kind", "toolkit", "--dir", self.folder)
+        return self.runner.run(*self.runner.command(self.folder))
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def cuda(cache: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
             "find_links": None,
         },
     )
-    answer = runner.run("job", "--kind", "toolkit", "--dir", folder)
+    answer = runner.run(*runner.command(folder))
     assert answer.returncode == 0, answer.stderr
     yield root
     if not os.environ.get("LLAMAFLEET_TEST_CACHE"):
@@ -316,5 +316,5 @@ def test_real_toolkit_is_complete_and_not_installed_twice(cache: Path, cuda: Pat
     runner, version = Runner(cache), cuda.name.removeprefix("cuda-")
     stamp = json.loads((cache / "toolkit" / version / "stamp.json").read_text())
     assert stamp["nvcc"] == version
-    again = runner.run("job", "--kind", "toolkit", "--dir", cache / "toolkit" / version)
+    again = runner.run(*runner.command(cache / "toolkit" / version))
     assert "done already" in again.stdout

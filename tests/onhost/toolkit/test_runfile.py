@@ -77,7 +77,7 @@ class Install:
         self.folder = self.runner.job("toolkit", "runfile-12.8", settings | config)
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        return self.runner.run("job", "--kind", "toolkit", "--dir", self.folder)
+        return self.runner.run(*self.runner.command(self.folder))
 
     @property
     def stamp(self) -> dict[str, Any]:

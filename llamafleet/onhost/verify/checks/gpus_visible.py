@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from llamafleet.onhost.verify import known
@@ -77,7 +76,7 @@ def _names(gpus: Sequence[str]) -> str:
 
 
 def _host(evidence: Evidence) -> Check:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = _visible(evidence)
     names = [str(gpu) for gpu in evidence.gpus]
     check = judge_gpus(names, evidence.nvml_problem, evidence.cuda_devices(), visible)
     if evidence.nvml_problem:
@@ -85,9 +84,14 @@ def _host(evidence: Evidence) -> Check:
     return _explained(check, evidence, visible)
 
 
+def _visible(evidence: Evidence) -> str | None:
+    """What the process that loads llama.cpp is told; this process's own reaches it not."""
+    return evidence.config.environment.get("CUDA_VISIBLE_DEVICES")
+
+
 def _place(place: Place) -> Check:
     (gpu,) = place.gpus
-    shown, visible = place.evidence.cuda_bus_ids(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown, visible = place.evidence.cuda_bus_ids(), _visible(place.evidence)
     check = judge_gpu(str(gpu), gpu.bus_id, shown, visible)
     place.hidden = check.status == "fail"
     return _explained(check, place.evidence, visible)

@@ -58,8 +58,8 @@ def judge_origin(
 
 def _host(evidence: Evidence) -> Check:
     prefix = str(Path(evidence.config.prefix).resolve())
-    stamp = evidence.config.stamp
-    return judge_origin(evidence.libraries(), prefix, evidence.stamp.get("libraries"), stamp)
+    made = evidence.product.libraries if evidence.product else None
+    return judge_origin(evidence.libraries(), prefix, made, evidence.config.stamp)
 
 
 SPEC = Spec(NAME, host=_host)

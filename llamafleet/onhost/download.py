@@ -1,0 +1,351 @@
+"""Downloads over HTTP: bounded in size and time, by the host's proxies, certificates and netrc.
+
+Credentials go to the host that they are for, and not along with a redirection to another one.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import netrc
+import os
+import socket
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
+
+from llamafleet.protocol.job import JobConfig
+from llamafleet.protocol.redact import redacted
+
+CHUNK = 1 << 20
+SILENCE_S = 60.0
+"""Longest time without an octet."""
+SLOWEST = 1024
+"""Bytes per second, over SILENCE_S: below that a download is given up."""
+AGENT = "llamafleet"
+
+
+class Writable(Protocol):
+    """What takes a download: a file, say."""
+
+    def write(self, part: bytes, /) -> object: ...
+
+
+class DownloadError(Exception):
+    """Why a file did not come: "found ...; next: ..." in two parts, without credentials."""
+
+    def __init__(self, found: str, next: str) -> None:
+        super().__init__(redacted(found))
+        self.found, self.next = redacted(found), redacted(next)
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a host reaches others."""
+
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    """http_proxy, https_proxy and no_proxy, by these names."""
+    ca_bundle: str | None = None
+    netrc: str | None = None
+
+    @classmethod
+    def of(cls, config: JobConfig) -> Network:
+        return cls(config.proxies, config.ca_bundle, config.netrc)
+
+    def credentials(self, url: str) -> tuple[str, str] | None:
+        """(user, password) of the netrc's entry that names the URL's host. Raises DownloadError."""
+        host = urlsplit(url).hostname
+        if self.netrc is None or not host:
+            return None
+        try:
+            # An entry "default" is for whoever comes along.
+            entry = netrc.netrc(self.netrc).hosts.get(host)
+        except (OSError, netrc.NetrcParseError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is none"
+            raise DownloadError(
+                f"a file of credentials that can't be read ({self.netrc}: {why})",
+                "compare it with netrc(5), and deploy again",
+            ) from None
+        return (entry[0], entry[2] or "") if entry else None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one download."""
+
+    octets: int
+    seconds: float
+
+
+def fetch(
+    url: str,
+    target: Writable,
+    network: Network,
+    limits: Limits,
+    *,
+    headers: Mapping[str, str] | None = None,
+    on_bytes: Callable[[int, int], object] = lambda done, total: None,
+) -> str:
+    """Write what `url` has to `target`; the URL that it came from in the end.
+
+    `on_bytes` is told of bytes done and, where that is known, in all. Raises DownloadError.
+    """
+    watchdog = _Watchdog(limits.seconds)
+    try:
+        request = urllib.request.Request(
+            url, headers={"User-Agent": AGENT, "Accept-Encoding": "identity", **(headers or {})}
+        )
+        _authorize(request, network)
+        with (
+            watchdog.running(),
+            _opener(network, watchdog).open(request, timeout=SILENCE_S) as answer,
+        ):
+            _copy(answer, target, limits, on_bytes)
+            if watchdog.expired:  # which looks like the end of an answer without a length
+                raise TimeoutError
+            return str(answer.geturl())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if watchdog.expired:
+            raise DownloadError(
+                f"no end of it after {limits.seconds:.0f} s", f"curl -o /dev/null {url}"
+            ) from error
+        raise _told(url, network, error) from error
+
+
+def _copy(
+    answer: http.client.HTTPResponse,
+    target: Writable,
+    limits: Limits,
+    on_bytes: Callable[[int, int], object],
+) -> None:
+    length = answer.headers.get("Content-Length") or ""
+    total = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
+    size, since, before = 0, time.monotonic(), 0
+    while size <= max(limits.octets, total) and (chunk := answer.read1(CHUNK)):
+        size += len(chunk)
+        if max(size, total) > limits.octets:
+            break
+        target.write(chunk)
+        on_bytes(size, total)
+        if time.monotonic() - since > SILENCE_S:
+            if size - before < SLOWEST * SILENCE_S:
+                raise TimeoutError(f"less than {SLOWEST} bytes per second")
+            since, before = time.monotonic(), size
+    if max(size, total) > limits.octets:
+        raise DownloadError(
+            f"{max(size, total)} bytes or more; at most {limits.octets} were expected",
+            "look at what is served there",
+        )
+    if size < total:
+        raise ConnectionError(f"it ended after {size} of {total} bytes")
+
+
+class _Watchdog:
+    """Ends connections when the time is over, whatever they wait for."""
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+        self._open: list[socket.socket] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._timer.start()
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+            for one in self._open:
+                one.close()
+
+    def connect(self, *args: Any, **options: Any) -> socket.socket:
+        """As socket.create_connection."""
+        made = socket.create_connection(*args, **options)
+        # A second handle: TLS takes the first one over.
+        self._open.append(socket.socket(fileno=os.dup(made.fileno())))
+        return made
+
+    def _expire(self) -> None:
+        self.expired = True
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+def _opener(network: Network, watchdog: _Watchdog) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context(cafile=network.ca_bundle)
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        _Proxies(network.proxies),
+        _Plain(watchdog),
+        _Tls(watchdog, context),
+        _Redirections(network),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def __init__(self, watchdog: _Watchdog) -> None:
+        super().__init__()
+        self._watchdog = watchdog
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_connection(http.client.HTTPConnection, self._watchdog), req)
+
+
+class _Tls(urllib.request.HTTPSHandler):
+    def __init__(self, watchdog: _Watchdog, context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._watchdog, self._trust = watchdog, context
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        made = _connection(http.client.HTTPSConnection, self._watchdog)
+        return self.do_open(made, req, context=self._trust)
+
+
+def _connection(kind: Any, watchdog: _Watchdog) -> Any:
+    """What makes connections of that kind whose sockets the watchdog knows."""
+
+    def make(host: str, **options: Any) -> Any:
+        connection = kind(host, **options)
+        connection._create_connection = watchdog.connect
+        return connection
+
+    return make
+
+
+class _Proxies(urllib.request.ProxyHandler):
+    def __init__(self, proxies: Mapping[str, str]) -> None:
+        by_scheme = {
+            scheme: value
+            for scheme in ("http", "https")
+            if (value := proxies.get(f"{scheme}_proxy"))
+        }
+        super().__init__(by_scheme)
+        self._but_for = proxies.get("no_proxy", "")
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:
+        if _bypassed(req.host, self._but_for):
+            return None
+        return super().proxy_open(req, proxy, type)
+
+
+def _bypassed(host: str, but_for: str) -> bool:
+    """`but_for`: as the value of no_proxy."""
+    return bool(urllib.request.proxy_bypass_environment(host, {"no": but_for}))  # type: ignore[attr-defined]
+
+
+class _Redirections(urllib.request.HTTPRedirectHandler):
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def redirect_request(
+        self, req: urllib.request.Request, *rest: Any
+    ) -> urllib.request.Request | None:
+        newurl: str = rest[-1]
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == (
+            "https",
+            "http",
+        ):
+            raise ConnectionError(f"a redirection from {before.scheme} to {after.scheme}")
+        # Headers that are "unredirected", as that of the credentials, are left behind by it.
+        made = super().redirect_request(req, *rest)
+        if made is not None and _origin(before) == _origin(after):
+            _authorize(made, self._network)
+        return made
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port
+
+
+def _authorize(request: urllib.request.Request, network: Network) -> None:
+    if found := network.credentials(request.full_url):
+        value = base64.b64encode(":".join(found).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {value}")
+
+
+def _told(url: str, network: Network, error: Exception) -> DownloadError:
+    """What went wrong, from the error itself, and the command that shows it."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(error, urllib.error.HTTPError):
+        return _answered(url, error)
+    host, scheme = urlsplit(url).hostname or url, urlsplit(url).scheme
+    proxy = network.proxies.get(f"{scheme}_proxy")
+    if proxy and _bypassed(urlsplit(url).netloc, network.proxies.get("no_proxy", "")):
+        proxy = None
+    by = f"proxy {proxy}" if proxy else host
+    look = f"curl -I {url}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        trusted = network.ca_bundle or "the certificates of this Python"
+        return DownloadError(
+            f"a certificate of {host} that {trusted} does not vouch for ({cause.verify_message})",
+            "add the CA's certificate to the system's trust store",
+        )
+    if isinstance(cause, ssl.SSLError):
+        return DownloadError(f"no TLS with {by} ({cause.reason or cause})", look)
+    if isinstance(cause, socket.gaierror):
+        named = urlsplit(proxy).hostname if proxy else host
+        return DownloadError(
+            f"that the name {named} is not known here ({cause.strerror}): no network, no name "
+            "server, or a proxy is needed",
+            f"getent hosts {named}",
+        )
+    if isinstance(cause, OSError) and "Tunnel connection failed" in str(cause):
+        return DownloadError(f"that {by} refused ({str(cause).rpartition('failed: ')[2]})", look)
+    if isinstance(cause, ConnectionRefusedError):
+        return DownloadError(f"that {by} refused the connection", look)
+    if isinstance(cause, TimeoutError):
+        return DownloadError(f"no answer of {by} in time ({cause})", look)
+    why = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    return DownloadError(f"no answer of {by} ({why or type(cause).__name__})", look)
+
+
+def _answered(url: str, error: urllib.error.HTTPError) -> DownloadError:
+    """Of an answer that is no success."""
+    said = f"HTTP {error.code} {error.reason}".strip()
+    if error.code == 407:
+        return DownloadError(f"{said}: the proxy asks for credentials", "name them in the proxy")
+    if error.code in (401, 403):
+        return DownloadError(
+            f"{said}: the server wants other credentials",
+            f"name user and password of {urlsplit(url).hostname} in the file of the setting netrc",
+        )
+    if error.code in (404, 410):
+        return DownloadError(f"{said}: no such file there", f"curl -I {url}")
+    return DownloadError(said, f"curl -I {url}")
+
+
+def read_bytes(url: str, network: Network, limits: Limits, **options: Any) -> bytes:
+    """What `url` has. Raises DownloadError."""
+    target = BytesIO()
+    fetch(url, target, network, limits, **options)
+    return target.getvalue()
+
+
+def save(
+    url: str,
+    path: Path,
+    network: Network,
+    limits: Limits,
+    on_bytes: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
+    """Write what `url` has to a new file; its name must be free. Raises DownloadError, OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        fetch(url, file, network, limits, on_bytes=on_bytes)

@@ -1,0 +1,78 @@
+"""Who may deploy to a host just now: one run at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Literal
+
+from llamafleet.facts.host import DeployLock
+from llamafleet.plans.plan import Problem
+
+STALE_S = 15 * 60
+"""A run touches its lock at each stage, and every TOUCH_S while it waits for a job."""
+TOUCH_S = 60
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A run of a controller, as its lock names it."""
+
+    owner: str
+    controller: str
+    pid: int
+    start_ticks: int | None
+    started: float
+
+    def text(self) -> str:
+        """The lock's content: the same text for the same holder, so that it can be compared."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def of(cls, lock: DeployLock) -> Holder:
+        return cls(lock.owner, lock.controller, lock.pid, lock.start_ticks, lock.started)
+
+
+@dataclass(frozen=True)
+class LockPlan:
+    """free and over: take it; mine: it is this run's; held: another run has it."""
+
+    state: Literal["free", "mine", "over", "held"]
+    reason: str
+    replaces: str = ""
+    """Text of the lock that is taken over."""
+
+
+def plan_lock(lock: DeployLock | None, me: Holder, *, ended: bool) -> LockPlan:
+    """`ended`: the lock is of this very controller, and its process is gone."""
+    if lock is None:
+        return LockPlan("free", "nobody deploys to this host")
+    if Holder.of(lock) == me:
+        return LockPlan("mine", "this run has it")
+    text, who = Holder.of(lock).text(), f"{lock.owner} (process {lock.pid})"
+    if ended:
+        return LockPlan("over", f"the run of {who} has ended without giving it back", text)
+    if lock.age_s > STALE_S:
+        minutes = lock.age_s // 60
+        return LockPlan("over", f"nothing was heard of the run of {who} for {minutes} min", text)
+    return LockPlan("held", f"{who} deploys to it since {_time(lock.started)}")
+
+
+def lock_problem(plan: LockPlan, lock: DeployLock, path: str) -> Problem:
+    """Of one that another run has."""
+    return Problem(
+        "lock",
+        f"{plan.reason}, last heard of {lock.age_s} s ago",
+        "one run at a time for each host",
+        f"wait for its end, or stop it there (kill -INT {lock.pid}), then run this again; a run "
+        f"that is gone gives {path} up after {STALE_S // 60} min",
+    )
+
+
+def _time(seconds: float) -> str:
+    """A controller's clock may say anything."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"

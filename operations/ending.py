@@ -1,0 +1,126 @@
+"""How a run ends: its exit code, its table, and what an interrupt does."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import Protocol
+
+import click
+import gevent
+from gevent import monkey
+from pyinfra.api.state import State
+
+LIMIT_S = 4.0
+"""In which an interrupted run has told what there is to tell; then it ends in any case."""
+LEAVE_S = 1.0
+"""Of it for hosts to be told goodbye."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Reporter(Protocol):
+    """What a run has to tell at its end."""
+
+    reports: bool
+
+    def finish(self, state: State, interrupted: bool) -> int:
+        """Keep and print the run; its exit code."""
+
+    def going_on(self) -> list[str]:
+        """What to know of jobs that are left running on hosts."""
+
+
+class Ending:
+    """The end of one run of pyinfra's command line.
+
+    pyinfra ends with 0 unless a host failed; here 0 means that every host is as wanted. So the
+    last word on the exit code is spoken when all else is done.
+    """
+
+    def __init__(self, state: State, run: Reporter) -> None:
+        self._state, self._run = state, run
+        self._code = 0
+        """As click ends it, where that is known."""
+        self._begun = False
+
+    def arm(self) -> None:
+        """From here on this decides how the process ends."""
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.call_on_close(self._closed)
+        if self._run.reports:
+            atexit.register(self._exit)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup asks for.
+                signal.signal(number, self._signalled)
+
+    def _closed(self) -> None:
+        """pyinfra is done: with an exit code, or by an exception that click will show."""
+        error = sys.exc_info()[1]
+        if isinstance(error, SystemExit):
+            self._code = error.code if isinstance(error.code, int) else int(bool(error.code))
+        elif error is not None:
+            self._code = getattr(error, "exit_code", 1)
+
+    def _exit(self) -> None:
+        if self._begun:
+            return
+        code = self._finish(interrupted=False)
+        if (self._code or code) != self._code:
+            _leave(code)
+
+    def _finish(self, interrupted: bool) -> int:
+        """Of an error in here nothing else would tell: python ends with 0 all the same."""
+        try:
+            return self._run.finish(self._state, interrupted)
+        except Exception as error:
+            click.echo(
+                f"run: found {type(error).__name__}: {error}, while it was to be reported; "
+                "expected a table; next: run the same command again",
+                err=True,
+            )
+            return 1
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        code = 128 + number
+        if self._begun or not self._state.is_executing:
+            if not self._begun:
+                os.write(2, b"\ninterrupted: nothing was begun on any host\n")
+            os._exit(code)
+        self._begun = True
+        # A real thread, and a real clock: whatever hangs, this does not.
+        monkey.get_original("_thread", "start_new_thread")(_end_late, (code,))
+        gevent.get_hub().loop.run_callback_threadsafe(gevent.spawn, self._interrupted, code)
+
+    def _interrupted(self, code: int) -> None:
+        name = signal.Signals(code - 128).name
+        click.echo(f"\ninterrupted ({name}): this run ends, and no job on a host does", err=True)
+        for line in self._run.going_on():
+            click.echo(f"  {line}", err=True)
+        click.echo("next: run the same command again, it attaches to them", err=True)
+        if self._run.reports:
+            self._finish(interrupted=True)
+        with suppress(Exception):
+            leaving = [gevent.spawn(h.disconnect) for h in self._state.activated_hosts]
+            gevent.joinall(leaving, timeout=LEAVE_S)
+        _leave(code)
+
+
+def _end_late(code: int) -> None:
+    monkey.get_original("time", "sleep")(LIMIT_S)
+    os._exit(code)
+
+
+def _leave(code: int) -> None:
+    """End here, with this code, whatever else is registered to run."""
+    with suppress(Exception):
+        logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
