@@ -19,13 +19,14 @@ from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
     build_of,
-    built,
     driver,
     gcc,
     only_problem,
     plan,
     proven,
+    there,
     toolkit,
+    with_builds,
 )
 
 
@@ -191,10 +192,7 @@ def test_a_host_with_nothing_to_do_needs_no_room() -> None:
     first = plan(CUDA_THERE).verify
     assert first is not None
     full = replace(
-        CUDA_THERE,
-        jobs=(built(build),),
-        versions=(build.fingerprint,),
-        current=build.fingerprint,
+        with_builds(CUDA_THERE, there(build)),
         result=proven(first),
         disk_free_mib={"prefix": 0, "state": 0},
     )
