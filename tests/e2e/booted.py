@@ -132,11 +132,17 @@ class BootedHost:
         shutil.rmtree(self.tree, ignore_errors=True)
 
 
-def boot(name: str, folder: Path, address: str = "127.0.0.1", namespace: str = "") -> BootedHost:
+def boot(
+    name: str,
+    folder: Path,
+    address: str = "127.0.0.1",
+    namespace: str = "",
+    suite: str = "bookworm",
+) -> BootedHost:
     """Copy the base tree, let `admin` and root in by key, boot it and wait for sshd."""
     tree, key = folder / name, folder / f"{name}.key"
     tree.mkdir(mode=0o755)
-    subprocess.run(["cp", "-a", "--reflink=auto", f"{base_tree()}/.", tree], check=True)
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{base_tree(suite)}/.", tree], check=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     port = _free_port()
     _prepare(tree, name, (address, port), key.with_suffix(".key.pub").read_text())

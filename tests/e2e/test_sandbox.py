@@ -10,6 +10,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from llamafleet.managed import by_path
 from llamafleet.render import content
 from llamafleet.sandbox import Kind
 from llamafleet.settings import Settings
-from tests.e2e.booted import BootedHost, missing_tools
+from tests.e2e.booted import BootedHost, boot, missing_tools
 from tests.e2e.runs import Run, latest, pyinfra, write_inventory
 from tests.test_render import PLAN
 from tests.test_sandbox import LIMITS
@@ -77,9 +78,9 @@ class Watch:
                     self.seen[unit] = found
 
 
-def run_as(host: BootedHost, kind: Kind, command: str, unit: str) -> tuple[int, str]:
+def run_as(host: BootedHost, kind: Kind, command: str, unit: str, *more: str) -> tuple[int, str]:
     """Exit status and output of a command in a transient unit of this kind."""
-    options = shlex.join(sandbox.transient(kind, LAYOUT, systemd_of(host)))
+    options = shlex.join((*sandbox.transient(kind, LAYOUT, systemd_of(host)), *more))
     done = host.run(
         f"systemd-run --quiet --collect --wait --pipe --unit={unit} {options} "
         f"sh -c {shlex.quote(command)} 2>&1"
@@ -87,9 +88,32 @@ def run_as(host: BootedHost, kind: Kind, command: str, unit: str) -> tuple[int, 
     return done.returncode, done.stdout
 
 
-@pytest.fixture(scope="module")
-def host(booted: BootedHost) -> BootedHost:
-    """With the account and its folders, as the pipeline makes them."""
+@contextmanager
+def real_device_rules(name: str) -> Iterator[None]:
+    """Let the systemd of a host named so rule devices: by BPF, in the unified hierarchy."""
+    settings = Path(f"/run/systemd/nspawn/{name}.nspawn")
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("[Exec]\nCapability=CAP_BPF CAP_NET_ADMIN\nSystemCallFilter=bpf\n")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
+            yield
+    finally:
+        settings.unlink()
+
+
+@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BootedHost]:
+    """With the account and its folders, as the pipeline makes them: systemd 252 and 257."""
+    with real_device_rules(HOST):
+        booted = boot(HOST, tmp_path_factory.mktemp("hosts"), request.param)
+    yield prepared(booted)
+    booted.stop()
+
+
+def prepared(booted: BootedHost) -> BootedHost:
     done = booted.run(
         "useradd --system --user-group --no-create-home llamafleet && "
         f"install -d -o llamafleet {LAYOUT.state} && install -d {LAYOUT.prefix} {LAYOUT.etc} && "
@@ -155,6 +179,13 @@ def test_what_the_account_needs_it_can(host: BootedHost) -> None:
     assert status == 0, said
 
 
+def test_devices_are_let_in_by_class(host: BootedHost) -> None:
+    """As GPUs are, whose class the kernel numbers when their driver is loaded."""
+    use = "exec 3<>/dev/net/tun"
+    assert run_as(host, "verify", use, "probe")[0] != 0
+    assert run_as(host, "verify", use, "probe", "--property=DeviceAllow=char-mis* rw") == (0, "")
+
+
 def test_packages_are_installed_for_real(host: BootedHost) -> None:
     command = (
         "export DEBIAN_FRONTEND=noninteractive; apt-get -q update && "
@@ -181,14 +212,16 @@ def test_packages_are_installed_for_real(host: BootedHost) -> None:
 
 
 @pytest.fixture(scope="module")
-def deployed(host: BootedHost, folder: Path) -> Iterator[tuple[Run, Watch]]:
+def deployed(host: BootedHost, folder: Path) -> tuple[Run, Watch]:
     """A real build and a real verification on the CPU."""
+    if systemd_of(host) > 252:
+        pytest.skip("a build takes minutes: once is enough")
     fleet = write_inventory(
         folder, {HOST: host.data(accelerator="cpu", model="synthetic:tiny-q4_0")}, "sandbox"
     )
     with Watch(host) as watch:
         run = pyinfra(folder, "-y", fleet, "deploy.py", limit=2400)
-    yield run, watch
+    return run, watch
 
 
 def test_a_build_and_a_verification_end_well(

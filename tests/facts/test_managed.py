@@ -267,6 +267,16 @@ def test_units(fake: FakeHost, scope: str) -> None:
     assert {*unit_names(), "llamafleet-*"} < set(asked.split())
 
 
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [("252.39-1~deb12u2", 252), ("239 (239-82.el8)", 239), ("v260~rc1", 0), ("", 0)],
+)
+def test_the_version_of_systemd(fake: FakeHost, shell: str, said: str, version: int) -> None:
+    fake.shell = shell
+    booted(fake, f"case $* in *Version*) echo 'Version={said}' ;; esac")
+    assert fake.snapshot().systemd == version
+
+
 def test_systemd_that_does_not_answer(fake: FakeHost) -> None:
     booted(fake, "echo 'Failed to connect to bus: No medium found' >&2; exit 1")
     snapshot = fake.snapshot()
