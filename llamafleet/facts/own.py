@@ -108,6 +108,7 @@ def jobs(told: Sorted) -> list[Job]:
 def _job(record: Record, kind: str, key: str, alive: str) -> Job:
     progress = _told(record, Progress, "progress", kind, key)
     stamp = _told(record, Stamp, "stamp", kind, key)
+    product = _told(record, BuildProduct, "stamp", kind, key) if kind == "build" else None
     job = Job(
         kind=kind,
         key=key,
@@ -115,6 +116,7 @@ def _job(record: Record, kind: str, key: str, alive: str) -> Job:
         progress=None if isinstance(progress, Unreadable) else progress,
         stamp=None if isinstance(stamp, Unreadable) else stamp,
         unreadable=stamp.reason if isinstance(stamp, Unreadable) else "",
+        product=product if isinstance(product, BuildProduct) else None,
     )
     # Its folder has the same name whatever is verified.
     told = job.progress or job.stamp

@@ -6,6 +6,7 @@ fails, or is cut off, takes nothing away from those that are there.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import itertools
@@ -15,9 +16,10 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
@@ -56,6 +58,8 @@ READ_UNDECLARED = frozenset(
 """Variables that the tree reads where they are set, and never declares."""
 
 WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
+NO_FILE = "No matching distribution found for "
+NOT_FETCHED = re.compile(r"Could not fetch URL .* Error|HTTP error \d")
 FROM_SOURCE = (
     "--progress-bar=off",
     "--no-build-isolation",
@@ -229,7 +233,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
 
     requirements = job.folder / "requirements.txt"
     requirements.write_text(config.requirements, encoding="utf-8")
-    job.command([*pip, *WHEELS_ONLY, "-r", str(requirements)], env=env)
+    pip_run(job, [*pip, *WHEELS_ONLY, "-r", str(requirements)], env)
 
     # pip applies --config-settings of its command line to named requirements, not to those of a
     # file; and a hash can be given in a file only.
@@ -238,9 +242,10 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
         f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
     )
     log = BuildLog()
-    job.command(
+    pip_run(
+        job,
         [*pip, "-v", *FROM_SOURCE, "-r", str(llama)],
-        env=env,
+        env,
         on_line=lambda line: _follow(job, log, line, config.allowed_unused),
     )
     job.phase("check", "import")
@@ -313,12 +318,45 @@ def network(config: JobConfig) -> dict[str, str]:
     if isinstance(config, PipConfig) and config.index_url and not config.find_links:
         # Not on a command line, which everybody can read.
         env["PIP_INDEX_URL"] = config.index_url
+        if config.index_url.startswith("http:"):
+            # pip passes such an index over in silence; hashes tell what it may send.
+            env["PIP_TRUSTED_HOST"] = urlsplit(config.index_url).netloc
     return env
 
 
 def own_pip(config: BuildConfig, tmp: Path) -> BuildConfig:
     """The same with a copy of pip of this job's own: the host's may be replaced while it runs."""
     return replace(config, pip=str(shutil.copy(config.pip, tmp / "pip.pyz")))
+
+
+def pip_run(
+    job: Job,
+    argv: Sequence[str],
+    env: dict[str, str],
+    on_line: Callable[[str], object] = lambda line: None,
+    keep: Callable[[str], bool] = lambda line: True,
+) -> None:
+    """Run a pip of `pip_install`; where it finds no file, also why the index gave none.
+
+    Raises JobFailed, the cause then being in the log.
+    """
+    missing = False
+
+    def follow(line: str) -> None:
+        nonlocal missing
+        missing = missing or NO_FILE in line
+        on_line(line)
+
+    try:
+        job.command(argv, env=env, on_line=follow, keep=keep)
+    except JobFailed:
+        if missing:
+            # pip says an HTTP status only here, among thousands of lines.
+            with contextlib.suppress(JobFailed):
+                job.command(
+                    [*argv, "-vv", "--retries", "0", "--dry-run"], env=env, keep=NOT_FETCHED.search
+                )
+        raise
 
 
 def pip_install(config: PipConfig, python: str) -> list[str]:

@@ -206,7 +206,7 @@ class Job:
         *,
         env: dict[str, str],
         on_line: Callable[[str], object] = lambda line: None,
-        keep: Callable[[str], bool] = lambda line: True,
+        keep: Callable[[str], object] = lambda line: True,
         cwd: Path | None = None,
     ) -> None:
         """Run a command, its output line by line to the log (where `keep`) and to `on_line`.

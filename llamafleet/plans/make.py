@@ -21,6 +21,7 @@ from llamafleet.plans.host import (
     disk_needs,
     disk_problems,
     machine_problem,
+    place_problem,
     rights_problem,
     unread_problem,
 )
@@ -219,7 +220,7 @@ def make_plan(
         return _stopped(host, settings, unread)
     draft = _Draft(settings, snapshot, layout, supplies)
     rights = rights_problem(settings, snapshot)
-    for found in (rights, machine_problem(snapshot)):
+    for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
         draft.take(found)
     hold = None if rights else draft.take(plan_hold(settings, snapshot))
     acceleration = plan_acceleration(settings, snapshot, barred)

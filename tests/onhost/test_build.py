@@ -15,15 +15,21 @@ import signal
 import subprocess
 import tarfile
 import zipfile
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, cast
 
 import pytest
 
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
-from llamafleet.protocol.job import BuildConfig, BuildInputs
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import BUILD, BuildConfig, BuildInputs, BuildProduct, machine_id
 from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
 from tests.onhost.wheels import hash_option, write_wheel
 
@@ -148,11 +154,13 @@ CUDA_INPUTS = asdict(replace(INPUTS, backend="cuda"))
 class Build:
     """A build job over the small archive, with one thing or another changed."""
 
-    def __init__(self, runner: Runner, wheelhouse: Path, **changes: Any) -> None:
+    def __init__(
+        self, runner: Runner, wheelhouse: Path, name: str = "f00d", **changes: Any
+    ) -> None:
         sdist = wheelhouse / "llama_cpp_python-0.3.36.tar.gz"
         sha256 = hashlib.sha256(sdist.read_bytes()).hexdigest()
         self.runner = runner
-        self.prefix = runner.root / "versions" / "f00d"
+        self.prefix = runner.root / "versions" / name
         self.folder = runner.job(
             "build",
             "f00d",
@@ -175,6 +183,10 @@ class Build:
         return self.runner.run(*self.runner.command(self.folder), **options)
 
     @property
+    def proof(self) -> Path:
+        return self.prefix / BUILD
+
+    @property
     def stamp(self) -> dict[str, Any]:
         data: dict[str, Any] = json.loads((self.folder / "stamp.json").read_text())
         return data
@@ -185,7 +197,34 @@ def runner(tmp_path: Path) -> Runner:
     return Runner(tmp_path)
 
 
-def test_a_build_is_made_checked_and_not_made_twice(runner: Runner, wheelhouse: Path) -> None:
+def hostile(folder: Path) -> dict[str, str]:
+    """What a login, /etc/environment or a shell's profile may hold: each of it ends or changes a
+    build that reads it."""
+    home, planted = folder / "home", folder / "planted"
+    for text in ("[global]\nuser = true\nconstraint = /none\nindex-url = http://127.0.0.1:9/",):
+        for name in (".pip/pip.conf", ".config/pip/pip.conf"):
+            (home / name).parent.mkdir(parents=True)
+            (home / name).write_text(text)
+    planted.mkdir()
+    (planted / "sitecustomize.py").write_text("raise SystemExit('planted')\n")
+    (planted / "llama_cpp.py").write_text("raise SystemExit('planted')\n")
+    return {
+        "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "PYTHONPATH": str(planted),
+        "PYTHONHOME": str(planted), "PIP_USER": "1", "PIP_CONSTRAINT": "/none",
+        "PIP_NO_BINARY": ":all:", "PIP_TARGET": str(planted), "PIP_REQUIRE_VIRTUALENV": "1",
+        "PIP_CONFIG_FILE": str(home / ".pip/pip.conf"), "CMAKE_ARGS": "-DBROKEN=on",
+        "SKBUILD_CMAKE_ARGS": "-DBROKEN=on", "CMAKE_GENERATOR": "none", "CC": "false",
+        "CXX": "false", "CFLAGS": "-DBROKEN", "CPPFLAGS": "-DBROKEN", "LDFLAGS": "-lnone",
+        "CMAKE_TOOLCHAIN_FILE": "/none", "NINJAFLAGS": "-n", "CPATH": str(planted),
+        "GCC_EXEC_PREFIX": "/none/", "COMPILER_PATH": "/none", "DEPENDENCIES_OUTPUT": "/none/x",
+        "TMPDIR": "/none", "LD_LIBRARY_PATH": str(planted), "LC_ALL": "tr_TR.UTF-8",
+        "VIRTUAL_ENV": "/none", "NVCC_PREPEND_FLAGS": "-DBROKEN", "MAKEFLAGS": "-n",
+    }  # fmt: skip
+
+
+def test_a_build_is_made_checked_and_not_made_twice(
+    runner: Runner, wheelhouse: Path, tmp_path: Path
+) -> None:
     toy = Build(
         runner,
         wheelhouse,
@@ -193,10 +232,7 @@ def test_a_build_is_made_checked_and_not_made_twice(runner: Runner, wheelhouse: 
         allowed_unused=["NOT_KNOWN"],
         inputs=CUDA_INPUTS,
     )
-    # What an unfinished run left, and what the caller's environment must not bring in.
-    (toy.prefix / "lib").mkdir(parents=True)
-    (toy.prefix / "lib" / "leftover").write_text("")
-    answer = toy.run(env=os.environ | {"CMAKE_ARGS": "-DBROKEN=on", "CFLAGS": "-DBROKEN"})
+    answer = toy.run(env=os.environ | hostile(tmp_path))
     assert answer.returncode == 0, (toy.folder / "build.log").read_text()[-3000:]
 
     stamp = toy.stamp
@@ -213,7 +249,14 @@ def test_a_build_is_made_checked_and_not_made_twice(runner: Runner, wheelhouse: 
     assert {Path(path).name for path in stamp["libraries"]} == {"libllama.so", "libggml-cuda.so"}
     for path, sha256 in stamp["libraries"].items():
         assert hashlib.sha256((toy.prefix / path).read_bytes()).hexdigest() == sha256
-    assert not (toy.prefix / "lib" / "leftover").exists()
+    assert not (toy.prefix / build.INCOMPLETE).exists()
+    proof = json.loads(toy.proof.read_text())
+    assert proof["machine_id"] == machine_id()
+    told = ("kind", "key", "ok", "libraries", "inputs", "machine_id", "units")
+    assert {name: proof[name] for name in told} == {name: stamp[name] for name in told}
+    # It is for everybody; what was said while it was made is not.
+    assert toy.prefix.stat().st_mode & 0o777 == 0o755
+    assert (toy.folder / "build.log").stat().st_mode & 0o777 == 0o640
 
     cache = (toy.folder / "cmake" / "CMakeCache.txt").read_text()
     assert "CMAKE_C_FLAGS:STRING=-O1 -g" in cache
@@ -286,15 +329,93 @@ def test_cuda_build_without_its_library_fails(runner: Runner, wheelhouse: Path) 
     assert (error["phase"], error["signature"]) == ("check", "library-without-cuda")
 
 
-def test_broken_import_fails(runner: Runner, wheelhouse: Path, tmp_path: Path) -> None:
-    planted = tmp_path / "planted"
-    planted.mkdir()
-    (planted / "sitecustomize.py").write_text("import sys; sys.modules['llama_cpp'] = None\n")
-    toy = Build(runner, wheelhouse, environment={"PYTHONPATH": str(planted)})
+def test_broken_import_fails(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(runner, wheelhouse, cmake_args=["-DCMAKE_C_FLAGS=-Dinfo=other"])
     assert toy.run().returncode == job.EXIT_FAILED
     error = toy.stamp["error"]
     assert error["phase"] == "check"
-    assert error["lines"][0].startswith("import llama_cpp ended with status 1: ModuleNotFoundError")
+    assert error["lines"][0].startswith("import llama_cpp ended with status 1: AttributeError")
+
+
+def whole(versions: Path, name: str) -> Path:
+    """A build that is there, not made by this test."""
+    library = versions / name / "lib" / "libllama.so"
+    library.parent.mkdir(parents=True)
+    library.write_text("works")
+    (versions / name / BUILD).write_text("{}")
+    return library
+
+
+def test_a_build_that_fails_takes_nothing_away(runner: Runner, wheelhouse: Path) -> None:
+    """Before, the folder of that fingerprint was emptied first, and removed last."""
+    works = whole(runner.root / "versions", "f00d")
+    toy = Build(runner, wheelhouse, name="f00d-2", cmake_args=["-DBROKEN=on"])
+    assert toy.run().returncode == job.EXIT_FAILED
+    assert works.read_text() == "works" and not toy.prefix.exists()
+    # Nor is one made over it, whoever asks for that.
+    again = Build(runner, wheelhouse, name="f00d")
+    assert again.run().returncode == job.EXIT_FAILED
+    assert "expected none, as no build is made over another" in again.stamp["error"]["lines"][0]
+    assert works.read_text() == "works"
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(runner: Runner, wheelhouse: Path) -> None:
+    works = whole(runner.root / "versions", "beef")
+    toy = Build(runner, wheelhouse, cmake_args=["-DSLOW=on"])
+    process = runner.start(toy.folder)
+    wait_for(lambda: "compile" in json.dumps(runner.status(toy.folder)["progress"]))
+    children = session_members_below(toy.folder)
+    process.kill()
+    process.wait()
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    assert toy.prefix.is_dir() and not toy.proof.exists()
+    second = Build(runner, wheelhouse, name="f00d-2")
+    assert second.run().returncode == 0, second.stamp
+    assert second.proof.exists() and not toy.prefix.exists() and works.read_text() == "works"
+
+
+def session_members_below(folder: Path) -> list[int]:
+    """Pids of the live processes with a path below `folder` on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"{folder}/".encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+def test_its_code_and_pip_may_be_replaced_while_it_runs(runner: Runner, wheelhouse: Path) -> None:
+    """As a deploy by another version does. The table of failures is read last of all."""
+    toy = Build(runner, wheelhouse, cmake_args=["-DBROKEN=on"])
+    process = runner.start(toy.folder)
+    wait_for((toy.folder / "tmp" / "pip.pyz").exists)
+    for path in (runner.zipapp, runner.pip):
+        (path.with_name("new")).write_bytes(b"another version")
+        path.with_name("new").replace(path)
+    assert process.wait(60) == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert (error["phase"], error["signature"]) == ("compile", "wheel-build-failed")
+
+
+def test_a_disk_that_is_full_at_the_very_end_leaves_no_build(
+    runner: Runner, wheelhouse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    toy = Build(runner, wheelhouse)
+    monkeypatch.setattr(build, "write_json", full)
+    monkeypatch.setattr(build, "_build", lambda *args: PRODUCT)
+    config = decode(BuildConfig, json.loads(runner.config(toy.folder).read_text()))
+    toy.folder.mkdir(parents=True)
+    with pytest.raises(OSError, match="No space left"):
+        build.work(job.Job("build", toy.folder, "f00d"), config)
+    assert not toy.prefix.exists()
 
 
 def test_stopped_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
@@ -396,6 +517,15 @@ def test_link_time_counts_only_what_nothing_ran_beside() -> None:
     assert build.link_seconds("# ninja log v7\n") == 0
 
 
+PRODUCT = BuildProduct(
+    wheel_bytes=1,
+    wheel_sha256=None,
+    libraries={},
+    units=1,
+    llama_cpp_python="0.3.36",
+    system_info="",
+    import_s=0.1,
+)
 CONFIG = BuildConfig(
     key="f00d",
     inputs=INPUTS,
@@ -413,31 +543,152 @@ CONFIG = BuildConfig(
 )
 
 
+def environment(tmp: Path, **changes: Any) -> dict[str, str]:
+    config = replace(CONFIG, **changes)
+    return build.environment(config, build.variables(config), Path("/venv"), tmp)
+
+
 def test_environment_is_the_plans_and_not_the_callers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("CXXFLAGS", "GGML_CUDA", "CMAKE_GENERATOR", "SOURCE_DATE_EPOCH", "PYTHONPATH"):
+    for name in (*hostile(tmp_path), "HTTPS_PROXY", "NETRC", "SSL_CERT_FILE", "LD_PRELOAD"):
         monkeypatch.setenv(name, "foreign")
-    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
-    config = replace(
-        CONFIG,
-        cmake_args=("-DA=1;2", "-DB=x y"),
-        environment={"CUDACXX": "/cuda/bin/nvcc", "PATH": "/cuda/bin:/bin"},
-        jobs=3,
+    own = {"CUDACXX": "/cuda/bin/nvcc", "PATH": "/cuda/bin:/bin"}
+    env = environment(tmp_path, cmake_args=("-DA=1;2", "-DB=x y"), environment=own, jobs=3)
+    assert env == {
+        "CUDACXX": "/cuda/bin/nvcc",
+        "CMAKE_ARGS": "'-DA=1;2' '-DB=x y'",
+        "CMAKE_BUILD_PARALLEL_LEVEL": "3",
+        "PATH": "/venv/bin:/cuda/bin:/bin",
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path),
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "PYTHONNOUSERSITE": "1",
+        "PIP_CONFIG_FILE": "/dev/null",
+    }
+
+
+def test_the_plan_s_network_reaches_every_program(tmp_path: Path) -> None:
+    proxies = {"https_proxy": "http://p:1", "no_proxy": ".lab"}
+    env = environment(tmp_path, proxies=proxies, ca_bundle="/ca.pem", netrc="/etc/l/netrc")
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        assert env[name] == "http://p:1"
+    assert env["no_proxy"] == env["NO_PROXY"] == ".lab"
+    assert env["SSL_CERT_FILE"] == env["PIP_CERT"] == "/ca.pem" and env["NETRC"] == "/etc/l/netrc"
+
+
+def test_one_folder_or_one_index_and_it_stands_on_no_command_line(tmp_path: Path) -> None:
+    both = replace(CONFIG, find_links="/w", index_url="https://i")
+    assert build.pip_install(both, "py")[-3:] == ["--no-index", "--find-links", "/w"]
+    assert "PIP_INDEX_URL" not in environment(tmp_path, find_links="/w", index_url="https://i")
+    argv = build.pip_install(replace(CONFIG, index_url="https://i"), "py")
+    assert "https://i" not in argv and "--require-hashes" in argv
+    env = environment(tmp_path, index_url="https://i")
+    assert env["PIP_INDEX_URL"] == "https://i" and "PIP_TRUSTED_HOST" not in env
+    assert environment(tmp_path, index_url="http://i:8/s")["PIP_TRUSTED_HOST"] == "i:8"
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """A proxy behind which an index lies that nothing else can reach; it asks for a password."""
+
+    folder: Path
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        name = self.path.rstrip("/").rpartition("/")[2]
+        if self.headers.get("Authorization") != f"Basic {b64encode(b'bob:hunter2').decode()}":
+            self.send_error(401)
+        elif self.path == "http://index.test/simple/toy/":
+            self._send(f'<a href="http://index.test/{next(self.folder.glob("*.whl")).name}">x</a>')
+        elif (self.folder / name).is_file():
+            self._send((self.folder / name).read_bytes())
+        else:
+            self.send_error(404)
+
+    def _send(self, content: str | bytes) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if data[:1] == b"<" else "application/zip")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def proxy(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and what it is asked for."""
+    handler = type("Handler", (Proxy,), {"folder": folder, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler.asked  # type: ignore[attr-defined]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def pip(tmp_path: Path, wheel: Path, **network: Any) -> subprocess.CompletedProcess[str]:
+    """What a job's pip says when it installs `wheel` over that network."""
+    archive, listed = tmp_path / "pip.pyz", tmp_path / "listed.txt"
+    archive.write_bytes(zipapps.pip_zipapp())
+    listed.write_text(f"toy==1.0 {hash_option(wheel)}\n")
+    config = replace(CONFIG, pip=str(archive), index_url="http://index.test/simple", **network)
+    env = build.environment(config, {}, Path("/usr"), tmp_path / "tmp")
+    argv = build.pip_install(config, PYTHON)
+    return subprocess.run(
+        [*argv, "--retries", "1", "--target", str(tmp_path / "made"), "-r", str(listed)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
-    env = build.environment(build.variables(config), Path("/venv"), tmp_path)
-    assert "foreign" not in env.values()
-    assert env["HTTPS_PROXY"] == "http://proxy:3128"
-    assert env["CUDACXX"] == "/cuda/bin/nvcc"
-    assert env["CMAKE_ARGS"] == "'-DA=1;2' '-DB=x y'"
-    assert env["CMAKE_BUILD_PARALLEL_LEVEL"] == "3"
-    assert env["PATH"] == "/venv/bin:/cuda/bin:/bin"
-    assert env["TMPDIR"] == str(tmp_path)
 
 
-def test_one_folder_or_one_index_or_the_hosts_own() -> None:
-    only = build.pip_install(replace(CONFIG, find_links="/w", index_url="https://i"), "py")
-    assert only[-3:] == ["--no-index", "--find-links", "/w"]
-    assert "https://i" not in only
-    assert build.pip_install(replace(CONFIG, index_url="https://i"), "py")[-1] == "https://i"
-    assert "--require-hashes" in build.pip_install(CONFIG, "py")
+def test_proxy_and_credentials_reach_pip(tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine index.test login bob password hunter2\n")
+    wheel = write_wheel(tmp_path, "toy", "1.0", {"toy.py": "made = True\n"})
+    with proxy(tmp_path) as (address, asked):
+        done = pip(tmp_path, wheel, proxies={"http_proxy": address}, netrc=str(netrc))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "made" / "toy.py").exists()
+    assert "http://index.test/simple/toy/" in asked
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_why_an_index_gives_nothing_is_told_by_pip_s_own_words(
+    tmp_path: Path, runner: Runner
+) -> None:
+    """All of it ends in pip's "no matching distribution"; the Python version is the least of it."""
+    wheel = write_wheel(tmp_path, "toy", "1.0", {"toy.py": "made = True\n"})
+    listed = f"toy==1.0 {hash_option(wheel)}\n"
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine index.test login bob password hunter2\n")
+
+    def known(**network: Any) -> str | None:
+        changes = {"requirements": listed, "index_url": "http://index.test/simple", **network}
+        toy = Build(runner, tmp_path, find_links=None, **changes)
+        assert toy.run().returncode == job.EXIT_FAILED
+        error = toy.stamp["error"]
+        assert "hunter2" not in json.dumps(error)
+        return cast("str | None", error["signature"])
+
+    for name in ("llama_cpp_python-0.3.36.tar.gz", "requirements.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert known() == "pip-network"
+    assert known(proxies={"http_proxy": "http://127.0.0.1:9"}) == "pip-proxy"
+    with proxy(tmp_path) as (address, _):
+        through: dict[str, Any] = {"proxies": {"http_proxy": address}}
+        assert known(**through) == "pip-credentials"
+        through["netrc"] = str(netrc)
+        assert known(index_url="http://index.test/simpel", **through) == "pip-index"
+        wheel.rename(tmp_path / "toy-1.0-cp27-none-any.whl")
+        assert known(**through) == "pip-no-distribution"
