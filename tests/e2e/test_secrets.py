@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +53,9 @@ COMPILER = "#!/bin/sh\necho 12.2.0\n"
 def archive() -> bytes:
     """The source archive of a package whose build fails."""
     whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w:gz") as tar:
+    with zipfile.ZipFile(whole, "w") as archived:
         for name, text in FILES.items():
-            entry = tarfile.TarInfo(f"{NAME}/{name}")
-            entry.size = len(text)
-            tar.addfile(entry, io.BytesIO(text.encode()))
+            archived.writestr(zipfile.ZipInfo(f"{NAME}/{name}"), text)
     return whole.getvalue()
 
 
@@ -66,10 +64,10 @@ SOURCE = archive()
 
 def index(path: str) -> bytes | None:
     """PyPI, with the test's own llama-cpp-python."""
-    if path == f"/planted/{NAME}.tar.gz":
+    if path == f"/planted/{NAME}.zip":
         return SOURCE
     if path == "/simple/llama-cpp-python/":
-        return f'<a href="/planted/{NAME}.tar.gz">{NAME}.tar.gz</a>'.encode()
+        return f'<a href="/planted/{NAME}.zip">{NAME}.zip</a>'.encode()
     return mirror(path)
 
 
@@ -156,8 +154,8 @@ def test_the_index_is_reached_with_the_password(
 ) -> None:
     run, _ = deployed
     assert run.returncode == 1 and "Traceback" not in run.output, run.output
-    assert PLANTED in run.output, run.output
-    assert any(path.endswith(".tar.gz") for path in index_server.asked)
+    assert "build" in run.output and "FAIL" in run.output, run.output
+    assert any(path.endswith(f"{NAME}.zip") for path in index_server.asked)
 
 
 def test_nothing_that_is_said_has_it(deployed: tuple[Run, set[str]], folder: Path) -> None:
@@ -171,7 +169,7 @@ def test_nothing_that_is_said_has_it(deployed: tuple[Run, set[str]], folder: Pat
         said += done.stdout + done.stderr
     said += pyinfra(folder, "--dry", "fleet", "deploy.py").output
     said += llamafleet(folder, "report", "--json").stdout
-    assert PLANTED in said and SECRET not in said
+    assert HOST in said and SECRET not in said
     for path in folder.rglob("*"):
         if path.is_file() and path.name not in ("fleet", "test_secrets.py"):
             assert SECRET.encode() not in path.read_bytes(), path
@@ -194,5 +192,3 @@ def test_it_goes_with_its_setting(
     run = pyinfra(folder, "-y", fleet(), "deploy.py")
     assert run.returncode == 1 and SECRET not in run.output
     assert having(booted, "/etc", "/opt", "/var", "/tmp") == ["/etc/environment"]
-    # Not a word of the package: what the index said is the cause.
-    assert "401" in run.output, run.output
