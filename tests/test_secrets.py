@@ -189,3 +189,12 @@ def test_a_refused_inventory_says_none(folder: Path, secretive: dict[str, Any]) 
     done = llamafleet(folder, "plan", "@fake/rtx4090-garbage-smi", "--inventory", inventory)
     assert done.returncode == 2 and "index_url" in done.stderr
     assert SECRET not in run.output + done.stdout + done.stderr
+    for option in (
+        f"index_url={URL}",
+        SECRET,
+        f"proxy=[{SECRET}",
+        f"x={{{SECRET}",
+        f"netrc={SECRET}",
+    ):
+        done = llamafleet(folder, "plan", "tests/hosts/cpu-debian12.snapshot", "--set", option)
+        assert done.returncode == 2 and SECRET not in done.stdout + done.stderr, done.stderr

@@ -32,11 +32,12 @@ def _pairs(
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not key or not equals:
-            raise BadInput(f"--set {pair}: found no key and value; expected as --set scope=user")
+            raise BadInput("--set: found no key and value; expected as --set scope=user")
         try:
             data[key] = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise BadInput(f"--set {pair}: the value is no text, number or [list]") from error
+            # The value may be a password, and is not said.
+            raise BadInput(f"--set {key}: the value is no text, number or [list]") from error
     return data
 
 
