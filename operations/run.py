@@ -225,10 +225,11 @@ class Fleet:
             if state.active_hosts or state.current_stage < StateStage.Connect:
                 return self._planned(state, asked)
             # None was reached. It is a run all the same: an older one is not the last.
-            try:
-                self.kept = self._begin(state)
-            except OSError as error:
-                click.echo(_not_kept(error), err=True)
+            if PLAN_ONLY.isdisjoint(sys.argv):
+                try:
+                    self.kept = self._begin(state)
+                except OSError as error:
+                    click.echo(_not_kept(error), err=True)
         end = "interrupted" if interrupted else _end(state)
         rows = [run.row(end, run.host in state.failed_hosts) for run in asked]
         kept = False
