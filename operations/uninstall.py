@@ -39,6 +39,9 @@ wait_for '[l]lamafleet-host.pyz.*/jobs/toolkit/' 1800
 wait_for '[l]lamafleet-host.pyz' 10
 """
 
+STOP_S = 1900
+"""For that: a package manager is waited for, half an hour at most."""
+
 KILL_ACCOUNT = f"""
 for proc in /proc/[0-9]*; do
   [ "$(stat -c %U "$proc" 2>/dev/null)" = {USER} ] && kill -KILL "${{proc#/proc/}}" 2>/dev/null
@@ -110,8 +113,8 @@ def uninstall() -> Generator[StringCommand, None, None]:
         # One by one, so that one that is not there stops no other.
         for unit in (row.unit for row in ours if row.unit):
             yield StringCommand(ctl, f"disable --now --quiet {unit} 2>/dev/null || true")
-        yield StringCommand(ctl, "stop 'llamafleet-*' || true")
-    yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"))
+        yield StringCommand(ctl, "stop 'llamafleet-*' || true", _timeout=STOP_S)
+    yield StringCommand("sh -c", QuoteString(STOP_JOBS + "true"), _timeout=STOP_S)
     if system and snapshot.account:
         yield StringCommand("sh -c", QuoteString(KILL_ACCOUNT))
     hold = release(snapshot)
