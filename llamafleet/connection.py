@@ -413,7 +413,8 @@ def _read_buffer(
     for line in _lines(_chunks(name, io)):
         characters, lines = characters + len(line), lines + 1
         if characters > LIMIT or lines > MOST_LINES:
-            call = _calls.get(_caller())
+            caller = _caller()
+            call = _calls.get(caller) if caller is not None else None
             if call:
                 call.end(Fault(f"more than {LIMIT} characters or {MOST_LINES} lines of output"))
             return

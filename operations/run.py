@@ -29,7 +29,7 @@ from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import Row
 from llamafleet.history.update import Update
 from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
-from llamafleet.layout import VERIFY_UNIT, Layout
+from llamafleet.layout import Layout
 from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import Sha256, plan_files
@@ -71,6 +71,8 @@ class HostRun:
     """How many failures it had when the operation began that runs now."""
     waits_for: JobPlan | None = None
     """The job that goes on there, as far as is known."""
+    stop: str = ""
+    """The command that ends it."""
 
     @property
     def guard(self) -> Guard:
@@ -173,11 +175,9 @@ class HostRun:
 
     def goes_on(self) -> str:
         """What to know of the job that is left running there; "": there is none."""
-        job = self.waits_for
-        if job is None:
+        if self.waits_for is None:
             return ""
-        unit = VERIFY_UNIT if job.kind == "verify" else f"llamafleet-{job.kind}-{job.key}"
-        return f"{self.name}: {job.kind} goes on; to stop it, there: sudo systemctl stop {unit}"
+        return f"{self.name}: {self.waits_for.kind} goes on; to stop it, there: {self.stop}"
 
 
 PLAN_ONLY = frozenset({"--dry", "--json", "--debug-operations", "--debug-facts"})
@@ -230,10 +230,11 @@ class Fleet:
             if state.active_hosts or state.current_stage < StateStage.Connect:
                 return self._planned(state, asked)
             # None was reached. It is a run all the same: an older one is not the last.
-            try:
-                self.kept = self._begin(state)
-            except OSError as error:
-                click.echo(_not_kept(error), err=True)
+            if PLAN_ONLY.isdisjoint(sys.argv):
+                try:
+                    self.kept = self._begin(state)
+                except OSError as error:
+                    click.echo(_not_kept(error), err=True)
         end = "interrupted" if interrupted else _end(state)
         rows = [run.row(end, run.host in state.failed_hosts) for run in asked]
         kept = False

@@ -141,6 +141,8 @@ def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> Function
     up: all other hosts wait for it here.
     """
 
+    systemd = run.snapshot().init == "systemd"
+
     def poll(state: PyinfraState, host: Host) -> bool:
         run.waits_for = job
         wait = _Wait(run.name, job, time.monotonic())
@@ -148,6 +150,7 @@ def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> Function
         while True:
             status = host.get_fact(StatusOfJob, **_where(run, job))
             wait.hear(status, time.monotonic())
+            run.stop = _stop(run, job, wait.progress, systemd)
             if status and status.stamp:
                 run.waits_for = None
                 run.reread()
@@ -165,6 +168,16 @@ def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> Function
             time.sleep(pause if status is None or wait.young else POLL_SECONDS)
 
     return FunctionCommand(poll, (), {})
+
+
+def _stop(run: HostRun, job: JobPlan, progress: Progress | None, systemd: bool) -> str:
+    """What ends the job, typed on its host."""
+    sudo = "sudo " if run.settings.scope == "system" else ""
+    if systemd and sudo:
+        return f"sudo systemctl stop {unit_of(job)}"
+    if systemd and job.kind == "verify":
+        return f"systemctl --user stop {unit_of(job)}"
+    return f"{sudo}kill {progress.pid}" if progress else f"look for it with ps, in {job.folder}"
 
 
 def _where(run: HostRun, job: JobPlan) -> dict[str, object]:
@@ -245,7 +258,8 @@ class _Wait:
                 f"{again}"
             )
         if status and self._gone(status.state):
-            what = "gone without a stamp" if self.progress else "not there, nor was it seen"
+            seen = self.progress or status.state == "dead"
+            what = "gone without a stamp" if seen else "not there, nor was it seen"
             return (
                 f"{kind}: found the job on {self.host} {what} ({CAUSE}); expected it to end "
                 f"with a stamp; {again}"

@@ -342,7 +342,7 @@ def test_an_interrupt_ends_the_run_and_no_job(
     run.process.send_signal(number)
     assert run.end(10) == code
     assert time.monotonic() - begun < 5
-    stop = "to stop it, there: sudo systemctl stop llamafleet-build-0123"
+    stop = "to stop it, there: sudo systemctl stop llamafleet-build-0123.service"
     assert f"{BAD}: build goes on; {stop}" in run.output
     assert "next: run the same command again, it attaches to them" in run.output
     assert re.search(rf"^{BAD} +.* NOT VERIFIED", run.output, re.MULTILINE), run.output

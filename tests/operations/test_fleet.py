@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_waves_are_those_of_pyinfra(folder: Path) -> None:
     [
         (signal.SIGKILL, "running", "NO END: it still runs, or was killed"),
         (signal.SIGINT, "interrupted", "INTERRUPTED: not everything was done"),
+        (signal.SIGTERM, "interrupted", "INTERRUPTED: not everything was done"),
     ],
 )
 def test_a_run_that_was_stopped_is_no_success(
@@ -159,7 +161,11 @@ def test_a_run_that_was_stopped_is_no_success(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(sent)
+    begun = time.monotonic()
     output = process.communicate(timeout=60)[0]
+    assert time.monotonic() - begun < 5
+    assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent)
+    assert sent == signal.SIGKILL or "@fake/a NOT VERIFIED  run: found it interrupted" in output
     (run,) = runs(folder)
     assert run["state"] == state, output
     assert [row["verdict"] for row in run["rows"]] == ["NOT VERIFIED", "NOT VERIFIED"]
@@ -193,3 +199,147 @@ def test_a_run_that_can_t_be_kept_touches_no_host(folder: Path, option: tuple[st
     )
     assert "no NVIDIA GPU" not in run.output
     assert "Traceback" not in run.output
+
+
+DOWN = {"ssh_port": 1, "ssh_connect_retries": 0}
+"""No server listens there."""
+
+
+def down(folder: Path, **data: object) -> str:
+    hosts = [(f"127.0.0.{number}", {**DOWN, **data}) for number in (1, 2)]
+    (folder / "fleet").write_text(f"hosts = {hosts!r}\n")
+    return "fleet"
+
+
+def test_a_fleet_that_is_down_has_a_table_and_is_a_run(folder: Path) -> None:
+    run = pyinfra(folder, "-y", down(folder), "deploy.py")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    found = rows(folder)
+    assert {row["verdict"] for row in found.values()} == {"NOT VERIFIED"}
+    assert "Connection refused of 127.0.0.2 (127.0.0.2 port 1)" in str(found["127.0.0.2"]["reason"])
+    assert pyinfra(folder, "--dry", down(folder), "deploy.py").returncode == 1
+    assert len(runs(folder)) == 1
+
+
+@pytest.mark.parametrize("options", [("--dry",), ("-y",)])
+def test_settings_are_refused_before_any_connection(folder: Path, options: tuple[str, ...]) -> None:
+    wrong = {"accelerator": "gpu", "jobs": 0, "toolkit_metod": "wheels"}
+    run = pyinfra(folder, *options, down(folder, **wrong), "deploy.py")
+    assert run.returncode == 2, run.output
+    lines = [line for line in run.output.splitlines() if line.startswith("  host 127.0.0.")]
+    assert len(lines) == 6, run.output
+    for said in ("Connecting", "refused of", "Traceback", "No hosts remaining"):
+        assert said not in run.output, run.output
+    assert not (folder / "results").exists()
+    assert pyinfra(folder, *options, "fleet", "uninstall.py").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inventry",), "inventory inventry: found no such file"),
+        (("llamafleet",), "inventory llamafleet: found a folder"),
+        (("empty",), "inventory: found no host in it"),
+        (("inventory", "--limit", "nobody"), "--limit nobody: found no host or group"),
+        (("inventory", "--exclude", "@local"), "--exclude @local: found that it leaves no host"),
+        (("inventory", "--no-wait"), "--no-wait: found it set"),
+        (("broken",), "ZeroDivisionError"),
+    ],
+)
+def test_a_run_of_nothing_is_refused(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+    (folder / "empty").write_text("hosts = []\n")
+    (folder / "broken").write_text("hosts = [1 / 0]\n")
+    run = pyinfra(folder, "-y", *arguments, "deploy.py")
+    assert run.returncode == 2 and said in run.output, run.output
+    assert "Connecting" not in run.output and "Beginning operation" not in run.output
+
+
+def test_other_commands_of_pyinfra_are_left_alone(folder: Path) -> None:
+    (folder / "fleet").write_text("hosts = [('@local', {'accelerator': 'gpu'})]\n")
+    run = pyinfra(folder, "fleet", "exec", "--", "true")
+    assert run.returncode == 0 and "refused" not in run.output, run.output
+
+
+def test_a_dry_run_ends_as_its_plans_say(folder: Path) -> None:
+    inventory = fleet(folder, {"sound": SOUND.read_text()})
+    assert pyinfra(folder, "--dry", inventory, "deploy.py").returncode == 1
+    with (folder / inventory).open("a") as file:
+        file.write("hosts[0][1]['accelerator'] = 'auto'\n")
+    run = pyinfra(folder, "--dry", inventory, "deploy.py")
+    assert run.returncode == 0, run.output
+
+
+BREAK = """
+def render_run(run):
+    raise ZeroDivisionError("of a table")
+"""
+
+
+def test_an_error_while_reporting_is_no_success(folder: Path) -> None:
+    with (folder / "llamafleet/history/report.py").open("a") as file:
+        file.write(BREAK)
+    run = finished(folder)
+    assert run.returncode == 1, run.output
+    assert "ZeroDivisionError: of a table" in run.output and "Traceback" not in run.output
+
+
+FINISHED = """
+from operations.run import begin, here
+from pyinfra.api import StringCommand, operation
+from dataclasses import replace
+from tests.history import RESULT, ORIGIN
+
+@operation()
+def fetched():
+    run = here()
+    run.result = {result}
+    yield StringCommand("true")
+
+begin()
+fetched(name="Fetched")
+"""
+
+
+def finished(folder: Path, result: str = "RESULT") -> Any:
+    """A run whose only operation succeeds, with this for a result."""
+    (folder / "deploy.py").write_text(FINISHED.format(result=result))
+    return pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        ("RESULT", 0),
+        ("replace(RESULT, verdict='CPU ONLY')", 0),
+        ("replace(RESULT, verdict='CPU ONLY', checks=(replace(ORIGIN, status='fail'),))", 1),
+        ("replace(RESULT, verdict='BUSY')", 1),
+        ("__import__('llamafleet.received').received.received_result({'version': 9})", 1),
+        ("None", 1),
+    ],
+)
+def test_the_exit_code_is_that_of_the_table(folder: Path, result: str, code: int) -> None:
+    run = finished(folder, result)
+    assert run.returncode == code, run.output
+    assert llamafleet(folder, "report").returncode == code
+    assert code == 0 or "@fake/a" in run.output.splitlines()[-1], run.output
+
+
+LOSE = """
+import shutil
+from pathlib import Path
+
+@operation()
+def lose():
+    shutil.rmtree("results")
+    Path("results").touch()
+    yield StringCommand("true")
+
+lose(name="Lose")
+"""
+
+
+def test_results_that_can_t_be_kept_are_no_success(folder: Path) -> None:
+    (folder / "deploy.py").write_text(FINISHED.format(result="RESULT") + LOSE)
+    run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
+    assert run.returncode == 1 and "can't be kept" in run.output, run.output
+    assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)

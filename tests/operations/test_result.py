@@ -87,7 +87,11 @@ def test_none_or_an_unreadable_one_fails_it(
 ) -> None:
     hosts, why = failed(monkeypatch, content)
     assert hosts == ["@fake/a"] and len(why) == 1
-    assert ("no result on @fake/a" if content is None else "can't be understood") in why[0]
+    assert (
+        "no result (no verification was begun there) on @fake/a"
+        if content is None
+        else "can't be understood"
+    ) in why[0]
 
 
 def test_an_unreadable_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

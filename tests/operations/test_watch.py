@@ -13,11 +13,12 @@ from pyinfra.api.exceptions import FactProcessError
 from llamafleet.connection import PATIENCE_S
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import JobPlan
-from llamafleet.protocol.job import JobStatus, Progress, Stamp
+from llamafleet.protocol.job import JobStatus, Kind, Progress, Stamp
 from llamafleet.settings import Settings
 from operations import watch
 from operations.run import HostRun
 from operations.watch import End, EndOfJob
+from tests.plans.hosts import GPU_HOST
 
 COMPILING = Progress(
     kind="build", key="0123", pid=1, start_ticks=1, phase="compile", step=7, steps=135
@@ -65,6 +66,7 @@ class Watched:
             name="gpu-a",
             layout=lambda: Layout.user("/home/joe") if self.scope == "user" else Layout.system(),
             settings=Settings(),
+            snapshot=lambda: GPU_HOST,
             guard=SimpleNamespace(cause=lost, words=""),
             fail=self._fail,
             say=lambda text, fg=None: self.said.append(text),
@@ -84,12 +86,12 @@ class Watched:
             return self.end
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
-    def poll(self, minutes: int = 60) -> bool:
+    def poll(self, minutes: int = 60, kind: Kind = "build") -> bool:
         def done(stamp: Stamp) -> bool:
             self.stamps.append(stamp)
             return stamp.ok
 
-        job = JobPlan("build", "0123", "/j/0123", "/c.json", "python3", minutes=minutes, start=True)
+        job = JobPlan(kind, "0123", "/j/0123", "/c.json", "python3", minutes=minutes, start=True)
         command = watch.watch(cast(HostRun, self.run), job, done)
         return bool(command.function(None, self.host))
 
@@ -99,6 +101,27 @@ def test_a_job_that_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watched.poll()
     assert watched.stamps == [DONE] and not watched.failures
     assert watched.said == ["build [7/135] compile, 0m00s"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "init", "scope", "stop"),
+    [
+        ("build", "systemd", "system", "sudo systemctl stop llamafleet-build-0123.service"),
+        ("verify", "systemd", "user", "systemctl --user stop llamafleet-verify.service"),
+        ("build", "systemd", "user", "kill 1"),
+        ("build", "none", "system", "sudo kill 1"),
+    ],
+)
+def test_while_it_is_waited_for_it_is_known_how_to_stop_it(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, init: str, scope: str, stop: str
+) -> None:
+    watched = Watched(monkeypatch, [RUNNING, LOST])
+    watched.run.snapshot = lambda: replace(GPU_HOST, init=init)
+    watched.run.settings = Settings.model_validate({"scope": scope})
+    assert not watched.poll(kind=kind)
+    assert watched.run.waits_for.kind == kind and watched.run.stop == stop
+    watched.answers = [OK]
+    assert watched.poll(kind=kind) and watched.run.waits_for is None
 
 
 def test_a_failed_job_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
