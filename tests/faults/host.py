@@ -41,7 +41,7 @@ class Host:
     def start(self) -> tuple[str, subprocess.Popen[bytes]]:
         """Tell and start a build that has not been there."""
         name = self.next_name()
-        told = {
+        told: dict[str, object] = {
             "inputs": asdict(INPUTS),
             "prefix": str(self.versions / name),
             "cmake_args": [],
@@ -69,8 +69,8 @@ class Host:
         others = names_of(KEY, [path.name for path in self.versions.iterdir()])
         others.remove(name)
         if others:
-            names = ("--versions", self.versions, "--current", self.current, "--", *others)
-            done = self.runner.run("discard", *names)
+            where = ("--versions", self.versions, "--current", self.current)
+            done = self.runner.run("discard", *where, "--", *others)
             if done.returncode:
                 return f"discard ended with {done.returncode}: {done.stderr}"
         return ""
@@ -98,7 +98,7 @@ class Host:
             file = prefix / path
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
                 return f"{path} is not as stamped"
-        command = [prefix / "bin/python", "-I", "-c", "import llama_cpp"]
+        command = [str(prefix / "bin/python"), "-I", "-c", "import llama_cpp"]
         ran = subprocess.run(command, capture_output=True, check=False)
         return "" if ran.returncode == 0 else f"it does not run: {ran.stderr.decode()[-200:]}"
 
