@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
+import marshal
 import os
 import subprocess
 import time
+import zipfile
 from dataclasses import asdict
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 from llamafleet.onhost.build import proof
@@ -27,6 +31,7 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.runner = Runner(root)
+        self.runner.pip.write_bytes(compiled(self.runner.pip.read_bytes()))
         self.versions, self.current = root / "versions", root / "current"
         self.folder = root / "build" / KEY
         self._settings = write_index(root / "index")
@@ -123,6 +128,22 @@ class Host:
         }
         found["builds"] = len(list(self.versions.iterdir())) if self.versions.is_dir() else 0
         return found
+
+
+def compiled(zipapp: bytes) -> bytes:
+    """pip's zipapp with its modules compiled: else each start of it takes a second to compile."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(zipapp)) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.infolist():
+            data, name = old.read(entry), entry.filename
+            # The last one is run as a file of its own.
+            if not name.endswith(".py") or name.endswith("_in_process.py"):
+                new.writestr(name, data)
+                continue
+            code = marshal.dumps(compile(data, name, "exec", dont_inherit=True))
+            # PEP 552: flags 1, a hash that is not checked.
+            new.writestr(f"{name}c", MAGIC_NUMBER + b"\1\0\0\0" + bytes(8) + code)
+    return made.getvalue()
 
 
 def processes(root: Path) -> list[int]:

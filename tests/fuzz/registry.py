@@ -34,7 +34,6 @@ ELSEWHERE = {
     "onhost.job": "the kernel's /proc, and its own log by protocol.diagnose",
     "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
     "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
-    "onhost.toolkit.runfile": "a download, by its pinned hash",
     "onhost.verify.bench": "the kernel's /sys",
     "onhost.verify.checks.machine_code": "by onhost.verify.fatbin",
     "onhost.verify.synth": "models that this code wrote, by their hash",
