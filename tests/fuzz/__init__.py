@@ -4,8 +4,8 @@ A reader is given recorded inputs that were changed here and there, and others t
 wrote. It must end in time, raise nothing but its documented error, and return values of their
 types, in bounds, without a character that a terminal would obey.
 
-A run of the test suite gives each target the same few hundred inputs. With LLAMAFLEET_FUZZ=long each
-gets LONG new ones, which takes hours; with LLAMAFLEET_FUZZ=2000, say, as many as that.
+A run of the test suite gives each target the same few hundred inputs. With LLAMAFLEET_FUZZ=long
+each gets LONG new ones, which takes hours; with LLAMAFLEET_FUZZ=2000, say, as many as that.
 """
 
 from __future__ import annotations
