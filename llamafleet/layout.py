@@ -25,6 +25,8 @@ VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
+DEVICES_UNIT = "llamafleet-devices.service"
+"""Loads the driver's modules before a unit that is let near the GPUs alone."""
 
 
 def job_unit(kind: str, key: str) -> str:

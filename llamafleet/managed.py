@@ -15,6 +15,7 @@ from llamafleet.layout import (
     APT_KEY,
     APT_PIN,
     APT_SOURCE,
+    DEVICES_UNIT,
     DNF_KEY,
     DNF_SOURCE,
     DRIVER_CHECK_PATH,
@@ -84,12 +85,18 @@ class Managed:
         return (f"{layout.timer_stamps}/stamp-{self.unit}",) if timer else ()
 
 
-def _unit(name: str, state: UnitState, *needs: Condition) -> Managed:
+def _unit(
+    name: str,
+    state: UnitState,
+    *needs: Condition,
+    scopes: tuple[Scope, ...] = ("system", "user"),
+) -> Managed:
     return Managed(
         lambda at: f"{at.units}/{name}",
         "settings",
         f"{name}.j2",
         frozenset(needs),
+        scopes,
         unit=name,
         state=state,
     )
@@ -107,6 +114,7 @@ CATALOGUE = (
     Managed(lambda at: at.netrc, "tools", "netrc", frozenset({"netrc"}), secret=True),
     Managed(lambda at: at.env, "settings", "llamafleet.env.j2"),
     Managed(lambda at: at.verify_config, "settings", "verify.json"),
+    _unit(DEVICES_UNIT, "loaded", "cuda", scopes=("system",)),
     _unit(VERIFY_UNIT, "loaded"),
     _unit(VERIFY_TIMER, "active", "schedule"),
     _unit(DRIVER_CHECK_UNIT, "enabled", "cuda"),

@@ -6,16 +6,18 @@ import hashlib
 import json
 import shlex
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from llamafleet import sandbox
 from llamafleet.layout import (
     APT_PIN,
     APT_SOURCE,
+    DEVICES_UNIT,
     DNF_SOURCE,
-    USER,
     VERIFY_UNIT,
     Layout,
 )
@@ -88,12 +90,11 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
     values: dict[str, Any] = {
         "layout": layout,
         "system": layout.scope == "system",
-        "user": USER,
         "timeout_minutes": settings.verify_timeout_minutes,
-        # A model given by path may lie in a home.
-        "protect_home": "read-only" if settings.model.startswith("/") else "yes",
         "schedule": settings.verify_schedule,
+        "sandbox": partial(sandbox.lines, layout=layout),
         "verify_unit": VERIFY_UNIT,
+        "devices_unit": DEVICES_UNIT,
         "verify_status": EXIT_VERIFY,
         "stale_status": EXIT_STALE,
     }

@@ -12,7 +12,7 @@ from pyinfra.api.state import State
 from llamafleet.layout import USER, Layout
 from llamafleet.managed import Folder, unfinished
 from llamafleet.plans.account import ACCOUNT, GROUP, AccountPlan, plan_account
-from operations import jobs
+from operations.rights import as_account
 from operations.run import HostRun, here
 
 # The folder comes with its record: one that was there before is never taken for llamafleet's.
@@ -74,7 +74,7 @@ def account() -> Generator[PyinfraCommand, None, None]:
     yield from _account(wanted, layout)
     yield from _folders(wanted, layout)
     if wanted.below:
-        yield StringCommand(*jobs.as_account(run), "mkdir -p --", *map(QuoteString, wanted.below))
+        yield StringCommand(*as_account(run), "mkdir -p --", *map(QuoteString, wanted.below))
     if wanted.marker:
         yield _script(_MARKER, to=layout.machine, id=wanted.marker)
     if done := _done(wanted):
@@ -87,6 +87,11 @@ def account() -> Generator[PyinfraCommand, None, None]:
 def make_prefix(layout: Layout) -> StringCommand:
     """Make the folder of the record, with the record in it, unless there is one of that name."""
     return _script(_PREFIX, to=layout.prefix, p=unfinished(layout.prefix))
+
+
+def make_folder(row: Folder, layout: Layout) -> StringCommand:
+    """Record a folder and make it, unless there is one of that name."""
+    return _script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
 
 
 def _account(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
@@ -102,7 +107,7 @@ def _account(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, No
 
 def _folders(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
     for row in wanted.make:
-        yield _script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
+        yield make_folder(row, layout)
     for row in wanted.own:
         mode = f"{row.access(layout).mode:o}"
         yield _script(_OWN, d=row.path, owner=_owner(row, layout), mode=mode)

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pyinfra.api import QuoteString, StringCommand
 from pyinfra.api.command import PyinfraCommand
 
-from llamafleet.layout import USER, job_unit
+from llamafleet import sandbox
+from llamafleet.layout import job_unit
 from llamafleet.managed import access
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import PROGRESS, STAMP, JobConfig, Stamp
@@ -18,11 +19,7 @@ from operations.rights import as_account, rights_of
 from operations.run import HostRun
 from operations.watch import watch
 
-UNPRIVILEGED = (f"--property=User={USER}", "--property=NoNewPrivileges=yes")
 __all__ = ["as_account", "carry_out", "forget_last", "start", "upload_config"]
-
-PACKAGE_MANAGER = ("--property=KillMode=mixed", "--property=TimeoutStopSec=30min")
-"""Stopped, or at a shutdown, the job alone is told, and it lets the package manager end."""
 
 
 def carry_out(
@@ -64,11 +61,12 @@ def start(run: HostRun, job: JobPlan) -> StringCommand:
         QuoteString(job.folder),
     )
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
+        kind: sandbox.Kind = "packages" if job.root else "build"
         return StringCommand(
             "systemd-run --quiet --collect",
             f"--unit={job_unit(job.kind, job.key)}",
             QuoteString(f"--description=llamafleet: {job.kind} {job.key}"),
-            *(PACKAGE_MANAGER if job.root else UNPRIVILEGED),
+            *map(QuoteString, sandbox.transient(kind, layout, run.snapshot().systemd)),
             "--property=Nice=10",
             program,
             argv,

@@ -32,6 +32,7 @@ def test_where_all_of_it_lies() -> None:
         "/etc/llamafleet/netrc",
         "/etc/llamafleet/llamafleet.env",
         "/etc/llamafleet/verify.json",
+        "/etc/systemd/system/llamafleet-devices.service",
         "/etc/systemd/system/llamafleet-verify.service",
         "/etc/systemd/system/llamafleet-verify.timer",
         "/etc/systemd/system/llamafleet-driver-check.service",
@@ -43,6 +44,7 @@ def test_where_all_of_it_lies() -> None:
         "/etc/apt/sources.list.d/llamafleet-cuda.sources",
         "/etc/apt/preferences.d/00llamafleet-cuda",
         "/etc/apt/keyrings/llamafleet-cuda.asc",
+        "/etc/apt/auth.conf.d/llamafleet-cuda.conf",
         "/etc/yum.repos.d/llamafleet-cuda.repo",
         "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda",
     ]
@@ -76,12 +78,12 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> managed.Managed:
         lambda at: f"{at.units}/{NAME}", "settings", f"{NAME}.j2", unit=NAME, state="active"
     )
     monkeypatch.setattr(managed, "CATALOGUE", (*managed.CATALOGUE, row))
-    monkeypatch.setattr(render._jinja, "loader", DictLoader({row.source: "of {{ user }}"}))
+    monkeypatch.setattr(render._jinja, "loader", DictLoader({row.source: "of {{ layout.etc }}"}))
     return row
 
 
 def test_a_row_more_is_rendered_and_written_enabled_and_started(planted: managed.Managed) -> None:
-    assert render.content(planted, PLAN, Settings(), LAYOUT) == b"of llamafleet"
+    assert render.content(planted, PLAN, Settings(), LAYOUT) == b"of /etc/llamafleet"
     path = planted.path(LAYOUT)
     made = plan_files("settings", PLAN, Settings(), GPU_HOST, LAYOUT)
     assert path in made.write and NAME in made.enable and NAME in made.restart
@@ -95,7 +97,7 @@ def test_a_row_more_is_read_and_compared(planted: managed.Managed, tmp_path: Pat
     content = render.content(planted, PLAN, Settings(), layout)
     host.write(Path(planted.path(layout)), content)
     (host.root / "run/systemd/system").mkdir(parents=True)
-    host.program("systemctl", f'echo "$*" > {host.folder}/asked')
+    host.program("systemctl", f'echo "$*" >> {host.folder}/asked')
     snapshot = host.snapshot()
     assert snapshot.files == {planted.path(layout): hashlib.sha256(content).hexdigest()}
     assert f" {NAME} " in (host.folder / "asked").read_text()

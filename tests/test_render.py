@@ -14,12 +14,13 @@ import pytest
 from jinja2 import UndefinedError
 
 from llamafleet import render
-from llamafleet.layout import Layout
-from llamafleet.managed import Group, by_path, rows, unit_names
+from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
+from llamafleet.managed import Group, by_path, rows
 from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan
 from llamafleet.plans.toolkit.installation import REPOSITORY_PATHS
 from llamafleet.plans.toolkit.methods import offers
 from llamafleet.protocol.decode import decode
+from llamafleet.protocol.job import PATH
 from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST, build_of, verification
@@ -37,7 +38,7 @@ CONFIG = replace(
         "CMAKE_BUILD_PARALLEL_LEVEL": "8",
     },
 )
-BUILD = BuildPlan(CONFIG, action="none", reason="")
+BUILD = BuildPlan(CONFIG, action="none", reason="", proof="")
 VERIFY = verification("fedcba9876543210", decode(VerifyConfig, good()))
 PLAN = Plan(host="gpu-a", backend="cuda", build=BUILD, verify=VERIFY)
 
@@ -46,6 +47,9 @@ def rendered(
     layout: Layout, settings: Settings, plan: Plan = PLAN, group: Group = "settings"
 ) -> dict[str, str]:
     """Each file of the group, by its name."""
+    if plan.build:
+        config = replace(plan.build.config, prefix=layout.version(CONFIG.key))
+        plan = replace(plan, build=replace(plan.build, config=config))
     return {
         Path(row.path(layout)).name: render.content(row, plan, settings, layout).decode()
         for row in rows(layout, group)
@@ -63,7 +67,8 @@ def compare(golden: Path, text: str) -> None:
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
-    assert set(files) == {"llamafleet.env", "verify.json", *unit_names()}
+    units = {row.unit for row in rows(layout) if row.unit}
+    assert set(files) == {"llamafleet.env", "verify.json", *units}
     # Of the plan alone: tests/plans/test_verify.py.
     del files["verify.json"]
     for name, text in files.items():
@@ -133,16 +138,14 @@ def test_a_variable_that_a_template_lacks_is_an_error() -> None:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 @pytest.mark.parametrize("planted", [False, True])
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: bool) -> None:
-    runner = tmp_path / "current/bin/python"
-    runner.parent.mkdir(parents=True)
-    runner.symlink_to("/bin/true")
     layout = Layout("user", str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path))
     files = rendered(layout, Settings.model_validate({"scope": "user"}))
-    for name in unit_names():
+    names = [row.unit for row in rows(layout) if row.unit]
+    for name in names:
         text = files[name].replace("Type=oneshot", "Type=once") if planted else files[name]
         (tmp_path / name).write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", *(tmp_path / name for name in unit_names())],
+        ["systemd-analyze", "verify", *(tmp_path / name for name in names)],
         capture_output=True,
         text=True,
         check=False,
@@ -154,4 +157,17 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: boo
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:
     first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
     assert first == second
-    assert json.loads(first) == good()
+    assert json.loads(first) == good() | {"environment": {}, "as_account": []}
+
+
+def test_units_run_the_planned_build_whatever_current_is() -> None:
+    """In an environment of their own: a user's manager has that of the login."""
+    files = rendered(Layout.system(), Settings())
+    prefix = Layout.system().version(CONFIG.key)
+    for name, command in ((VERIFY_UNIT, "verify"), (DRIVER_CHECK_UNIT, "driver-check")):
+        assert f"ConditionPathExists={prefix}\n" in files[name]
+        assert (
+            f"ExecStart=/usr/bin/env -i PATH={PATH} LC_ALL=C.UTF-8 {prefix}/bin/python -I "
+            f"/opt/llamafleet/llamafleet-host.pyz {command} --config /etc/llamafleet/verify.json\n"
+        ) in files[name]
+        assert "EnvironmentFile" not in files[name] and "current" not in files[name]

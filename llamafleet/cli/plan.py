@@ -23,8 +23,6 @@ from llamafleet.terminal import masked, masked_data, printable
 if TYPE_CHECKING:
     from llamafleet.settings import Settings
 
-TIMEOUT_S = 120
-
 
 def _pairs(
     _context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]
@@ -148,7 +146,7 @@ def snapshot(
     \b
       llamafleet snapshot --script | ssh HOST sudo sh > FILE
     """
-    from llamafleet.facts.snapshot import render
+    from llamafleet.facts.snapshot import TIMEOUT_S, render
     from llamafleet.plans.make import to_read
 
     if script == bool(host):
@@ -159,7 +157,7 @@ def snapshot(
         text = read_host(host, inventory, settings)[1]
     else:
         text = render(*to_read(_validated(settings)))
-        text = text if script else _run(text)
+        text = text if script else _run(text, TIMEOUT_S)
     if not script:
         text = masked(text)
         _parse(str(host), text)
@@ -175,14 +173,14 @@ def snapshot(
         raise BadInput(str(error)) from error
 
 
-def _run(script: str) -> str:
+def _run(script: str, timeout_s: int) -> str:
     """What the script prints on this machine."""
     try:
         done = subprocess.run(
             ["sh"],
             input=script.encode(),
             stdout=subprocess.PIPE,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -108,6 +108,7 @@ def jobs(told: Sorted) -> list[Job]:
 def _job(record: Record, kind: str, key: str, alive: str) -> Job:
     progress = _told(record, Progress, "progress", kind, key)
     stamp = _told(record, Stamp, "stamp", kind, key)
+    product = _told(record, BuildProduct, "stamp", kind, key) if kind == "build" else None
     job = Job(
         kind=kind,
         key=key,
@@ -115,6 +116,7 @@ def _job(record: Record, kind: str, key: str, alive: str) -> Job:
         progress=None if isinstance(progress, Unreadable) else progress,
         stamp=None if isinstance(stamp, Unreadable) else stamp,
         unreadable=stamp.reason if isinstance(stamp, Unreadable) else "",
+        product=product if isinstance(product, BuildProduct) else None,
     )
     # Its folder has the same name whatever is verified.
     told = job.progress or job.stamp
@@ -141,8 +143,8 @@ def result(record: Record) -> Result | Unreadable | None:
 
 
 def deploy_lock(told: Sorted) -> DeployLock | None:
-    """Root's file in scope system; the user's own in scope user."""
-    for record in (told.main, told.account):
+    """Root's file in scope system, of which the account is not heard; else the user's own."""
+    for record in (told.main,) if told.split else (told.main, told.account):
         lock = _told(record, _Lock, "deploy_lock")
         if isinstance(lock, _Lock):
             return DeployLock(

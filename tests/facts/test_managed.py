@@ -246,7 +246,7 @@ END"""
 
 def booted(fake: FakeHost, body: str) -> None:
     (fake.root / "run/systemd/system").mkdir(parents=True)
-    fake.program("systemctl", f'echo "$*" > {fake.folder}/asked\n{body}')
+    fake.program("systemctl", f'echo "$*" >> {fake.folder}/asked\n{body}')
 
 
 @pytest.mark.parametrize("scope", ["system", "user"])

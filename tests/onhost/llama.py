@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llamafleet import zipapps
+from llamafleet.protocol.job import BuildProduct, Stamp
 
 VARIABLE = "LLAMAFLEET_TEST_PYTHON"
 PYTHON = os.environ.get(VARIABLE, "")
@@ -37,6 +39,21 @@ def libraries() -> dict[str, str]:
         str(path.relative_to(prefix())): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in library_folder().glob("lib*.so")
     }
+
+
+def stamped(libraries: dict[str, str]) -> dict[str, Any]:
+    """What build.json of a build with these libraries says."""
+    stamp = Stamp(kind="build", key="f00", ok=True, wall_s=160.5)
+    product = BuildProduct(
+        wheel_bytes=4426211,
+        wheel_sha256=None,
+        libraries=libraries,
+        units=135,
+        llama_cpp_python="0.3.36",
+        system_info="CPU : SSE3 = 1 | ",
+        import_s=0.1,
+    )
+    return asdict(stamp) | asdict(product)
 
 
 class Host:
@@ -71,26 +88,34 @@ class Host:
         }
 
     def write_stamp(self, listed: dict[str, str]) -> None:
-        stamp = {"version": 1, "ok": True, "wall_s": 160.5, "libraries": listed}
-        self.stamp.write_text(json.dumps(stamp))
+        self.stamp.write_text(json.dumps(stamped(listed)))
+
+    def start(self, *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Run the command as the host's unit does, on one core: a busy machine makes two slower.
+
+        `env`: of the caller, which the worker must not see.
+        """
+        config, zipapp = self.root / "verify.json", self.root / "llamafleet-host.pyz"
+        config.write_text(json.dumps(self.config))
+        zipapp.write_bytes(zipapps.host_zipapp())
+        core = str(min(os.sched_getaffinity(0)))
+        command = ["taskset", "-c", core, PYTHON, "-I", zipapp, "verify", "--config", config]
+        return subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | (env or {}),
+            cwd=self.root,
+        )
 
     def verify(
         self, *options: str, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the command as the host's unit does, on one core: a busy machine makes two slower."""
-        config, zipapp = self.root / "verify.json", self.root / "llamafleet-host.pyz"
-        config.write_text(json.dumps(self.config))
-        zipapp.write_bytes(zipapps.host_zipapp())
-        core = min(os.sched_getaffinity(0))
-        return subprocess.run(
-            ["taskset", "-c", str(core), PYTHON, zipapp, "verify", "--config", config, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | (env or {}),
-            cwd=self.root,
-            timeout=300,
-        )
+        """The same, when it has ended."""
+        with self.start(*options, env=env) as process:
+            out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     @property
     def latest(self) -> dict[str, Any]:

@@ -116,7 +116,23 @@ def test_wrong_usage_is_status_2(tmp_path: Path, args: list[str]) -> None:
     assert Runner(tmp_path).run(*args).returncode == 2
 
 
-def test_job_without_a_folder_says_so(tmp_path: Path) -> None:
-    answer = Runner(tmp_path).run("job", "--kind", "build", "--dir", tmp_path / "nowhere")
-    assert answer.returncode == 2
-    assert f"found no folder {tmp_path / 'nowhere'}" in answer.stderr
+def test_all_its_code_is_of_the_file_that_was_started(tmp_path: Path) -> None:
+    """Another version may take its place at any time; then neither module nor table is found."""
+    runner = Runner(tmp_path)
+    script = tmp_path / "llamafleet-host.pyz"
+    with zipfile.ZipFile(BytesIO(zipapps.host_zipapp())) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files["llamafleet/onhost/__main__.py"] = b"""
+import sys
+from pathlib import Path
+def main():
+    Path(sys.argv[0]).with_name("new").write_bytes(b"another version")
+    Path(sys.argv[0]).with_name("new").replace(sys.argv[0])
+    from llamafleet.onhost.verify import child, fatbin
+    from llamafleet.onhost.diagnose import shipped
+    print(len(shipped()) > 9, child.ROOT, child._OPENED)
+"""
+    script.write_bytes(zipapps.archive(files, zipfile.ZIP_STORED))
+    answer = runner.run()
+    number = answer.stdout.split("/proc/self/fd/")[1].split()[0]
+    assert answer.stdout == f"True /proc/self/fd/{number} ({number},)\n", answer

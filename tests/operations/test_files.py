@@ -11,6 +11,7 @@ import pytest
 
 from llamafleet.facts.host import Unit
 from llamafleet.layout import (
+    DEVICES_UNIT,
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     VERIFY_TIMER,
@@ -123,16 +124,17 @@ def test_units_that_are_merely_read_again_are_a_change_too(monkeypatch: pytest.M
 
 def test_without_a_gpu_the_driver_check_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     host = deployed(monkeypatch, CPU, changed=(LAYOUT.verify_config,))
-    after = deployed(monkeypatch, CPU, without=DRIVER_CHECK)
+    gone = (DEVICES_UNIT, *DRIVER_CHECK)
+    after = deployed(monkeypatch, CPU, without=gone)
     sent, changes = carry_out(monkeypatch, host, after)
     assert sent == [
         *written(LAYOUT.verify_config),
         f"systemctl stop {DRIVER_CHECK_PATH} || true",
         f"systemctl disable --quiet {' '.join(DRIVER_CHECK)} || true",
-        f"rm -f {' '.join(map(of, DRIVER_CHECK))}",
+        f"rm -f {' '.join(map(of, gone))}",
         "systemctl daemon-reload",
     ]
-    assert changes == ["settings verify.json", *(f"{unit} removed" for unit in DRIVER_CHECK)]
+    assert changes == ["settings verify.json", *(f"{unit} removed" for unit in gone)]
 
 
 def test_without_a_schedule_the_timer_goes(monkeypatch: pytest.MonkeyPatch) -> None:

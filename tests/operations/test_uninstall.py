@@ -25,6 +25,7 @@ from operations.uninstall import end, uninstall
 from tests.operations import fake
 from tests.operations.fake import fleet
 from tests.operations.shells import LOGIN_SHELLS, run
+from tests.operations.test_account import owners
 from tests.plans.hosts import CPU_HOST
 from tests.plans.test_files import UNITS
 
@@ -37,6 +38,7 @@ def deployed() -> fake.FakeHost:
     """A host with all that a deploy of before the record puts there."""
     host = fake.FakeHost().found("account=1", "built=0123", f"account_home={LAYOUT.state}")
     host.units(UNITS).files(dict.fromkeys(by_path(LAYOUT), "0" * 64))
+    host.found(owners=owners(LAYOUT))
     host.answers[INSTALLED] = "ninja-build\ng++\nninja-build"
     # As the removal leaves it.
     host.becomes["rm -rf --one-file-system -- /opt/llamafleet"] = fake.FakeHost()

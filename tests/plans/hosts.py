@@ -6,13 +6,23 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from llamafleet.facts.host import Compiler, Driver, Gpu, HostSnapshot, Job, PciGpu, Tool, Toolkit
+from llamafleet.facts.host import (
+    Build,
+    Compiler,
+    Driver,
+    Gpu,
+    HostSnapshot,
+    Job,
+    PciGpu,
+    Tool,
+    Toolkit,
+)
 from llamafleet.layout import Layout
 from llamafleet.plans.make import make_plan
 from llamafleet.plans.plan import BuildPlan, JobPlan, Plan, Problem, ToolkitPlan, VerifyPlan
 from llamafleet.plans.supplies import Supplies
 from llamafleet.plans.toolkit.choice import choose_toolkit
-from llamafleet.protocol.job import BuildInputs, Stamp
+from llamafleet.protocol.job import BuildInputs, BuildProduct, Stamp
 from llamafleet.protocol.result import Result, Verdict
 from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
@@ -186,6 +196,35 @@ def built(build: BuildPlan, ok: bool = True, **stamp: Any) -> Job:
     return Job("build", key, alive=False, stamp=Stamp(kind="build", key=key, **told))
 
 
+LIBRARIES = {"lib/python3.11/site-packages/llama_cpp/lib/libllama.so": "a" * 64}
+
+
+def there(build: BuildPlan, name: str = "", **stamp: Any) -> Build:
+    """A whole build; `name`: of its folder, where it is not the fingerprint."""
+    job = built(build, **stamp).stamp
+    product = BuildProduct(
+        wheel_bytes=1,
+        wheel_sha256=None,
+        libraries=LIBRARIES,
+        units=135,
+        llama_cpp_python="0.3.36",
+        system_info="",
+        import_s=0.1,
+    )
+    return Build(name or build.fingerprint, job, product, runs=True, libraries=LIBRARIES)
+
+
+def with_builds(host: HostSnapshot, *builds: Build, current: str | None = "") -> HostSnapshot:
+    """The host with these builds beside its own; `current` "": the last of them."""
+    names = tuple(build.name for build in builds)
+    return replace(
+        host,
+        versions=(*host.versions, *names),
+        builds={**host.builds, **{build.name: build for build in builds}},
+        current=names[-1] if current == "" else current,
+    )
+
+
 def as_read(inputs: BuildInputs) -> dict[str, Any]:
     """As a stamp gives them back."""
     data: dict[str, Any] = json.loads(json.dumps(asdict(inputs)))
@@ -201,6 +240,7 @@ def proven(verify: VerifyPlan | None, verdict: Verdict = "PASS") -> Result:
     """The result of that very verification, with a row for each of its GPUs."""
     assert verify is not None
     inputs = verify.config.inputs
+    prefix = verify.config.prefix
     rows = tuple(replace(row(number), verdict=verdict) for number, _ in enumerate(inputs.gpus))
     return replace(
         RESULT,
@@ -209,10 +249,12 @@ def proven(verify: VerifyPlan | None, verdict: Verdict = "PASS") -> Result:
         fingerprint=inputs.fingerprint,
         verdict=verdict,
         gpus=rows,
+        prefix=prefix,
     )
 
 
 def verification(key: str, config: VerifyConfig) -> VerifyPlan:
     """One that is yet to be started."""
-    job = JobPlan("verify", key, config.job, "/usr/bin/python3", minutes=30, start=True)
+    told = LAYOUT.verify_config
+    job = JobPlan("verify", key, config.job, told, "/usr/bin/python3", minutes=30, start=True)
     return VerifyPlan(key, config, job, needed=True, reason="")

@@ -7,21 +7,25 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import Job, Tool
-from llamafleet.plans.build import jobs, sibling_c_compiler
+from llamafleet.facts.host import Build, Job, Tool
+from llamafleet.plans.build import jobs, names_of, sibling_c_compiler
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import JobError
 from llamafleet.settings import Settings
 from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
-    HOUSE,
+    LIBRARIES,
     build_of,
     built,
     clang,
     gcc,
     installed,
+    plan,
+    proven,
+    there,
     toolkit,
+    with_builds,
 )
 
 ROOT = "/usr/local/cuda-13.0"
@@ -120,10 +124,22 @@ def test_environment_for_the_cpu() -> None:
     }
 
 
-def test_the_host_s_pip_conf_counts_unless_there_is_a_wheelhouse() -> None:
-    made = build_of(HOST, house=HOUSE).config.environment
-    assert made["PIP_CONFIG_FILE"] == "/dev/null"
-    assert "PIP_CONFIG_FILE" not in build_of(HOST).config.environment
+def test_a_build_is_told_how_it_reaches_an_index() -> None:
+    plain = build_of(HOST).config
+    assert (plain.proxies, plain.ca_bundle, plain.netrc) == ({}, None, None)
+    own = {"http_proxy": "http://h:1", "https_proxy": "http://h:2", "no_proxy": ".lab"}
+    host = replace(HOST, proxies=own, ca_bundle="/etc/ssl/certs/ca-certificates.crt")
+    config = build_of(host).config
+    assert (config.proxies, config.ca_bundle) == (own, host.ca_bundle)
+    asked = build_of(host, proxy="http://p:3128", netrc="/home/ada/netrc").config
+    assert asked.proxies == {
+        "http_proxy": "http://p:3128",
+        "https_proxy": "http://p:3128",
+        "no_proxy": ".lab",
+    }
+    assert asked.netrc == "/etc/llamafleet/netrc"
+    # How it is reached changes no code.
+    assert asked.key == plain.key and asked.environment == plain.environment
 
 
 def test_a_cmake_off_the_usual_path_is_found_last() -> None:
@@ -187,7 +203,16 @@ def test_first_build() -> None:
 
 
 BUILD = build_of(HOST)
-DONE = replace(HOST, jobs=(built(BUILD),), versions=(BUILD.fingerprint,), current=BUILD.fingerprint)
+KEY = BUILD.fingerprint
+DONE = with_builds(HOST, there(BUILD))
+OLD = replace(
+    HOST,
+    jobs=(built(BUILD),),
+    versions=(KEY,),
+    builds={KEY: Build(KEY, runs=True, libraries=LIBRARIES)},
+    current=KEY,
+)
+"""Built by code that left its proof in the job's folder."""
 
 
 def test_a_build_s_job() -> None:
@@ -196,6 +221,7 @@ def test_a_build_s_job() -> None:
         kind="build",
         key=BUILD.fingerprint,
         folder=f"/var/lib/llamafleet/build/{BUILD.fingerprint}",
+        config=f"/etc/llamafleet/jobs/build-{BUILD.fingerprint}.json",
         python="/usr/bin/python3.11",
         minutes=7,
         start=True,
@@ -205,25 +231,116 @@ def test_a_build_s_job() -> None:
 
 def test_a_finished_build_is_never_built_again() -> None:
     made = build_of(DONE)
-    assert made.action == "none" and made.job is None
+    assert (made.action, made.reason, made.job) == ("none", "built and active", None)
+    assert (made.name, made.proof) == (KEY, f"/opt/llamafleet/versions/{KEY}/build.json")
 
 
-def test_a_finished_build_that_is_not_current_is_activated() -> None:
+def test_a_finished_build_that_is_not_current_is_switched_to_once_it_is_proven() -> None:
     for current in (None, "0123456789abcdef"):
-        made = build_of(replace(DONE, current=current))
-        assert made.action == "activate" and made.job is None
+        made = plan(replace(DONE, current=current))
+        assert made.build and (made.build.action, made.build.job) == ("none", None)
+        assert made.switch and (made.switch.name, made.switch.proven) == (KEY, False)
+    assert plan(DONE).switch is None
+
+
+@pytest.mark.parametrize("stamp", [None, "unreadable", "failed"])
+def test_what_became_of_a_later_attempt_says_nothing_of_a_whole_build(stamp: str | None) -> None:
+    jobs = {
+        None: (),
+        "unreadable": (Job("build", KEY, alive=False, unreadable="found nothing"),),
+        "failed": (built(BUILD, ok=False, error=JobError(phase="compile")),),
+    }[stamp]
+    assert build_of(replace(DONE, jobs=jobs)).action == "none"
+
+
+GONE, OTHER = "libllama.so is gone", "libllama.so differs"
+LIBRARY = next(iter(LIBRARIES))
+DAMAGED: dict[str, tuple[Build, str]] = {
+    "library gone": (replace(there(BUILD), libraries={}), GONE),
+    "library overwritten": (replace(there(BUILD), libraries={LIBRARY: "b" * 64}), OTHER),
+    "library added": (
+        replace(there(BUILD), libraries={**LIBRARIES, "lib/libggml-evil.so": "c" * 64}),
+        "libggml-evil.so was added",
+    ),
+    "interpreter gone": (replace(there(BUILD), runs=False), "its interpreter does not run"),
+    "another build's proof": (
+        replace(there(BUILD), stamp=replace(there(BUILD).stamp, key="0" * 16)),  # type: ignore[type-var]
+        "its proof is that of build 0000000000000000",
+    ),
+    "nothing made": (replace(there(BUILD), product=None), "its proof names no libraries"),
+    "made elsewhere": (there(BUILD, machine_id="f" * 32), "it was made on another machine"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_build_is_built_again_beside_it(damage: str) -> None:
+    build, why = DAMAGED[damage]
+    made = build_of(with_builds(HOST, build))
+    assert made.action == "build" and made.reason == f"the build {KEY} is damaged: {why}"
+    assert made.config.prefix == f"/opt/llamafleet/versions/{KEY}-2"
+    # The one after that is taken as it is, and not by its folder's name.
+    again = build_of(with_builds(HOST, build, there(BUILD, f"{KEY}-2"), current=KEY))
+    assert (again.action, again.name) == ("none", f"{KEY}-2")
+    assert again.reason == f"built; current is {KEY}"
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_build_is_discarded_when_the_next_is_proven(damage: str) -> None:
+    host = with_builds(HOST, DAMAGED[damage][0], there(BUILD, f"{KEY}-2"), current=KEY)
+    first = plan(host)
+    assert first.discard == () and first.switch and not first.switch.proven
+    done = plan(replace(host, result=proven(first.verify)))
+    assert done.switch and done.switch.proven and done.discard == (KEY,)
+    switched = plan(replace(host, result=proven(first.verify), current=f"{KEY}-2"))
+    assert switched.switch is None and switched.discard == (KEY,)
+
+
+def test_no_name_is_taken_twice() -> None:
+    names = (KEY, f"{KEY}-2", f"{KEY}-10", f"{KEY}-x", "0" * 16)
+    made = build_of(replace(HOST, versions=names))
+    assert made.action == "build" and made.name == f"{KEY}-3"
+    assert names_of(KEY, names) == [KEY, f"{KEY}-2", f"{KEY}-10"]
+
+
+def test_a_rebuild_is_made_beside_what_is_there() -> None:
+    made = build_of(DONE, rebuild=True)
+    assert (made.action, made.reason) == ("build", "rebuild is set")
+    assert made.name == f"{KEY}-2" and made.fingerprint == KEY
+    # The newer one is then the planned one.
+    newer = there(BUILD, f"{KEY}-2", finished=200.0)
+    assert build_of(with_builds(DONE, newer, current=KEY)).name == f"{KEY}-2"
+    running = Job("build", KEY, alive=True)
+    assert build_of(replace(DONE, jobs=(running,)), rebuild=True).action == "attach"
 
 
 def test_a_running_build_is_attached_to() -> None:
-    running = Job("build", BUILD.fingerprint, alive=True)
+    running = Job("build", KEY, alive=True)
     made = build_of(replace(HOST, jobs=(running,)))
     assert made.action == "attach" and made.job and not made.job.start
+    begun = with_builds(DONE, Build(f"{KEY}-2"), current=KEY)
+    assert build_of(replace(begun, jobs=(running,))).name == f"{KEY}-2"
+
+
+# What older code built, whose proof is the stamp in the job's folder
+
+
+def test_a_build_of_older_code_is_taken_as_it_is() -> None:
+    made = build_of(OLD)
+    assert (made.action, made.reason) == ("none", "built and active")
+    assert made.proof == f"/var/lib/llamafleet/build/{KEY}/stamp.json"
+    job = replace(OLD.jobs[0], product=there(BUILD).product)
+    assert build_of(replace(OLD, jobs=(job,))).action == "none"
+    damaged = {KEY: Build(KEY, runs=True, libraries={})}
+    again = build_of(replace(OLD, jobs=(job,), builds=damaged))
+    assert again.action == "build" and again.reason.endswith(GONE)
+    assert build_of(replace(OLD, builds={KEY: Build(KEY, runs=False)})).action == "build"
 
 
 def test_a_failed_build_is_tried_again() -> None:
     failed = built(BUILD, ok=False, error=JobError(phase="compile"))
-    made = build_of(replace(DONE, jobs=(failed,)))
+    made = build_of(replace(OLD, jobs=(failed,)))
     assert made.action == "build" and "failed in phase compile" in made.reason
+    assert made.name == f"{KEY}-2"
 
 
 def test_a_build_that_died_is_tried_again() -> None:
@@ -232,9 +349,9 @@ def test_a_build_that_died_is_tried_again() -> None:
     assert made.action == "build" and "without a word" in made.reason
 
 
-def test_a_build_whose_stamp_can_not_be_read_is_made_again() -> None:
+def test_a_build_whose_only_stamp_can_not_be_read_is_made_again() -> None:
     odd = Job("build", BUILD.fingerprint, alive=False, unreadable="version: found 2, expected 1")
-    made = build_of(replace(DONE, jobs=(odd,)))
+    made = build_of(replace(OLD, jobs=(odd,)))
     assert made.action == "build"
     assert made.reason == (
         "the stamp of the last attempt can't be read (version: found 2, expected 1)"
@@ -242,14 +359,14 @@ def test_a_build_whose_stamp_can_not_be_read_is_made_again() -> None:
 
 
 def test_a_build_whose_files_are_gone_is_built_again() -> None:
-    made = build_of(replace(DONE, versions=()))
+    made = build_of(replace(OLD, versions=(), builds={}))
     assert made.action == "build" and "gone" in made.reason
 
 
 def test_the_reason_of_a_rebuild_is_what_differs_from_the_active_one() -> None:
     older = build_of(HOST, llama_version="0.3.34", llama_sha256="0" * 64)
     newest = built(older)
-    host = replace(DONE, jobs=(built(BUILD, finished=50.0), newest))
+    host = replace(OLD, jobs=(built(BUILD, finished=50.0), newest))
     made = build_of(host, llama_version="0.3.37", llama_sha256="1" * 64)
     assert made.action == "build" and "llama_version 0.3.36 -> 0.3.37" in made.reason
     # Neither a failed build nor another kind of job is what the host runs.

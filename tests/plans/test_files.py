@@ -9,6 +9,7 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot, Unit
 from llamafleet.layout import (
+    DEVICES_UNIT,
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
@@ -24,6 +25,7 @@ from llamafleet.settings import Settings
 from tests.plans.hosts import CPU_HOST, GPU_HOST, LAYOUT, only_problem
 
 UNITS = {
+    DEVICES_UNIT: Unit("loaded", "inactive", "dead", "static"),
     VERIFY_UNIT: Unit("loaded", "inactive", "dead", "static"),
     VERIFY_TIMER: Unit("loaded", "active", "waiting", "enabled"),
     DRIVER_CHECK_UNIT: Unit("loaded", "inactive", "dead", "enabled"),
@@ -166,7 +168,7 @@ def test_without_a_schedule_the_timer_goes() -> None:
 
 def test_without_a_gpu_the_driver_check_goes() -> None:
     made = planned(deployed(CPU_HOST))
-    assert made.remove == (of(DRIVER_CHECK_UNIT), of(DRIVER_CHECK_PATH))
+    assert made.remove == tuple(map(of, (DEVICES_UNIT, DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)))
     assert made.stop == (DRIVER_CHECK_PATH,)
     assert made.disable == (DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
@@ -203,7 +205,7 @@ def test_a_masked_unit_that_is_not_wanted_is_left_so() -> None:
         "a", Settings(accelerator="cpu", verify_schedule=None), snapshot, LAYOUT, sha256=sha256
     )
     assert made.problems == () and made.files
-    assert made.files.remove == (of(DRIVER_CHECK_UNIT),)
+    assert made.files.remove == (of(DEVICES_UNIT), of(DRIVER_CHECK_UNIT))
     assert DRIVER_CHECK_PATH not in (*made.files.stop, *made.files.disable)
 
 

@@ -19,13 +19,14 @@ from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
     build_of,
-    built,
     driver,
     gcc,
     only_problem,
     plan,
     proven,
+    there,
     toolkit,
+    with_builds,
 )
 
 
@@ -140,7 +141,10 @@ def test_the_newest_python_that_the_building_account_may_run() -> None:
     theirs = build_of(host, accelerator="auto", scope="user")
     assert theirs.python.endswith("python3.13")
     hidden = replace(host, pythons=host.pythons[2:])
-    assert "(not for every user)" in only_problem(plan(hidden, accelerator="auto")).found
+    # Whoever may enter /root: no unit does.
+    assert "units see nothing" in only_problem(plan(hidden, accelerator="auto")).found
+    closed = pythons(("/srv/python/bin/python3.13", "3.13.1", False))
+    assert "(not for every user)" in only_problem(plan(closed, accelerator="auto")).found
 
 
 def test_the_python_of_the_settings() -> None:
@@ -191,10 +195,7 @@ def test_a_host_with_nothing_to_do_needs_no_room() -> None:
     first = plan(CUDA_THERE).verify
     assert first is not None
     full = replace(
-        CUDA_THERE,
-        jobs=(built(build),),
-        versions=(build.fingerprint,),
-        current=build.fingerprint,
+        with_builds(CUDA_THERE, there(build)),
         result=proven(first),
         disk_free_mib={"prefix": 0, "state": 0},
     )

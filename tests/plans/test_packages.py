@@ -17,6 +17,7 @@ from tests.plans.hosts import CPU_HOST, plan
 OURS = Tool("/usr/bin/python3.11", "3.11.2")
 THEIRS = Tool("/home/lab/bin/python3.13", "3.13.1", trusted=False)
 LAYOUT = Layout.system()
+TOOLSET = "/opt/rh/gcc-toolset-13/root/usr/bin/g++"
 
 
 def job(snapshot: HostSnapshot, *names: str, python: str = OURS.path) -> PackagesPlan:
@@ -32,7 +33,7 @@ def job(snapshot: HostSnapshot, *names: str, python: str = OURS.path) -> Package
         ("g++-12", "gxx-12", "g++-12"),
         ("gcc-c++", "gcc-cxx", "g++"),
         ("gcc13-c++", "gcc13-cxx", "g++-13"),
-        ("gcc-toolset-13-gcc-c++", "gcc-toolset-13-gcc-cxx", "/opt/rh/gcc-toolset-13/root/usr/bin/g++"),
+        ("gcc-toolset-13-gcc-c++", "gcc-toolset-13-gcc-cxx", TOOLSET),
         ("build-base", "build-base", "g++"),
     ],
 )  # fmt: skip

@@ -7,32 +7,34 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.plan import VerifyPlan
+from llamafleet.facts.host import HostSnapshot, Unit
+from llamafleet.layout import AS_ACCOUNT, VERIFY_TIMER, VERIFY_UNIT
+from llamafleet.plans.make import explain, make_plan
+from llamafleet.plans.plan import SwitchPlan, VerifyPlan
 from llamafleet.protocol.result import Verdict
 from llamafleet.received import Unreadable
+from llamafleet.settings import Settings
+from llamafleet.tables import overlaid
+from tests.frozen_tables import FROZEN
 from tests.history import gpu as row
 from tests.plans.hosts import (
     CPU_HOST,
     GPU_HOST,
     LAYOUT,
     build_of,
-    built,
     driver,
     gpu,
     plan,
     proven,
+    there,
     toolkit,
+    with_builds,
 )
 
 BUILD = build_of(replace(GPU_HOST, toolkits=(toolkit("13.0"),)))
-BUILT = replace(
-    GPU_HOST,
-    toolkits=(toolkit("13.0"),),
-    jobs=(built(BUILD),),
-    versions=(BUILD.fingerprint,),
-    current=BUILD.fingerprint,
-)
+MACHINE = "0123456789abcdef0123456789abcdef"
+UNBUILT = replace(GPU_HOST, machine_id=MACHINE, toolkits=(toolkit("13.0"),))
+BUILT = with_builds(UNBUILT, there(BUILD))
 
 
 def verify(host: HostSnapshot = BUILT, **settings: Any) -> VerifyPlan:
@@ -42,7 +44,8 @@ def verify(host: HostSnapshot = BUILT, **settings: Any) -> VerifyPlan:
 
 
 FIRST = verify()
-PROVEN = replace(BUILT, result=proven(FIRST))
+RESULT = replace(proven(FIRST), machine_id=MACHINE, finished=1_000_000.0)
+PROVEN = replace(BUILT, result=RESULT, time=1_000_100)
 
 
 def test_a_host_never_verified() -> None:
@@ -57,7 +60,7 @@ def test_a_proven_host_is_not_verified_again() -> None:
 
 @pytest.mark.parametrize("verdict", ["FAIL", "CPU ONLY", "NOT VERIFIED"])
 def test_any_other_verdict_is(verdict: Verdict) -> None:
-    again = verify(replace(BUILT, result=proven(FIRST, verdict)))
+    again = verify(replace(BUILT, result=replace(proven(FIRST, verdict), machine_id=MACHINE)))
     assert again.needed and str(verdict) in again.reason
 
 
@@ -68,7 +71,7 @@ def test_a_result_that_can_t_be_understood_proves_nothing() -> None:
 
 def test_a_verdict_that_does_not_speak_of_each_gpu_proves_nothing() -> None:
     """As one of version 1, of several GPUs together."""
-    whole = proven(FIRST)
+    whole = RESULT
     unproven = replace(row(), uuid="GPU-a", verdict="NOT VERIFIED")
     again = verify(replace(BUILT, result=replace(whole, gpus=(unproven,))))
     assert again.needed and again.reason == "not verified by themselves: GPU-a"
@@ -103,7 +106,7 @@ def test_it_is_verified_again_after_a_change_of(what: str) -> None:
 def test_its_settings_lie_where_the_layout_says() -> None:
     config, build = FIRST.config, FIRST.config.inputs.fingerprint
     assert config.prefix == LAYOUT.version(build)
-    assert config.stamp == f"{LAYOUT.job('build', build)}/stamp.json"
+    assert config.stamp == f"{LAYOUT.version(build)}/build.json"
     assert (config.results, config.models) == (LAYOUT.results, LAYOUT.models)
     assert config.job == LAYOUT.job("verify", "run")
     assert (config.host, config.backend, config.toolkit) == ("lab-1", "cuda", "13.0")
@@ -121,9 +124,112 @@ def test_a_driver_update_rebuilds_nothing() -> None:
 
 
 def test_a_library_that_is_built_again_is_verified_again() -> None:
-    again = verify(replace(PROVEN, jobs=()))
+    again = verify(replace(PROVEN, builds={}))
     assert again.key == FIRST.key and again.needed and "build" in again.reason
-    assert verify(replace(PROVEN, current=None)).needed
+
+
+def test_what_is_proven_and_not_current_is_switched_to_and_not_verified_again() -> None:
+    made = plan(replace(PROVEN, current=None))
+    assert made.verify and not made.verify.needed
+    assert made.switch == SwitchPlan(BUILD.fingerprint, "current is not set", proven=True)
+    assert plan(PROVEN).switch is None
+
+
+def test_current_never_follows_a_build_that_is_not_proven() -> None:
+    older = replace(PROVEN, current="0" * 16)
+    for host in (
+        replace(older, result=None),
+        replace(older, result=replace(RESULT, verdict="FAIL")),
+        replace(older, result=replace(RESULT, key="0" * 16)),
+        replace(older, result=replace(RESULT, prefix=LAYOUT.version(f"{BUILD.fingerprint}-2"))),
+    ):
+        made = plan(host)
+        assert made.build and made.build.action == "none"
+        assert made.switch and not made.switch.proven and made.discard == ()
+        assert f"switch: to {BUILD.fingerprint} once that is verified" in "\n".join(explain(made))
+
+
+def test_a_result_proves_the_build_that_it_was_made_on_and_no_later_one() -> None:
+    """A rebuild has the same key: nothing of a verification's inputs differs."""
+    second = there(BUILD, f"{BUILD.fingerprint}-2", finished=200.0)
+    host = with_builds(PROVEN, second, current=BUILD.fingerprint)
+    made = plan(host)
+    assert made.build and made.build.name == second.name
+    assert made.verify and made.verify.needed and "on another build" in made.verify.reason
+    # An older result does not say on which: there was one for each fingerprint.
+    older = replace(RESULT, prefix="")
+    assert verify(replace(host, result=older)).needed
+    assert not verify(replace(PROVEN, result=older)).needed
+    done = replace(host, result=replace(RESULT, prefix=made.build.config.prefix))
+    made = plan(done)
+    assert made.switch and made.switch.proven and made.discard == (BUILD.fingerprint,)
+    assert f"  then remove {BUILD.fingerprint}" in explain(made)
+
+
+@overlaid(FROZEN)
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_a_result_of_another_machine_is_none(scope: str) -> None:
+    """A home may be shared by several."""
+    layout = replace(LAYOUT, scope=scope)
+    host, settings = replace(BUILT, uid=0 if scope == "system" else 1000), Settings(scope=scope)  # type: ignore[arg-type]
+    made = make_plan("lab-1", settings, host, layout).verify
+    assert made is not None
+    for told, needed in ((MACHINE, False), ("f" * 32, True), ("", scope == "user")):
+        result = replace(proven(made), machine_id=told)
+        again = make_plan("lab-1", settings, replace(host, result=result), layout).verify
+        assert again is not None and again.needed is needed, (told, again)
+        assert ("of another machine" in again.reason) is needed
+
+
+def unit(**changes: Any) -> Unit:
+    return replace(Unit("loaded", "inactive", "dead", "static", result="success"), **changes)
+
+
+DOUBTS: dict[str, tuple[HostSnapshot, str]] = {
+    "its unit failed": (
+        replace(PROVEN, units={VERIFY_UNIT: unit(active="failed", result="exit-code", status=2)}),
+        "llamafleet-verify.service failed (exit-code, status 2)",
+    ),
+    "the timer's run left nothing": (
+        replace(PROVEN, units={VERIFY_TIMER: unit(active="active", triggered=1_000_050)}),
+        "llamafleet-verify.timer started a verification that left no result",
+    ),
+    "it is too old": (
+        replace(PROVEN, time=1_000_000 + 15 * 86_400),
+        "the last one is 15 days old (weekly)",
+    ),
+    "it is from the future": (replace(PROVEN, time=900_000), "the last result is from the future"),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS)
+def test_a_result_that_may_be_out_of_date_is_made_again(doubt: str) -> None:
+    host, reason = DOUBTS[doubt]
+    again = verify(host)
+    assert again.needed and reason in again.reason, again.reason
+    assert again.proven, "it says nothing against the build"
+
+
+def test_no_doubt_where_all_is_well_or_one_runs() -> None:
+    timer = unit(active="active", triggered=999_000)
+    well = replace(PROVEN, units={VERIFY_UNIT: unit(), VERIFY_TIMER: timer})
+    assert not verify(well).needed
+    late = replace(timer, triggered=1_000_050)
+    runs = replace(well, units={VERIFY_UNIT: unit(active="activating"), VERIFY_TIMER: late})
+    assert not verify(runs).needed
+    old = replace(PROVEN, time=1_000_000 + 15 * 86_400)
+    assert not verify(old, verify_schedule="monthly").needed
+    assert not verify(old, verify_schedule=None).needed
+    assert verify(old, verify_schedule="Daily").needed
+
+
+def test_llama_cpp_gets_what_the_plan_says_and_the_account_is_named() -> None:
+    config = FIRST.config
+    assert config.environment == {
+        "CUDA_CACHE_PATH": "/var/lib/llamafleet/cuda-cache",
+        "LD_LIBRARY_PATH": "/usr/local/cuda-13.0/lib64",
+    }
+    assert config.as_account == AS_ACCOUNT
 
 
 @pytest.mark.parametrize(
@@ -155,12 +261,7 @@ def test_an_instance_of_a_divided_gpu_gets_the_small_model() -> None:
 
 def test_on_the_cpu_only_the_verdict_cpu_only_counts() -> None:
     build = build_of(CPU_HOST, accelerator="auto")
-    host = replace(
-        CPU_HOST,
-        jobs=(built(build),),
-        versions=(build.fingerprint,),
-        current=build.fingerprint,
-    )
+    host = with_builds(CPU_HOST, there(build))
     first = verify(host, accelerator="auto")
     assert first.config.inputs.model == "synthetic:160m-q4_0"
     assert first.config.inputs.driver is None and first.config.inputs.gpus == ()

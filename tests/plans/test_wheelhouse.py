@@ -20,14 +20,15 @@ from tests.plans.hosts import (
     HOUSE,
     LAYOUT,
     build_of,
-    built,
     chosen,
     driver,
     installed,
     only_problem,
     plan,
     refused,
+    there,
     toolkit,
+    with_builds,
     with_house,
 )
 
@@ -215,8 +216,7 @@ def test_a_toolkit_that_may_do_is_not_refused_before_that_is_known(host: HostSna
 
 def test_a_host_that_takes_nothing_from_it_need_not_fit_it() -> None:
     build = build_of(CPU_HOST, **CPU)
-    key = build.fingerprint
-    done = replace(CPU_HOST, jobs=(built(build),), versions=(key,), current=key)
+    done = with_builds(CPU_HOST, there(build))
     made = plan(done, house=POOR, **CPU)
     assert not made.problems and made.wheelhouse is None
     # The next build does, and one that waits for its compiler.
@@ -238,6 +238,17 @@ def test_it_is_brought_unless_the_host_has_this_very_one() -> None:
     other = replace(CPU_HOST, wheelhouse="0" * 64)
     assert "wheelhouse: bring /srv/w (" in "\n".join(explain(plan(other, house=HOUSE, **CPU)))
     assert plan(CPU_HOST, **CPU).wheelhouse is None
+
+
+def test_it_is_not_replaced_under_a_job_that_takes_from_it() -> None:
+    busy = replace(NEW, wheelhouse="0" * 64, jobs=(Job("toolkit", "13.1", alive=True),))
+    house = with_house(toolkits=("13.0",))
+    found = plan(busy, house=house).problems
+    assert [problem.check for problem in found] == ["wheelhouse"]
+    assert "toolkit 13.1, which runs" in found[0].found
+    assert not plan(replace(busy, wheelhouse=house.sha256), house=house).problems
+    ended = replace(busy, jobs=(Job("toolkit", "13.1", alive=False),))
+    assert not plan(ended, house=house).problems
 
 
 def test_jobs_take_from_it_alone() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from llamafleet.onhost.job import Job, JobFailed
-from llamafleet.onhost.toolkit import account
+from llamafleet.onhost.toolkit import account, install
 from llamafleet.onhost.toolkit.account import Account, Bench, bench
+from llamafleet.protocol.job import PackagesConfig, ToolkitInputs
 from tests.onhost.runner import processes_below
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to drop")
@@ -100,6 +101,33 @@ def test_ends_are_told(place: Path, tried: Bench) -> None:
             tried.run([script(place, text)], tried.environment())
     with pytest.raises(JobFailed, match="can't run /no/such"):
         tried.run(["/no/such"], tried.environment())
+
+
+def test_a_toolkit_that_root_installed_is_never_run_by_root(place: Path) -> None:
+    """nvcc, what it starts, and the host compiler that the settings name."""
+    planted = script(place, 'id -u >>"$HOME/../ids"; id -u; echo "release 12.8, V12.8.93"')
+    root = place / "root"
+    (root / "bin").mkdir(parents=True)
+    Path(planted).rename(root / "bin/nvcc")
+    (place / "ids").touch()
+    (place / "ids").chmod(0o666)
+    config = PackagesConfig(
+        key="apt-12.8",
+        inputs=ToolkitInputs(method="apt"),
+        method="apt",
+        cuda="12.8",
+        root=str(root),
+        cxx="/usr/bin/g++",
+        manager="apt",
+        packages=("cuda-nvcc-12-8",),
+        record=str(place / "record"),
+        account="nobody",
+        repository=None,
+    )
+    nobody = Account.named("nobody")
+    job = Job("toolkit", place, config.key)
+    assert install.check(job, config, root, place, nobody) == "12.8"
+    assert (place / "ids").read_text().split() == [str(nobody.uid)] * 2
 
 
 def test_root_and_nobody_known_are_no_account() -> None:

@@ -134,14 +134,12 @@ def test_why_cuda_did_not_start_is_explained(host: Host, error: str, id: str, ad
     assert all(advice in check["next"] for check in seen)
 
 
-def test_a_variable_that_hides_gpus_is_the_better_answer(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_that_hides_gpus_is_the_better_answer(host: Host) -> None:
     answers, run = host
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     reply, _ = answers.answers["probe"]
     answers.answers["probe"] = ((reply or {}) | {"devices": []}, log("cuda-init-error"))
-    assert said(run(), "gpus_visible").endswith(" unset CUDA_VISIBLE_DEVICES")
+    result = run(environment={"CUDA_VISIBLE_DEVICES": "7"})
+    assert said(result, "gpus_visible").endswith(" unset CUDA_VISIBLE_DEVICES")
 
 
 @pytest.mark.parametrize(

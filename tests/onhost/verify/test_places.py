@@ -242,14 +242,17 @@ def probed(name: str = "cuda-full", **more: Any) -> SimpleNamespace:
     return SimpleNamespace(probe=lambda: outcome, **more)
 
 
+def told(visible: str | None = None) -> SimpleNamespace:
+    """A configuration whose environment has that CUDA_VISIBLE_DEVICES."""
+    return SimpleNamespace(environment={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+
+
 @pytest.mark.parametrize("visible", [None, "0"])
 def test_gpus_are_those_of_the_driver_and_of_cuda(
-    visible: str | None, monkeypatch: pytest.MonkeyPatch
+    visible: str | None,
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     evidence = probed(
+        config=told(visible),
         gpus=(card(0), card(1)),
         nvml_problem=None,
         cuda_devices=lambda: ["RTX 4090"],
@@ -268,19 +271,19 @@ def test_gpus_are_those_of_the_driver_and_of_cuda(
 
 
 def test_nvml_s_own_words_reach_the_check() -> None:
-    evidence = SimpleNamespace(gpus=(), nvml_problem="version mismatch", cuda_devices=list)
+    evidence = SimpleNamespace(
+        config=told(), gpus=(), nvml_problem="version mismatch", cuda_devices=list
+    )
     assert "NVML: version mismatch; CUDA: none" in of_host(gpus_visible.SPEC, evidence).found
 
 
 @pytest.mark.parametrize(("visible", "known"), [(None, True), ("", False)])
 def test_why_cuda_shows_none_is_told_unless_a_variable_hides_them(
-    visible: str | None, known: bool, monkeypatch: pytest.MonkeyPatch
+    visible: str | None, known: bool
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     evidence = probed(
         "cuda-init-error",
+        config=told(visible),
         gpus=(card(),),
         nvml_problem=None,
         cuda_devices=list,
@@ -293,7 +296,7 @@ def test_why_cuda_shows_none_is_told_unless_a_variable_hides_them(
 
 def test_why_nvml_does_not_start_is_told() -> None:
     problem = "Failed to initialize NVML: Driver/library version mismatch"
-    evidence = SimpleNamespace(gpus=(), nvml_problem=problem, cuda_devices=list)
+    evidence = SimpleNamespace(config=told(), gpus=(), nvml_problem=problem, cuda_devices=list)
     assert "known as" in of_host(gpus_visible.SPEC, evidence).found
 
 
@@ -310,12 +313,12 @@ def test_libraries_are_judged_by_where_the_build_really_lies(tmp_path: Path) -> 
     (tmp_path / "current").symlink_to("f00")
     evidence = SimpleNamespace(
         config=SimpleNamespace(prefix=str(tmp_path / "current"), stamp="/job/stamp.json"),
-        stamp={"libraries": {"libllama.so": "aa"}},
+        product=SimpleNamespace(libraries={"libllama.so": "aa"}),
         libraries=lambda: {str(tmp_path / "f00/libllama.so"): "aa"},
     )
     check = of_host(library_origin.SPEC, evidence)
     assert check.status == "pass" and check.expected.endswith("sha256 as in /job/stamp.json")
-    evidence.stamp = {}
+    evidence.product = None
     assert of_host(library_origin.SPEC, evidence).found == "no list of libraries in /job/stamp.json"
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.onhost.job import EXIT_BUSY
 from llamafleet.onhost.verify import checks
 from llamafleet.protocol.diagnose import diagnose, signatures_from
+from llamafleet.protocol.job import machine_id, read_progress
 from llamafleet.tables import failures
 from tests.onhost.llama import PYTHON, Host, host, library_folder, models, needs_llama, prefix
+from tests.onhost.runner import wait_for
 
 __all__ = ["host", "models"]
 pytestmark = needs_llama
@@ -103,10 +106,68 @@ def test_a_stale_library_that_shadows_is_red(host: Host, tmp_path: Path) -> None
     stale = tmp_path / "stale"
     stale.mkdir()
     shutil.copy(library_folder() / "libggml-base.so", stale)
-    assert host.verify(env={"LD_LIBRARY_PATH": str(stale)}).returncode == 1
+    host.config["environment"] = {"LD_LIBRARY_PATH": str(stale)}
+    assert host.verify().returncode == 1
     check = host.checks()["library_origin"]
     assert check["status"] == "fail"
     assert str(stale) in check["found"] and "LD_LIBRARY_PATH" in check["next"]
+
+
+def test_nothing_of_the_caller_s_environment_reaches_the_worker(host: Host, tmp_path: Path) -> None:
+    """As /etc/environment or a login's profile may set it: each would change the verdict."""
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    shutil.copy(library_folder() / "libggml-base.so", planted)
+    (planted / "llama_cpp.py").write_text("raise SystemExit('planted')\n")
+    hostile = {"LD_LIBRARY_PATH": planted, "PYTHONPATH": planted, "LLAMA_CPP_LIB_PATH": planted}
+    hostile |= {"PYTHONHOME": planted, "PYTHONSTARTUP": planted / "llama_cpp.py"}
+    env = {name: str(value) for name, value in hostile.items()}
+    run = host.verify(env=env | {"GGML_BACKEND_PATH": "/none", "CUDA_VISIBLE_DEVICES": "7"})
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert host.latest["verdict"] == "CPU ONLY"
+
+
+def verifying(host: Host) -> bool:
+    progress = read_progress(host.job)
+    return progress is not None and progress.phase not in ("", "gpus_visible")
+
+
+def test_its_code_may_be_replaced_while_it_runs(host: Host) -> None:
+    """As a deploy by another version does: each of its steps starts a worker from that file."""
+    with host.start() as process:
+        wait_for(lambda: verifying(host))
+        (host.root / "new").write_bytes(b"another version")
+        (host.root / "new").replace(host.root / "llamafleet-host.pyz")
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert host.latest["verdict"] == "CPU ONLY"
+
+
+def test_one_at_a_time_on_a_host(host: Host) -> None:
+    with host.start() as first:
+        wait_for(lambda: verifying(host))
+        second = host.verify()
+        assert second.returncode == EXIT_BUSY
+        assert "found another verification on this host (verify f00, process " in second.stderr
+        out, err = first.communicate(timeout=300)
+    assert first.returncode == 0, out + err
+    assert host.latest["verdict"] == "CPU ONLY"
+
+
+def test_a_result_says_which_machine_and_which_build_it_is_of(host: Host) -> None:
+    assert host.verify().returncode == 0
+    assert host.latest["machine_id"] == machine_id()
+    assert host.latest["prefix"] == host.config["prefix"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone is refused")
+def test_root_verifies_nothing_for_an_account(host: Host) -> None:
+    host.config["as_account"] = ["setpriv", "--reuid=llamafleet"]
+    run = host.verify()
+    assert run.returncode == 2 and not host.job.exists() and not host.results.exists()
+    assert "found uid 0; expected the account that builds" in run.stderr
+    assert "next: env -i setpriv --reuid=llamafleet /" in run.stderr
+    assert run.stderr.rstrip().endswith(f"verify --config {host.root}/verify.json")
 
 
 def test_a_build_elsewhere_is_red(host: Host, tmp_path: Path) -> None:
@@ -189,7 +250,8 @@ def test_a_library_that_cannot_be_loaded_still_gives_a_result(host: Host, tmp_pa
     error = "libcublas.so.13: cannot open shared object file: No such file or directory"
     (package / "__init__.py").write_text(f"raise RuntimeError({error!r})\n")
     host.config["backend"] = "cuda"
-    run = host.verify(env={"PYTHONPATH": str(tmp_path)})
+    host.config["environment"] = {"PYTHONPATH": str(tmp_path)}
+    run = host.verify()
     assert run.returncode == 1, run.stderr
     assert host.latest["verdict"] == "FAIL"
     check = host.checks()["library_cuda"]

@@ -29,7 +29,7 @@ from llamafleet.protocol.decode import decode
 from llamafleet.protocol.fingerprint import fingerprint
 from llamafleet.protocol.result import Result
 from llamafleet.received import received_result
-from tests.onhost.llama import models
+from tests.onhost.llama import models, stamped
 from tests.onhost.verify.test_gpu import Recorded
 from tests.protocol.test_verify import good
 
@@ -132,10 +132,9 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(verification, "Children", lambda *_, **__: answers)
     monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded()))
     monkeypatch.setattr(weights, "read", read_weights)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     stamp = tmp_path / "stamp.json"
     digest = synth.sha256_of(library)
-    stamp.write_text(json.dumps({"libraries": {"lib/libggml-cuda.so": digest}}))
+    stamp.write_text(json.dumps(stamped({"lib/libggml-cuda.so": digest})))
     places = {"prefix": tmp_path / "prefix", "stamp": stamp, "job": tmp_path / "job"}
     places |= {"results": tmp_path / "results", "models": models}
     data = good() | {key: str(value) for key, value in places.items()}
@@ -143,9 +142,12 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     data["inputs"] |= {"bench": {"prompt": 8, "gen": 8, "repetitions": 2}}
     config = verify_config.parse(tmp_path / "verify.json", data)
 
-    def run(faults: Faults | None = None, **changes: Any) -> dict[str, Any]:
+    def run(
+        faults: Faults | None = None, environment: dict[str, str] | None = None, **changes: Any
+    ) -> dict[str, Any]:
         inputs = replace(config.inputs, **changes)
-        code = verify.verify(replace(config, inputs=inputs), faults or Faults())
+        told = replace(config, inputs=inputs, environment=environment or {})
+        code = verify.verify(told, faults or Faults())
         result: dict[str, Any] = json.loads((tmp_path / "results" / "latest.json").read_text())
         assert code == (1 if result["verdict"] == "FAIL" else 0)
         return result
@@ -354,13 +356,12 @@ def test_a_library_replaced_while_it_runs_fails(host: Host) -> None:
     assert "library_origin" in status(run(), "fail")
 
 
-def test_hidden_gpus_fail(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_fail(host: Host) -> None:
     answers, run = host
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     reply, _ = answers.answers["probe"]
     assert reply is not None
     answers.answers["probe"] = (reply | {"devices": []}, log("cuda-init-error"))
-    result = run()
+    result = run(environment={"CUDA_VISIBLE_DEVICES": ""})
     assert "gpus_visible" in status(result, "fail")
     assert "unset CUDA_VISIBLE_DEVICES" in said(result, "gpus_visible")
 
@@ -451,15 +452,12 @@ def test_the_code_for_a_gpu_is_read_where_cuda_does_not_show_it(two: Host, tmp_p
         assert red == {"gpus_visible", "machine_code"}
 
 
-def test_a_gpu_hidden_by_the_environment_fails_too(
-    two: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_hidden_by_the_environment_fails_too(two: Host) -> None:
     answers, run = two
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     reply, text = answers.answers["probe"]
     assert reply is not None
     answers.answers["probe"] = (reply | {"devices": reply["devices"][1:]}, text)
-    result = run()
+    result = run(environment={"CUDA_VISIBLE_DEVICES": "0"})
     assert rows(result) == {"GPU-0": "PASS", "GPU-1": "FAIL"} and result["verdict"] == "FAIL"
     assert "CUDA_VISIBLE_DEVICES='0'" in json.dumps(result["gpus"])
 

@@ -16,7 +16,17 @@ from llamafleet.plans.plan import Plan
 from llamafleet.protocol import verify as verify_config
 from llamafleet.protocol.result import Result
 from tests.onhost.verify.test_gpu import Recorded
-from tests.plans.hosts import GPU_HOST, built, driver, gpu, only_problem, plan, proven, toolkit
+from tests.plans.hosts import (
+    GPU_HOST,
+    driver,
+    gpu,
+    only_problem,
+    plan,
+    proven,
+    there,
+    toolkit,
+    with_builds,
+)
 
 BARE = replace(GPU_HOST, gpus=(gpu("8.9"),), toolkits=(toolkit("12.2"), toolkit("12.8")))
 
@@ -24,13 +34,7 @@ BARE = replace(GPU_HOST, gpus=(gpu("8.9"),), toolkits=(toolkit("12.2"), toolkit(
 def deployed(snapshot: HostSnapshot, made: Plan) -> HostSnapshot:
     """The host after a deploy of that plan, verified with PASS; older builds are still there."""
     assert made.build and made.verify, made.problems
-    return replace(
-        snapshot,
-        jobs=(*snapshot.jobs, built(made.build)),
-        versions=(*snapshot.versions, made.build.fingerprint),
-        current=made.build.fingerprint,
-        result=proven(made.verify),
-    )
+    return replace(with_builds(snapshot, there(made.build)), result=proven(made.verify))
 
 
 def boot(snapshot: HostSnapshot, new: Driver) -> HostSnapshot:
@@ -45,7 +49,7 @@ UPDATES: dict[str, tuple[HostSnapshot, str, str, str, str]] = {
     "none": (UNDER_570, "570", "12.8", "none", ""),
     "570 -> 580": (UNDER_570, "580", "12.8", "none", "driver 570.54.03 -> 580.159.04"),
     "570 -> 535": (UNDER_570, "535", "12.2", "build", "driver 570.54.03 -> 535.54.03"),
-    "535 -> 570": (UNDER_535, "570", "12.8", "activate", "driver 535.54.03 -> 570.54.03"),
+    "535 -> 570": (UNDER_535, "570", "12.8", "none", "driver 535.54.03 -> 570.54.03"),
 }
 
 
@@ -57,7 +61,10 @@ def test_an_update(update: str) -> None:
     assert (made.toolkit.version, made.build.action) == (version, action)
     assert made.verify.needed is bool(reason) and reason in made.verify.reason
     assert not made.toolkit.install
-    assert (made.build.fingerprint == host.current) is (action == "none")
+    # Back under an older driver its build is there still; `current` follows the verification.
+    moves = update in ("570 -> 535", "535 -> 570")
+    assert (made.build.name == host.current) is not moves
+    assert (made.switch is not None) is moves and not (made.switch and made.switch.proven)
 
 
 def test_without_a_toolkit_for_the_driver_one_is_installed_or_it_is_a_problem() -> None:
