@@ -118,6 +118,10 @@ def _job(record: Record, kind: str, key: str, alive: str) -> Job:
         unreadable=stamp.reason if isinstance(stamp, Unreadable) else "",
         product=product if isinstance(product, BuildProduct) else None,
     )
+    if kind == "build" and job.ok:
+        # Code of before wrote no build.json: this is the proof of what it built.
+        product = _told(record, BuildProduct, "stamp", kind, key)
+        job = replace(job, product=product if isinstance(product, BuildProduct) else None)
     # Its folder has the same name whatever is verified.
     told = job.progress or job.stamp
     return replace(job, key=told.key) if kind == "verify" and told else job
