@@ -100,7 +100,7 @@ def result() -> Generator[PyinfraCommand, None, None]:
         if _told_by(found, plan.verify) and not _keep(run, found):
             yield FunctionCommand(_refuse, (), {})
             return
-    if _told_by(found, plan.verify) and found.verdict == WANTED[plan.backend]:
+    if _told_by(found, plan.verify) and found.verdict == WANTED[plan.backend] and not found.red:
         run.noop(found.verdict)
         return
     yield FunctionCommand(_judge, (run, plan.verify), {})
@@ -126,6 +126,18 @@ def _keep(run: HostRun, found: Result) -> bool:
     return True
 
 
+def _why_none(run: HostRun) -> str:
+    """What is known of a verification that left no result."""
+    job = run.snapshot().verifying
+    if job is None:
+        return "no verification was begun there"
+    if job.stamp is None:
+        return job.unreadable or "the last one came to no end"
+    error = job.stamp.error
+    said = " / ".join(error.lines[-2:]) if error else ""
+    return said or "the last one ended without one, and says no more"
+
+
 def _refuse(state: State, host: Host) -> bool:
     return False
 
@@ -141,7 +153,7 @@ def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) ->
                 "one that says why; next: run the same command again"
             )
         return False
-    what = "no result"
+    what = f"no result ({_why_none(run)})"
     if isinstance(found, Unreadable):
         what = f"a result that can't be understood ({found.reason})"
     elif found is not None and wanted is not None:

@@ -4,14 +4,17 @@
 from pyinfra_cli.inventory import make_inventory  # type: ignore[import-untyped]  # isort: skip
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pyinfra.api import Config, State
+from pyinfra.api import Config, Inventory, State
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from llamafleet.cli.errors import RECORD, BadInput
+from llamafleet.connection import guard_of
 from llamafleet.facts.snapshot import SnapshotText, arguments
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.plans.make import to_read
@@ -26,13 +29,8 @@ def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Set
     if not os.path.isfile(inventory):  # noqa: PTH113 - it refuses no name
         # pyinfra would take its name for that of a host.
         raise BadInput(f"{name}: found no such file, and no inventory {inventory}; next: {RECORD}")
-    state, config = State(), Config()  # type: ignore[no-untyped-call]
-    with ctx_state.use(state), ctx_config.use(config):
-        try:
-            hosts = make_inventory(str(inventory), cwd=str(inventory.parent))
-        except Exception as error:  # It is a program, which may fail in any way.
-            raise BadInput(f"{inventory} can't be read: {error}") from error
-        state.init(hosts, config)
+    with loaded(str(inventory)) as (state, hosts):
+        state.init(hosts, ctx_config.get())  # type: ignore[no-untyped-call]
         host = hosts.get_host(name, default=None)
         if host is None:
             known = ", ".join(h.name for h in hosts) or "no host"
@@ -41,8 +39,22 @@ def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Set
                 f"next: {RECORD}"
             )
         settings = _settings(host, extra)
+        guard_of(host)
         with ctx_inventory.use(hosts), ctx_host.use(host):
             return settings, _text(host, settings)
+
+
+@contextmanager
+def loaded(inventory: str) -> Iterator[tuple[State, Inventory]]:
+    """The inventory, as pyinfra's command line reads it. Raises BadInput."""
+    state, config = State(), Config()  # type: ignore[no-untyped-call]
+    with ctx_state.use(state), ctx_config.use(config):
+        try:
+            hosts = make_inventory(inventory, cwd=str(Path(inventory).parent))
+        except Exception as error:  # It is a program, which may fail in any way.
+            its = getattr(error, "exception", error)  # pyinfra's own wrapper has no text.
+            raise BadInput(f"{inventory} can't be read: {type(its).__name__}: {its}") from error
+        yield state, hosts
 
 
 def _settings(host: Host, extra: dict[str, object]) -> Settings:
@@ -57,7 +69,7 @@ def _text(host: Host, settings: Settings) -> str:
     try:
         host.connect(raise_exceptions=True, show_errors=False)
     except ConnectError as error:
-        raise BadInput(f"{host.name} is not reached: {error}; next: ssh to it by hand") from error
+        raise BadInput(f"{host.name} is not reached: {error}") from error
     try:
         text = host.get_fact(SnapshotText, **arguments(*to_read(settings)), _ignore_errors=True)
     finally:  # It also removes the file that answers sudo's question for a password.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from llamafleet import __version__
+from llamafleet.cli.deploy import check, deploy
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.wheelhouse import wheelhouse
@@ -15,9 +16,10 @@ from llamafleet.cli.wheelhouse import wheelhouse
 def main() -> None:
     """Provision NVIDIA GPU hosts with a llama-cpp-python that is proven to offload.
 
-    The hosts themselves are provisioned by: pyinfra -y inventory deploy.py
+    The hosts themselves are provisioned by `llamafleet deploy`, which runs
+    pyinfra -y inventory deploy.py
     """
 
 
-for command in (plan, snapshot, report, wheelhouse):
+for command in (check, deploy, plan, snapshot, report, wheelhouse):
     main.add_command(command)
