@@ -246,6 +246,7 @@ class Dnf(PackageManager):
 
 class Zypper(PackageManager):
     name = "zypper"
+    wrong = re.compile(r"Package '|Problem: |\(?[Ee]rror\b|File '.*' not found")
     _ask = (managers.MANAGERS["zypper"].program, "--non-interactive")
     # A name and not what a package provides; nothing that it finds beside.
     _install = ("install", "--name", "--type", "package", "--no-recommends")
