@@ -304,18 +304,19 @@ group_memory() {
 # The proxies of the login: sudo takes them out of the environment, and its parents still have them.
 read_proxies() {
     for name in http_proxy https_proxy no_proxy; do
-        value=$(own_proxy $name)
-        [ -n "$value" ] || value=$(login_proxy $name)
-        [ -n "$value" ] || value=$(sed -n "s/^ *\(export  *\)\{0,1\}$name=//p" "$R/etc/environment")
-        value=${value%%"$nl"*}
-        value=${value#[\"\']}
-        value=${value%[\"\']}
-        case $value in
-            # A password is nobody's business here.
-            *://*@*) value=${value%%://*}://${value##*@} && put proxy_password $name ;;
-            *@*) value=${value##*@} && put proxy_password $name ;;
+        proxy=$(own_proxy $name)
+        [ -n "$proxy" ] || proxy=$(login_proxy $name)
+        [ -n "$proxy" ] || proxy=$(sed -n "s/^ *\(export  *\)\{0,1\}$name=//p" "$R/etc/environment")
+        proxy=${proxy%%"$nl"*}
+        proxy=${proxy#[\"\']}
+        proxy=${proxy%[\"\']}
+        # A password is nobody's business here.
+        case $proxy in *@*) put proxy_password $name ;; esac
+        case $proxy in
+            *://*@*) proxy=${proxy%%://*}://${proxy##*@} ;;
+            *@*) proxy=${proxy##*@} ;;
         esac
-        [ -n "$value" ] && put proxy $name "$value"
+        [ -n "$proxy" ] && put proxy $name "$proxy"
     done
 }
 
@@ -377,12 +378,25 @@ trusted() {
     IFS=$nl
     # shellcheck disable=SC2086 # words at line ends
     told=$(stat -c '%u %a' $parts) && [ -n "$told" ] && safe=1 || safe=
+    one=
     for one in $told; do
-        case $one in "0 "*[2367]? | "0 "*[2367]) safe= ;; "0 "*) ;; *) safe= ;; esac
+        case $one in
+            # In a sticky folder nobody else renames what is root's.
+            "0 "[1357]???) ;;
+            "0 "*[2367]? | "0 "*[2367]) safe= ;;
+            "0 "*) ;;
+            *) safe= ;;
+        esac
     done
+    case $one in "0 "*[2367]? | "0 "*[2367]) safe= ;; esac
     set +f
     IFS=$old_ifs
     [ -n "$safe" ]
+}
+
+# guarded FILE: it is plain, and stays so: where this is root, root alone writes its folder.
+guarded() {
+    plain "$1" && { [ "$LF_SCOPE" = user ] || [ "$(id -u)" != 0 ] || trusted "${1%/*}"; }
 }
 
 named_pythons() {
@@ -502,7 +516,7 @@ read_parts() {
         esac
         [ -r "$locks" ] && sed 1000q "$locks" | block versionlock
     fi
-    plain "$LF_PREFIX/held-packages" && sed 1000q "$LF_PREFIX/held-packages" | block hold_record
+    guarded "$LF_PREFIX/held-packages" && sed 1000q "$LF_PREFIX/held-packages" | block hold_record
 }
 
 # The driver's module for the kernels on disk: what the next boot will find.
@@ -822,11 +836,13 @@ read_managed() {
     current=${current%/}
     LF_CURRENT=${current##*/}
     put current "$LF_CURRENT"
-    [ "$LF_SCOPE" = system ] && jobs_in "$LF_PREFIX/jobs" toolkit packages
+    if [ "$LF_SCOPE" = system ]; then
+        [ "$(id -u)" != 0 ] || trusted "$LF_PREFIX/jobs" && jobs_in "$LF_PREFIX/jobs" toolkit packages
+    fi
 
     # Word splitting at line ends makes the arguments of one sha256sum.
     files=$(printf '%s\n' "$LF_FILES" | while IFS= read -r path; do
-        plain "$path" && ! inside "$path" && printf '%s\n' "$path"
+        ! inside "$path" && guarded "$path" && printf '%s\n' "$path"
     done)
     old_ifs=$IFS
     IFS=$nl
@@ -836,14 +852,14 @@ read_managed() {
     set +f
     IFS=$old_ifs
     owners outside
-    plain "$LF_WHEELHOUSE" && brief sha256sum "$LF_WHEELHOUSE" | block wheelhouse
-    plain "$LF_MADE" && sed 1000q "$LF_MADE" | block made
+    guarded "$LF_WHEELHOUSE" && brief sha256sum "$LF_WHEELHOUSE" | block wheelhouse
+    guarded "$LF_MADE" && sed 1000q "$LF_MADE" | block made
     [ "$LF_SCOPE" = system ] && read_lock
     return 0
 }
 
 read_lock() {
-    plain "$LF_LOCK" || return
+    guarded "$LF_LOCK" || return
     dd if="$LF_LOCK" bs=4096 count=1 | block deploy_lock
     touched=$(stat -c %Y "$LF_LOCK") && put deploy_lock_age $(($(date +%s) - touched))
 }
@@ -931,7 +947,7 @@ confined() {
         clock=$!
         if ! wait "$reader"; then
             # With all of its session; without one it leads no group.
-            kill -9 "-$pid" || kill -9 "$pid"
+            case $pid in "" | *[!0-9]* | 0 | 1) ;; *) kill -9 "-$pid" || kill -9 "$pid" ;; esac
         fi
         kill "$clock"
     )

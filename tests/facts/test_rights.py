@@ -128,6 +128,21 @@ def test_a_link_tells_nothing_of_what_it_leads_to(account: FakeHost, scope: str)
     assert snapshot.builds["0123"].stamp is None and snapshot.result is None
 
 
+def test_folders_that_are_not_root_s_alone_are_not_read_by_root(account: FakeHost) -> None:
+    """An older deployment's, or a mistake: what lies there may become a link at any moment."""
+    for path in ("held-packages", "made", "wheelhouse/manifest.json"):
+        account.write(account.prefix / path, "{}")
+    account.write(account.prefix / "jobs/toolkit/13.0/stamp.json", "{}")
+    account.write(account.prefix / "pip.pyz", "")
+    account.files = (str(account.prefix / "pip.pyz"),)
+    closed = account.snapshot()
+    assert (closed.hold_record, closed.made, closed.files, closed.jobs) == ((), (), {}, ())
+    account.prefix.chmod(0o755)
+    opened = account.snapshot()
+    assert (opened.hold_record, opened.made) == (("{}",), ("{}",))
+    assert opened.wheelhouse and opened.files and opened.jobs[0].root
+
+
 def sparse(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
