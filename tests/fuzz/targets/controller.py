@@ -25,6 +25,7 @@ from llamafleet.supplied import credentials
 from llamafleet.tables import parse_version
 from llamafleet.tables.rows import Row as TableRow
 from llamafleet.tables.rows import TableError, _load
+from llamafleet.wheelhouse.index import _links
 from llamafleet.wheelhouse.manifest import MANIFEST, WheelhouseError, build_command, read, verify
 from tests.cli import run
 from tests.fuzz import Target
@@ -310,6 +311,15 @@ def _keyring(data: bytes, _: Path) -> object:
     return fingerprints(data)
 
 
+PAGE = '<html><a href="../../files/a-1.0.tar.gz#sha256=0">a-1.0.tar.gz</a> <a href="/b">b</a>'
+PAGE_AS_JSON = {"files": [{"filename": "a-1.0.tar.gz", "url": "../../files/a-1.0.tar.gz"}]}
+
+
+def _page(text: str, _: Path) -> object:
+    """Not by its callers, which would follow what the page says."""
+    return list(_links(encoded(text), "https://index.example/simple/a/"))
+
+
 def _calendar(text: str, _: Path) -> object:
     return is_calendar(text)
 
@@ -390,6 +400,23 @@ WRITTEN = (
             b"\x98\x00" * 100_000,
             BINARY_KEY * 20_000,
         ),
+    ),
+    Target(
+        "an index's page",
+        ("wheelhouse.index:_links",),
+        texts([PAGE, json.dumps(PAGE_AS_JSON)]),
+        _page,
+        (ValueError,),
+        known=(
+            *DEEP,
+            '{"files": 5}',
+            '{"files": [5]}',
+            "<a href=" * 10_000,
+            "<" * 40_000,
+            "\ud800",
+        ),
+        printable=False,
+        share=0.5,
     ),
     Target(
         "a time of the timer",
