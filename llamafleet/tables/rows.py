@@ -25,8 +25,12 @@ Origin = Annotated[str, Field(pattern=r"^(measured: .|looked up: .|UNVERIFIED\b)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+MOST_ERRORS = 50
+"""Of one table that are told."""
+
+
 class TableError(Exception):
-    """A table that is not as its model says; the message has one line for each error."""
+    """A table that is not as its model says; the message has a line for each error."""
 
 
 class Row(BaseModel):
@@ -50,7 +54,7 @@ def _load(name: str, text: str, form: type[Form]) -> Form:
         # YAML has lists only; in JSON pydantic's strict mode takes them for tuples and sets.
         return form.model_validate_json(json.dumps(yaml.load(text, _LOADER)))
     except ValidationError as error:
-        lines = [_line(name, detail) for detail in error.errors()]
+        lines = [_line(name, detail) for detail in error.errors()[:MOST_ERRORS]]
         raise TableError("\n".join(lines)) from None
     except (yaml.YAMLError, TypeError) as error:  # TypeError: a date without quotes
         raise TableError(f"tables/{name}: {error}; next: correct that file") from None

@@ -9,7 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.faults import loop
+from tests.faults import deploys, loop
 
 
 def main() -> int:
@@ -19,14 +19,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     begun = time.monotonic()
-    say = partial(print, flush=True)
+    begin = {"build": loop.loop, "deploy": deploys.loop}[options.what]
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        if options.what == "build":
-            tally = loop.loop(Path(folder), options.count, options.seed, say)
-        else:
-            from tests.faults import deploys
-
-            tally = deploys.loop(Path(folder), options.count, options.seed, say)
+        tally = begin(Path(folder), options.count, options.seed, partial(print, flush=True))
     print(f"seed {options.seed}, {time.monotonic() - begun:.0f} s\n{tally.table()}")
     print("\n".join(tally.lost))
     return 1 if tally.lost else 0

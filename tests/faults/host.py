@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
+import marshal
 import os
 import subprocess
 import time
+import zipfile
 from dataclasses import asdict
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 from llamafleet.onhost.build import proof
@@ -27,6 +31,7 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.runner = Runner(root)
+        self.runner.pip.write_bytes(compiled(self.runner.pip.read_bytes()))
         self.versions, self.current = root / "versions", root / "current"
         self.folder = root / "build" / KEY
         self._settings = write_index(root / "index")
@@ -41,7 +46,7 @@ class Host:
     def start(self) -> tuple[str, subprocess.Popen[bytes]]:
         """Tell and start a build that has not been there."""
         name = self.next_name()
-        told = {
+        told: dict[str, object] = {
             "inputs": asdict(INPUTS),
             "prefix": str(self.versions / name),
             "cmake_args": [],
@@ -69,8 +74,8 @@ class Host:
         others = names_of(KEY, [path.name for path in self.versions.iterdir()])
         others.remove(name)
         if others:
-            names = ("--versions", self.versions, "--current", self.current, "--", *others)
-            done = self.runner.run("discard", *names)
+            where = ("--versions", self.versions, "--current", self.current)
+            done = self.runner.run("discard", *where, "--", *others)
             if done.returncode:
                 return f"discard ended with {done.returncode}: {done.stderr}"
         return ""
@@ -98,7 +103,7 @@ class Host:
             file = prefix / path
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
                 return f"{path} is not as stamped"
-        command = [prefix / "bin/python", "-I", "-c", "import llama_cpp"]
+        command = [str(prefix / "bin/python"), "-I", "-c", "import llama_cpp"]
         ran = subprocess.run(command, capture_output=True, check=False)
         return "" if ran.returncode == 0 else f"it does not run: {ran.stderr.decode()[-200:]}"
 
@@ -123,6 +128,22 @@ class Host:
         }
         found["builds"] = len(list(self.versions.iterdir())) if self.versions.is_dir() else 0
         return found
+
+
+def compiled(zipapp: bytes) -> bytes:
+    """pip's zipapp with its modules compiled: else each start of it takes a second to compile."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(zipapp)) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.infolist():
+            data, name = old.read(entry), entry.filename
+            # The last one is run as a file of its own.
+            if not name.endswith(".py") or name.endswith("_in_process.py"):
+                new.writestr(name, data)
+                continue
+            code = marshal.dumps(compile(data, name, "exec", dont_inherit=True))
+            # PEP 552: flags 1, a hash that is not checked.
+            new.writestr(f"{name}c", MAGIC_NUMBER + b"\1\0\0\0" + bytes(8) + code)
+    return made.getvalue()
 
 
 def processes(root: Path) -> list[int]:

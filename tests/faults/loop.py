@@ -74,6 +74,16 @@ def stop_and_go(host: Host, process: subprocess.Popen[bytes], random: Random) ->
         raise AssertionError(f"a second one beside it ended with {second.returncode}")
 
 
+def kill_at_a_write(host: Host, process: subprocess.Popen[bytes], random: Random) -> None:
+    """While a file is there under its temporary name, which lasts a few microseconds."""
+    end = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < end:
+        if any(path.name.startswith(".") for path in host.folder.iterdir()):
+            process.kill()
+            break
+    kill_all(host, process, random)
+
+
 def cut_files(host: Host, process: subprocess.Popen[bytes], random: Random) -> None:
     """As a loss of power: what was not yet on the disk is empty or half."""
     kill_all(host, process, random)
@@ -108,6 +118,8 @@ KILLS: tuple[Fault, ...] = (
     stop_and_go,
     cut_files,
 )
+OPEN: tuple[Fault, ...] = (kill_at_a_write,)
+"""Not among them yet: the temporary file stays in the job's folder."""
 
 
 @contextlib.contextmanager

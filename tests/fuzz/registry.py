@@ -12,16 +12,14 @@ TARGETS: tuple[Target, ...] = (
     *verify.TARGETS,
 )
 
-OPEN: dict[str, str] = dict.fromkeys(
-    (
-        *("a snapshot", "the plan of a snapshot", "llamafleet plan FILE", "llamafleet plan --set"),
-        *("a result", "a stamp, a job's progress and status", "JSON text from a host"),
-        *("a stored result", "an inventory", "a public key", "a verification's settings"),
-        *("a unit's environment file", "what dnf would do", "apt's policy", "pip's output"),
-        *("ninja's log", "the progress of wheels, and cuda.h"),
-    ),
-    "being mended",
-)
+OPEN: dict[str, str] = {
+    "a verification's settings": "deep nesting",
+    "what dnf would do": "one long word: time grows with its square",
+    "apt's policy": "a priority of 40,000 digits",
+    "pip's output": "a step, or a size, of 5,000 digits",
+    "ninja's log": "a time that is no number",
+    "the progress of wheels, and cuda.h": "a size of 5,000 digits",
+}
 """What a target is still red for, by its name; to be empty."""
 
 READ = r"json\.loads?\(|\.read_text\(|\.read_bytes\(|\.read\(|yaml\.\w*load\("
@@ -30,9 +28,12 @@ READ = r"json\.loads?\(|\.read_text\(|\.read_bytes\(|\.read\(|yaml\.\w*load\("
 ELSEWHERE = {
     "bootstrap": "what setup.sh downloads, each file by its pinned hash",
     "facts.snapshot": "the script that is part of this package",
+    "onhost.detach": "its own child's words",
     "onhost.diagnose": "the table that is part of the zipapp",
+    "onhost.discard": "the kernel's /proc",
     "onhost.job": "the kernel's /proc, and its own log by protocol.diagnose",
-    "onhost.toolkit.runfile": "a download, by its pinned hash",
+    "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
+    "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
     "onhost.verify.bench": "the kernel's /sys",
     "onhost.verify.checks.machine_code": "by onhost.verify.fatbin",
     "onhost.verify.synth": "models that this code wrote, by their hash",

@@ -11,16 +11,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from tests.fuzz import PROFILE, Target
+from tests.fuzz import ASKED, Target
 from tests.fuzz.bounds import TooSlow, faults, processor_time
 from tests.fuzz.registry import OPEN, TARGETS
 
 PHASES = (Phase.reuse, Phase.generate, Phase.shrink)
-PROFILES: dict[str, dict[str, Any]] = {
-    # The same inputs each time: what is red is so because of a change.
-    "short": {"derandomize": True, "database": None},
-    "long": {"database": DirectoryBasedExampleDatabase(".hypothesis")},
-}
+# The same inputs each time, where no others are asked for: what is red is so because of a change.
+SAME: dict[str, Any] = {"derandomize": True, "database": None}
+OTHERS: dict[str, Any] = {"database": DirectoryBasedExampleDatabase(".hypothesis")}
 LONGEST_ERROR = 100_000
 
 
@@ -72,7 +70,7 @@ def test_reader(
         deadline=None,
         phases=PHASES,
         suppress_health_check=list(HealthCheck),
-        **PROFILES[PROFILE],
+        **(OTHERS if ASKED else SAME),
     )
     @given(target.inputs)
     def fuzz(data: Any) -> None:

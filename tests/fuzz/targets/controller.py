@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +14,18 @@ from llamafleet.history.report import render_line, render_run
 from llamafleet.history.runs import RunError, Runs, as_json
 from llamafleet.history.store import Row, Store, read_result
 from llamafleet.inventory import SettingsError, validate_fleet
-from llamafleet.onhost.toolkit.openpgp import fingerprints
+from llamafleet.oncalendar import is_calendar
+from llamafleet.onhost.toolkit.openpgp import armored, fingerprints
+from llamafleet.onhost.toolkit.openpgp import read as read_keys
 from llamafleet.protocol.job import JobStatus, Progress, Stamp
 from llamafleet.protocol.result import Result
 from llamafleet.received import LIMIT, received, received_result, received_text
 from llamafleet.settings import Settings
+from llamafleet.supplied import credentials
 from llamafleet.tables import parse_version
 from llamafleet.tables.rows import Row as TableRow
 from llamafleet.tables.rows import TableError, _load
+from llamafleet.wheelhouse.index import _links
 from llamafleet.wheelhouse.manifest import MANIFEST, WheelhouseError, build_command, read, verify
 from tests.cli import run
 from tests.fuzz import Target
@@ -28,7 +33,6 @@ from tests.fuzz.material import DEEP, HOSTILE, documents, dumped, encoded, objec
 from tests.fuzz.targets.facts import BASES as SNAPSHOTS
 from tests.fuzz.targets.facts import KNOWN as KNOWN_SNAPSHOTS
 from tests.history import RESULT, VERSION_1
-from tests.test_settings import BINARY_KEY, PUBLIC_KEY, make_wheelhouse
 
 RECORDED = Path(__file__).parents[2] / "protocol" / "data" / "version-1"
 
@@ -224,10 +228,6 @@ KEPT = (
 # -- what was collected and written ----------------------------------------------------------------
 
 
-def _manifest_base(folder: Path) -> Any:
-    return json.loads((make_wheelhouse(folder) / MANIFEST).read_text("utf-8"))
-
-
 MANIFESTS = [
     {
         "version": 1,
@@ -292,14 +292,43 @@ def _inventory(draw: st.DrawFn) -> dict[str, dict[Any, Any]]:
 
 
 def _fleet(data: dict[str, Any], _: Path) -> object:
-    return validate_fleet(data)
+    return list(validate_fleet(data).values())
 
 
+BINARY_KEY = b"\x98\x06\x04\x00\x00\x00\x00\x01"
+"""The packet of a key that could sign nothing: version, time and algorithm alone."""
+PUBLIC_KEY = (
+    "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n"
+    f"{base64.b64encode(BINARY_KEY).decode()}\n-----END PGP PUBLIC KEY BLOCK-----\n"
+)
 PACKETS = (BINARY_KEY, b"\xc6", b"\xff" * 5, b"\x99\0\0")
 
 
 def _keyring(data: bytes, _: Path) -> object:
+    """What is written for apt and rpm holds the keys that were read, and no other."""
+    keys = read_keys(data)
+    assert fingerprints(armored(keys)) == fingerprints(data)
     return fingerprints(data)
+
+
+PAGE = '<html><a href="../../files/a-1.0.tar.gz#sha256=0">a-1.0.tar.gz</a> <a href="/b">b</a>'
+PAGE_AS_JSON = {"files": [{"filename": "a-1.0.tar.gz", "url": "../../files/a-1.0.tar.gz"}]}
+
+
+def _page(text: str, _: Path) -> object:
+    """Not by its callers, which would follow what the page says."""
+    return list(_links(encoded(text), "https://index.example/simple/a/"))
+
+
+def _calendar(text: str, _: Path) -> object:
+    return is_calendar(text)
+
+
+def _netrc(text: str, folder: Path) -> object:
+    path = folder / "netrc"
+    path.touch(mode=0o600)
+    path.write_bytes(encoded(text))
+    return credentials(path).split("\n")
 
 
 class _Form(TableRow):
@@ -357,9 +386,9 @@ WRITTEN = (
     ),
     Target(
         "a public key",
-        ("onhost.toolkit.openpgp:fingerprints",),
+        ("onhost.toolkit.openpgp:fingerprints", "onhost.toolkit.openpgp:armored"),
         st.one_of(
-            texts([PUBLIC_KEY.decode()]).map(encoded),
+            texts([PUBLIC_KEY]).map(encoded),
             st.binary(max_size=300),
             st.lists(st.sampled_from(PACKETS)).map(b"".join),
         ),
@@ -371,6 +400,40 @@ WRITTEN = (
             b"\x98\x00" * 100_000,
             BINARY_KEY * 20_000,
         ),
+    ),
+    Target(
+        "an index's page",
+        ("wheelhouse.index:_links",),
+        texts([PAGE, json.dumps(PAGE_AS_JSON)]),
+        _page,
+        (ValueError,),
+        known=(
+            *DEEP,
+            '{"files": 5}',
+            '{"files": [5]}',
+            "<a href=" * 10_000,
+            "<" * 40_000,
+            "\ud800",
+        ),
+        printable=False,
+        share=0.5,
+    ),
+    Target(
+        "a time of the timer",
+        ("oncalendar:is_calendar",),
+        texts(["weekly", "Mon..Fri *-*-1/2 00:00:00/5 Europe/Berlin", "*:0/15", "2026-02~03 UTC"]),
+        _calendar,
+        known=("9" * 40_000, "1," * 20_000, "Mon " * 10_000, "*-" * 20_000, " " * 40_000),
+        share=0.5,
+    ),
+    Target(
+        "a netrc file",
+        ("supplied:credentials",),
+        texts(["machine a.example login lab password x\n# none\nmachine b login c password d\n"]),
+        _netrc,
+        (ValueError,),
+        known=("\ud800", "machine " * 5000, "macdef x\n" * 5000, 'machine "' + "\\" * 40_000, "\0"),
+        share=0.5,
     ),
     Target(
         "a table",

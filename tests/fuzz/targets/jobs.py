@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 
 from llamafleet.onhost import driver
 from llamafleet.onhost.build import BuildLog, link_seconds, target, undeclared_options
-from llamafleet.onhost.detach import read_env_file
 from llamafleet.onhost.job import JobFailed
-from llamafleet.onhost.toolkit.packages import apt_changes, dnf_changes, refuse_unpinned
+from llamafleet.onhost.toolkit.changes import (
+    apk_changes,
+    apt_changes,
+    dnf_changes,
+    zypper_changes,
+)
+from llamafleet.onhost.toolkit.managers import locked_by
+from llamafleet.onhost.toolkit.packages import refuse_unpinned
 from llamafleet.onhost.toolkit.wheels import Downloads, driver_names
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.diagnose import diagnose, error_lines, signatures_from
@@ -33,6 +39,7 @@ from llamafleet.protocol.job import (
     toolkit_config,
 )
 from llamafleet.protocol.models import estimate_mib, parse
+from llamafleet.protocol.redact import redacted
 from llamafleet.protocol.verify import ConfigError, load
 from llamafleet.tables.failures import rows
 from tests.fuzz import Target
@@ -90,12 +97,6 @@ def _verify(text: str, folder: Path) -> object:
     return load(path)
 
 
-def _env(text: str, folder: Path) -> object:
-    path = folder / "llamafleet.env"
-    path.write_bytes(encoded(text))
-    return read_env_file(path)
-
-
 def _inputs(pair: tuple[Any, Any], _: Path) -> object:
     old, new = pair
     return [fingerprint(old), explain_difference(old, new)]
@@ -137,15 +138,6 @@ CONFIGURATIONS = (
         _verify,
         (ConfigError,),
         known=(*DEEP, "\ud800", '{"version": ' + "9" * 50_000 + "}"),
-        printable=False,
-    ),
-    Target(
-        "a unit's environment file",
-        ("onhost.detach:read_env_file",),
-        texts(["# by llamafleet\nPATH=/usr/bin\nA='b c'\nB=\"x\"\n; c\n\nC=\n"]),
-        _env,
-        (ValueError,),
-        known=("A='", 'A="' + "a " * 50_000, "A=\0", "\ud800=1"),
         printable=False,
     ),
     Target(
@@ -198,6 +190,19 @@ FOLDERS = (
 
 APT = lines_of("packages/apt-debian12-with-driver.txt", "packages/apt-debian12-without-driver.txt")
 DNF = lines_of("packages/dnf-install.txt", "packages/dnf-erasing.txt")
+OTHERS = """\
+(1/20) Installing binutils (2.41-r0)
+(2/20) Upgrading musl (1.2.4-r2 -> 1.2.5-r0)
+(3/20) Purging gcc (13.2-r0)
+The following 2 NEW packages are going to be installed:
+  gcc gcc-c++
+
+The following package is going to be REMOVED:
+  nvidia-driver
+
+E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1234 (apt-get)
+System management is locked by the application with pid 77 (zypper).
+"""
 POLICY = """\
 Package files:
  100 /var/lib/dpkg/status
@@ -233,6 +238,17 @@ def _apt(text: str, _: Path) -> object:
 
 def _dnf(text: str, _: Path) -> object:
     return dnf_changes(text.split("\n"))
+
+
+def _others(text: str, _: Path) -> object:
+    lines = text.split("\n")
+    return [apk_changes(lines), zypper_changes(lines), locked_by(lines)]
+
+
+def _redacted(text: str, _: Path) -> object:
+    said = redacted(text)
+    assert said == redacted(said), "it is not done at once"
+    return said
 
 
 def _policy(text: str, _: Path) -> object:
@@ -288,7 +304,7 @@ def _diagnosed(text: str, _: Path) -> object:
 PRINTED = (
     Target(
         "what apt would do",
-        ("onhost.toolkit.packages:apt_changes",),
+        ("onhost.toolkit.changes:apt_changes",),
         texts(APT),
         _apt,
         known=("Inst " + "a" * 40_000, "Inst " + ":" * 40_000, "Remv " + "a:" * 20_000),
@@ -296,11 +312,36 @@ PRINTED = (
     ),
     Target(
         "what dnf would do",
-        ("onhost.toolkit.packages:dnf_changes",),
+        ("onhost.toolkit.changes:dnf_changes",),
         texts(DNF),
         _dnf,
         known=("a" * 40_000, "Installing " * 4000 + ":", " " * 40_000 + "replacing"),
         printable=False,
+    ),
+    Target(
+        "what apk and zypper would do",
+        (
+            *("onhost.toolkit.changes:apk_changes", "onhost.toolkit.changes:zypper_changes"),
+            "onhost.toolkit.managers:locked_by",
+        ),
+        texts([OTHERS]),
+        _others,
+        known=(
+            "(" + "9" * 40_000 + "/1) Installing x (1)",
+            "The following " + "NEW " * 10_000 + "going to be installed:",
+            "The following" + " going to be" * 4000,
+        ),
+        printable=False,
+        share=0.5,
+    ),
+    Target(
+        "what must not be said",
+        ("protocol.redact:redacted",),
+        texts(["get https://user:word@host/simple?token=x#y Authorization: Basic abc=\n"]),
+        _redacted,
+        known=("://" * 30_000, "@" * 60_000, "a://b@" * 10_000, "Authorization: " * 6000),
+        printable=False,
+        share=0.5,
     ),
     Target(
         "apt's policy",
