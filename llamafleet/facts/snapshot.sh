@@ -273,7 +273,7 @@ read_machine() {
             case $path in */*) path=${path%/*} ;; esac
             case $path in /*) ;; *) path=/ ;; esac
         done
-        put disk "${pair%%:*}" "$(df -Pk "$path" | {
+        put disk "${pair%%:*}" "$(brief df -Pk "$path" | {
             read -r _
             read -r _ _ _ free _
             echo "$free"

@@ -107,8 +107,11 @@ def test_the_account_by_its_name_and_with_its_groups(host: FakeHost) -> None:
         ("passwd", f"llamafleet:x:{ACCOUNT}:{ACCOUNT}::/var/lib/llamafleet:/usr/sbin/nologin"),
         ("group", f"llamafleet:x:{ACCOUNT}:\ngpus:x:64998:llamafleet"),
     ):
-        real = Path("/etc", name).read_text()
-        host.write(host.folder / name, f"{real.rstrip()}\n{line}\n")
+        # This machine may have it too.
+        real = [
+            one for one in Path("/etc", name).read_text().splitlines() if "llamafleet" not in one
+        ]
+        host.write(host.folder / name, "\n".join([*real, line, ""]))
     (host.bin / "id").unlink()
     host.borrow("id")
     plant(host, "cmake", f"sed -n 's/^Groups:[^0-9]*//p' /proc/self/status > {host.state}/groups")
