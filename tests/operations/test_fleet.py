@@ -200,6 +200,21 @@ def test_a_run_that_can_t_be_kept_touches_no_host(folder: Path, option: tuple[st
     assert "Traceback" not in run.output
 
 
+@pytest.mark.parametrize("where", ["inventory", "prepare"])
+def test_an_interrupt_before_anything_was_begun_is_no_success(folder: Path, where: str) -> None:
+    inventory = fleet(folder, {"a": NO_GPU})
+    file = folder / (inventory if where == "inventory" else "deploy.py")
+    file.write_text(f"print('here', flush=True)\nimport time\ntime.sleep(30)\n{file.read_text()}")
+    process = start(folder, inventory)
+    assert process.stdout is not None
+    while "here" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=10)[0]
+    assert process.returncode == 130 and "nothing was begun" in output, output
+    assert not (folder / "results").exists()
+
+
 DOWN = {"ssh_port": 1, "ssh_connect_retries": 0}
 """No server listens there."""
 
