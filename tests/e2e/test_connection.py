@@ -84,6 +84,19 @@ os.replace(folder + "/new", folder + "/stamp.json")
 """
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _ended() -> Iterator[None]:
+    """No run outlives its test, however that ends."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+
+
 class Started:
     """A run of pyinfra whose lines are kept with the time at which they came."""
 
@@ -102,6 +115,8 @@ class Started:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+        STARTED.append(self.process)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
