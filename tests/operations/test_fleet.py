@@ -357,3 +357,11 @@ def test_results_that_can_t_be_kept_are_no_success(folder: Path) -> None:
     run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
     assert run.returncode == 1 and "can't be kept" in run.output, run.output
     assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
+
+
+def test_an_error_of_pyinfra_after_all_was_done_is_no_success(folder: Path) -> None:
+    broken = "\nimport pyinfra_cli.cli\npyinfra_cli.cli.print_results = lambda state: 1 / 0\n"
+    (folder / "deploy.py").write_text(FINISHED.format(result="RESULT") + broken)
+    run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
+    assert run.returncode == 1 and "ZeroDivisionError" in run.output, run.output
+    assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
