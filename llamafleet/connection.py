@@ -180,7 +180,7 @@ class Guard:
         self.lost = ""
         """Why the host does not answer; "": it does, as far as is known."""
         self.cause = ""
-        """The same in a few words."""
+        """How that began, in a few words."""
         self.words = ""
         """What the last command that failed said, and which one it was."""
         connector = cast("Any", host.connector)
@@ -303,9 +303,9 @@ class Guard:
             self._close()
         self.words = self._line(error, what, lost)
         if lost:
-            self.lost, self.cause = self.words, _brief(error)
-            if self._since is None:
-                self._since = time.monotonic()
+            self.lost = self.words
+            if self._since is None:  # What follows is only that it is still so.
+                self._since, self.cause = time.monotonic(), _brief(error)
         return self.words
 
     def _line(self, error: Exception, what: str, lost: bool) -> str:

@@ -23,6 +23,21 @@ LEAVE_S = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def until_begun() -> None:
+    """Let an interrupt end the process with its own code while nothing is connected yet.
+
+    pyinfra would end with 0.
+    """
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup asks for.
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"\ninterrupted: nothing was begun on any host\n")
+    os._exit(128 + number)
+
+
 class Reporter(Protocol):
     """What a run has to tell at its end."""
 
@@ -56,7 +71,7 @@ class Ending:
         if self._run.reports:
             atexit.register(self._exit)
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup asks for.
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._signalled)
 
     def _closed(self) -> None:
@@ -88,10 +103,10 @@ class Ending:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         code = 128 + number
-        if self._begun or not self._state.is_executing:
-            if not self._begun:
-                os.write(2, b"\ninterrupted: nothing was begun on any host\n")
+        if self._begun:
             os._exit(code)
+        if not self._state.is_executing:
+            _stop(number, frame)
         self._begun = True
         # A real thread, and a real clock: whatever hangs, this does not.
         monkey.get_original("_thread", "start_new_thread")(_end_late, (code,))

@@ -18,7 +18,7 @@ from pyinfra.context import ctx_state
 from llamafleet.inventory import SettingsError
 from llamafleet.refusal import of_hosts, of_name, of_options
 from llamafleet.terminal import printable
-from operations.ending import Ending
+from operations.ending import Ending, until_begun
 from operations.run import Fleet, attend, fleet_of
 
 DEPLOY, UNINSTALL = "deploy.py", "uninstall.py"
@@ -33,6 +33,7 @@ def enter() -> None:
     deploys = {Path(name).name for name in asked.get("operations", ())}
     if context is None or deploys.isdisjoint({DEPLOY, UNINSTALL}):
         return
+    until_begun()
     lines = of_options(asked["no_wait"])
     if not any(pair.startswith("ssh_hostname=") for pair in asked["data"]):
         lines += of_name(asked["inventory"])

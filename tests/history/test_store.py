@@ -179,3 +179,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
         store.write_result("gpu-a", replace(RESULT, model=object()))
     assert path.read_text() == before
     assert sorted(p.name for p in path.parent.iterdir()) == [path.name, "latest.json"]
+
+
+def test_a_host_of_which_nothing_is_known_is_not_verified_whatever_it_said_before() -> None:
+    lost = ["connection: found no answer; expected one; next: ssh"]
+    for result, known, verdict in (
+        (None, False, "NOT VERIFIED"),
+        (None, True, "FAIL"),
+        (RESULT, False, "NOT VERIFIED"),
+        (RESULT, True, "FAIL"),
+        (replace(RESULT, verdict="BUSY"), False, "BUSY"),
+    ):
+        row = Row.of("gpu-a", result, [], lost, known=known)
+        assert (row.verdict, row.reason) == (verdict, tuple(lost))
+    assert Row.of("gpu-a", RESULT, [], [], known=False).verdict == "PASS"
+
+
+def test_a_red_check_beside_a_good_verdict_is_a_fail_of_a_host_that_is_lost_too() -> None:
+    red = replace(RESULT, checks=(Check("offload", "fail", "0 layers", "33", "look"),))
+    assert Row.of("gpu-a", red, [], ["lost"], known=False).verdict == "FAIL"

@@ -201,6 +201,21 @@ def test_a_run_that_can_t_be_kept_touches_no_host(folder: Path, option: tuple[st
     assert "Traceback" not in run.output
 
 
+@pytest.mark.parametrize("where", ["inventory", "prepare"])
+def test_an_interrupt_before_anything_was_begun_is_no_success(folder: Path, where: str) -> None:
+    inventory = fleet(folder, {"a": NO_GPU})
+    file = folder / (inventory if where == "inventory" else "deploy.py")
+    file.write_text(f"print('here', flush=True)\nimport time\ntime.sleep(30)\n{file.read_text()}")
+    process = start(folder, inventory)
+    assert process.stdout is not None
+    while "here" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=10)[0]
+    assert process.returncode == 130 and "nothing was begun" in output, output
+    assert not (folder / "results").exists()
+
+
 DOWN = {"ssh_port": 1, "ssh_connect_retries": 0}
 """No server listens there."""
 
@@ -342,4 +357,12 @@ def test_results_that_can_t_be_kept_are_no_success(folder: Path) -> None:
     (folder / "deploy.py").write_text(FINISHED.format(result="RESULT") + LOSE)
     run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
     assert run.returncode == 1 and "can't be kept" in run.output, run.output
+    assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
+
+
+def test_an_error_of_pyinfra_after_all_was_done_is_no_success(folder: Path) -> None:
+    broken = "\nimport pyinfra_cli.cli\npyinfra_cli.cli.print_results = lambda state: 1 / 0\n"
+    (folder / "deploy.py").write_text(FINISHED.format(result="RESULT") + broken)
+    run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
+    assert run.returncode == 1 and "ZeroDivisionError" in run.output, run.output
     assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
