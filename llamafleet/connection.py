@@ -179,6 +179,8 @@ class Guard:
         self._since: float | None = None
         self.lost = ""
         """Why the host does not answer; "": it does, as far as is known."""
+        self.cause = ""
+        """The same in a few words."""
         self.words = ""
         """What the last command that failed said, and which one it was."""
         connector = cast("Any", host.connector)
@@ -246,7 +248,7 @@ class Guard:
             made = getattr(type(self._host.connector), name)(
                 self._host.connector, *given, **arguments
             )
-        self._since, self.lost = None, ""
+        self._since, self.lost, self.cause = None, "", ""
         return made
 
     def _ready(self) -> None:
@@ -276,7 +278,7 @@ class Guard:
             raise ConnectError(_brief(error)) from error
         if self._client is not None:
             self._pulse = _Pulse(self._client.get_transport())
-        self._since, self.lost = None, ""
+        self._since, self.lost, self.cause = None, "", ""
 
     def _close(self) -> None:
         """Whatever state it is in; the connector stays, and so does the file of a password."""
@@ -301,7 +303,7 @@ class Guard:
             self._close()
         self.words = self._line(error, what, lost)
         if lost:
-            self.lost = self.words
+            self.lost, self.cause = self.words, _brief(error)
             if self._since is None:
                 self._since = time.monotonic()
         return self.words

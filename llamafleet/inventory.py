@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from pyinfra.api.connectors import get_all_connectors
 
 from llamafleet.onhost.toolkit.openpgp import fingerprints
 from llamafleet.plans.supplies import Supplies
-from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
+from llamafleet.protocol.redact import redacted
+from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, SECRETIVE, UNQUOTABLE, Settings
+from llamafleet.supplied import credentials, small_file
+from llamafleet.terminal import conceal, printable, secrets_of
 from llamafleet.wheelhouse import manifest as house
 
 OWN_PREFIX = "x_"
@@ -22,6 +26,10 @@ OWN_PREFIX = "x_"
 
 # Connectors also set these from a host's name; they are in no connector's data_meta.
 CONNECTOR_KEYS = {"chroot_directory", "docker_image"}
+
+_PLACES = "leaving it out (a library that lies elsewhere is neither found nor verified)"
+_TOOLS = "the settings toolkit_root and host_compiler, which decide it"
+_COMMIT = "leaving it out (the commit is written into the library, so no git may be asked)"
 
 _REFUSED_OPTIONS = {
     "LLAMA_CUBLAS": 'accelerator = "cuda" (CMake ends in FATAL_ERROR: it became GGML_CUDA)',
@@ -33,10 +41,34 @@ _REFUSED_OPTIONS = {
     "CMAKE_CUDA_COMPILER_FORCED": "the setting compiler_forced, which decides it",
     "CMAKE_CUDA_HOST_COMPILER": "the setting host_compiler, which decides it",
     "CMAKE_CXX_COMPILER": "the setting host_compiler, which decides it",
+    "CMAKE_C_COMPILER": "the setting host_compiler, which decides it",
+    "CMAKE_TOOLCHAIN_FILE": _TOOLS,
+    "CMAKE_SYSROOT": _TOOLS,
+    "CMAKE_PREFIX_PATH": _TOOLS,
+    "CMAKE_PLATFORM_NO_VERSIONED_SONAME": _PLACES,
+    "CMAKE_STAGING_PREFIX": _PLACES,
+    "BUILD_SHARED_LIBS": _PLACES,
+    "GIT_EXE": _COMMIT,
+    "GIT_EXECUTABLE": _COMMIT,
     "CMAKE_SHARED_LINKER_FLAGS": "leaving it out (it holds the toolkit's run-time search path)",
     "GGML_BACKEND_DL": "leaving it out (a backend that can't be loaded is a silent CPU fallback)",
 }
 """Options that an inventory may not set, by upper-case name, and what to use in their place."""
+
+_REFUSED_KINDS = (
+    (re.compile("CMAKE_INSTALL_.*|.*RPATH.*|.*_OUTPUT_DIRECTORY"), _PLACES),
+    (re.compile("CMAKE_FIND_ROOT_PATH.*"), _TOOLS),
+    (
+        re.compile(".*(PASSWORD|PASSWD|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY).*|(.*_)?TOKEN"),
+        "no secret: options are in logs and results, and readable on the host",
+    ),
+)
+"""The same by patterns of whole names."""
+
+LONGEST = 100
+"""Characters of a value or a name that an error quotes."""
+MOST_OPTIONS = 30_000
+"""Characters of all options together. Linux takes 131,072 bytes in one variable."""
 
 
 class SettingsError(Exception):
@@ -60,6 +92,8 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
     lines: list[str] = []
     # One wheelhouse serves many hosts; its files are read once for all of them.
     problems: dict[str, list[str]] = {}
+    for data in data_by_host.values():
+        conceal(secrets_of(data))
     for host, data in data_by_host.items():
         settings, findings = _validate(data)
         findings += [*_option_findings(settings), *_contradictions(settings)]
@@ -69,7 +103,10 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
             findings += _wheelhouse_findings(
                 settings, Path(settings.wheelhouse), problems[settings.wheelhouse]
             )
-        lines += [f"host {host}: {k}: found {found}, allowed: {ok}" for k, found, ok in findings]
+        lines += [
+            printable(f"host {host}: {key}: found {found}, allowed: {allowed}")
+            for key, found, allowed in findings
+        ]
         fleet[host] = settings
     if lines:
         raise SettingsError(lines)
@@ -81,11 +118,14 @@ def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
     folders = {one.wheelhouse for one in fleet.values() if one.wheelhouse}
     files = {one.toolkit_key for one in fleet.values() if one.toolkit_key}
     houses = {folder: house.read(Path(folder)) for folder in folders}
-    keys = {file: Path(file).read_text(encoding="utf-8") for file in files}
+    logins = {one.netrc: credentials(Path(one.netrc)) for one in fleet.values() if one.netrc}
+    conceal(line.split()[-1] for text in logins.values() for line in text.splitlines())
+    keys = {file: small_file(Path(file)).decode("ascii") for file in files}
     return {
         host: Supplies(
             wheelhouse=houses[one.wheelhouse] if one.wheelhouse else None,
             toolkit_key=keys[one.toolkit_key] if one.toolkit_key else None,
+            netrc=logins[one.netrc] if one.netrc else None,
         )
         for host, one in fleet.items()
     }
@@ -105,7 +145,7 @@ def _validate(data: Mapping[str, object]) -> tuple[Settings, list[Finding]]:
     known = theirs | set(Settings.model_fields)
     # Not the value: a mistyped ssh_password holds one.
     findings = [
-        (key, "an unknown key", _nearest(str(key), known))
+        (str(key)[:LONGEST], "an unknown key", _nearest(str(key), known))
         for key in data
         if key not in known and not str(key).startswith(OWN_PREFIX)
     ]
@@ -120,7 +160,7 @@ def _validate(data: Mapping[str, object]) -> tuple[Settings, list[Finding]]:
 
 
 def _nearest(key: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(key, sorted(known), n=1)
+    near = difflib.get_close_matches(key[:LONGEST], sorted(known), n=1)
     hint = f" (nearest: {near[0]})" if near else ""
     return f"a known key{hint}, or one of your own that begins with {OWN_PREFIX}"
 
@@ -129,9 +169,9 @@ def _field_finding(error: dict[str, Any]) -> Finding:
     """One pydantic error in this project's words."""
     field, *inner = error["loc"]
     key = str(field) + "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner
+        f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in inner
     )
-    found = repr(error["input"])
+    found = _shown(field, error["input"])
     if error["type"].endswith("_type"):
         found += f" ({type(error['input']).__name__})"
     if error["type"] == "value_error":
@@ -139,17 +179,58 @@ def _field_finding(error: dict[str, Any]) -> Finding:
     return key, found, Settings.model_fields[field].description or error["msg"]
 
 
+def _shown(field: str, value: object) -> str:
+    """The value as Python writes it, cut; of a setting that may hold a password no text at all."""
+    if field in SECRETIVE and not isinstance(value, bool | None):
+        size = f"{len(value)} characters" if isinstance(value, str) else "something"
+        return f"{size} (not shown: it may hold a password)"
+    try:
+        text = repr(value)
+    except Exception:  # An inventory is a program: an object of its own may fail in any way.
+        return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def _name(text: object) -> str:
+    """The name of an option; one that is none may hold its value, and is not shown."""
+    name = str(text)
+    return name if re.fullmatch(f"[A-Za-z0-9_-]{{1,{LONGEST}}}", name) else "?"
+
+
 def _option_findings(settings: Settings) -> Iterator[Finding]:
+    size = sum(len(name) + len(value) for name, value in settings.cmake_options.items())
+    if size > MOST_OPTIONS:
+        yield "cmake_options", f"{size} characters", f"at most {MOST_OPTIONS} in all of them"
+        return
     for name, value in settings.cmake_options.items():
-        key = f"cmake_options.{name}"
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            yield key, repr(name), "the option's bare name such as LLAVA_BUILD, without -D"
-        elif name.upper() in _REFUSED_OPTIONS:
-            yield key, repr(value), _REFUSED_OPTIONS[name.upper()]
-        elif value.strip().lower() == "native":
-            yield key, repr(value), "a named architecture (native is silently wrong without a GPU)"
-        elif not value.isprintable():
-            yield key, repr(value), "printable text on one line"
+        key = f"cmake_options.{_name(name)}"
+        if allowed := _option_name(name):
+            yield key, "that name", allowed
+        elif allowed := _option_value(value):
+            yield key, _shown("cmake_options", value), allowed
+
+
+def _option_name(name: str) -> str:
+    """What is allowed in its place; "": nothing is wrong with it."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        return "the option's bare name such as LLAVA_BUILD, without -D"
+    if name.upper() in _REFUSED_OPTIONS:
+        return _REFUSED_OPTIONS[name.upper()]
+    kinds = (allowed for kind, allowed in _REFUSED_KINDS if kind.fullmatch(name.upper()))
+    return next(kinds, "")
+
+
+def _option_value(value: str) -> str:
+    """The same of its value."""
+    if value.strip().lower() == "native":
+        return "a named architecture (native is silently wrong without a GPU)"
+    if not value.isprintable():
+        return "printable text on one line"
+    if any(c in shlex.quote(value) for c in UNQUOTABLE):
+        return "text without quotes, $, ` and \\ (systemd and a shell read it alike then)"
+    if redacted(value) != value:
+        return "no secret: options are in logs and results, and readable on the host"
+    return ""
 
 
 def _contradictions(settings: Settings) -> Iterator[Finding]:
@@ -168,6 +249,8 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
         yield "toolkit_key", repr(settings.toolkit_key), "toolkit_url beside it, the mirror's URL"
     if settings.toolkit_key is not None:
         yield from _key_findings(Path(settings.toolkit_key))
+    if settings.netrc is not None:
+        yield from _netrc_findings(Path(settings.netrc))
     if settings.scope == "user":
         for key, off in (("reboot", "never"), ("hold_driver", False)):
             if getattr(settings, key) != off:
@@ -184,14 +267,27 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
 
 def _key_findings(file: Path) -> Iterator[Finding]:
     try:
-        key = file.read_bytes()
+        key = small_file(file)
         fingerprints(key)
     except (OSError, ValueError) as error:
-        yield "toolkit_key", f"{file} ({error})", "a file with a public OpenPGP key"
+        yield "toolkit_key", f"{file} ({_reason(error)})", "a file with a public OpenPGP key"
         return
     # apt and rpm read it by the name of an armored one; config.json carries text.
     if not key.isascii():
         yield "toolkit_key", f"{file} (not armored)", "what gpg --armor --export writes"
+
+
+def _netrc_findings(file: Path) -> Iterator[Finding]:
+    try:
+        credentials(file)
+    except (OSError, ValueError) as error:
+        # The name of no file may be the password itself.
+        found = file if isinstance(error, ValueError) else "a file that can't be opened"
+        yield "netrc", f"{found} ({_reason(error)})", "a file as of netrc(5) that only you can read"
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
 
 
 def _wheelhouse_findings(

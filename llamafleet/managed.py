@@ -31,9 +31,9 @@ from llamafleet.layout import (
 Group = Literal["tools", "settings", "hold"]
 """The operation that writes a file."""
 
-Condition = Literal["cuda", "schedule", "hold", "apt"]
+Condition = Literal["cuda", "schedule", "hold", "apt", "netrc"]
 """What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
-schedule of verifications, packages that llamafleet holds, apt."""
+schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror."""
 
 UnitState = Literal["loaded", "enabled", "active"]
 """loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
@@ -111,6 +111,7 @@ def _of_root(
 CATALOGUE = (
     Managed(lambda at: at.zipapp, "tools", "zipapp"),
     Managed(lambda at: at.pip, "tools", "pip"),
+    Managed(lambda at: at.netrc, "tools", "netrc", frozenset({"netrc"}), secret=True),
     Managed(lambda at: at.env, "settings", "llamafleet.env.j2"),
     Managed(lambda at: at.verify_config, "settings", "verify.json"),
     _unit(DEVICES_UNIT, "loaded", "cuda", scopes=("system",)),

@@ -25,8 +25,9 @@ from llamafleet.managed import Managed
 from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.driver.hold import expressions
 from llamafleet.plans.plan import Plan, Repository, ToolkitPlan, VerifyPlan
+from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.job import PATH, Manager, PackagesConfig, ToolkitConfig
-from llamafleet.settings import Settings
+from llamafleet.settings import UNQUOTABLE, Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
 LABEL = "NVIDIA CUDA"
@@ -50,7 +51,13 @@ _jinja = Environment(
 )
 
 
-def content(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> bytes:
+def content(
+    row: Managed,
+    plan: Plan,
+    settings: Settings,
+    layout: Layout,
+    supplies: Supplies = NO_SUPPLIES,
+) -> bytes:
     """The bytes of one managed file, the same for the same plan.
 
     Raises ValueError where a value can't stand in a quoted line of an environment file.
@@ -61,12 +68,21 @@ def content(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> byt
     if row.source == "verify.json":
         assert plan.verify is not None
         return verify_config(plan.verify)
+    if row.source == "netrc":
+        assert supplies.netrc is not None
+        return supplies.netrc.encode()
     return {"zipapp": host_zipapp, "pip": pip_zipapp}[row.source]()
 
 
-def content_sha256(row: Managed, plan: Plan, settings: Settings, layout: Layout) -> str:
+def content_sha256(
+    row: Managed,
+    plan: Plan,
+    settings: Settings,
+    layout: Layout,
+    supplies: Supplies = NO_SUPPLIES,
+) -> str:
     """Of the same bytes, in hex."""
-    return hashlib.sha256(content(row, plan, settings, layout)).hexdigest()
+    return hashlib.sha256(content(row, plan, settings, layout, supplies)).hexdigest()
 
 
 def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
@@ -98,7 +114,7 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
 
 def _quotable(value: str, name: str) -> str:
     """The value, for "..." in a file that systemd and a shell read. Raises ValueError."""
-    if any(c in value for c in '"\\$`\n'):
+    if any(c in value for c in UNQUOTABLE):
         raise ValueError(f"{name}: {value!r} can't stand in an environment file")
     return value
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from llamafleet.layout import Scope
+from llamafleet.oncalendar import is_calendar
 from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
 from llamafleet.tables.toolkits import toolkits
@@ -21,10 +23,26 @@ Accelerator = Literal["cuda", "cpu", "auto"]
 ToolkitMethod = Literal["auto", "present", Method]
 Reboot = Literal["never", "allow"]
 
+SECRETIVE = frozenset({"toolkit_url", "index_url", "proxy", "netrc", "cmake_options"})
+"""Settings in whose place somebody may write a password: a value that is refused is not shown."""
+
+LONGEST_PATH = 4096
+"""Characters, as Linux takes them (PATH_MAX)."""
+LONGEST_URL = 2000
+MOST_CAPABILITIES = 32
+"""In one list; each makes a build longer, and there are not as many."""
+
+UNQUOTABLE = '"\\$`\n'
+"""What can't stand in a quoted value of a file that systemd and a shell read."""
+
 # Values reach units, environment files and command lines, where blanks, quotes, $ and % mean more.
 _PATH = r"/[A-Za-z0-9._+@:,=~/-]*"
+# In lists of paths and in linker flags : and , separate.
+_TOOL = r"/[A-Za-z0-9._+@=~/-]*"
 
-_URL = r"^https?://[^\s/\"'$%\\]+(/[^\s\"'$%\\]*)?$"
+_URL = r"^https?://[!-$&-~]+$"
+_NOT_IN_URL = re.compile(r"[\"'$\\?#;<>`{|}^]")
+"""Besides what means more: queries and fragments, which hold tokens and no part of an index."""
 
 
 def _one_of(names: tuple[str, ...]) -> str:
@@ -33,6 +51,8 @@ def _one_of(names: tuple[str, ...]) -> str:
 
 def _listed(value: object) -> object:
     """A list, as inventories and JSON write it, or one bare value, as a tuple."""
+    if value is None:
+        raise ValueError(_CAPABILITIES)
     if isinstance(value, list):
         return tuple(value)
     return (value,) if isinstance(value, str | float) else value
@@ -46,6 +66,39 @@ def _versioned(value: object) -> object:
 def _capability(value: str) -> str:
     if not 5.0 <= float(value) <= 12.9:
         raise ValueError("a compute capability from 5.0 to 12.9")
+    return value
+
+
+def _once(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if values is not None and len(set(values)) < len(values):
+        raise ValueError("each compute capability once")
+    return values
+
+
+def _url(value: str) -> str:
+    """An address that may be shown: its password would be in logs and readable on the host."""
+    try:
+        parts = urlsplit(value)
+        address = (parts.hostname, parts.port)
+    except ValueError:
+        raise ValueError(f"{_WEB_URL} with a host and a port that there can be") from None
+    if "@" in parts.netloc:
+        raise ValueError(f"{_WEB_URL} without user and password: the setting netrc takes them")
+    odd = _NOT_IN_URL.search(value) or "%" in parts.netloc
+    if odd or (not address[0] and parts.scheme != "file"):
+        raise ValueError(f"{_WEB_URL} without query, fragment, quotes and a shell's signs")
+    return value
+
+
+def _schedule(value: str) -> str:
+    if not is_calendar(value):
+        raise ValueError(_SCHEDULE)
+    return value
+
+
+def _one_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("printable text on one line")
     return value
 
 
@@ -70,10 +123,13 @@ def _model(value: str) -> str:
 
 def _absolute(value: str) -> str:
     """A path on the controller, made independent of the working directory."""
+    if "://" in value:
+        raise ValueError("a path on this machine, not a URL")
     try:
         return str(Path(value).expanduser().resolve())
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"a path that can be followed ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"a path that can be followed ({reason})") from error
 
 
 Capability = Annotated[
@@ -88,10 +144,20 @@ ToolkitVersion = Annotated[
     Field(pattern=r"^[0-9]{1,2}\.[0-9]{1,2}$"),
     AfterValidator(_toolkit),
 ]
-HostPath = Annotated[str, Field(pattern=f"^{_PATH}$")]
+HostPath = Annotated[str, Field(pattern=f"^{_TOOL}$", max_length=LONGEST_PATH)]
+LocalPath = Annotated[
+    str,
+    Field(min_length=1, max_length=LONGEST_PATH),
+    AfterValidator(_one_line),
+    AfterValidator(_absolute),
+]
+Url = Annotated[str, Field(pattern=_URL, max_length=LONGEST_URL), AfterValidator(_url)]
 
-_HOST_PATH = "an absolute path on the host without blanks, quotes, $ or %"
+_HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _BOOL = "true or false"
+_CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
+_SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
+_WEB_URL = "an http:// or https:// URL"
 
 
 def _whole(low: int, high: int, unit: str) -> Any:
@@ -110,8 +176,11 @@ class Settings(BaseModel):
     scope: Scope = Field(default="system", description="system or user")
     accelerator: Accelerator = Field(default="cuda", description="cuda, cpu or auto")
     compute_capabilities: Annotated[
-        tuple[Capability, ...] | None, BeforeValidator(_listed), Field(min_length=1)
-    ] = Field(default=None, description='a list of compute capabilities such as ["8.9"], or no key')
+        tuple[Capability, ...] | None,
+        BeforeValidator(_listed),
+        Field(min_length=1, max_length=MOST_CAPABILITIES),
+        AfterValidator(_once),
+    ] = Field(default=None, description=_CAPABILITIES)
     """As ("8.9",); None: those of the GPUs found."""
     toolkit_version: ToolkitVersion | None = Field(
         default=None, description='major.minor such as "13.0"'
@@ -120,11 +189,9 @@ class Settings(BaseModel):
     toolkit_method: ToolkitMethod = Field(
         default="auto", description=_one_of(get_args(ToolkitMethod))
     )
-    toolkit_url: Annotated[str, Field(pattern=_URL)] | None = Field(
-        default=None, description="an http:// or https:// URL"
-    )
+    toolkit_url: Url | None = Field(default=None, description=_WEB_URL)
     """Mirror of NVIDIA's downloads: what stands for developer.download.nvidia.com/compute/cuda."""
-    toolkit_key: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
+    toolkit_key: LocalPath | None = Field(
         default=None, description="a file on the controller with a public OpenPGP key"
     )
     """Key of a mirror that signs itself, in place of NVIDIA's pinned one."""
@@ -134,9 +201,9 @@ class Settings(BaseModel):
     """Path of the C++ compiler on the host; None: the newest fitting one."""
     allow_unsupported_compiler: bool = Field(default=False, description=_BOOL)
     compiler_forced: bool = Field(default=False, description=_BOOL)
-    llama_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$")] = (
-        Field(default=LLAMA_VERSION, description=f'a released version such as "{LLAMA_VERSION}"')
-    )
+    llama_version: Annotated[
+        str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$", max_length=32)
+    ] = Field(default=LLAMA_VERSION, description=f'a released version such as "{LLAMA_VERSION}"')
     llama_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
         default=LLAMA_SHA256, description="64 hex digits in lower case"
     )
@@ -166,27 +233,28 @@ class Settings(BaseModel):
     """At least 2: one has no spread."""
     context: Annotated[int, _whole(256, 1048576, "tokens")] = 4096
     """Tokens of context that the verification loads the model with."""
-    verify_schedule: (
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9*][A-Za-z0-9 .,:*/~+_-]*$")] | None
-    ) = Field(
-        default="weekly", description='a time as of systemd\'s OnCalendar such as "weekly", or None'
+    verify_schedule: Annotated[str, AfterValidator(_schedule)] | None = Field(
+        default="weekly", description=_SCHEDULE
     )
     """When the timer verifies again; None: no timer."""
-    wheelhouse: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
+    wheelhouse: LocalPath | None = Field(
         default=None, description="a folder on the controller made by `llamafleet wheelhouse build`"
     )
     """Folder on the controller made by `llamafleet wheelhouse build`; then no registry is used."""
     index_url: (
-        Annotated[str, Field(pattern=r"^(https?://[^\s/\"'$%\\]+|file:///)[^\s\"'$\\]*$")] | None
+        Annotated[
+            str,
+            Field(pattern="^(https?://|file:///)[!-~]+$", max_length=LONGEST_URL),
+            AfterValidator(_url),
+        ]
+        | None
     ) = Field(default=None, description="an http://, https:// or file:/// URL")
     """Python package index to use in place of PyPI."""
-    proxy: Annotated[str, Field(pattern=_URL)] | None = Field(
-        default=None, description="an http:// or https:// URL"
-    )
+    proxy: Url | None = Field(default=None, description=_WEB_URL)
     """Proxy for all downloads of the host's jobs; None: the one that the host itself names."""
-    netrc: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = Field(
-        default=None, description="a file on the controller, mode 0600, in the form of netrc(5)"
+    netrc: LocalPath | None = Field(
+        default=None, description="a file on the controller, as of netrc(5), that only you can read"
     )
-    """Credentials of indexes and mirrors; URLs hold none."""
+    """Users and passwords of the index and of the mirror, by the names of their machines."""
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30

@@ -1,11 +1,58 @@
-"""Text of others, on a terminal."""
+"""What may be said or kept of any text: no secret, and no character that can't be seen."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+
+from llamafleet.protocol.redact import MASK, redacted
+
+SECRET = re.compile(r"pass|secret|token", re.IGNORECASE)
+"""In the name of an option, of a key or of a variable: its value is one."""
+
+SHORTEST = 6
+"""Characters of a secret that is looked for: a shorter one would be found in every other word."""
+
+_secrets: set[str] = set()
+
+
+def conceal(values: Iterable[str]) -> None:
+    """Mask these from now on, wherever they stand in what this process says or keeps."""
+    _secrets.update(value for value in values if len(value) >= SHORTEST)
+
+
+def secrets_of(data: Mapping[str, object]) -> list[str]:
+    """Values whose name says that they are secret: in an inventory's data, and in its _env."""
+    pairs = list(data.items())
+    for value in data.values():
+        if isinstance(value, Mapping):
+            pairs += value.items()
+    return [text for key, text in pairs if isinstance(text, str) and SECRET.search(str(key))]
+
+
+def masked(text: str) -> str:
+    """The text without secrets: those that were concealed, and those that look like one."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return redacted(text)
+
+
+def masked_data(data: object) -> object:
+    """The same of each text in data as JSON has it; keys are our own words."""
+    if isinstance(data, str):
+        return masked(data)
+    if isinstance(data, Mapping):
+        return {key: masked_data(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [masked_data(value) for value in data]
+    return data
+
 
 def printable(text: str) -> str:
-    """The text with every character that can't be seen as its escape: also line ends and tabs.
+    """The text without secrets, and with every character that can't be seen as its escape.
 
-    What a host sends or a file holds can't move the cursor, colour or hide what stands around it.
+    Also line ends and tabs: what a host sends or a file holds can't move the cursor, colour or
+    hide what stands around it.
     """
+    text = masked(text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -35,6 +35,7 @@ def tools() -> Generator[PyinfraCommand, None, None]:
         run.noop("zipapp and pip are the ones of this controller")
         return
     yield from put(run, wanted.write)
+    yield from switch_units(run, wanted)  # Of these files none is a unit: removal alone.
     run.changed(TOOLS)
 
 
@@ -136,7 +137,7 @@ def put(run: HostRun, paths: Iterable[str]) -> Generator[StringCommand, None, No
     rows = by_path(layout)
     for path in paths:
         row = rows[path]
-        made = content(row, plan, run.settings, layout)
+        made = content(row, plan, run.settings, layout, run.supplies)
         yield from upload.write(made, path, row.access(layout))
 
 

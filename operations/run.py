@@ -32,7 +32,7 @@ from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
 from llamafleet.layout import VERIFY_UNIT, Layout
 from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
-from llamafleet.plans.files import plan_files
+from llamafleet.plans.files import Sha256, plan_files
 from llamafleet.plans.make import layout_for, make_plan, to_read, unplanned
 from llamafleet.plans.plan import FilesPlan, JobPlan, Plan, Problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
@@ -101,7 +101,7 @@ class HostRun:
                 layout,
                 self._barred(),
                 supplies=self.supplies,
-                sha256=partial(content_sha256, settings=self.settings, layout=layout),
+                sha256=self._sha256(layout),
                 other_code=TOOLS in self.changes,
             )
         except Exception as error:  # It would end the run for every host.
@@ -111,8 +111,13 @@ class HostRun:
     def files(self, group: Group) -> FilesPlan:
         """What the files of a group need that the plan does not speak of."""
         plan, snapshot, layout = self.plan(), self.snapshot(), self.layout()
-        sha256 = partial(content_sha256, settings=self.settings, layout=layout)
-        return plan_files(group, plan, self.settings, snapshot, layout, sha256=sha256)
+        return plan_files(group, plan, self.settings, snapshot, layout, sha256=self._sha256(layout))
+
+    def _sha256(self, layout: Layout) -> Sha256:
+        """Of a managed file as this run renders it."""
+        return partial(
+            content_sha256, settings=self.settings, layout=layout, supplies=self.supplies
+        )
 
     def _barred(self) -> Barred | None:
         if not isinstance(self.host.connector, SSHConnector):

@@ -71,16 +71,13 @@ def start_verification(run: HostRun, plan: VerifyPlan) -> StringCommand:
     if run.snapshot().init == "systemd":
         # restart: one that the timer began with the settings of before would end as no answer.
         return StringCommand(systemctl(run), "restart --no-block", VERIFY_UNIT)
-    return StringCommand(
-        *jobs.as_account(run),
-        QuoteString(f"{plan.config.prefix}/bin/python"),
-        "-I",
-        QuoteString(layout.zipapp),
-        "start --log",
-        QuoteString(f"{layout.job('verify', 'run')}.log"),
-        "-- verify --config",
-        QuoteString(layout.verify_config),
-    )
+    python = QuoteString(f"{plan.config.prefix}/bin/python")
+    log = QuoteString(f"{plan.job.folder}/start.log")
+    detached = StringCommand("exec", python, "-I", QuoteString(layout.zipapp), "start --log", log)
+    command = StringCommand("-- verify --config", QuoteString(layout.verify_config))
+    made = StringCommand("umask 022; mkdir -p --", QuoteString(plan.job.folder), "&&")
+    script = StringCommand(made, detached, command)
+    return StringCommand(*jobs.as_account(run), "sh -c", QuoteString(script))
 
 
 @operation()

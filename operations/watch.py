@@ -62,7 +62,10 @@ class EndOfJob(FactBase["End | None"]):
     """What systemd, the log of its start and the boot say of a job that left no stamp."""
 
     def command(self, unit: str, systemctl: str, log: str, account: bool, since_s: int) -> str:
-        user = "--user " if "--user" in systemctl else ""
+        user, of = (
+            ("--user ", "_SYSTEMD_USER_UNIT") if "--user" in systemctl else ("", "_SYSTEMD_UNIT")
+        )
+        journal = f"journalctl {user}-q --no-pager -o cat --since -{since_s}s"
         reader = " ".join((*AS_ACCOUNT, "env -i PATH=/usr/bin:/bin")) if account else "env"
         shown = "LoadState,Result,ExecMainStatus"
         return (
@@ -71,7 +74,8 @@ class EndOfJob(FactBase["End | None"]):
             # In hundredths of a second on every architecture: proc(5), USER_HZ.
             'echo "boot $((began + ticks / 100))"; '
             f"{systemctl} show -p {shown} {unit} 2>/dev/null | sed 's/^/unit /'; "
-            f"journalctl {user}-q --no-pager -o cat -n 3 --since -{since_s}s -u {unit} "
+            # What the job itself said, and what systemd said of it beside start and end.
+            f"{{ {journal} -n 2 {of}={unit}; {journal} -n 2 -p notice -u {unit}; }} "
             "2>/dev/null | sed 's/^/log /'; "
             f"timeout 5 {reader} tail -c 600 {shlex.quote(log)} "
             "2>/dev/null | sed 's/^/start /'; true"
@@ -92,7 +96,7 @@ class EndOfJob(FactBase["End | None"]):
             # A figure of a host: more digits are no time.
             boot=float(boot) if boot.isdecimal() and len(boot) < 13 else None,
             unit=dict(line.split("=", 1) for line in told["unit"] if "=" in line),
-            log=tuple(told["log"][-3:]),
+            log=tuple(dict.fromkeys(told["log"]))[-4:],
             start=tuple(told["start"][-3:]),
         )
 
@@ -148,7 +152,7 @@ def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> Function
                 run.waits_for = None
                 run.reread()
                 return done(status.stamp)
-            problem = wait.problem(status, time.monotonic(), run.guard.lost, run.guard.words)
+            problem = wait.problem(status, time.monotonic(), run.guard.cause or run.guard.words)
             if problem:
                 if wait.over(status):
                     run.waits_for = None
@@ -184,7 +188,7 @@ def _cause(run: HostRun, host: Host, job: JobPlan, wait: _Wait) -> str:
         systemctl=systemctl(run),
         log=f"{job.folder}/start.log",
         account=system and not job.root,
-        since_s=int(time.monotonic() - wait.begun) + 30,
+        since_s=int(time.monotonic() - wait.begun) + 5,
         _timeout=END_LIMIT_S,
         _ignore_errors=True,
     )
@@ -219,16 +223,16 @@ class _Wait:
         """It ended without a stamp, or never began; that is known of the host itself."""
         return status is not None and self._gone(status.state)
 
-    def problem(self, status: JobStatus | None, now: float, lost: str, words: str) -> str:
+    def problem(self, status: JobStatus | None, now: float, why: str) -> str:
         """Why it is waited for no longer; "": it is. CAUSE in it is to be filled in.
 
-        `lost`: why the host does not answer, "" where it does; `words`: of a status that failed.
+        `why`: what is known of a status that did not come.
         """
         log = f"{self.job.folder}/{log_name(self.job.kind)}"
         again = f"next: read {log} there, then run the same command again"
         kind, silent = self.job.kind, now - self.heard
         if status is None and silent > PATIENCE_S:
-            found = lost or words or "an answer that can't be understood"
+            found = why or "an answer that can't be understood"
             return (
                 f"{kind}: found no status of it from {self.host} for {silent:.0f} s ({found}); "
                 f"expected one within {PATIENCE_S} s; {self._last_seen}; next: run the same "

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 from llamafleet.tables import overlaid
 from tests.frozen_tables import FROZEN
@@ -23,6 +24,20 @@ def _unpatched() -> Iterator[None]:
     """pyinfra's command line patches the standard library, and pytest-xdist would hang up."""
     yield
     assert "pyinfra_cli" not in sys.modules, "run pyinfra's command line in a process of its own"
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """How many inputs the fuzz targets were given."""
+    counts = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "inputs"
+    ]
+    if counts:
+        terminalreporter.write_line(f"fuzz: {sum(counts)} inputs for {len(counts)} targets")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

@@ -29,6 +29,7 @@ def test_where_all_of_it_lies() -> None:
     assert list(managed.by_path(LAYOUT)) == [
         "/opt/llamafleet/llamafleet-host.pyz",
         "/opt/llamafleet/pip.pyz",
+        "/etc/llamafleet/netrc",
         "/etc/llamafleet/llamafleet.env",
         "/etc/llamafleet/verify.json",
         "/etc/systemd/system/llamafleet-devices.service",

@@ -17,13 +17,11 @@ from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.facts.summary import summarize
-from llamafleet.terminal import printable
+from llamafleet.terminal import masked, masked_data, printable
 
 # Settings and plans bring pyinfra with them, which no other command needs.
 if TYPE_CHECKING:
     from llamafleet.settings import Settings
-
-TIMEOUT_S = 120
 
 
 def _pairs(
@@ -118,7 +116,8 @@ def plan(
     layout = layout_for(chosen, host)
     made = make_plan(host.hostname, chosen, host, layout, supplies=supplies)
     if as_json:
-        click.echo(json.dumps({"snapshot": asdict(host), "plan": asdict(made)}, indent=1))
+        told = masked_data({"snapshot": asdict(host), "plan": asdict(made)})
+        click.echo(json.dumps(told, indent=1))
     else:
         click.echo("\n".join(map(printable, [*summarize(host), "", *explain(made)])))
     context.exit(1 if made.problems else 0)
@@ -147,7 +146,7 @@ def snapshot(
     \b
       llamafleet snapshot --script | ssh HOST sudo sh > FILE
     """
-    from llamafleet.facts.snapshot import render
+    from llamafleet.facts.snapshot import TIMEOUT_S, render
     from llamafleet.plans.make import to_read
 
     if script == bool(host):
@@ -158,8 +157,9 @@ def snapshot(
         text = read_host(host, inventory, settings)[1]
     else:
         text = render(*to_read(_validated(settings)))
-        text = text if script else _run(text)
+        text = text if script else _run(text, TIMEOUT_S)
     if not script:
+        text = masked(text)
         _parse(str(host), text)
     if output is None:
         told = text.split("\n")
@@ -173,14 +173,14 @@ def snapshot(
         raise BadInput(str(error)) from error
 
 
-def _run(script: str) -> str:
+def _run(script: str, timeout_s: int) -> str:
     """What the script prints on this machine."""
     try:
         done = subprocess.run(
             ["sh"],
             input=script.encode(),
             stdout=subprocess.PIPE,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -56,6 +56,11 @@ def wheelhouse() -> None:
     show_default=True,
     help="Add CMake; without it hosts need their own, 3.24 or newer.",
 )
+@click.option(
+    "--index-url",
+    metavar="URL",
+    help="Package index; else the one that pip is configured with, or PyPI.",
+)
 def build(
     *,
     directory: Path,
@@ -64,6 +69,7 @@ def build(
     toolkits: tuple[str, ...],
     slim: bool,
     cmake: bool,
+    index_url: str | None,
 ) -> None:
     """Collect a wheelhouse in DIRECTORY."""
     # The settings bring pyinfra with them, which no other command needs.
@@ -79,6 +85,7 @@ def build(
             toolkits=toolkits,
             slim=slim,
             cmake=cmake,
+            index_url=index_url,
         )
     except (WheelhouseError, OSError) as error:
         raise BadInput(str(error)) from error

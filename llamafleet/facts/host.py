@@ -141,7 +141,7 @@ class Toolkit:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Parts a build needs that are not there, of nvcc, cudart, cublas, cccl, stubs/libcuda.so."""
+        """Parts a build needs that are not there, by the names below."""
         parts = {
             "nvcc": self.nvcc and bool(self.version),
             "cudart": self.cudart,
@@ -320,9 +320,11 @@ class HostSnapshot:
     disk_free_mib: dict[str, int] = field(default_factory=dict)
     """Free space for `prefix`, `state` and `tmp`, by those names."""
     real_paths: dict[str, str] = field(default_factory=dict)
-    """Where the folders `prefix` and `state` really lie, by those names: one may be behind a link."""
+    """Where `prefix` and `state` really lie, by those names: one may be behind a link."""
     extra_there: tuple[str, ...] = ()
     """What the settings name and whoever read the host sees; the account may not."""
+    unreadable: tuple[str, ...] = ()
+    """What the settings name and is no file that the account can read."""
 
     pci_gpus: tuple[PciGpu, ...] = ()
     gpus: tuple[Gpu, ...] = ()

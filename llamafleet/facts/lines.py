@@ -30,7 +30,7 @@ ACCOUNT = "account"
 ACCOUNT_KEYS = frozenset(
     {
         *("compiler", "toolkit", "python", "cmake", "built", "build_runs", "job"),
-        *("state_machine", "account_complete"),
+        *("unreadable", "state_machine", "account_complete"),
     }
 )
 """What that part can speak of: it may be forged, and so tells nothing of the rest."""

@@ -108,6 +108,7 @@ def jobs(told: Sorted) -> list[Job]:
 def _job(record: Record, kind: str, key: str, alive: str) -> Job:
     progress = _told(record, Progress, "progress", kind, key)
     stamp = _told(record, Stamp, "stamp", kind, key)
+    product = _told(record, BuildProduct, "stamp", kind, key) if kind == "build" else None
     job = Job(
         kind=kind,
         key=key,
@@ -115,7 +116,12 @@ def _job(record: Record, kind: str, key: str, alive: str) -> Job:
         progress=None if isinstance(progress, Unreadable) else progress,
         stamp=None if isinstance(stamp, Unreadable) else stamp,
         unreadable=stamp.reason if isinstance(stamp, Unreadable) else "",
+        product=product if isinstance(product, BuildProduct) else None,
     )
+    if kind == "build" and job.ok:
+        # Code of before wrote no build.json: this is the proof of what it built.
+        product = _told(record, BuildProduct, "stamp", kind, key)
+        job = replace(job, product=product if isinstance(product, BuildProduct) else None)
     # Its folder has the same name whatever is verified.
     told = job.progress or job.stamp
     return replace(job, key=told.key) if kind == "verify" and told else job

@@ -101,6 +101,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         disk_free_mib={name: number(kib) // 1024 for name, kib in record.rows("disk", 2)},
         real_paths={name: real for name, _, real in record.rows("real", 3) if real},
         extra_there=tuple(row[0] for row in record.rows("extra", 1) if row[0]),
+        unreadable=tuple(row[0] for row in account.rows("unreadable", 1)),
         pci_gpus=tuple(
             PciGpu(address, device.removeprefix("0x"), bound or None)
             for address, device, bound in record.rows("pci", 3)
@@ -119,7 +120,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         files=hashes(record.block("files")),
         owners=own.owners(told),
         made=_lines(record.block("made")),
-        state_machine=_machine_id(account.text("state_machine")) or None,
+        state_machine=account.text("state_machine")[:100] or None,
         deploy_lock=own.deploy_lock(told),
         current=next(iter(own.names(record, "current")), None),
         versions=own.names(account, "built"),
@@ -356,9 +357,8 @@ def _locked(record: Record) -> list[str]:
     """
     names = []
     name = about = ""
-    for line in record.block("versionlock"):
-        # A pattern's time grows with the square of a line's length.
-        line = line[:LONGEST_LOCK]
+    # The pattern's time grows with the square of a line's length.
+    for line in (whole[:LONGEST_LOCK] for whole in record.block("versionlock")):
         key, equals, value = (part.strip(" \"'") for part in line.partition("="))
         if equals:
             name = value if key == "name" else name

@@ -109,6 +109,7 @@ class Snapshot(FactBase[HostSnapshot]):
         scope: str,
         prefix: str,
         state_dir: str,
+        *,
         files: tuple[str, ...] = (),
         extra: tuple[str, ...] = (),
         folders: tuple[str, ...] = (),

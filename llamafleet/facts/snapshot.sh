@@ -108,6 +108,9 @@ brief() {
     if have timeout; then timeout -s KILL 10 "$@"; else "$@"; fi </dev/null
 }
 
+# said COMMAND...: the beginning of what it says in that time.
+said() { brief "$@" | head -c 4096; }
+
 # inside PATH: the account can write the folder that it lies in.
 inside() {
     case $1 in
@@ -589,9 +592,9 @@ compiler() {
     esac
     new "$real" || return
     if [ $kind = gcc ]; then
-        version=$(brief "$1" -dumpfullversion -dumpversion)
+        version=$(said "$1" -dumpfullversion -dumpversion)
     else
-        version=$(brief "$1" -dumpversion)
+        version=$(said "$1" -dumpversion)
     fi
     case $version in [0-9]*) put compiler "$1" "$kind" "$version" ;; esac
 }
@@ -678,7 +681,7 @@ toolkit() {
     [ "$2" = complete ] && [ $nvcc$cudart$cublas$cccl != 1111 ] && return
     # Asked once for each real folder.
     if new "$real" && [ $nvcc = 1 ]; then
-        version=$(brief "$real/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+        version=$(said "$real/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
     fi
     put toolkit "$1" "$real" "$version" $nvcc $cudart $cublas $cccl "$libdir" $stub
 }
@@ -713,11 +716,11 @@ print("%s\t%d.%d.%d\t%d\t%s" % told)'
         case ${path##*/},$(first "$path") in python3.*,'#!'*) shim "$path" || continue ;; esac
         new "$(readlink -f "$path")" || continue
         # shellcheck disable=SC2086 # words wanted
-        line=$(brief "$path" -I -S -c "$program" ${LF_MODULES:-}) &&
-            printf 'python=%s\n' "${line%%"$nl"*}"
+        line=$(said "$path" -I -S -c "$program" ${LF_MODULES:-})
+        [ -n "$line" ] && printf 'python=%s\n' "${line%%"$nl"*}"
     done
 
-    path=$(command -v cmake) && put cmake "$path" "$(brief cmake --version)"
+    path=$(command -v cmake) && put cmake "$path" "$(said cmake --version)"
 }
 
 # shim PATH: the settings name it.
@@ -934,7 +937,15 @@ confined() {
     )
 }
 
+# Of what the settings name, what is no file that the account can read.
+read_unreadable() {
+    printf '%s\n' "$LF_EXTRA" | while IFS= read -r path; do
+        [ -z "$path" ] || { [ -f "$path" ] && [ -r "$path" ]; } || put unreadable "$path"
+    done
+}
+
 account() {
+    read_unreadable
     read_compilers
     read_toolkits
     read_tools

@@ -6,18 +6,14 @@ import re
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
-MASK = "***"
-
-SECRET = re.compile(r"pass|secret|token", re.IGNORECASE)
-"""In the name of an option: its value is one."""
+from llamafleet.protocol.redact import MASK
+from llamafleet.settings import SECRETIVE
+from llamafleet.terminal import SECRET, masked
 
 FLAGS = frozenset({"--same-sudo-password", "--use-sudo-password", "--ssh-password-prompt"})
 """Options of pyinfra that are named so and take no value."""
 
-OPEN = frozenset({"cmake_options"})
-"""Settings that take any text, as -D options do."""
-
-USER_IN_URL = re.compile(r"://.*@")
+URL = re.compile("[a-z]+://")
 QUERY_OF_URL = re.compile(r"(://[^\s?#;]*[?#;])\S+")
 USER_OF_HOST = re.compile(r"^[^\s/@]*:[^\s/@]*@")
 """As pyinfra takes a list of hosts in the inventory's place."""
@@ -58,9 +54,10 @@ def _data(pair: str, shown: Container[str]) -> str:
     key, equals, value = pair.partition("=")
     if not equals:
         return MASK
-    return f"{key}={_url(value) if key in shown and key not in OPEN else MASK}"
+    known = key in shown and (key not in SECRETIVE or URL.match(value))
+    return f"{key}={_url(value) if known else MASK}"
 
 
 def _url(text: str) -> str:
     """An index or a mirror may be named with user and password, or be signed."""
-    return QUERY_OF_URL.sub(rf"\1{MASK}", USER_IN_URL.sub(f"://{MASK}@", text))
+    return QUERY_OF_URL.sub(rf"\1{MASK}", masked(text))

@@ -7,13 +7,21 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
 from llamafleet.history.files import write_json
 from llamafleet.history.update import Update, find_update
 from llamafleet.protocol.result import FAIL, GOOD, NOT_VERIFIED, Result, Verdict
 from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
+
+LOCAL = "@local"
+TAKEN = ("local", "runs", "last-run.json")
+"""Names in the folder of results that mean something else than a host called so."""
+LONGEST_NAME = 200
+"""Characters; file systems take 255 bytes."""
 
 LARGEST = 4 << 20
 """Characters of a stored result that are read; one of 16 GPUs has some 100,000."""
@@ -145,7 +153,21 @@ class Store:
         self.root = root
 
     def folder(self, host: str) -> Path:
-        """Folder of one host: its name in pyinfra, less the @ and with _ for what paths mean."""
+        """Folder of one host, of no other: its name in pyinfra, with %2F for a / and so on."""
+        if host == LOCAL:
+            return self.root / LOCAL.removeprefix("@")
+        name = quote(host, safe="@", errors="surrogatepass")
+        if not name.strip("."):
+            name = name.replace(".", "%2E") or "%"
+        # A lone % is in no quoted name.
+        if name in TAKEN:
+            name += "%"
+        if len(name) > LONGEST_NAME:
+            name = f"{name[:LONGEST_NAME]}%%{sha256(name.encode()).hexdigest()[:16]}"
+        return self.root / name
+
+    def _folder_before(self, host: str) -> Path:
+        """Where its results lay before each host had a folder of its own: several shared one."""
         name = re.sub(r"[^A-Za-z0-9._-]", "_", host.removeprefix("@"))
         return self.root / (name if name.strip(".") else "_" * max(len(name), 1))
 
@@ -160,11 +182,16 @@ class Store:
     def update(self, host: str, result: Result) -> Update | None:
         """The driver update that `result`, not stored yet, is the first to be measured after.
 
-        Stored results that can't be read are left out.
+        Stored results that can't be read or that another host left in the folder are left out.
         """
-        stored = [p for p in self.folder(host).glob("*.json") if p.name != LATEST]
-        earlier = [read for path in stored if isinstance(read := read_result(path), Result)]
-        return find_update(earlier, result)
+        folders = {self.folder(host), self._folder_before(host)}
+        stored = [p for folder in folders for p in folder.glob("*.json") if p.name != LATEST]
+        found = [read for path in stored if isinstance(read := read_result(path), Result)]
+        return find_update((one for one in found if not self._shared(one.host, host)), result)
+
+    def _shared(self, other: str, host: str) -> bool:
+        """Whether another host's results lay in the same folder before."""
+        return other != host and self._folder_before(other) == self._folder_before(host)
 
 
 def read_result(path: Path) -> Result | Unreadable:

@@ -22,10 +22,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--current", type=Path, required=True, help="the link to one of them")
     parser.add_argument("names", nargs="+", metavar="NAME")
     options = parser.parse_args(argv)
-    builds = [options.versions / name for name in options.names]
-    problems = [said for one in builds if (said := _discard(one, options.current))]
+    # What was cut off while it was removed.
     for left in options.versions.glob(f"{REMOVED}*"):
         shutil.rmtree(left, ignore_errors=True)
+    builds = [options.versions / name for name in options.names]
+    problems = [said for one in builds if (said := _discard(one, options.current))]
     print(*problems, sep="\n", end="", file=sys.stderr)
     return EXIT_FAILED if problems else 0
 

@@ -19,7 +19,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
 
@@ -56,14 +55,18 @@ class Network:
     """http_proxy, https_proxy and no_proxy, by these names."""
     ca_bundle: str | None = None
     netrc: str | None = None
+    accounts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """(user, password) by host: before those of the netrc."""
 
     @classmethod
     def of(cls, config: JobConfig) -> Network:
         return cls(config.proxies, config.ca_bundle, config.netrc)
 
     def credentials(self, url: str) -> tuple[str, str] | None:
-        """(user, password) of the netrc's entry that names the URL's host. Raises DownloadError."""
+        """(user, password) of the entry that names the URL's host. Raises DownloadError."""
         host = urlsplit(url).hostname
+        if host is not None and host in self.accounts:
+            return self.accounts[host]
         if self.netrc is None or not host:
             return None
         try:
@@ -331,21 +334,10 @@ def _answered(url: str, error: urllib.error.HTTPError) -> DownloadError:
     return DownloadError(said, f"curl -I {url}")
 
 
-def read_bytes(url: str, network: Network, limits: Limits, **options: Any) -> bytes:
-    """What `url` has. Raises DownloadError."""
+def read_bytes(
+    url: str, network: Network, limits: Limits, headers: Mapping[str, str] | None = None
+) -> tuple[bytes, str]:
+    """What `url` has, and the URL that it came from in the end. Raises DownloadError."""
     target = BytesIO()
-    fetch(url, target, network, limits, **options)
-    return target.getvalue()
-
-
-def save(
-    url: str,
-    path: Path,
-    network: Network,
-    limits: Limits,
-    on_bytes: Callable[[int, int], object] = lambda done, total: None,
-) -> None:
-    """Write what `url` has to a new file; its name must be free. Raises DownloadError, OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        fetch(url, file, network, limits, on_bytes=on_bytes)
+    final = fetch(url, target, network, limits, headers=headers)
+    return target.getvalue(), final

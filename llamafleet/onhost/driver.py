@@ -15,11 +15,13 @@ FOLDERS = ("usr/sbin", "sbin", "usr/local/nvidia/bin", "opt/nvidia/bin", "usr/li
 """Where else programs lie, as snapshot.sh looks for them: units have fewer folders on PATH."""
 
 # 535.261.03 in "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.261.03  Tue Jun  3 ...".
-VERSION = re.compile(r"(?<![\w.])\d+\.\d+(?:\.\d+)?(?![\w.])")
+VERSION = re.compile(r"(?<![\w.])[0-9]{1,6}\.[0-9]{1,6}(?:\.[0-9]{1,6})?(?![\w.])")
+LIMIT = 1 << 16
+"""Characters of a file or an answer that are looked at."""
 
 # A line of `ldconfig -p`; 32-bit libraries, which may be of another package, say "(libc6)" alone.
 _LISTED = re.compile(r"^\s*libnvidia-ml\.so\.1 \(libc6,[^)]*\) => (.+)$", re.MULTILINE)
-_FILE = re.compile(r"\.so\.(\d+\.\d+(?:\.\d+)?)$")
+_FILE = re.compile(r"\.so\.([0-9]{1,6}\.[0-9]{1,6}(?:\.[0-9]{1,6})?)$")
 
 
 def _root() -> Path:
@@ -38,7 +40,8 @@ def loaded_driver() -> tuple[str | None, str]:
     modules = (_root() / "sys/module/nvidia/version", _root() / "proc/driver/nvidia/version")
     for file in modules:
         try:
-            match = VERSION.search(file.read_text(encoding="utf-8", errors="replace"))
+            with file.open(encoding="utf-8", errors="replace") as text:
+                match = VERSION.search(text.read(LIMIT))
         except OSError:
             continue
         if match:
@@ -56,13 +59,17 @@ def library_driver() -> str | None:
             [_program("ldconfig"), "-p"],
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             timeout=LDCONFIG_LIMIT_S,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     for path in _LISTED.findall(listed):
-        match = _FILE.search(Path(path).resolve().name)
+        try:
+            match = _FILE.search(Path(path).resolve().name)
+        except (OSError, ValueError):  # no path, or one that can't be followed
+            continue
         if match:
             return match[1]
     return None
@@ -84,7 +91,7 @@ def _ask_smi(limit_s: float) -> tuple[str | None, str]:
         process.kill()
         return None, f"nvidia-smi did not answer within {limit_s:g} s"
     # One line per GPU, all with the same version.
-    first = output.strip().split("\n")[0].strip()
+    first = output[:LIMIT].strip().split("\n")[0].strip()
     if process.returncode == 0 and VERSION.fullmatch(first):
         return first, ""
-    return None, f"nvidia-smi ended with {process.returncode} and {first!r}"
+    return None, f"nvidia-smi ended with {process.returncode} and {first[:200]!r}"

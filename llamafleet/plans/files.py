@@ -34,6 +34,7 @@ def conditions(
         "schedule": settings.verify_schedule is not None,
         "hold": bool(hold and hold.record),
         "apt": snapshot.package_manager == "apt",
+        "netrc": settings.netrc is not None,
     }
     return frozenset(name for name, true in holds.items() if true)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llamafleet.facts.host import HostSnapshot, Tool
+from llamafleet.layout import USER, Layout
 from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.protocol.managers import DNF, MANAGERS
 from llamafleet.protocol.models import estimate_mib
@@ -13,6 +14,9 @@ from llamafleet.tables import parse_version
 from llamafleet.wheelhouse.manifest import Manifest
 
 MACHINES = ("x86_64", "aarch64")
+
+SETPRIV = {"apk": ("setpriv", "setsid")}
+"""Packages that bring setpriv and setsid, by manager; elsewhere util-linux does."""
 
 BUILD_MIB: dict[Backend, dict[str, int]] = {
     "cuda": {"state": 6000, "prefix": 2000},
@@ -29,14 +33,46 @@ TOOLKIT_MIB: dict[str, dict[str, int]] = {
 of downloads (measured). Runfile: files of 4 to 6 GB that unpack to about twice that (estimated)."""
 
 
+HOMES = ("/home/", "/root/", "/run/user/")
+"""What ProtectHome= of systemd.exec(5) hides from a unit."""
+
+
 def unread_problem(snapshot: HostSnapshot) -> Problem | None:
-    if not snapshot.error:
-        return None
+    """Nothing can be planned for a host of which this is not known."""
+    if snapshot.error:
+        return _told_problem(snapshot.error)
+    if not snapshot.setpriv:
+        manager = MANAGERS.get(snapshot.package_manager or "")
+        packages = SETPRIV.get(snapshot.package_manager or "", ("util-linux",))
+        return Problem(
+            "rights",
+            found="no setpriv that takes a user and a group, or no setsid",
+            expected="both: by them root leaves its rights behind before it runs what the account "
+            f"{USER} can write",
+            next=manager.install_by_hand(*packages) if manager else "install util-linux",
+        )
+    if snapshot.unseen:
+        return Problem(
+            "snapshot",
+            found=snapshot.unseen,
+            expected="at most 60 s and 8 MiB for compilers, Pythons, toolkits, builds and jobs",
+            next="see on the host what hangs: c++ --version, or a network file system",
+        )
+    return None
+
+
+def _told_problem(error: str) -> Problem:
+    """Of the error's own parts, where it has all three."""
+    rest, _, fix = error.rpartition("; next: ")
+    found, _, expected = rest.rpartition("; expected ")
+    if found.startswith("found "):
+        return Problem("snapshot", found.removeprefix("found "), expected, fix)
     return Problem(
         "snapshot",
-        found=snapshot.error,
+        found=error,
         expected="a host that can be read",
-        next="log in as the same user and run: sh -c 'echo ok'",
+        next="log in as the same user and run: sh -c 'echo ok'; where sudo wants a terminal: "
+        "_get_pty = True for this host",
     )
 
 
@@ -49,6 +85,20 @@ def rights_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None
         expected="root, for scope = 'system'",
         next="set _sudo = True for this host, or scope = 'user'",
     )
+
+
+def place_problem(snapshot: HostSnapshot, layout: Layout) -> Problem | None:
+    """A folder that leads, by a link, to where no unit sees it."""
+    real = snapshot.real_paths
+    for name, path in (("prefix", layout.prefix), ("state", layout.state)):
+        if layout.scope == "system" and real.get(name, "").startswith(HOMES):
+            return Problem(
+                "folders",
+                found=f"{path} at {real[name]}",
+                expected=f"a place outside of {', '.join(HOMES)}, which systemd hides from units",
+                next=f"move it, as mount --bind does, or set scope = 'user' (ls -ld {path})",
+            )
+    return None
 
 
 def machine_problem(snapshot: HostSnapshot) -> Problem | None:
@@ -67,22 +117,25 @@ def choose_python(
 ) -> Tool | Problem:
     """The interpreter of the settings, else the newest supported one that the wheelhouse is for.
 
-    In scope system one that not every user may run doesn't count: another account builds.
+    In scope system one that not every user may run doesn't count: another account builds. One
+    that lacks a part of the standard library counts nowhere.
     """
     wanted = settings.python
     found = [p for p in snapshot.pythons if wanted in (None, p.path)]
     supported = [p for p in found if minor(p.version) in PYTHONS]
-    usable = [p for p in supported if wanted or not _hidden(p, settings)]
+    usable = [p for p in supported if not _unfit(p, settings)]
     served = [p for p in usable if house is None or minor(p.version) in house.pythons]
     if usable:
         return max(served or usable, key=lambda p: parse_version(p.version))
-    seen = ", ".join(
-        f"{p.path} {p.version}" + (" (not for every user)" if _hidden(p, settings) else "")
+    seen = [
+        f"{p.path} {p.version}" + (f" ({why})" if (why := _unfit(p, settings)) else "")
         for p in snapshot.pythons
-    )
+    ]
+    if wanted in snapshot.extra_there and not found:
+        seen.insert(0, f"{wanted} (the account that builds can't run it)")
     return Problem(
         "python",
-        found=seen or "no Python",
+        found=", ".join(seen) or "no Python",
         expected=f"{wanted or 'a Python'}, version {RANGE}",
         next="set python to one of those found, or remove it"
         if wanted
@@ -97,13 +150,21 @@ def install_python(snapshot: HostSnapshot) -> str:
         return DNF.install_by_hand("python3.12")
     manager = MANAGERS.get(snapshot.package_manager or "")
     own = [p for p in snapshot.pythons if p.path.startswith(("/usr/bin/", "/usr/libexec/"))]
-    if manager and not own:
+    cut = [p for p in own if p.lacks and minor(p.version) in PYTHONS]
+    if manager and (cut or not own):
         return manager.install_by_hand(manager.python)
     return f"install Python {RANGE}, and set python to its path"
 
 
-def _hidden(python: Tool, settings: Settings) -> bool:
-    return settings.scope == "system" and not python.everyone
+def _unfit(python: Tool, settings: Settings) -> str:
+    """Why no job can run it; "": it can."""
+    if python.lacks:
+        return f"lacks {', '.join(python.lacks)}"
+    if settings.scope != "system":
+        return ""
+    if python.path.startswith(HOMES):
+        return "where systemd's units see nothing"
+    return "" if python.everyone or settings.python else "not for every user"
 
 
 def disk_needs(

@@ -21,6 +21,7 @@ from llamafleet.plans.host import (
     disk_needs,
     disk_problems,
     machine_problem,
+    place_problem,
     rights_problem,
     unread_problem,
 )
@@ -41,7 +42,7 @@ from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
 from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, plan_packages
 from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
-from llamafleet.plans.verify import plan_verify
+from llamafleet.plans.verify import model_problem, plan_verify
 from llamafleet.plans.wheelhouse import in_use, misfits, plan_wheelhouse
 from llamafleet.protocol.result import Result
 from llamafleet.settings import Settings
@@ -63,8 +64,8 @@ def to_read(
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
-    chosen = (settings.toolkit_root, settings.host_compiler, settings.python)
-    own = tuple(path for path in chosen if path)
+    chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
+    own = tuple(path for path in chosen if path and path.startswith("/"))
     return layout, tuple(by_path(layout)), own, folders(layout)
 
 
@@ -219,11 +220,12 @@ def make_plan(
         return _stopped(host, settings, unread)
     draft = _Draft(settings, snapshot, layout, supplies)
     rights = rights_problem(settings, snapshot)
-    for found in (rights, machine_problem(snapshot)):
+    for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
         draft.take(found)
     hold = None if rights else draft.take(plan_hold(settings, snapshot))
     acceleration = plan_acceleration(settings, snapshot, barred)
     draft.problems.extend(acceleration.problems)
+    draft.take(model_problem(settings, snapshot))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     repairs = plan_account(settings, snapshot, layout).reasons

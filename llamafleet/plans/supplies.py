@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llamafleet.wheelhouse.manifest import Manifest, Wheelhouse
 
@@ -14,6 +14,8 @@ class Supplies:
     wheelhouse: Wheelhouse | None = None
     toolkit_key: str | None = None
     """Text of the public key that a mirror signs with."""
+    netrc: str | None = field(default=None, repr=False)
+    """Users and passwords: text of a file as of netrc(5)."""
 
     @property
     def manifest(self) -> Manifest | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from llamafleet.facts.host import HostSnapshot, Job
-from llamafleet.layout import AS_ACCOUNT, VERIFY_TIMER, VERIFY_UNIT, Layout
-from llamafleet.plans.plan import BuildPlan, JobPlan, VerifyPlan
+from llamafleet.layout import AS_ACCOUNT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, VerifyPlan
 from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
 from llamafleet.protocol.result import PASS, WANTED, Backend, Result
@@ -40,6 +40,26 @@ def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) 
     # CUDA sees but one of a GPU's instances. A GPU that does not tell its memory shares the host's.
     sizes = [gpu.vram_mib or snapshot.memory_mib for gpu in snapshot.gpus]
     return models.for_vram(0 if snapshot.driver.mig else min(sizes, default=0))
+
+
+def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
+    """A model of the settings that a verification could not open, said before a build begins.
+
+    A host that was recorded for other settings says nothing of it.
+    """
+    path = settings.model
+    if path not in snapshot.unreadable:
+        return None
+    there = path in snapshot.extra_there
+    reader = USER if settings.scope == "system" else snapshot.user
+    return Problem(
+        "model",
+        found=f"{path}, which the account {reader} can't read" if there else f"no file {path}",
+        expected="a GGUF file that it can read, and folders above it that it can enter",
+        next=f"namei -l {path}; then chmod o+rX those that it needs, or set another model"
+        if there
+        else "bring the file to the host, or set model to auto",
+    )
 
 
 def verification_inputs(

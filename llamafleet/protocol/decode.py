@@ -24,6 +24,11 @@ from typing import (
 
 T = TypeVar("T")
 
+MOST_ERRORS = 20
+"""Of one value; the text says how many more there are."""
+LONGEST = 80
+"""Characters of a key, and of what was found there."""
+
 LARGEST = 2**63
 """No whole number of the protocol reaches it, and a float of much larger ones can't be made."""
 
@@ -42,7 +47,8 @@ class DecodeError(Exception):
     """One line for each error: key, what was found, what was expected."""
 
     def __init__(self, errors: list[str]) -> None:
-        super().__init__("; ".join(errors))
+        more = [f"and {len(errors) - MOST_ERRORS} more"] if len(errors) > MOST_ERRORS else []
+        super().__init__("; ".join([*errors[:MOST_ERRORS], *more]))
         self.errors = errors
 
 
@@ -60,7 +66,10 @@ def decode(kind: type[T], data: object) -> T:
     Raises DecodeError with every error there is.
     """
     errors: list[str] = []
-    value = _object(kind, data, "", errors)
+    try:
+        value = _object(kind, data, "", errors)
+    except RecursionError:
+        errors = ["found values within values without an end, expected what this version writes"]
     if errors:
         raise DecodeError(errors)
     return value  # type: ignore[no-any-return]
@@ -104,12 +113,21 @@ def _value(hint: Any, data: object, key: str, errors: list[str]) -> Any:
             str(name): _value(arguments[1], value, f"{key}.{name}", errors)
             for name, value in data.items()
         }
-    if hint is Any or _is(hint, data):
+    if _is(hint, data) or (hint is Any and _plain(data)):
         return data
     if hint is float and type(data) is int and abs(data) < LARGEST:
         return float(data)
     errors.append(_error(key, data, _name(hint)))
     return None
+
+
+def _plain(data: object) -> bool:
+    """Holds no number that no figure is. Raises RecursionError."""
+    if isinstance(data, Mapping):
+        return all(map(_plain, data.values()))
+    if isinstance(data, list):
+        return all(map(_plain, data))
+    return data is None or _is(type(data), data)
 
 
 def _is(hint: Any, data: object) -> bool:
@@ -141,9 +159,15 @@ def _name(hint: Any) -> str:
         return " or ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join(map(_name, arguments))
+    if hint is Any:
+        return "values with numbers that figures can be"
     return EXPECTED.get(dict if is_dataclass(hint) else origin or hint, str(hint))
 
 
 def _error(key: str, data: object, expected: str) -> str:
-    found = json.dumps(data)
-    return f"{key}: found {found[:80]}{'...' if len(found) > 80 else ''}, expected {expected}"
+    # As JSON, which escapes what a terminal would obey: a key may be anything too.
+    return f"{_cut(json.dumps(key)[1:-1])}: found {_cut(json.dumps(data))}, expected {expected}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 MAX_LINES = 20
+LONGEST_LINE = 400
+"""Characters of a line that are kept."""
 BEFORE = 2
 _ERROR = re.compile(
     r"\berror:|FAILED:|CMake Error|ERROR:|nvcc fatal|^\w*(?:Error|Exception): "
@@ -74,7 +76,8 @@ def _first(signatures: Iterable[Signature], text: str) -> Match | None:
     for signature in signatures:
         if found := signature.pattern.search(text):
             start = text.rfind("\n", 0, found.end() - 1) + 1
-            line = text[min(start, found.end() - 1) :].split("\n", 1)[0].strip()
+            begin = min(start, found.end() - 1)
+            line = text[begin : begin + LONGEST_LINE].split("\n", 1)[0].strip()
             return Match(
                 signature.id,
                 signature.stage,
@@ -88,7 +91,7 @@ def _first(signatures: Iterable[Signature], text: str) -> Match | None:
 
 def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     """The lines around the first error of a log; its last lines where none looks like one."""
-    lines = [line.rstrip()[:400] for line in text.splitlines()]
+    lines = [line.rstrip()[:LONGEST_LINE] for line in text.splitlines()]
     for number, line in enumerate(lines):
         if _ERROR.search(line):
             return lines[max(0, number - BEFORE) :][:limit]

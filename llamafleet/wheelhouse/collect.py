@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.protocol.redact import redacted
 from llamafleet.tables.pinned import HOST, Pin, pins, pip_line, toolkit_file
 from llamafleet.tables.toolkits import wheel_toolkits
+from llamafleet.wheelhouse.index import Sources, fetch_archive, sources
 from llamafleet.wheelhouse.manifest import (
     MANIFEST,
     MANIFEST_VERSION,
@@ -32,6 +36,11 @@ ARCHES = ("x86_64", "aarch64")
 # Wheels for these need glibc 2.28 or less, so that they fit every host with a supported Python.
 # pip does not derive the older manylinux_2_* tags from a newer one.
 _MANYLINUX = ("2_28", "2_27", "2_26", "2_24", "2_17", "2014", "2_12", "2010", "2_5", "1")
+
+_NETWORK = re.compile(
+    r"NewConnectionError|ProxyError|SSLError|Name or service|Max retries|timed out"
+)
+"""In pip's words for a connection that failed: not the package is at fault."""
 
 _LLAMA_CPP = "vendor/llama.cpp/"
 _KEPT_FILES = frozenset(
@@ -69,8 +78,9 @@ def build(
     toolkits: Sequence[str] = (),
     slim: bool = True,
     cmake: bool = True,
+    index_url: str | None = None,
 ) -> Manifest:
-    """Collect a wheelhouse into `directory` with this Python's pip and its configured index.
+    """Collect a wheelhouse into `directory` from an index, or as this Python's pip is configured.
 
     `version` and `sha256` are those of llama-cpp-python's published source archive; `cmake`
     False leaves CMake out, for hosts that have 3.24 or newer. An older wheelhouse in
@@ -78,6 +88,7 @@ def build(
     """
     if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
         raise WheelhouseError(f"{directory} is not empty and no wheelhouse: name another folder")
+    where = sources(index_url)
     wanted = [*pins(HOST)]
     for toolkit in toolkits:
         wanted += _toolkit_pins(toolkit)
@@ -87,8 +98,8 @@ def build(
         stage.mkdir()
         for python in pythons:
             for arch in arches:
-                _download_wheels(wanted, stage, python, arch, cmake)
-        llama = _download_llama(stage, version, sha256, slim)
+                _download_wheels(wanted, stage, python, arch, cmake=cmake, index_url=index_url)
+        llama = _download_llama(stage, version, sha256, slim, where)
         files = {
             path.name: File(
                 sha256_of(path),
@@ -186,33 +197,30 @@ def _for_host(wanted: Iterable[Pin], python: str, arch: str, cmake: bool) -> str
 
 
 def _download_wheels(
-    wanted: Iterable[Pin], stage: Path, python: str, arch: str, cmake: bool
+    wanted: Iterable[Pin],
+    stage: Path,
+    python: str,
+    arch: str,
+    *,
+    cmake: bool,
+    index_url: str | None,
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         lines = Path(scratch) / "requirements.txt"
         lines.write_text(_for_host(wanted, python, arch, cmake), encoding="utf-8")
-        options = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", python]
+        options = ["--implementation", "cp", "--python-version", python]
         for tag in _MANYLINUX:
             options += ["--platform", f"manylinux{'_' if '_' in tag else ''}{tag}_{arch}"]
-        _pip_download(lines, stage, f"wheels for Python {python} on {arch}", *options)
+        what = f"wheels for Python {python} on {arch}"
+        _pip_download(lines, stage, what, *options, index_url=index_url)
 
 
-def _download_llama(stage: Path, version: str, sha256: str, slim: bool) -> Llama:
+def _download_llama(stage: Path, version: str, sha256: str, slim: bool, where: Sources) -> Llama:
     """Put llama-cpp-python's source archive into `stage`."""
+    names = (sdist_name(version), sdist_name(version).replace("_", "-"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        wanted = folder / "requirements.txt"
-        wanted.write_text(pip_line(f"llama-cpp-python=={version}", [sha256]), encoding="utf-8")
-        # pip runs the build backend for the archive's metadata: the pinned one, not the newest.
-        pinned = folder / "build.txt"
-        pinned.write_text(
-            "".join(f"{pin.unmarked}\n" for pin in pins(HOST) if pin.requirement.marker is None),
-            encoding="utf-8",
-        )
-        _pip_download(
-            *(wanted, folder, f"source archive of llama-cpp-python {version}"),
-            *("--no-binary", "llama-cpp-python", "--build-constraint", str(pinned)),
-        )
+        fetch_archive(where, "llama-cpp-python", names, sha256, folder / names[0])
         source, target = folder / sdist_name(version), stage / sdist_name(version)
         if slim:
             slim_sdist(source, target)
@@ -221,14 +229,27 @@ def _download_llama(stage: Path, version: str, sha256: str, slim: bool) -> Llama
     return Llama(version=version, sha256=sha256_of(target), source_sha256=sha256)
 
 
-def _pip_download(wanted: Path, target: Path, what: str, *options: str) -> None:
-    """Download exactly what `wanted` lists. Raises WheelhouseError with pip's last error."""
+def _pip_download(
+    wanted: Path, target: Path, what: str, *options: str, index_url: str | None
+) -> None:
+    """Download exactly the wheels that `wanted` lists. Raises WheelhouseError with pip's error.
+
+    `index_url`: in place of what pip is configured with. It stands on no command line.
+    """
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
-    command += ["--no-deps", "--require-hashes", "--dest", str(target), "-r", str(wanted)]
+    command += ["--no-deps", "--require-hashes", "--only-binary", ":all:", "--dest", str(target)]
+    own = {"PIP_INDEX_URL": index_url, "PIP_EXTRA_INDEX_URL": ""} if index_url else {}
     done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [*command, "-r", str(wanted), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | own,
     )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        # Where the network failed, pip goes on to say that there is no such version.
+        errors = [line for line in done.stderr.splitlines() if _NETWORK.search(line)] or errors
         last = (errors or done.stderr.splitlines() or ["no output"])[-1]
-        raise WheelhouseError(f"no {what}: {last}; next: try the same with pip download -v")
+        raise WheelhouseError(f"no {what}: {redacted(last)}; next: try the same with pip download")

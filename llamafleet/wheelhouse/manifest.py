@@ -7,7 +7,8 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from llamafleet.received import LIMIT, Unreadable, received
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -74,29 +75,29 @@ def load(directory: Path) -> Manifest:
     """The manifest of a wheelhouse. Raises WheelhouseError."""
     path = directory / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(_text(path))
     except OSError as error:
         raise WheelhouseError(f"{path} can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise WheelhouseError(f"{path} is not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("version") != MANIFEST_VERSION:
         raise WheelhouseError(f"{path} is not a manifest of version {MANIFEST_VERSION}")
-    try:
-        return _manifest(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WheelhouseError(f"{path} is damaged ({error!r})") from error
+    found = received(Manifest, data)
+    if isinstance(found, Unreadable):
+        raise WheelhouseError(f"{path} is damaged ({found.reason})")
+    return found
 
 
-def _manifest(data: dict[str, Any]) -> Manifest:
-    return Manifest(
-        created=int(data["created"]),
-        files={str(name): File(**entry) for name, entry in data["files"].items()},
-        pythons=tuple(data["pythons"]),
-        arches=tuple(data["arches"]),
-        toolkits=tuple(data["toolkits"]),
-        slim=bool(data["slim"]),
-        llama=Llama(**data["llama"]),
-    )
+def _text(path: Path) -> str:
+    """Raises OSError, and ValueError for what is no text, or more of it than any manifest has."""
+    if not path.is_file():  # a pipe would never end
+        path.stat()
+        raise ValueError("no regular file")
+    with path.open(encoding="utf-8") as file:
+        text = file.read(LIMIT + 1)
+    if len(text) > LIMIT:
+        raise ValueError(f"more than {LIMIT} characters")
+    return text
 
 
 def verify(directory: Path) -> list[str]:

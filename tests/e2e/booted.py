@@ -55,6 +55,9 @@ class BootedHost:
     port: int
     key: Path
     console: Path
+    address: str = "127.0.0.1"
+    namespace: str = ""
+    """Network namespace of its own; "": this machine's."""
 
     def start(self) -> None:
         """Boot it, and again whenever it asks for a reboot."""
@@ -67,11 +70,15 @@ class BootedHost:
                 [
                     *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
                     *("-D", self.tree, f"--machine={self.name}", "--console=pipe"),
+                    *self._network(),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def _network(self) -> list[str]:
+        return [f"--network-namespace-path=/run/netns/{self.namespace}"] if self.namespace else []
 
     def _boot_again(self) -> None:
         while self.process.wait() == REBOOTS:
@@ -80,7 +87,7 @@ class BootedHost:
     def data(self, **settings: object) -> dict[str, object]:
         """Inventory data that reaches this host as its admin, by sudo."""
         return {
-            "ssh_hostname": "127.0.0.1",
+            "ssh_hostname": self.address,
             "ssh_port": self.port,
             "ssh_user": ADMIN,
             "ssh_key": str(self.key),
@@ -94,7 +101,7 @@ class BootedHost:
         """A command on the host over its own sshd."""
         argv = ["ssh", "-q", "-p", str(self.port), "-i", str(self.key)]
         argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-        argv += [f"{user}@127.0.0.1", command]
+        argv += [f"{user}@{self.address}", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
 
     def reboot(self) -> None:
@@ -125,25 +132,32 @@ class BootedHost:
         shutil.rmtree(self.tree, ignore_errors=True)
 
 
-def boot(name: str, folder: Path, suite: str = "bookworm") -> BootedHost:
+def boot(
+    name: str,
+    folder: Path,
+    address: str = "127.0.0.1",
+    namespace: str = "",
+    suite: str = "bookworm",
+) -> BootedHost:
     """Copy the base tree, let `admin` and root in by key, boot it and wait for sshd."""
     tree, key = folder / name, folder / f"{name}.key"
     tree.mkdir(mode=0o755)
     subprocess.run(["cp", "-a", "--reflink=auto", f"{base_tree(suite)}/.", tree], check=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     port = _free_port()
-    _prepare(tree, name, port, key.with_suffix(".key.pub").read_text())
-    host = BootedHost(name, tree, port, key, folder / f"{name}.console")
+    _prepare(tree, name, (address, port), key.with_suffix(".key.pub").read_text())
+    host = BootedHost(name, tree, port, key, folder / f"{name}.console", address, namespace)
     host.start()
     host.wait()
     return host
 
 
-def _prepare(tree: Path, name: str, port: int, public_key: str) -> None:
+def _prepare(tree: Path, name: str, listen: tuple[str, int], public_key: str) -> None:
+    address, port = listen
     (tree / "etc/hostname").write_text(f"{name}\n")
     (tree / "etc/ssh/sshd_config.d").mkdir(exist_ok=True)
     (tree / "etc/ssh/sshd_config.d/test.conf").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nPermitRootLogin prohibit-password\n"
+        f"Port {port}\nListenAddress {address}\nPermitRootLogin prohibit-password\n"
     )
     subprocess.run(["chroot", tree, "useradd", "--create-home", "-s", "/bin/sh", ADMIN], check=True)
     (tree / "etc/sudoers.d/admin").write_text(f"{ADMIN} ALL=(ALL) NOPASSWD: ALL\n")

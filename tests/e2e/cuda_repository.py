@@ -5,6 +5,7 @@ Beside the toolkit it offers a driver, as NVIDIA's own does, so that a test can 
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import http.server
@@ -21,6 +22,8 @@ from tests.gpg import Gpg
 
 LABEL = "NVIDIA CUDA"
 REPOSITORY = "repos/debian12/x86_64"
+USER, PASSWORD = "lab", "s3cret"
+BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 TARGET = "targets/x86_64-linux"
 DRIVERS = {"cuda-drivers": "nvidia-driver", "nvidia-driver": ""}
 """Packages without files -> what they depend on."""
@@ -141,10 +144,21 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing: the test's own output is what matters."""
 
 
+class _Guarded(_Quiet):
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") == BASIC:
+            super().do_GET()
+            return
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="lab"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The URL of a folder, on the loopback interface."""
-    handler = functools.partial(_Quiet, directory=str(folder))
+def served(folder: Path, guarded: bool = False) -> Iterator[str]:
+    """The URL of a folder, on the loopback interface; `guarded`: for USER and PASSWORD alone."""
+    handler = functools.partial(_Guarded if guarded else _Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

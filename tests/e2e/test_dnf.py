@@ -7,6 +7,7 @@ here: what a toolkit compiles is seen in test_cuda.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,14 +16,15 @@ from typing import Any
 import pytest
 
 from llamafleet.inventory import read_supplies
-from llamafleet.layout import DNF_SOURCE, Layout
+from llamafleet.layout import DNF_SOURCE, USER, Layout
 from llamafleet.plans.make import make_plan
 from llamafleet.protocol.job import PackagesConfig
 from llamafleet.render import toolkit_config
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp
 from tests.e2e.booted import BootedHost, missing_tools
-from tests.e2e.cuda_repository import served
+from tests.e2e.cuda_repository import PASSWORD, served
+from tests.e2e.cuda_repository import USER as MIRROR_USER
 from tests.hosts.recorded import load
 from tests.onhost.toolkit.test_install import ANSWERS
 
@@ -32,7 +34,12 @@ pytestmark = [
 ]
 HOST = "dnf-a"
 FOLDER = "srv/mirror/repos/rhel8/x86_64"
-RECORD = "root/installed-packages"
+LAYOUT = Layout.system()
+RECORD = LAYOUT.installed_packages.lstrip("/")
+KEY = "dnf-12.4"
+FOLDER_OF_JOB, TOLD = LAYOUT.root_job("toolkit", KEY), LAYOUT.config("toolkit", KEY)
+JOB = f"python3 -I {LAYOUT.zipapp} job --kind toolkit --config {TOLD} --dir {FOLDER_OF_JOB}"
+STAMP = f"{FOLDER_OF_JOB}/stamp.json".lstrip("/")
 SOURCE = DNF_SOURCE.lstrip("/")
 NVCC = "/usr/local/cuda-12.4/bin/nvcc"
 SPEC = """Name: {name}
@@ -60,6 +67,7 @@ class Rpms:
     def __init__(self, host: BootedHost) -> None:
         self.host = host
         self.ok(INSTALL)
+        self.ok(f"useradd --system --create-home {USER}")
         self.ok("gpg --batch --passphrase '' --quick-gen-key lab rsa3072 sign never")
         self.ok(f"mkdir -p /{FOLDER} /srv/own /root/specs")
         self.ok(r"printf '%%_gpg_name lab\n%%__gpg /usr/bin/gpg\n' >/root/.rpmmacros")
@@ -120,17 +128,20 @@ def job(host: BootedHost, url: str, **settings: Any) -> tuple[int, dict[str, Any
     chosen = Settings(toolkit_url=url, toolkit_method="dnf", **settings)
     snapshot = replace(load("l40s-550-rocky8-toolset").snapshot, toolkits=())
     supplies = read_supplies({HOST: chosen})[HOST]
-    plan = make_plan(HOST, chosen, snapshot, Layout.system(), supplies=supplies)
+    plan = make_plan(HOST, chosen, snapshot, LAYOUT, supplies=supplies)
     assert plan.toolkit and plan.toolkit.version == "12.4", plan.problems
     config = toolkit_config(plan.toolkit)
     assert isinstance(config, PackagesConfig)
-    folder = host.tree / "root/job"
-    folder.mkdir(exist_ok=True)
-    told = replace(config, record=f"/{RECORD}")
-    (folder / "config.json").write_text(json.dumps(asdict(told)))
-    (host.tree / "root/llamafleet-host.pyz").write_bytes(host_zipapp())
-    run = host.run("python3 /root/llamafleet-host.pyz job --kind toolkit --dir /root/job")
-    return run.returncode, json.loads((folder / "stamp.json").read_text())
+    for path, content in (
+        (TOLD, json.dumps(asdict(config)).encode()),
+        (LAYOUT.zipapp, host_zipapp()),
+    ):
+        file = host.tree / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    run = host.run(JOB)
+    assert (host.tree / STAMP).exists(), run.stdout + run.stderr
+    return run.returncode, json.loads((host.tree / STAMP).read_text())
 
 
 def key(host: BootedHost, tmp_path: Path) -> str:
@@ -204,10 +215,7 @@ def test_dnf_installs_the_toolkit_and_never_a_driver(
     assert found.returncode == 0
     refused = booted.run("dnf -y install nvidia-driver")
     assert refused.returncode != 0 and "nvidia-driver" in refused.stdout + refused.stderr
-    assert (
-        "done already"
-        in booted.run("python3 /root/llamafleet-host.pyz job --kind toolkit --dir /root/job").stdout
-    )
+    assert "done already" in booted.run(JOB).stdout
 
 
 def test_a_package_without_the_signature_is_not_installed(
@@ -216,7 +224,33 @@ def test_a_package_without_the_signature_is_not_installed(
     rpms.ok("dnf -y -q remove cuda-nvcc-12-4")
     rpms.ok(f"rpmsign --delsign /{FOLDER}/x86_64/cuda-nvcc-12-4-*.rpm")
     rpms.index()
-    (booted.tree / "root/job/stamp.json").unlink()
+    (booted.tree / STAMP).unlink()
     status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
     assert status == 1 and stamp["error"]["phase"] == "install"
     assert booted.run("rpm -q cuda-nvcc-12-4").returncode != 0
+
+
+def test_a_user_and_a_password_stand_in_a_file_that_root_alone_reads(
+    booted: BootedHost, rpms: Rpms, tmp_path: Path
+) -> None:
+    """And another dnf that is at work is waited for."""
+    rpms.add("cuda-nvcc-12-4", "cuda-crt-12-4", NVCC)
+    rpms.index()
+    netrc = booted.tree / LAYOUT.netrc.lstrip("/")
+    netrc.write_text(f"machine 127.0.0.1 login {MIRROR_USER} password {PASSWORD}\n")
+    with served(booted.tree / "srv/mirror", guarded=True) as url:
+        given = key(booted, tmp_path)
+        status, stamp = job(booted, url, toolkit_key=given)
+        assert status == 1 and "401" in " ".join(stamp["error"]["lines"]), stamp
+        rpms.ok("systemd-run --quiet --unit=holder sleep 12")
+        pid = rpms.ok("systemctl show -P MainPID holder").strip()
+        (booted.tree / "var/cache/dnf/metadata_lock.pid").write_text(pid)
+        begun = time.monotonic()
+        status, stamp = job(booted, url, toolkit_key=given, netrc="/root/netrc")
+        assert status == 0, stamp
+        assert time.monotonic() - begun > 8
+    source = booted.tree / SOURCE
+    assert source.stat().st_mode & 0o777 == 0o600
+    assert f"\nusername={MIRROR_USER}\npassword={PASSWORD}\n" in source.read_text()
+    told = rpms.ok(f"cat {FOLDER_OF_JOB}/*.log {FOLDER_OF_JOB}/*.json {TOLD}")
+    assert PASSWORD not in told

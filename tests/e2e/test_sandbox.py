@@ -108,7 +108,7 @@ def host(
 ) -> Iterator[BootedHost]:
     """With the account and its folders, as the pipeline makes them: systemd 252 and 257."""
     with real_device_rules(HOST):
-        booted = boot(HOST, tmp_path_factory.mktemp("hosts"), request.param)
+        booted = boot(HOST, tmp_path_factory.mktemp("hosts"), suite=request.param)
     yield prepared(booted)
     booted.stop()
 

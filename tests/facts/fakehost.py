@@ -54,6 +54,8 @@ class FakeHost:
         self.files: tuple[str, ...] = ()
         self.extra: tuple[str, ...] = ()
         self.folders: tuple[str, ...] = ()
+        self.parameters = ""
+        """Further ones of the script, a line each."""
         self.environment: dict[str, str] = {}
 
     @property
@@ -87,9 +89,17 @@ class FakeHost:
         path.chmod(mode)
         return path
 
+    def real_rights(self) -> None:
+        """Let setpriv take rights away, and others enter: only where this runs as root."""
+        (self.bin / "setpriv").unlink()
+        self.borrow("setpriv")
+        for folder in (self.folder, *self.folder.parents):
+            if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+                folder.chmod(0o755)
+
     def lines(self, smi_limit_s: int = 10) -> list[str]:
         """What the script prints; asserts the promises it makes on every host."""
-        parameters = f"LF_ROOT='{self.root}'\nLF_SMI_LIMIT={smi_limit_s}\n"
+        parameters = f"LF_ROOT='{self.root}'\nLF_SMI_LIMIT={smi_limit_s}\n{self.parameters}"
         script = parameters + render(self.layout, self.files, self.extra, self.folders)
         environment = {"PATH": str(self.bin), "HOME": str(self.home), **self.environment}
         done = subprocess.run(

@@ -18,7 +18,6 @@ from llamafleet.layout import Layout
 from tests.facts.test_reader import GOOD
 
 Connect = Callable[..., list[Host]]
-TEXT: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 
 
 @pytest.fixture
@@ -111,19 +110,19 @@ def test_path_that_can_not_be_passed_on_stays_that_host_s_problem(connect: Conne
 
 def test_no_exception_leaves_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "found a truncated snapshot" in Snapshot().process(GOOD[:5]).error
-    monkeypatch.setattr("llamafleet.facts.snapshot.parse", lambda _: [][0])
-    assert "(IndexError: list index" in Snapshot().process(GOOD).error
+    monkeypatch.setattr("llamafleet.facts.snapshot.parse", lambda _: {}["x"])
+    assert "(KeyError: 'x')" in Snapshot().process(GOOD).error
 
 
 def test_command_takes_the_layout_as_plain_values() -> None:
-    lists = (("/a", "/b"), ("/opt/cuda",), ("/c",))
-    command = Snapshot().command("user", "$HOME/x y", "/state", *lists)
+    lists = {"files": ("/a", "/b"), "extra": ("/opt/cuda",), "folders": ("/c",)}
+    command = Snapshot().command("user", "$HOME/x y", "/state", **lists)
     # What printf(1) makes of it is the script.
-    told = subprocess.run(["sh", "-c", f"printf '%s\n' {command.removeprefix('eval ')}"], **TEXT)
-    script = told.stdout
+    printed = ["sh", "-c", f"printf '%s\n' {command.removeprefix('eval ')}"]
+    script = subprocess.run(printed, capture_output=True, text=True, check=True).stdout
     assert script.startswith("LF_SCOPE=user\nLF_PREFIX='$HOME/x y'\nLF_STATE=/state\n")
     assert "LF_FILES='/a\n/b'\nLF_FOLDERS=/c\n" in script and "LF_EXTRA=/opt/cuda\n" in script
     layout = Layout("user", "$HOME/x y", "", "/state", "")
-    assert script == render(layout, *lists)
+    assert script == render(layout, **lists)
     with pytest.raises(ValueError, match="found scope 'global'"):
         Snapshot().command("global", "/p", "/s")

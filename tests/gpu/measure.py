@@ -87,17 +87,21 @@ def verify(
     inputs: dict[str, object] | None = None,
     **changes: object,
 ) -> Result:
-    """The verification by hand, with its settings changed, its result in `folder`."""
+    """The verification by hand, with its settings changed, its result in `folder`.
+
+    `env`: of llama.cpp's process; the caller's own does not reach it. By whoever runs the tests.
+    """
     config = json.loads(Path(LAYOUT.verify_config).read_text())
     config |= {"results": str(folder / "results"), "job": str(folder / "run"), **changes}
     config["inputs"] |= inputs or {}
+    config["environment"] |= env or {}
+    config["as_account"] = []
     path = folder / "verify.json"
     path.write_text(json.dumps(config))
     python = f"{config['prefix']}/bin/python"
-    argv = [python, LAYOUT.zipapp, "verify", "--config", str(path), *arguments]
+    argv = [python, "-I", LAYOUT.zipapp, "verify", "--config", str(path), *arguments]
     done = subprocess.run(
         [*prefix_command, *argv],
-        env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
         check=False,

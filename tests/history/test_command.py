@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from llamafleet.history.command import FLAGS, SECRET, without_secrets
+from llamafleet.history.command import FLAGS, without_secrets
+from llamafleet.terminal import SECRET
 
 SHOWN = frozenset({"accelerator", "index_url", "cmake_options"})
 

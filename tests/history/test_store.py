@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -116,16 +116,48 @@ def test_a_result_that_can_t_be_understood_is_a_row_that_says_so() -> None:
     [
         ("@local", "local"),
         ("gpu-a.example", "gpu-a.example"),
-        ("@docker/debian:12", "docker_debian_12"),
-        ("../etc", ".._etc"),
-        ("..", "__"),
-        ("a/b", "a_b"),
+        ("@docker/debian:12", "@docker%2Fdebian%3A12"),
+        ("../etc", "..%2Fetc"),
+        ("..", "%2E%2E"),
+        ("", "%"),
+        ("a/b", "a%2Fb"),
+        ("a_b", "a_b"),
+        ("a%2Fb", "a%252Fb"),
+        ("local", "local%"),
+        ("runs", "runs%"),
+        ("gpu-\x1b[2J\ud800", "gpu-%1B%5B2J%ED%A0%80"),
     ],
 )
 def test_a_host_s_folder_is_directly_below_the_root(host: str, folder: str, tmp_path: Path) -> None:
     found = Store(tmp_path).folder(host)
     assert found == tmp_path / folder
     assert found.resolve().parent == tmp_path.resolve()
+
+
+def test_no_two_hosts_share_a_folder(tmp_path: Path) -> None:
+    names = ["a/b", "a_b", "a%2Fb", "@a/b", "@a_b", "a:b", "@local", "local", "local%", "runs",
+             "x" * 300, "x" * 301, "/" * 300, "last-run.json", ".", "..", "...", "_", "__", "@",
+             "@@", "", "%"]  # fmt: skip
+    folders = [Store(tmp_path).folder(name) for name in names]
+    assert len(set(folders)) == len(names)
+    for folder in folders:
+        folder.mkdir()
+        assert folder.parent == tmp_path and folder.resolve() == folder.absolute()
+
+
+def test_results_in_a_folder_that_was_shared_are_those_of_their_host(tmp_path: Path) -> None:
+    """Until results had a folder for each host, a/b and a_b wrote into the same one."""
+    store, before = Store(tmp_path), {"a/b": "570.1", "a_b": "575.2"}
+    for host, driver in before.items():
+        old = replace(RESULT, host=host, inputs=replace(RESULT.inputs, driver=driver))
+        path = tmp_path / "a_b" / f"{driver}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(asdict(old)))
+    for host, driver in before.items():
+        update = store.update(host, replace(RESULT, host=host, finished=RESULT.finished + 1))
+        assert update is not None and update.before.driver == driver
+    store.write_result("a/b", replace(RESULT, host="a/b"))
+    assert not (tmp_path / "a_b" / "latest.json").exists()
 
 
 def test_results_are_kept_under_their_time_and_as_the_latest(tmp_path: Path) -> None:

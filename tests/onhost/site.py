@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 Handler = http.server.BaseHTTPRequestHandler
 
@@ -85,7 +85,8 @@ def proxy() -> Iterator[Site]:
         if not urlsplit(handler.path).scheme:
             handler.send_error(403)
             return
-        with urlopen(handler.path, timeout=20) as found:
+        request = Request(handler.path, headers=dict(handler.headers.items()))
+        with build_opener(ProxyHandler({})).open(request, timeout=20) as found:
             send(handler, found.read())
 
     with _served(answer, None) as port:

@@ -6,12 +6,13 @@ import base64
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from llamafleet.onhost import download
-from llamafleet.onhost.download import DownloadError, Limits, Network, read_bytes, save
+from llamafleet.onhost.download import DownloadError, Limits, Network, fetch
 from tests.onhost.site import Handler, Site, certificate, proxy, redirect, send, site
 
 PLAIN = Network()
@@ -32,28 +33,23 @@ def secrets(tmp_path: Path) -> Network:
     return Network(netrc=str(file))
 
 
+def read_bytes(url: str, network: Network, limits: Limits) -> bytes:
+    return download.read_bytes(url, network, limits)[0]
+
+
 def refused(url: str, network: Network = PLAIN, limits: Limits = LIMITS) -> DownloadError:
     with pytest.raises(DownloadError) as raised:
         read_bytes(url, network, limits)
     return raised.value
 
 
-def test_what_is_there_comes(web: Site, tmp_path: Path) -> None:
-    web.answers["/f"] = b"x" * 1000
+def test_what_is_there_comes(web: Site) -> None:
+    web.answers |= {"/f": b"x" * 1000, "/to": redirect("/f")}
     seen: list[tuple[int, int]] = []
-    save(web.url("/f"), tmp_path / "f", Network(), LIMITS, lambda *told: seen.append(told))
-    assert (tmp_path / "f").read_bytes() == b"x" * 1000
+    target = BytesIO()
+    final = fetch(web.url("/to"), target, PLAIN, LIMITS, on_bytes=lambda *told: seen.append(told))
+    assert (target.getvalue(), final) == (b"x" * 1000, web.url("/f"))
     assert seen[-1] == (1000, 1000)
-    with pytest.raises(FileExistsError):
-        save(web.url("/f"), tmp_path / "f", Network(), LIMITS)
-
-
-def test_no_link_is_followed(web: Site, tmp_path: Path) -> None:
-    web.answers["/f"] = b"x"
-    (tmp_path / "f").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError):
-        save(web.url("/f"), tmp_path / "f", Network(), LIMITS)
-    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_credentials_of_netrc_reach_their_host_alone(web: Site, secrets: Network) -> None:

@@ -445,3 +445,15 @@ def test_the_zipapp_has_the_command(host: Host) -> None:
     answer = Runner(host.root).run("driver-check", "--config", host.config)
     assert answer.returncode == 3, answer.stderr
     assert host.mark()["now"] == NOW and not host.latest.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone is refused")
+def test_root_checks_nothing_for_an_account(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would remove a file by way of a folder that the account can turn into a link."""
+    host.plan({"driver": WAS}, as_account=["setpriv", "--reuid=llamafleet"])
+    host.module(NOW)
+    assert host.check() == 2
+    assert host.latest.exists() and not host.stale.exists()
+    error = capsys.readouterr().err
+    assert error.startswith("driver-check: found uid 0; expected the account that builds")
+    assert "next: env -i setpriv --reuid=llamafleet " in error

@@ -26,7 +26,7 @@ from pyinfra.connectors.fake import FakeConnector
 from pyinfra.connectors.util import CommandOutput, OutputLine
 from pyinfra.context import ctx_host, ctx_inventory, ctx_state
 
-from llamafleet.facts.host import Unit
+from llamafleet.facts.host import Build, Unit
 from llamafleet.managed import Group, rows
 from llamafleet.protocol.job import JobStatus, Kind, Progress, Stamp
 from llamafleet.render import content_sha256
@@ -99,6 +99,16 @@ class FakeHost:
         name = "progress" if runs else "stamp"
         self.found(f"job={kind} | {key} | {int(runs)}")
         return self.file(name, kind, key, f"{name}.json", text=json.dumps(asdict(told)))
+
+    def build(self, build: Build) -> FakeHost:
+        """The same host with a build, as it is looked into."""
+        assert build.stamp is not None and build.product is not None
+        runs = (f"build_runs={build.name}",) if build.runs else ()
+        self.found(f"built={build.name}", *runs)
+        told = asdict(build.stamp) | asdict(build.product)
+        self.file("build", build.name, "build.json", text=json.dumps(told))
+        lines = "\n".join(f"{sha256}  {path}" for path, sha256 in build.libraries.items())
+        return self.file("libraries", build.name, text=lines)
 
     def changed(self, **changes: Any) -> FakeHost:
         """The same host with other lines or blocks: as tests/hosts/*.yaml write them."""
@@ -204,8 +214,9 @@ def rendered(run: HostRun, group: Group) -> dict[str, str]:
     """sha256 by path of the group's files, as this run would write them."""
     plan, layout = run.plan(), run.layout()
     return {
-        row.path(layout): content_sha256(row, plan, run.settings, layout)
+        row.path(layout): content_sha256(row, plan, run.settings, layout, run.supplies)
         for row in rows(layout, group)
+        if run.supplies.netrc or not row.secret
     }
 
 

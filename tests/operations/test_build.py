@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from operations.build import activate, build
 from tests.hosts.recorded import load
 from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
 from tests.operations.test_watch import Clock
-from tests.plans.hosts import built
+from tests.plans.hosts import proven, there
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 LAYOUT = Layout.system()
@@ -30,15 +31,22 @@ def planned(recorded: str = GPU) -> BuildPlan:
 
 KEY = planned().fingerprint
 FOLDER = f"/var/lib/llamafleet/build/{KEY}"
-ASKED = f"{PYTHON} {LAYOUT.zipapp} status --dir {FOLDER}"
+ZIPAPP = f"{PYTHON} -I {LAYOUT.zipapp}"
 RUNNING = Progress(kind="build", key=KEY, pid=7, start_ticks=1, phase="compile", step=7, steps=135)
 
 
-def after_the_build(host: FakeHost) -> FakeHost:
-    """The same host with the planned build, not switched to."""
-    stamp = built(planned()).stamp
-    assert stamp is not None
-    return host.found(f"built={KEY}").job("build", KEY, stamp)
+def after_the_build(host: FakeHost, name: str = KEY) -> FakeHost:
+    """The same host with the planned build, not switched to; `name`: of its folder."""
+    return host.build(there(planned(), name))
+
+
+def after_the_verification(host: FakeHost, name: str = KEY) -> FakeHost:
+    """The same, its build verified."""
+    verify = load(GPU).plan.verify
+    result = replace(proven(verify), prefix=LAYOUT.version(name))
+    return after_the_build(host, name).file(
+        "latest", "latest.json", text=json.dumps(asdict(result))
+    )
 
 
 def test_a_build_is_told_started_under_the_account_and_waited_for(
@@ -49,41 +57,16 @@ def test_a_build_is_told_started_under_the_account_and_waited_for(
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(build) == []
         assert run.runs["a"].changes == [f"build {KEY[:8]} (nothing was built on this host yet)"]
-    folder, config, mode, stale, start, asked = host.sent
-    assert folder == f"install -d -m 755 -o llamafleet -g llamafleet {FOLDER}"
-    assert config == f"PUT {FOLDER}/config.json"
-    told = json.loads(host.uploads[f"{FOLDER}/config.json"])
+    config = f"/etc/llamafleet/jobs/build-{KEY}.json"
+    told = json.loads(host.uploads[config])
     assert decode(BuildConfig, told) == planned().config
-    assert mode == f"chmod 644 {FOLDER}/config.json"
     # What an earlier attempt left would be read as the end of this one.
-    assert stale == f"rm -f {FOLDER}/stamp.json {FOLDER}/progress.json"
-    assert start.startswith(f"systemd-run --quiet --collect --unit=llamafleet-build-{KEY} ")
+    stale, start, asked = host.sent[-3:]
+    assert f"rm -f -- {FOLDER}/stamp.json {FOLDER}/progress.json" in stale
+    assert start.startswith(f"systemd-run --quiet --collect --unit=llamafleet-build-{KEY}.service ")
     assert " --property=User=llamafleet " in start
-    assert start.endswith(f" {PYTHON} {LAYOUT.zipapp} job --kind build --dir {FOLDER}")
-    assert asked == ASKED
-
-
-def test_without_systemd_it_is_detached_and_gives_root_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = FakeHost().changed(lines={"systemctl": []})
-    host.answers[STATUS] = answer_of(ended("build", KEY))
-    with fleet(monkeypatch, {"a": host}) as run:
-        assert run.run(build) == []
-    assert host.sent[-2] == (
-        f"{PYTHON} {LAYOUT.zipapp} start --log {FOLDER}/start.log --user llamafleet "
-        f"-- job --kind build --dir {FOLDER}"
-    )
-
-
-def test_in_a_home_it_is_the_user_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = "rtx4090-580-ubuntu24-user"
-    key = planned(recorded).fingerprint
-    folder = f"/home/ada/.local/state/llamafleet/build/{key}"
-    host = FakeHost(recorded)
-    host.answers[STATUS] = answer_of(ended("build", key))
-    with fleet(monkeypatch, {"a": host}) as run:
-        assert run.run(build) == []
-    assert host.sent[0].split() == ["install", "-d", "-m", "755", folder]
-    assert f" start --log {folder}/start.log -- job --kind build " in host.sent[-2]
+    assert f"{ZIPAPP} job --kind build --config {config} --dir {FOLDER}" in start
+    assert f"{ZIPAPP} status --dir {FOLDER}" in asked
 
 
 def test_a_build_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +77,7 @@ def test_a_build_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> N
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(build) == []
         assert run.runs["a"].changes == [f"build {KEY[:8]} (this build runs already)"]
-    assert host.sent == [ASKED] * 3
+    assert len(host.sent) == 3 and all(f"status --dir {FOLDER}" in sent for sent in host.sent)
 
 
 def test_one_that_fails_fails_the_host_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,33 +109,67 @@ def test_one_that_can_t_be_started_fails_the_host(monkeypatch: pytest.MonkeyPatc
     assert not any(STATUS in command for command in host.sent), "nothing to wait for"
 
 
-def test_the_switch_is_a_rename(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link that is replaced in place is gone for a moment, and units start by it."""
-    host = after_the_build(FakeHost()).found("current=older")
+SWITCH = [
+    f"ln -sfn /opt/llamafleet/versions/{KEY} /opt/llamafleet/current.partial",
+    "mv -T /opt/llamafleet/current.partial /opt/llamafleet/current",
+]
+
+
+def test_the_switch_to_a_proven_build_is_a_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that is replaced in place is gone for a moment, and people start by it."""
+    host = after_the_verification(FakeHost()).found("current=older")
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(build, activate) == []
-        assert run.runs["a"].changes == [f"current -> {KEY[:8]}"]
-    assert host.sent == [
-        f"ln -sfn /opt/llamafleet/versions/{KEY} /opt/llamafleet/current.partial",
-        "mv -T /opt/llamafleet/current.partial /opt/llamafleet/current",
-    ]
+        assert run.runs["a"].changes == [f"current -> {KEY}"]
+    assert host.sent == SWITCH
+
+
+def test_a_build_that_is_not_proven_never_becomes_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, it was switched to as soon as it was built, and stayed whatever was found."""
+    failed = after_the_build(FakeHost()).found("current=older")
+    result = proven(load(GPU).plan.verify, "FAIL")
+    failed.file("latest", "latest.json", text=json.dumps(asdict(result)))
+    for host in (after_the_build(FakeHost()).found("current=older"), failed):
+        with fleet(monkeypatch, {"a": host}) as run:
+            assert run.run(build, activate) == []
+            assert run.runs["a"].changes == []
+        assert host.sent == []
+
+
+def test_what_the_new_build_stands_for_is_removed_by_the_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    damaged = replace(there(planned()), libraries={})
+    host = after_the_verification(FakeHost().build(damaged), f"{KEY}-2").found(f"current={KEY}")
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(activate) == []
+        assert run.runs["a"].changes == [f"current -> {KEY}-2"]
+    *_, discard = host.sent
+    assert "setpriv --reuid=llamafleet " in discard and " env -i " in discard
+    assert discard.endswith(
+        f" discard --versions /opt/llamafleet/versions --current /opt/llamafleet/current -- {KEY}"
+    )
 
 
 def test_a_switch_that_fails_stops_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = after_the_build(FakeHost())
+    host = after_the_verification(FakeHost())
     host.answers["ln -sfn"] = False
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(activate) == ["@fake/a"]
     assert len(host.sent) == 1
 
 
-def test_the_same_run_builds_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = FakeHost()
-    host.answers[STATUS] = answer_of(ended("build", KEY))
-    host.becomes[STATUS] = after_the_build(FakeHost())
-    with fleet(monkeypatch, {"a": host}) as run:
-        assert run.run(build, activate) == []
-    assert [command.split()[0] for command in host.sent[-2:]] == ["ln", "mv"]
+def test_a_rebuild_is_made_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = after_the_build(FakeHost(rebuild=True)).found(f"current={KEY}")
+    after = FakeHost().build(there(planned())).found(f"current={KEY}")
+    before.becomes[STATUS] = after.build(there(planned(), f"{KEY}-2", finished=200.0))
+    before.answers[STATUS] = answer_of(ended("build", KEY))
+    with fleet(monkeypatch, {"a": before}) as run:
+        assert run.run(build, build) == []
+        assert run.runs["a"].changes == [f"build {KEY[:8]} (rebuild is set)"]
+        plan = run.runs["a"].plan()
+    assert plan.build and (plan.build.action, plan.build.name) == ("none", f"{KEY}-2")
+    assert sum(STATUS in sent for sent in before.sent) == 1
 
 
 def test_what_is_built_and_active_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ class Watched:
             name="gpu-a",
             layout=lambda: Layout.user("/home/joe") if self.scope == "user" else Layout.system(),
             settings=Settings(),
-            guard=SimpleNamespace(lost=lost, words=""),
+            guard=SimpleNamespace(cause=lost, words=""),
             fail=self._fail,
             say=lambda text, fg=None: self.said.append(text),
             reread=lambda: None,
@@ -140,10 +140,13 @@ def test_a_job_that_is_gone_has_the_cause_that_is_known(
 
 def test_what_a_host_says_of_an_end_is_read_as_text_and_bounded() -> None:
     said = ["boot 1795564900", "unit LoadState=loaded", "unit Result=\x1b[2Joom-kill", "hi"]
-    said += [f"log {line}" for line in ("a", "b" * 5000, "c{}", "d")] + ["start x", "start "]
+    said += [f"log {line}" for line in ("x", "a", "b" * 5000, "c{}", "c{}", "d")] + [
+        "start x",
+        "start ",
+    ]
     end = EndOfJob().process(said)
     assert end.boot == 1795564900.0 and end.unit["Result"] == "\\x1b[2Joom-kill"
-    assert end.log == ("b" * 200, "c{}", "d") and end.start == ("x",)
+    assert end.log == ("a", "b" * 200, "c{}", "d") and end.start == ("x",)
     for odd in ("boot", "boot x", "boot -1", f"boot {'9' * 40000}", "boot ٣"):
         assert EndOfJob().process([odd]).cause(1.0) in (
             "why is not known",

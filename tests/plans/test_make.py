@@ -141,7 +141,10 @@ def test_the_newest_python_that_the_building_account_may_run() -> None:
     theirs = build_of(host, accelerator="auto", scope="user")
     assert theirs.python.endswith("python3.13")
     hidden = replace(host, pythons=host.pythons[2:])
-    assert "(not for every user)" in only_problem(plan(hidden, accelerator="auto")).found
+    # Whoever may enter /root: no unit does.
+    assert "units see nothing" in only_problem(plan(hidden, accelerator="auto")).found
+    closed = pythons(("/srv/python/bin/python3.13", "3.13.1", False))
+    assert "(not for every user)" in only_problem(plan(closed, accelerator="auto")).found
 
 
 def test_the_python_of_the_settings() -> None:

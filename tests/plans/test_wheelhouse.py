@@ -200,7 +200,7 @@ def test_all_misfits_are_told_before_anything_is_done(host: HostSnapshot) -> Non
     made = plan(host, house=POOR, reboot="allow")
     wanted = ["no CUDA Toolkit", "Python 3.11", "machine x86_64", "CMake none"]
     assert found(made.problems) == wanted
-    assert made.toolkit is None and made.packages.commands == () and made.reboot is None
+    assert made.toolkit is None and made.packages.names == () and made.reboot is None
     assert all("llamafleet wheelhouse build /srv/w " in problem.next for problem in made.problems)
 
 
@@ -211,7 +211,7 @@ def test_a_toolkit_that_may_do_is_not_refused_before_that_is_known(host: HostSna
         (with_house(toolkits=()), replace(host, toolkits=(toolkit("12.8"),))),
     ):
         made = plan(changed, house=house, reboot="allow")
-        assert not made.problems and (made.reboot or made.packages.commands)
+        assert not made.problems and (made.reboot or made.packages.names)
 
 
 def test_a_host_that_takes_nothing_from_it_need_not_fit_it() -> None:

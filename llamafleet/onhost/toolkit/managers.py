@@ -121,6 +121,14 @@ class PackageManager(ABC):
         advice = next((do for known, do in _ADVICE if re.search(known, found)), " ".join(argv))
         return JobFailed(f"{error}: found {found}; expected status 0; next: on the host, {advice}")
 
+    def lacking(self, packages: Sequence[str]) -> JobFailed:
+        """Of packages that it does not know."""
+        lists = f" (of its lists: {' '.join(self.stale)})" if self.stale else ""
+        return JobFailed(
+            f"{self.name}: found no package {' '.join(packages)}{lists}; expected it in the "
+            f"host's repositories; next: on the host, {self.by_hand(packages)}"
+        )
+
     def words(self, said: Iterable[str]) -> list[str]:
         """Lines that say what is wrong, each once, at most ten."""
         wrong = (line.strip()[:300] for line in said if self.wrong.match(line))
@@ -187,6 +195,10 @@ class Apt(PackageManager):
         self.command(*self._ask, *only, "-o", "APT::Get::List-Cleanup=0", "update")
 
     def simulate(self, packages: Sequence[str]) -> Changes:
+        # An unknown g++ is to apt the order to install g+, which it takes for a pattern then.
+        names = {name for one in packages for name in self.asked("apt-cache", "pkgnames", one)}
+        if missing := [name for name in packages if name not in names]:
+            raise self.lacking(missing)
         return apt_changes(self.command(*self._ask, "--simulate", *self._install, *packages))
 
     def install(self, packages: Sequence[str]) -> None:

@@ -78,11 +78,7 @@ def judged(
     refuse(changes, config.packages, f"read {job.log_path} on the host, {otherwise}")
     missing = unknown(changes, config.packages, manager.versions(config.packages))
     if missing:
-        lists = f" (of its lists: {' '.join(manager.stale)})" if manager.stale else ""
-        raise JobFailed(
-            f"{config.manager}: found no package {' '.join(missing)}{lists}; expected it in the "
-            f"host's repositories; next: on the host, {manager.by_hand(missing)}"
-        )
+        raise manager.lacking(missing)
     return changes
 
 

@@ -60,7 +60,7 @@ def _trusted(repository: RepositoryConfig, network: Network) -> list[openpgp.Key
     try:
         if repository.key:
             return openpgp.read(repository.key.encode())
-        found = openpgp.read(read_bytes(repository.key_url, network, KEY_LIMITS))
+        found = openpgp.read(read_bytes(repository.key_url, network, KEY_LIMITS)[0])
         seen = ", ".join(key.fingerprint for key in found)
     except ValueError as error:
         found, seen = [], str(error)

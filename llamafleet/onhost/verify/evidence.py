@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -97,6 +97,32 @@ class Model:
         return ModelFile(self.name, str(self.path), size, self.sha256, self.weights.layers)
 
 
+@dataclass(frozen=True)
+class Device:
+    """One of ggml's devices, as the probe tells it."""
+
+    name: str
+    description: str
+    bus_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """As much of the probe's reply as is read here."""
+
+    libraries: tuple[str, ...] = ()
+    """Paths, with " (deleted)" where the file is no longer there."""
+    devices: tuple[Device, ...] = ()
+
+
+def _sha256_of(path: str) -> str:
+    """Of a library; the words for one that can't be read are no hash, so that it differs."""
+    try:
+        return synth.sha256_of(Path(path))
+    except (OSError, ValueError):
+        return "not to be read"
+
+
 class Evidence:
     """The host's: its build, its GPUs, the model."""
 
@@ -130,8 +156,13 @@ class Evidence:
 
     @once
     def probe(self) -> Outcome:
-        """What is loaded, and which devices it has."""
-        return self.children.run("probe")
+        """What is loaded, and which devices it has. Its reply, if there is one, is a `Probed`."""
+        outcome = self.children.run("probe")
+        try:
+            decode(Probed, outcome.reply or {})
+        except DecodeError as error:
+            return replace(outcome, reply=None, problem=f"a reply that can't be read: {error}")
+        return outcome
 
     @once
     def probed_libraries(self) -> dict[str, str]:
@@ -139,7 +170,7 @@ class Evidence:
         found = {}
         for path in (self.probe().reply or {}).get("libraries", ()):
             real = path.removesuffix(" (deleted)")
-            found[path] = synth.sha256_of(Path(real)) if real == path else "replaced on disk"
+            found[path] = _sha256_of(path) if real == path else "replaced on disk"
         return found
 
     def libraries(self) -> dict[str, str]:

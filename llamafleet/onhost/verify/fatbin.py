@@ -78,7 +78,7 @@ def _section(elf: mmap.mmap, path: Path) -> tuple[int, int]:
     """Offset and size of SECTION in a 64-bit little-endian ELF file."""
     if elf[:6] != b"\x7fELF\x02\x01":
         raise FatbinError(f"{path} is no 64-bit little-endian ELF file")
-    table = struct.unpack_from("<Q", elf, 40)[0]
+    (table,) = struct.unpack_from("<Q", elf, 40)
     entry_size, count, names_index = struct.unpack_from("<HHH", elf, 58)
 
     def header(index: int) -> tuple[int, int, int]:
@@ -96,7 +96,8 @@ def _section(elf: mmap.mmap, path: Path) -> tuple[int, int]:
                 if offset + size > len(elf):
                     raise FatbinError(f"{path} is cut off: {SECTION} ends behind the file")
                 return offset, size
-    except struct.error as error:
+    # OverflowError: an offset that is in no file.
+    except (struct.error, OverflowError) as error:
         raise FatbinError(f"{path} is cut off: {error}") from error
     raise FatbinError(f"{path} has no section {SECTION}: it was not compiled by nvcc")
 
@@ -107,6 +108,8 @@ def _containers(section: bytes, path: Path) -> Iterator[frozenset[Code]]:
     while at >= 0:
         try:
             _, _, header_size, size = _CONTAINER.unpack_from(section, at)
+            if header_size == 0:
+                raise struct.error("a container without a header")
             end = at + header_size + size
             yield frozenset(_entries(section, at + header_size, end))
         except struct.error as error:

@@ -295,7 +295,9 @@ def busy_utilisation(recording: Recording, start: str, end: str, settle_s: float
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value or "")
+    """What NVML says, without what a terminal would obey."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+    return "".join(c for c in text if c.isprintable())
 
 
 def _bus_id(pci: Any) -> str:

@@ -22,7 +22,7 @@ OUT_OF_MEMORY = frozenset({"oom-context", "oom-weights", "oom-host"})
 LIBRARY_NOT_FOUND = "import-cuda-runtime"
 TOOLKITS = ("/usr/local/cuda*/lib64", "/opt/llamafleet/toolkits/*/lib*")
 """Where a toolkit's libraries lie."""
-_LIBRARY = re.compile(r"(lib[\w+.-]+\.so[\d.]*): ")
+_LIBRARY = re.compile(r"(?<![\w+.-])(lib[\w+.-]+\.so[\d.]*): ")
 
 
 def of_task(outcome: Outcome) -> Match | None:

@@ -11,12 +11,18 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-_DEVICE = r"[^\s,]+"
-_LAYER = re.compile(rf"load_tensors: layer +(\d+) assigned to device ({_DEVICE})")
-_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
-_BUFFER = re.compile(rf"({_DEVICE}) (model|KV) buffer size = *([\d.]+) MiB")
-_INIT_ERROR = re.compile(r"failed to initialize CUDA: (.*)")
-_CAPABILITY = re.compile(r"Device (\d+): (.*), compute capability (\d+)\.(\d+)")
+# Each part has a bound: whatever the log holds, it is read in time that grows with its length.
+_COUNT = r"([0-9]{1,6})"
+_DEVICE = r"([^\s,]{1,80})"
+_LAYER = re.compile(rf"load_tensors: layer +{_COUNT} assigned to device {_DEVICE}")
+_OFFLOADED = re.compile(rf"offloaded {_COUNT}/{_COUNT} layers to GPU")
+_BUFFER = re.compile(
+    rf"(?<![^\s,]){_DEVICE} (model|KV) buffer size = *([0-9]{{1,12}}(?:\.[0-9]{{1,6}})?) MiB"
+)
+_INIT_ERROR = re.compile(r"failed to initialize CUDA: (.{0,300})")
+_CAPABILITY = re.compile(
+    r"Device [0-9]{1,4}: .{1,200}?, compute capability ([0-9]{1,3})\.([0-9]{1,3})(?![0-9])"
+)
 _CUDA = re.compile(r"CUDA\d+")
 _TROUBLE = re.compile(
     r"error|fail|abort|out of memory|no kernel image|cannot|can't|unable|invalid|corrupt"
@@ -25,6 +31,8 @@ _TROUBLE = re.compile(
 )
 _ROUTINE = re.compile(r"preferred buffer type|set_abort_callback")
 """Lines that sound like trouble and are written by every good run."""
+_LONGEST = 300
+"""Characters of a line that are quoted."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ def is_cuda(name: str) -> bool:
 
 def parse(log: str) -> Placement:
     """Read the log of one process that loaded one model."""
+    log = _printable(log)
     buffers: dict[str, dict[str, float]] = {"model": {}, "KV": {}}
     for name, kind, mib in _BUFFER.findall(log):
         sizes, device = buffers[kind], device_name(name)
@@ -79,15 +88,20 @@ def parse(log: str) -> Placement:
         model_mib=buffers["model"],
         kv_mib=buffers["KV"],
         init_error=errors[-1].strip() if errors else None,
-        capabilities=tuple(f"{major}.{minor}" for _, _, major, minor in _CAPABILITY.findall(log)),
+        capabilities=tuple(f"{major}.{minor}" for major, minor in _CAPABILITY.findall(log)),
     )
 
 
 def last_words(log: str, count: int = 4) -> str:
     """The last lines that speak of trouble, else the last lines; one line of text."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [line.strip()[:_LONGEST] for line in _printable(log).split("\n") if line.strip()]
     trouble = [line for line in lines if _TROUBLE.search(line) and not _ROUTINE.search(line)]
     return " | ".join((trouble or lines)[-count:]) or "no output"
+
+
+def _printable(log: str) -> str:
+    """The lines without what a terminal would obey: what is quoted of them ends up on one."""
+    return "".join(c if c == "\n" or c.isprintable() else " " for c in log)
 
 
 def listed(values: dict[str, int] | dict[str, float]) -> str:

@@ -19,6 +19,9 @@ _SHAPE = (
     ".attention.value_length",
 )
 
+LARGEST = 1e9
+"""More than any figure of a model's shape."""
+
 _INPUT = ("token_embd", "token_types", "position_embd", "per_layer_token_embd")
 """First parts of the names of the tensors of the input layer: llama.cpp keeps it on the CPU also
 with every layer offloaded (load_tensors in src/llama-model.cpp)."""
@@ -36,7 +39,7 @@ class Weights:
     its input embedding has that on the GPU as well."""
     kv_bytes_per_token: float
     """Of a KV cache in 16 bit, all layers; an estimate, from above where a layer sees only a
-    window."""
+    window. At least 1."""
 
 
 def read(path: Path) -> Weights:
@@ -50,11 +53,14 @@ def read(path: Path) -> Weights:
     for part in parts(path):
         try:
             reader = GGUFReader(part)
-        except (ValueError, KeyError, IndexError, OverflowError) as error:
-            raise ValueError(f"{part} can't be read as GGUF: {error}") from error
-        for key, field in reader.fields.items():
-            if key.endswith(_SHAPE):
-                shape[key.rsplit(".", 1)[-1]] = _mean(field.contents())
+            for key, field in reader.fields.items():
+                if key.endswith(_SHAPE):
+                    shape[key.rsplit(".", 1)[-1]] = _figure(field.contents())
+        except OSError:
+            raise
+        # The library checks little, and anything in it may stumble.
+        except Exception as error:
+            raise ValueError(f"{part} can't be read as GGUF: {str(error)[:300]}") from error
         for tensor in reader.tensors:
             size, name = int(tensor.n_bytes), str(tensor.name)
             total += size
@@ -67,20 +73,23 @@ def read(path: Path) -> Weights:
     if layers <= 0:
         raise ValueError(f"{path} states no number of layers: not a language model")
     device = total - on_input + (0 if has_output else embedding)
-    return Weights(layers, total, device, layers * _kv_bytes(shape))
+    return Weights(layers, total, device, max(1.0, layers * _kv_bytes(shape)))
 
 
 def _kv_bytes(shape: dict[str, float]) -> float:
     """Bytes per token and layer: keys and values of all KV heads, two bytes each."""
     heads = shape.get("head_count", 1)
-    head = shape.get("embedding_length", 0) / heads
+    head = shape.get("embedding_length", 0) / heads if heads else 0  # none: no attention
     lengths = shape.get("key_length", head) + shape.get("value_length", head)
     return 2 * shape.get("head_count_kv", heads) * lengths
 
 
-def _mean(value: Any) -> float:
-    """A figure that some models give per layer."""
-    return fmean(value) if isinstance(value, list) else float(value)
+def _figure(value: Any) -> float:
+    """A figure that some models give per layer: their mean then. Raises ValueError, TypeError."""
+    figure = fmean(value) if isinstance(value, list) else float(value)
+    if not 0 <= figure <= LARGEST:
+        raise ValueError(f"found {figure!r} in the model's shape")
+    return figure
 
 
 def parts(path: Path) -> list[Path]:

@@ -321,8 +321,12 @@ def _no_answer(snapshot: HostSnapshot) -> Blocked:
     driver = snapshot.driver
     said = f": {driver.smi_error}" if driver.smi_error else ""
     if driver.smi_state == "timeout":
-        found = "nvidia-smi does not answer within its time limit"
-        fix = "sudo dmesg | grep -iE 'nvrm|xid', then sudo reboot"
+        found = "nvidia-smi does not answer within its time limit; the cause is unknown"
+        fix = (
+            "time sudo nvidia-smi; where it ends after all, persistence is off and each call "
+            "starts the GPUs anew: sudo nvidia-smi -pm 1, or enable nvidia-persistenced; else "
+            "sudo dmesg | grep -iE 'nvrm|xid'"
+        )
     elif driver.smi_state == "garbage":
         found = f"nvidia-smi ends well, but its answer is not understood{said}"
         fix = "run nvidia-smi on the host; reinstall the driver's utilities"

@@ -109,7 +109,11 @@ def test_the_toolkit_alone_in_a_folder_of_our_own(tmp_path: Path, site: tuple[Pa
     ("text", "config", "why"),
     [
         (runfile(), {"sha256": "0" * 64}, "found sha256 .* expected 0000"),
-        (runfile(), {"url": "http://127.0.0.1:9/cuda.run"}, "found no answer .*toolkit_url"),
+        (
+            runfile(),
+            {"url": "http://127.0.0.1:9/cuda.run"},
+            "127.0.0.1 refused the connection; .*toolkit_url",
+        ),
         (runfile(folder="elsewhere"), {}, "found no bin/nvcc"),
         (runfile(release="12.6"), {}, "nvcc --version: found '12.6'; expected 12.8"),
         (runfile(status=1), {}, "nvcc ended with status 1"),

@@ -24,7 +24,7 @@ BROKEN = {
     "no driver": (broken(BARE), "bound to nothing", "install NVIDIA's driver"),
     "not loaded": (broken(BARE, module_on_disk="580.1"), "bound to nothing", "modprobe nvidia"),
     "passed on": (broken(VFIO), "bound to vfio-pci", "unbind"),
-    "timeout": (broken(module="580.1", smi_state="timeout"), "does not answer", "reboot"),
+    "timeout": (broken(module="580.1", smi_state="timeout"), "does not answer", "nvidia-smi -pm 1"),
     "garbage": (
         broken(module="580.1", smi_state="garbage", smi_error="<html>"),
         "not understood: <html>",

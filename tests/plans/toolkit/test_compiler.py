@@ -97,23 +97,26 @@ def test_a_compiler_of_the_settings_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("manager", "package", "command"),
+    ("manager", "package", "by_hand"),
     [
-        ("apt", "g++", "apt-get -o DPkg::Lock::Timeout=600 install -y g++"),
-        ("dnf", "gcc-c++", "dnf install -y gcc-c++"),
-        ("pacman", "gcc", "pacman -Sy --noconfirm gcc"),
-        ("zypper", "gcc-c++", "zypper --non-interactive install gcc-c++"),
-        ("apk", "build-base", "apk add build-base"),
+        ("apt", "g++", "sudo apt-get install g++"),
+        ("dnf", "gcc-c++", "sudo dnf install gcc-c++"),
+        ("pacman", "gcc", "sudo pacman -S gcc"),
+        ("zypper", "gcc-c++", "sudo zypper install gcc-c++"),
+        ("apk", "build-base", "sudo apk add build-base"),
     ],
 )
-def test_a_host_without_compiler_gets_one(manager: str, package: str, command: str) -> None:
+def test_a_host_without_compiler_gets_one(manager: str, package: str, by_hand: str) -> None:
     host: HostSnapshot = replace(NONE, package_manager=manager)
     made = plan(host, accelerator="auto")
     assert not made.problems and made.build is None and made.verify is None
-    assert made.packages.names == (package,) and made.packages.commands[-1].endswith(command)
-    by_hand = plan_packages(host, Settings(install_packages=False))
-    assert isinstance(by_hand, Problem)
-    assert "install_packages = False" in by_hand.found and command in by_hand.next
+    assert made.packages.names == (package,) and made.packages.job
+    config = made.packages.config
+    assert config and (config.manager, config.packages) == (manager, (package,))
+    assert config.compilers == ("g++",) and config.account == "llamafleet"
+    refused = plan_packages(host, Settings(install_packages=False))
+    assert isinstance(refused, Problem)
+    assert "install_packages = False" in refused.found and refused.next == by_hand
     user = plan_packages(host, Settings(scope="user"))
     assert isinstance(user, Problem) and "scope = 'user'" in user.found
 

@@ -1,0 +1,148 @@
+"""What a host printed: snapshots, and the plan and the words that follow from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.summary import summarize
+from llamafleet.plans.make import explain, layout_for, make_plan
+from llamafleet.settings import Settings
+from llamafleet.terminal import printable
+from tests.facts.test_reader import GOOD
+from tests.fuzz import Target
+from tests.fuzz.material import texts
+from tests.hosts.recorded import load
+
+HOSTS = (
+    *("h100-ubuntu24", "rtx4090-580-ubuntu24-hold", "laptop-rtx3080-610-fedora42"),
+    *("cpu-debian12", "rtx4090-garbage-smi", "mixed-4090-3090-580-ubuntu24"),
+)
+
+LOCKS = """\
+@begin versionlock
+ # dnf's plugin
+ cuda-toolkit-13-0-0:13.0.2-1.*
+ !nvidia-driver-3:580.95.05-1.fc42.*
+ [[packages]]
+ name = "nvidia-driver"
+ comparator = "="
+ key = "evr"
+
+@end
+"""
+
+STATE = """\
+current=0123456789abcdef
+built=0123456789abcdef
+cuda_repository=debian12
+dnf_locks=1
+linger=1
+cgroup_memory=1073741824\t1000000\t1000
+toolkit=/usr/local/cuda\t/usr/local/cuda-13.0\t13.0\t1\t1\t1\t1\t/usr/local/cuda-13.0/lib64
+python=/usr/bin/python3.12\t3.12.3\t1
+compiler=/usr/bin/g++-13\tgcc\t13.2.0
+cmake=/usr/bin/cmake\tcmake version 3.28.3
+systemctl=0
+kernel_module=6.1.0-41-amd64\t1\t1\t580.95.05
+library=/usr/lib/libnvidia-ml.so.1\t/usr/lib/libnvidia-ml.so.580.95.05
+smi_banner=0
+@begin smi_banner
+ | NVIDIA-SMI 580.95.05    Driver Version: 580.95.05   CUDA Version: 13.0   |
+ |   0  NVIDIA GeForce RTX 4090    Off |   Enabled* |
+
+@end
+@begin units
+ Id=llamafleet-verify.timer
+ LoadState=loaded
+ ActiveState=active
+ UnitFileState=enabled
+
+@end
+@begin packages
+ nvidia-driver-580 580.95.05-0ubuntu1 half-configured
+ libnvidia-compute-580:i386 580.95.05-0ubuntu1
+
+@end
+@begin parts
+ hold installed nvidia-driver-580
+
+@end
+@begin files
+ e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  /etc/llamafleet/llamafleet.env
+
+@end
+"""
+
+
+def _known_hosts() -> list[str]:
+    whole = "\n".join(GOOD)
+    return [
+        whole,
+        whole.replace("complete=1", LOCKS + STATE + "complete=1"),
+        *(load(name).text for name in HOSTS),
+    ]
+
+
+BASES = _known_hosts()
+LONG = "9" * 40_000
+
+
+def _with(line: str) -> str:
+    return BASES[0].replace("complete=1", f"{line}\ncomplete=1")
+
+
+KNOWN = (
+    _with("compiler=/usr/bin/g++\tgcc\t13-custom"),
+    _with(f"compiler=/usr/bin/g++\tgcc\t{LONG}"),
+    _with(f"cmake=/usr/bin/cmake\tcmake version {LONG}"),
+    _with(f"glibc=glibc {LONG}"),
+    _with(f"module={LONG}"),
+    _with(f"library=/usr/lib/libnvidia-ml.so.{LONG}\t"),
+    _with(f"toolkit=/t\t/t\t{LONG}\t1\t1\t1\t1\t/t"),
+    _with(f"python=/usr/bin/python3\t{LONG}\t1"),
+    _with(f"kernel_module={LONG}\t1\t1\t580"),
+    _with("cores=0"),
+    _with("cores=²"),
+    _with("smi_banner=0\n@begin smi_banner\n CUDA Version: " + " " * 40_000 + "\n\n@end"),
+    _with("@begin parts\n" + " install ok nvidia" * 20_000 + "\n\n@end"),
+    BASES[0].replace("RTX 4090", "RTX\x1b[2J 4090").replace("gpu-a", "gpu-a\x1b]0;x\x07"),
+    BASES[0].replace("hostname=gpu-a", "hostname=\ud800"),
+    "echo hi\n" * 1000 + BASES[0],
+)
+
+
+def _read(text: str, _: Path) -> object:
+    return parse(text.split("\n"))
+
+
+def _plan(text: str, _: Path) -> object:
+    """Nothing of it may end a run: the snapshot's own error alone is that host's."""
+    host = parse(text.split("\n"))
+    said = []
+    for settings in (Settings(), Settings(accelerator="cpu", scope="user")):
+        layout = layout_for(settings, host)
+        plan = make_plan(host.hostname, settings, host, layout)
+        said += [printable(line) for line in (*summarize(host), *explain(plan))]
+    return said
+
+
+TARGETS = (
+    Target(
+        "a snapshot",
+        ("facts.reader:parse",),
+        texts(BASES),
+        _read,
+        (SnapshotError,),
+        KNOWN,
+    ),
+    Target(
+        "the plan of a snapshot",
+        ("plans.make:make_plan", "facts.summary:summarize", "terminal:printable"),
+        texts(BASES),
+        _plan,
+        (SnapshotError,),
+        KNOWN,
+        share=0.6,
+    ),
+)
