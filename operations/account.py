@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FactBase, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
-from pyinfra.api.host import Host
-from pyinfra.api.state import State
 
 from llamafleet.layout import USER, Layout
 from llamafleet.managed import Folder, unfinished
 from llamafleet.plans.account import ACCOUNT, GROUP, AccountPlan, plan_account
-from operations import jobs
+from operations.rights import as_account
 from operations.run import HostRun, here
 
 # The folder comes with its record: one that was there before is never taken for llamafleet's.
@@ -63,6 +61,8 @@ def account() -> Generator[PyinfraCommand, None, None]:
     run = here()
     snapshot, layout = run.snapshot(), run.layout()
     wanted = plan_account(run.settings, snapshot, layout)
+    if wanted.linger and run.host.state.is_executing:
+        _ask_to_linger(run)
     if not wanted.needed:
         run.noop("account and folders are as they should be")
         return
@@ -74,19 +74,21 @@ def account() -> Generator[PyinfraCommand, None, None]:
     yield from _account(wanted, layout)
     yield from _folders(wanted, layout)
     if wanted.below:
-        yield StringCommand(*jobs.as_account(run), "mkdir -p --", *map(QuoteString, wanted.below))
+        yield StringCommand(*as_account(run), "mkdir -p --", *map(QuoteString, wanted.below))
     if wanted.marker:
         yield _script(_MARKER, to=layout.machine, id=wanted.marker)
     if done := _done(wanted):
         run.changed(done)
-    if wanted.linger:
-        yield StringCommand("loginctl enable-linger || true")
-        yield FunctionCommand(_lingers, (run,), {})
 
 
 def make_prefix(layout: Layout) -> StringCommand:
     """Make the folder of the record, with the record in it, unless there is one of that name."""
     return _script(_PREFIX, to=layout.prefix, p=unfinished(layout.prefix))
+
+
+def make_folder(row: Folder, layout: Layout) -> StringCommand:
+    """Record a folder and make it, unless there is one of that name."""
+    return _script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
 
 
 def _account(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
@@ -102,7 +104,7 @@ def _account(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, No
 
 def _folders(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
     for row in wanted.make:
-        yield _script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
+        yield make_folder(row, layout)
     for row in wanted.own:
         mode = f"{row.access(layout).mode:o}"
         yield _script(_OWN, d=row.path, owner=_owner(row, layout), mode=mode)
@@ -130,17 +132,35 @@ def _done(wanted: AccountPlan) -> str:
     return "folders" if there else ""
 
 
-def _lingers(state: State, host: Host, run: HostRun) -> bool:
-    """Say loudly where it does not: the host works, and its timer ends with the session."""
-    run.reread()
-    if run.snapshot().linger:
-        run.changed("lingering enabled")
-    else:
-        user = run.snapshot().user
-        run.say(
-            f"lingering: found that user {user} may not have it; expected units that outlive the "
-            f"session, or no verification comes again by itself; next: sudo loginctl "
-            f"enable-linger {user}",
-            fg="yellow",
+class Lingers(FactBase[bool]):
+    """Whether the user's own units outlive the session, now that it was asked for.
+
+    No command of the operation: where the host refuses it, as many do, nothing has changed.
+    """
+
+    def command(self) -> str:
+        return (
+            "loginctl --no-ask-password enable-linger >/dev/null 2>&1; "
+            'test -e "/var/lib/systemd/linger/$(id -un)" && echo 1 || echo 0'
         )
-    return True
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return output[-1:] == ["1"]
+
+
+def _ask_to_linger(run: HostRun) -> None:
+    """Say loudly where it is refused: the host works, and its timer ends with the session."""
+    if run.host.get_fact(Lingers, _ignore_errors=True, _timeout=20):
+        run.changed("lingering enabled")
+        return
+    user = run.snapshot().user
+    run.say(
+        f"lingering: found that the host refuses it to user {user}; expected units that outlive "
+        "the session, or no verification comes again by itself; "
+        f"next: sudo loginctl enable-linger {user}",
+        fg="yellow",
+    )

@@ -19,17 +19,18 @@ from pyinfra.api.state import BaseStateCallback, State
 from pyinfra.context import ctx_host
 
 from llamafleet.facts.host import DeployLock
-from llamafleet.managed import unfinished
+from llamafleet.managed import Folder, unfinished
 from llamafleet.plans.account import plan_account
 from llamafleet.plans.lock import TOUCH_S, Holder, LockPlan, lock_problem, plan_lock
 from llamafleet.plans.plan import Problem
 from llamafleet.protocol.job import start_ticks
 from llamafleet.terminal import printable
+from operations.account import make_folder, make_prefix
 from operations.run import HostRun, here
 
 # flock on the folder: of two runs the second finds what the first has written.
 _TAKE = (
-    'd=${to%/*}; mkdir -p -- "$d" && exec flock -w 20 "$d" sh -c \'umask 022; '
+    'exec flock -w 20 "${to%/*}" sh -c \'umask 022; '
     'if test -e "$to" || test -L "$to"; then '
     'test "$(head -c 4096 -- "$to")" = "$was" || exit 0; fi; '
     'rm -f -- "$p" && echo "$text" >"$p" && mv -fT -- "$p" "$to"\''
@@ -111,6 +112,7 @@ def take() -> Generator[PyinfraCommand, None, None]:
     if plan.state == "over":
         run.say(f"lock: taken over, {plan.reason}", fg="yellow")
     if plan.state != "held":
+        yield from _folder(run)
         yield _command(run.layout().deploy_lock, _TAKE, was=plan.replaces)
     yield FunctionCommand(_taken, (run,), {})
 
@@ -133,6 +135,14 @@ def release() -> Generator[PyinfraCommand, None, None]:
         return
     yield _command(run.layout().deploy_lock, _RELEASE)
     _held.pop(run.host, None)
+
+
+def _folder(run: HostRun) -> Generator[StringCommand, None, None]:
+    """In a home the lock lies in the state folder, which is recorded as any other one."""
+    layout = run.layout()
+    if layout.scope == "user":
+        yield make_prefix(layout)
+        yield make_folder(Folder(layout.state), layout)
 
 
 def decision(run: HostRun) -> LockPlan:
@@ -176,9 +186,7 @@ class _Keeper(BaseStateCallback):
             keep(_run_of(host))
 
     @staticmethod
-    def operation_host_error(
-        state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
-    ) -> None:
+    def operation_host_error(state: State, host: Host, op_hash: str, *_: int) -> None:
         if _held.pop(host, None) is not None:
             _quietly(_run_of(host), _RELEASE)
 

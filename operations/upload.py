@@ -20,7 +20,7 @@ from llamafleet.managed import Access, unfinished
 
 CHUNK = 48 << 10
 """Bytes that are read and encoded at once; a multiple of 3, so that base64 pads the end alone."""
-PART = 32 << 20
+PART = 8 << 20
 """Bytes that one command carries, since each has a limit of time."""
 END = "."
 """The line behind the content: a terminal, where sudo wants one, knows no end of input."""

@@ -26,7 +26,8 @@ def take(path: Path, was: str = "", login: str = "sh") -> None:
 
 
 def test_it_is_taken_touched_and_given_back(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "deploy.json"
+    path = tmp_path / "a folder" / "deploy.json"
+    path.parent.mkdir()
     for login in LOGIN_SHELLS[:2]:
         take(path, login=login)
         assert json.loads(path.read_text()) == json.loads(lock.me().text())
