@@ -23,7 +23,7 @@ class Manager:
     compiler: str
     """Package that brings a C++ compiler."""
     install: str
-    """For a person to type, as root, like the ones below."""
+    """For a person to type, as root, like the ones below: by exact names."""
     upgrade: str
     """Brings packages that are there to their newest version."""
     hold: tuple[str, ...] = ()
@@ -60,7 +60,8 @@ MANAGERS = {
     "apt": Manager(
         program="apt-get",
         compiler="g++",
-        install="apt-get install {}",
+        # apt(8) takes no name for a pattern, unlike apt-get(8).
+        install="apt install {}",
         upgrade="apt-get install --only-upgrade {}",
         hold=("apt-mark", "hold"),
         release=("apt-mark", "unhold"),

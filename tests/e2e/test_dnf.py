@@ -236,8 +236,10 @@ def test_a_user_and_a_password_stand_in_a_file_that_root_alone_reads(
     """And another dnf that is at work is waited for."""
     rpms.add("cuda-nvcc-12-4", "cuda-crt-12-4", NVCC)
     rpms.index()
-    netrc = booted.tree / LAYOUT.netrc.lstrip("/")
-    netrc.write_text(f"machine 127.0.0.1 login {MIRROR_USER} password {PASSWORD}\n")
+    own = tmp_path / "netrc"
+    own.write_text(f"machine 127.0.0.1 login {MIRROR_USER} password {PASSWORD}\n")
+    own.chmod(0o600)
+    (booted.tree / LAYOUT.netrc.lstrip("/")).write_text(own.read_text())
     with served(booted.tree / "srv/mirror", guarded=True) as url:
         given = key(booted, tmp_path)
         status, stamp = job(booted, url, toolkit_key=given)
@@ -246,7 +248,7 @@ def test_a_user_and_a_password_stand_in_a_file_that_root_alone_reads(
         pid = rpms.ok("systemctl show -P MainPID holder").strip()
         (booted.tree / "var/cache/dnf/metadata_lock.pid").write_text(pid)
         begun = time.monotonic()
-        status, stamp = job(booted, url, toolkit_key=given, netrc="/root/netrc")
+        status, stamp = job(booted, url, toolkit_key=given, netrc=str(own))
         assert status == 0, stamp
         assert time.monotonic() - begun > 8
     source = booted.tree / SOURCE

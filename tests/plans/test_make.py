@@ -104,7 +104,7 @@ def test_other_pythons(version: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "command"),
     [
-        ({"package_manager": "apt"}, "sudo apt-get install python3"),
+        ({"package_manager": "apt"}, "sudo apt install python3"),
         ({"package_manager": "dnf", "os_id": "fedora"}, "sudo dnf install python3"),
         (
             {"package_manager": "dnf", "os_id": "rhel", "os_version": "9.6"},

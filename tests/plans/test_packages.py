@@ -15,7 +15,7 @@ from llamafleet.settings import Settings
 from tests.plans.hosts import CPU_HOST, plan
 
 OURS = Tool("/usr/bin/python3.11", "3.11.2")
-THEIRS = Tool("/home/lab/bin/python3.13", "3.13.1", trusted=False)
+THEIRS = Tool("/srv/lab/bin/python3.13", "3.13.1", trusted=False)
 LAYOUT = Layout.system()
 TOOLSET = "/opt/rh/gcc-toolset-13/root/usr/bin/g++"
 

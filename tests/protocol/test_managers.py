@@ -28,5 +28,5 @@ def test_how_a_person_lifts_a_hold(name: str, lifted: str, looked: str) -> None:
 
 
 def test_what_a_person_types() -> None:
-    assert APT.install_by_hand("a", "b") == "sudo apt-get install a b"
+    assert APT.install_by_hand("a", "b") == "sudo apt install a b"
     assert MANAGERS["pacman"].install_by_hand("python") == "sudo pacman -S python"

@@ -192,7 +192,11 @@ class Apt(PackageManager):
     def update_from(self, source: str) -> None:
         """Read the lists of one source alone. Raises JobFailed where they don't come."""
         only = ("-o", f"Dir::Etc::sourcelist={source}", "-o", "Dir::Etc::sourceparts=-")
-        self.command(*self._ask, *only, "-o", "APT::Get::List-Cleanup=0", "update")
+        argv = (*self._ask, *only, "-o", "APT::Get::List-Cleanup=0", "update")
+        said = self.command(*argv)
+        # Old lists stand in for those that did not come, and apt ends with 0.
+        if any(line.startswith("W: Failed to fetch") for line in said):
+            raise self.failed(argv, said, JobFailed("apt-get could not read the repository"))
 
     def simulate(self, packages: Sequence[str]) -> Changes:
         # An unknown g++ is to apt the order to install g+, which it takes for a pattern then.
@@ -246,6 +250,7 @@ class Dnf(PackageManager):
 
 class Zypper(PackageManager):
     name = "zypper"
+    wrong = re.compile(r"Package '|Problem: |\(?[Ee]rror\b|File '.*' not found")
     _ask = (managers.MANAGERS["zypper"].program, "--non-interactive")
     # A name and not what a package provides; nothing that it finds beside.
     _install = ("install", "--name", "--type", "package", "--no-recommends")

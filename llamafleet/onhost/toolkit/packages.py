@@ -7,6 +7,7 @@ toolkit's own packages; and the package manager is asked first what it would do.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,6 +35,8 @@ def manager_of(job: Job, config: ManagerConfig, tmp: Path) -> PackageManager:
         "DEBIAN_FRONTEND": "noninteractive",
         # It would restart services, or ask.
         "NEEDRESTART_SUSPEND": "1",
+        # Root's own, as packages' scripts know it; some rpm keep their database there.
+        "HOME": pwd.getpwuid(os.geteuid()).pw_dir,
     }
     env = environment(config, asking, Path("/usr"), tmp)
     # Programs of other users take part, as apt's _apt, who can't write there.

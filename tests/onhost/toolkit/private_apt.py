@@ -17,7 +17,7 @@ Dir::State "{root}/state"; Dir::State::status "{root}/status"; Dir::Cache "{root
 Dir::Etc "{root}/etc"; Dir::Log "{root}/log"; Dir::Bin::methods "/usr/lib/apt/methods";
 Dir::Bin::dpkg "/usr/bin/dpkg"; Dir::Bin::solvers:: "/usr/lib/apt/solvers";
 APT::Sandbox::User "root"; APT::Architecture "amd64";
-Acquire::http::Proxy "DIRECT"; Acquire::Retries "0";
+Acquire::Retries "0";
 """
 STANZA = """\
 Package: {name}

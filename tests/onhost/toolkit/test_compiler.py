@@ -128,7 +128,7 @@ def test_success_without_the_package_is_none(host: Programs, tmp_path: Path) -> 
 def test_a_compiler_that_does_not_run_is_none(host: Programs, tmp_path: Path) -> None:
     said = run(tmp_path, compilers=("no-such-g++", "/bin/false"))
     assert "compiler: found no-such-g++: not there; false ended with status 1" in said
-    assert "next: on the host, sudo apt-get install g++" in said
+    assert "next: on the host, sudo apt install g++" in said
 
 
 def test_an_interrupted_dpkg_is_said_in_its_own_words(host: Programs, tmp_path: Path) -> None:

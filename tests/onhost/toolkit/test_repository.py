@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.onhost.build import network
 from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import repository as repositories
@@ -17,9 +18,9 @@ from llamafleet.onhost.toolkit.changes import unknown
 from llamafleet.onhost.toolkit.openpgp import armored, read
 from llamafleet.onhost.toolkit.packages import refuse_unpinned
 from llamafleet.onhost.toolkit.repository import set_up, taken_back, with_proxies_of_apt
-from llamafleet.protocol.job import RepositoryConfig
+from llamafleet.protocol.job import JobConfig, PackagesInputs, RepositoryConfig
 from tests.gpg import Gpg
-from tests.onhost.site import Site, site
+from tests.onhost.site import Site, proxy, site
 from tests.onhost.toolkit.private_apt import private_apt, repository
 
 needs_gpg = pytest.mark.skipif(shutil.which("gpg") is None, reason="gpg is not installed")
@@ -200,6 +201,27 @@ def test_apt_takes_no_word_for_a_pattern(tmp_path: Path, web: Site, ring: Gpg, j
     assert failure and not any(line.startswith("Inst") for line in strict), "were it asked"
     assert apt.versions(["no-such-package"]) == {}
     assert unknown(apt.simulate(["libg"]), ["libg"], {}) == []
+
+
+@needs_apt
+def test_a_proxy_reaches_apt(tmp_path: Path, web: Site, ring: Gpg, job: Job) -> None:
+    apt = private_apt(tmp_path, job)
+    wanted = told(tmp_path, web, ring)
+    for name, content in repository(["libg"], ring, "pinned").items():
+        web.answers[f"/repo/{name}"] = content
+    with proxy() as between:
+        config = JobConfig(
+            kind="packages",
+            key="k",
+            inputs=PackagesInputs(packages=()),
+            proxies={"http_proxy": between.url(), "no_proxy": ""},
+        )
+        set_up(job, wanted, Network.of(config))
+        apt.env |= network(config)
+        apt.update_from(wanted.source)
+        assert {path.rpartition("/")[2] for path, _ in between.asked} >= {"key.pub", "InRelease"}
+    with pytest.raises(JobFailed, match=f"Could not connect to 127.0.0.1:{between.port}"):
+        apt.update_from(wanted.source)
 
 
 @needs_apt

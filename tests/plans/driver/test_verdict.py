@@ -479,7 +479,7 @@ def test_a_prebuilt_module_comes_from_its_package(branch: str, held: tuple[str, 
     bare = host(next_kernel=NEXT, module_next=None, packages=prebuilt(branch), held=held)
     note = driver_verdict(bare).notes[0]
     unhold = f"sudo apt-mark unhold {held[0]}; " if held else ""
-    install = f"sudo apt-get install linux-modules-nvidia-{branch}-{NEXT}; "
+    install = f"sudo apt install linux-modules-nvidia-{branch}-{NEXT}; "
     assert f"next: {unhold}{install}" in note
 
 

@@ -103,7 +103,7 @@ def test_the_compiler_rules_out_toolkits(compiler: int, version: str | None) -> 
     made = toolkit_for(host)
     if version is None:
         assert isinstance(made, Problem) and made.check == "compiler"
-        assert made.next == "sudo apt-get install g++-15"
+        assert made.next == "sudo apt install g++-15"
     else:
         assert not isinstance(made, Problem) and made.version == version
 
@@ -121,7 +121,7 @@ def test_a_newer_gcc_needs_a_newer_toolkit(major: int, version: str) -> None:
 def test_a_compiler_too_new_names_the_one_to_install_for_this_driver() -> None:
     host = replace(GPU_HOST, driver=driver("570"), compilers=gcc(15, 16), toolkits=ALL)
     problem = refused(host)
-    assert problem.check == "compiler" and problem.next == "sudo apt-get install g++-14"
+    assert problem.check == "compiler" and problem.next == "sudo apt install g++-14"
     elsewhere = refused(replace(host, package_manager="pacman"))
     assert "g++-14" in elsewhere.next and "apt" not in elsewhere.next
     rocky = refused(replace(host, package_manager="dnf", os_like=("rhel", "centos", "fedora")))

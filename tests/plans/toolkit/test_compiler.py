@@ -61,14 +61,14 @@ def test_for_the_cpu_any_from_11_on() -> None:
     problem = chosen(gcc(9, 10))
     assert isinstance(problem, Problem)
     assert "gcc 10 is older than 11" in problem.found
-    assert problem.next.startswith("sudo apt-get install g++-11")
+    assert problem.next.startswith("sudo apt install g++-11")
 
 
 def test_no_accepted_one() -> None:
     problem = chosen(gcc(16), "13.0")
     assert isinstance(problem, Problem)
     assert "CUDA 13.0 accepts gcc up to 15, not 16" in problem.found
-    assert problem.next.startswith("sudo apt-get install g++-15")
+    assert problem.next.startswith("sudo apt install g++-15")
 
 
 def test_the_compiler_of_the_settings_wins() -> None:
@@ -99,7 +99,7 @@ def test_a_compiler_of_the_settings_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("manager", "package", "by_hand"),
     [
-        ("apt", "g++", "sudo apt-get install g++"),
+        ("apt", "g++", "sudo apt install g++"),
         ("dnf", "gcc-c++", "sudo dnf install gcc-c++"),
         ("pacman", "gcc", "sudo pacman -S gcc"),
         ("zypper", "gcc-c++", "sudo zypper install gcc-c++"),

@@ -346,7 +346,7 @@ def test_a_host_without_a_compiler_gets_the_one_that_its_toolkit_accepts() -> No
 def test_a_compiler_that_may_not_be_installed_is_named() -> None:
     host = replace(NOBLE, driver=driver("535"))
     problem = only_problem(plan(host, install_packages=False))
-    assert problem.check == "compiler" and problem.next == "sudo apt-get install g++-12"
+    assert problem.check == "compiler" and problem.next == "sudo apt install g++-12"
     forced = chosen(host, allow_unsupported_compiler=True)
     assert forced.compiler is None and forced.version == "12.2"
 
