@@ -102,7 +102,7 @@ def test_files_of_a_repository(os_id: str, version: str, arch: str, cuda: str) -
     offered = {o.version: o.source for o in offers(host, wanted, Layout.system(), None)}
     source = offered[cuda]
     assert source is not None and source.repository is not None and source.manager is not None
-    named, keyring = REPOSITORY_PATHS[source.manager]
+    named, keyring, _ = REPOSITORY_PATHS[source.manager]
     files = render.repository_files(source.repository, source.manager, keyring)
     for path, text in files.items():
         compare(GOLDEN / "repositories" / f"{os_id}{version}-{arch}" / Path(path).name, text)
