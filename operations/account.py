@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FactBase, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
-from pyinfra.api.host import Host
-from pyinfra.api.state import State
 
 from llamafleet.layout import USER, Layout
 from llamafleet.managed import Folder, unfinished
@@ -63,6 +61,8 @@ def account() -> Generator[PyinfraCommand, None, None]:
     run = here()
     snapshot, layout = run.snapshot(), run.layout()
     wanted = plan_account(run.settings, snapshot, layout)
+    if wanted.linger and run.host.state.is_executing:
+        _ask_to_linger(run)
     if not wanted.needed:
         run.noop("account and folders are as they should be")
         return
@@ -79,9 +79,6 @@ def account() -> Generator[PyinfraCommand, None, None]:
         yield _script(_MARKER, to=layout.machine, id=wanted.marker)
     if done := _done(wanted):
         run.changed(done)
-    if wanted.linger:
-        yield StringCommand("loginctl enable-linger || true")
-        yield FunctionCommand(_lingers, (run,), {})
 
 
 def make_prefix(layout: Layout) -> StringCommand:
@@ -135,17 +132,35 @@ def _done(wanted: AccountPlan) -> str:
     return "folders" if there else ""
 
 
-def _lingers(state: State, host: Host, run: HostRun) -> bool:
-    """Say loudly where it does not: the host works, and its timer ends with the session."""
-    run.reread()
-    if run.snapshot().linger:
-        run.changed("lingering enabled")
-    else:
-        user = run.snapshot().user
-        run.say(
-            f"lingering: found that user {user} may not have it; expected units that outlive the "
-            f"session, or no verification comes again by itself; next: sudo loginctl "
-            f"enable-linger {user}",
-            fg="yellow",
+class Lingers(FactBase[bool]):
+    """Whether the user's own units outlive the session, now that it was asked for.
+
+    No command of the operation: where the host refuses it, as many do, nothing has changed.
+    """
+
+    def command(self) -> str:
+        return (
+            "loginctl --no-ask-password enable-linger >/dev/null 2>&1; "
+            'test -e "/var/lib/systemd/linger/$(id -un)" && echo 1 || echo 0'
         )
-    return True
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        return output[-1:] == ["1"]
+
+
+def _ask_to_linger(run: HostRun) -> None:
+    """Say loudly where it is refused: the host works, and its timer ends with the session."""
+    if run.host.get_fact(Lingers, _ignore_errors=True, _timeout=20):
+        run.changed("lingering enabled")
+        return
+    user = run.snapshot().user
+    run.say(
+        f"lingering: found that the host refuses it to user {user}; expected units that outlive "
+        "the session, or no verification comes again by itself; "
+        f"next: sudo loginctl enable-linger {user}",
+        fg="yellow",
+    )

@@ -186,9 +186,7 @@ class _Keeper(BaseStateCallback):
             keep(_run_of(host))
 
     @staticmethod
-    def operation_host_error(
-        state: State, host: Host, op_hash: str, retry_count: int = 0, max_retries: int = 0
-    ) -> None:
+    def operation_host_error(state: State, host: Host, op_hash: str, *_: int) -> None:
         if _held.pop(host, None) is not None:
             _quietly(_run_of(host), _RELEASE)
 

@@ -44,6 +44,7 @@ def test_where_all_of_it_lies() -> None:
         "/etc/apt/sources.list.d/llamafleet-cuda.sources",
         "/etc/apt/preferences.d/00llamafleet-cuda",
         "/etc/apt/keyrings/llamafleet-cuda.asc",
+        "/etc/apt/auth.conf.d/llamafleet-cuda.conf",
         "/etc/yum.repos.d/llamafleet-cuda.repo",
         "/etc/pki/rpm-gpg/RPM-GPG-KEY-llamafleet-cuda",
     ]

@@ -143,8 +143,8 @@ def result(record: Record) -> Result | Unreadable | None:
 
 
 def deploy_lock(told: Sorted) -> DeployLock | None:
-    """Root's file in scope system; the user's own in scope user."""
-    for record in (told.main, told.account):
+    """Root's file in scope system, of which the account is not heard; else the user's own."""
+    for record in (told.main,) if told.split else (told.main, told.account):
         lock = _told(record, _Lock, "deploy_lock")
         if isinstance(lock, _Lock):
             return DeployLock(

@@ -45,13 +45,13 @@ class AccountPlan:
     marker: str = ""
     """The machine that the state folder belongs to from now on."""
     linger: bool = False
-    """Ask for the user's own systemd to outlive the session."""
+    """Ask for the user's own systemd to outlive the session; the host may refuse that."""
     reasons: tuple[str, ...] = ()
     """One for each thing that was there before and is not as it should be."""
 
     @property
     def needed(self) -> bool:
-        return self != AccountPlan(reasons=self.reasons)
+        return self != AccountPlan(reasons=self.reasons, linger=self.linger)
 
 
 def plan_account(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> AccountPlan:

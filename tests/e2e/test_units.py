@@ -122,14 +122,37 @@ def test_another_schedule_counts_at_once(host: UnitsHost) -> None:
         assert host.sh(show).strip()[:3] == begins, (schedule, run.output)
 
 
-def test_a_schedule_that_systemd_refuses_fails_the_host_by_name(host: UnitsHost) -> None:
+def test_a_schedule_that_systemd_refuses_is_refused_before_any_host(host: UnitsHost) -> None:
     run = host.deploy("-y", verify_schedule="whenever")
+    assert run.returncode == 2 and "verify_schedule" in run.output, run.output
+
+
+def test_a_unit_that_systemd_refuses_fails_the_host_by_name(host: UnitsHost) -> None:
+    """An administrator's own drop-in takes the timer's only time away."""
+    drop_in = f"{LAYOUT.units}/{VERIFY_TIMER}.d"
+    host.sh(
+        f"mkdir {drop_in} && printf '[Timer]\\nOnCalendar=\\n' >{drop_in}/x.conf && "
+        f"systemctl daemon-reload; systemctl stop {VERIFY_TIMER}"
+    )
+    run = host.deploy("-y")
+    host.sh(f"rm -r {drop_in} && systemctl daemon-reload")
     assert run.returncode != 0
-    said = f"units: found still to do: reload, start {VERIFY_TIMER} (found bad-setting)"
-    assert said in run.output, run.output
+    assert f"{VERIFY_TIMER} (found bad-setting" in run.output, run.output
     assert f"next: systemctl status {VERIFY_TIMER}" in run.output
-    assert "Failed to parse calendar" in host.sh(f"systemctl status {VERIFY_TIMER}")
     host.repaired()
+
+
+def test_files_that_others_may_write_or_the_account_can_t_read_are_written_again(
+    host: UnitsHost,
+) -> None:
+    """verify.json made unreadable: the verification failed, and the next run said verified."""
+    ours = (LAYOUT.verify_config, LAYOUT.env, f"{LAYOUT.units}/{VERIFY_TIMER}", LAYOUT.zipapp)
+    config, env, timer, zipapp = ours
+    host.sh(f"chmod 000 {config}; chown llamafleet {env}; chmod 666 {timer}; chgrp 12 {zipapp}")
+    run = host.repaired()
+    for said in ("mode 0000, not 0644", "owner llamafleet, not root", "mode 0666, not 0644"):
+        assert said in run.output, run.output
+    assert set(host.sh(f"stat -c '%U:%G %a' {' '.join(ours)}").splitlines()) == {"root:root 644"}
 
 
 def test_a_masked_unit_stops_the_host_and_stays_masked(host: UnitsHost) -> None:

@@ -70,6 +70,26 @@ def test_in_a_home_there_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "to=/home/ada/.local/state/llamafleet/machine-id" in text
 
 
+@pytest.mark.parametrize(("answer", "changes"), [("1", ["lingering enabled"]), ("0", [])])
+def test_lingering_is_asked_for_and_its_refusal_is_no_change(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    changes: list[str],
+) -> None:
+    """A timer of the user's own systemd would die with the session, silently."""
+    home = Layout.user("/home/ada")
+    host = FakeHost("rtx4090-580-ubuntu24-user")
+    host.found("systemctl=0", owners=owners(home, "ada"))
+    host.found("state_machine=host gpu-a", "hostname=gpu-a")
+    host.answers["enable-linger"] = answer
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(account) == []
+        assert [change for change in run.runs["a"].changes if "lingering" in change] == changes
+    refused = "next: sudo loginctl enable-linger ada" in capsys.readouterr().err
+    assert refused is (answer == "0")
+
+
 # -- for real --------------------------------------------------------------------------------------
 
 
