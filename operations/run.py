@@ -39,7 +39,7 @@ from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
-from llamafleet.settings import Settings
+from llamafleet.settings import SECRETIVE, Settings
 from llamafleet.terminal import printable
 from operations.ending import Ending
 
@@ -217,7 +217,7 @@ class Fleet:
 
     def _begin(self, state: State) -> Run:
         return Runs(RESULTS).begin(
-            command=without_secrets(sys.argv, Settings.model_fields),
+            command=without_secrets(sys.argv, Settings.model_fields, SECRETIVE),
             hosts=[name for name, run in self.runs.items() if state.is_host_in_limit(run.host)],
             fleet=len(self.runs),
             waves=_waves(state),

@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from llamafleet.protocol.redact import MASK
-from llamafleet.settings import SECRETIVE
 from llamafleet.terminal import SECRET, masked
 
 FLAGS = frozenset({"--same-sudo-password", "--use-sudo-password", "--ssh-password-prompt"})
@@ -19,42 +18,47 @@ USER_OF_HOST = re.compile(r"^[^\s/@]*:[^\s/@]*@")
 """As pyinfra takes a list of hosts in the inventory's place."""
 
 
-def without_secrets(arguments: Sequence[str], shown: Container[str]) -> tuple[str, ...]:
+def without_secrets(
+    arguments: Sequence[str], shown: Container[str], secretive: Container[str]
+) -> tuple[str, ...]:
     """The arguments of pyinfra, with the program's name alone and secrets masked.
 
     Of --data KEY=VALUE the value is kept only for keys in `shown`: nobody knows what others hold.
+    Of those in `secretive` only a URL is kept, masked as all URLs are.
     """
     kept = [Path(arguments[0]).name]
-    masked: Callable[[str], str] | None = None
+    mask: Callable[[str], str] | None = None
     for argument in arguments[1:]:
-        if masked:  # The value of the option before.
-            kept.append(masked(argument))
-            masked = None
+        if mask:  # The value of the option before.
+            kept.append(mask(argument))
+            mask = None
             continue
         option, equals, value = argument.partition("=")
-        masked = _masked(option, shown)
-        if masked and equals:
-            kept.append(f"{option}={masked(value)}")
-            masked = None
+        mask = _mask(option, shown, secretive)
+        if mask and equals:
+            kept.append(f"{option}={mask(value)}")
+            mask = None
         else:
             kept.append(USER_OF_HOST.sub(f"{MASK}@", _url(argument)))
     return tuple(kept)
 
 
-def _masked(option: str, shown: Container[str]) -> Callable[[str], str] | None:
+def _mask(
+    option: str, shown: Container[str], secretive: Container[str]
+) -> Callable[[str], str] | None:
     """What is kept of an option's value; None: the option has no value that is a secret."""
     if option == "--data":
-        return lambda pair: _data(pair, shown)
+        return lambda pair: _data(pair, shown, secretive)
     if option.startswith("--") and SECRET.search(option) and option not in FLAGS:
         return lambda value: MASK
     return None
 
 
-def _data(pair: str, shown: Container[str]) -> str:
+def _data(pair: str, shown: Container[str], secretive: Container[str]) -> str:
     key, equals, value = pair.partition("=")
     if not equals:
         return MASK
-    known = key in shown and (key not in SECRETIVE or URL.match(value))
+    known = key in shown and (key not in secretive or URL.match(value))
     return f"{key}={_url(value) if known else MASK}"
 
 

@@ -12,10 +12,11 @@ from llamafleet.history.command import FLAGS, without_secrets
 from llamafleet.terminal import SECRET
 
 SHOWN = frozenset({"accelerator", "index_url", "cmake_options"})
+SECRETIVE = frozenset({"index_url", "cmake_options"})
 
 
 def kept(*arguments: str) -> str:
-    return " ".join(without_secrets(["/venv/bin/pyinfra", *arguments], SHOWN))
+    return " ".join(without_secrets(["/venv/bin/pyinfra", *arguments], SHOWN, SECRETIVE))
 
 
 def test_a_plain_command_line_is_kept_as_it_is() -> None:
@@ -33,6 +34,7 @@ def test_a_plain_command_line_is_kept_as_it_is() -> None:
         (("--data", "x_hf=hunter2"), "--data x_hf=***"),
         (("--data", '_env={"HF": "hunter2"}'), "--data _env=***"),
         (("--data", "hunter2"), "--data ***"),
+        (("--data", "index_url=hunter2"), "--data index_url=***"),
         (("--data", "accelerator"), "--data ***"),
         (("--ssh-password", "hunter2"), "--ssh-password ***"),
         (("--password=hunter2",), "--password=***"),
