@@ -36,8 +36,10 @@ from llamafleet.protocol.job import (
     write_json,
 )
 
-NINJA_STEP = re.compile(r"^\s*\[(\d+)/(\d+)\] (.*)")
-WHEEL = re.compile(r"Created wheel for llama.cpp.python: .*\bsize=(\d+) sha256=([0-9a-f]{64})")
+NINJA_STEP = re.compile(r"^\s*\[([0-9]{1,9})/([0-9]{1,9})\] (.*)")
+WHEEL = re.compile(
+    r"Created wheel for llama.cpp.python: .*\bsize=([0-9]{1,15}) sha256=([0-9a-f]{64})"
+)
 UNUSED = "Manually-specified variables were not used by the project"
 PHASES = {
     "*** Configuring CMake": "configure",
@@ -132,7 +134,7 @@ def link_seconds(ninja_log: str) -> float:
     others: list[tuple[int, int]] = []
     for line in ninja_log.splitlines():
         fields = line.split("\t")
-        if line.startswith("#") or len(fields) < 4:
+        if len(fields) < 4 or not all(re.fullmatch(r"[0-9]{1,15}", one) for one in fields[:2]):
             continue
         span = (int(fields[0]), int(fields[1]))
         is_link = re.search(r"\.(?:a|so(?:\.\d+)*)$", fields[3])

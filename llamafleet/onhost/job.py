@@ -33,6 +33,7 @@ from llamafleet.protocol.job import (
     log_name,
     machine_id,
     read_json,
+    remove_partial,
     start_ticks,
     status,
     write_json,
@@ -431,6 +432,7 @@ def _run(job: Job, worker: Worker[Config], config: Config | JobFailed) -> int:
     error: JobError | None = None
     try:
         (job.folder / STAMP).unlink(missing_ok=True)
+        remove_partial(job.folder)
         job.phase("start")
         job.begin_log()
         os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))

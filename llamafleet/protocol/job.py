@@ -386,6 +386,12 @@ def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> Non
         sync_folder(path.parent)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what writers left there that were killed; no other may be at work just now."""
+    for left in folder.glob(".*.json.*"):
+        left.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Have the names in `folder` on the disk."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

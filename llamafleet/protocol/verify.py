@@ -111,7 +111,7 @@ def load(path: Path) -> VerifyConfig:
     """Read and check a configuration. Raises ConfigError with every error there is."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(path, [f"found no readable JSON ({error}); deploy writes it"]) from error
     return parse(path, data)
 

@@ -116,10 +116,9 @@ KILLS: tuple[Fault, ...] = (
     kill_a_child,
     terminate,
     stop_and_go,
+    kill_at_a_write,
     cut_files,
 )
-OPEN: tuple[Fault, ...] = (kill_at_a_write,)
-"""Not among them yet: the temporary file stays in the job's folder."""
 
 
 @contextlib.contextmanager

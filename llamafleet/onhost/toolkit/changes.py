@@ -62,7 +62,7 @@ def dnf_changes(lines: Iterable[str]) -> Changes:
     found: dict[str, list[str]] = {name: [] for name in _DNF_HEADINGS.values()}
     kind = None
     for line in lines:
-        if heading := re.match(r"(\w+)[\w ]*:\s*$", line):
+        if heading := re.match(r"(\w{1,40})[\w ]{0,200}:\s*$", line):
             kind = _DNF_HEADINGS.get(heading[1])
         elif kind and (row := re.match(r" (\S+)", line)):
             found[kind].append(row[1])

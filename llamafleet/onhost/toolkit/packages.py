@@ -128,7 +128,7 @@ def _set_up(
 
 def refuse_unpinned(policy: str, url: str) -> None:
     """Raise JobFailed unless apt gives nothing of `url` unasked; `policy`: of apt-cache policy."""
-    rows = re.findall(r"^ *(-?\d+) (\S+)", policy, re.MULTILINE)
+    rows = re.findall(r"^ *(-?[0-9]{1,9}) (\S+)", policy, re.MULTILINE)
     priorities = [int(priority) for priority, source in rows if source.startswith(url.rstrip("/"))]
     if priorities and max(priorities) < 0:
         return

@@ -15,7 +15,7 @@ from llamafleet.onhost.build import pip_install
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.job import ToolkitProduct, WheelsConfig
 
-DOWNLOAD = re.compile(r"^Progress (\d+) of (\d+)$")
+DOWNLOAD = re.compile(r"^Progress ([0-9]{1,15}) of ([0-9]{1,15})$")
 
 WHEELS = ("--no-deps", "--only-binary", ":all:", "--progress-bar=raw")
 
