@@ -1,6 +1,7 @@
 """This machine as a host that may be broken: an overlay over its root, without systemd.
 
-What is deployed to it, by pyinfra's @local within, stays in the overlay, which is in memory.
+What is deployed to it, by pyinfra's @local within, stays in the overlay, which is in memory. What
+this machine itself has of llamafleet is not to be seen there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ mount --make-rprivate / && mkdir -p {root} && mount -t tmpfs none {root} && cd {
 mkdir u w m && mount -t overlay overlay -o lowerdir=/,upperdir=u,workdir=w m &&
 mount --rbind /dev m/dev && mount -t proc proc m/proc && mount -t tmpfs none m/run &&
 mount -t tmpfs none m/tmp && chmod 1777 m/tmp && mkdir -p m{folder} &&
-mount --bind {folder} m{folder} && echo ready && exec sleep 3600
+mount --bind {folder} m{folder} &&
+rm -rf m/opt/llamafleet m/etc/llamafleet m/var/lib/llamafleet &&
+{{ chroot m userdel llamafleet 2>/dev/null; echo ready; }} && exec sleep 3600
 """
 
 

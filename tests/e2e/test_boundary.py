@@ -225,7 +225,9 @@ def test_what_was_there_before_stays(host: Boundary) -> None:
 
 
 def test_a_host_that_another_run_has_is_left_alone(host: Boundary) -> None:
-    text = '{"controller": "x", "owner": "joe@laptop", "pid": 4711, "start_ticks": 1, "started": 1}'
+    text = (
+        '{"controller": "x", "owner": "joe@laptop", "pid": 4711, "start_ticks": 1, "started": 1.5}'
+    )
     host.root(f"echo '{text}' >{LAYOUT.deploy_lock}")
     for command in ("deploy.py", "uninstall.py"):
         run = host.deploy(command)
