@@ -19,7 +19,7 @@ from llamafleet.plans.account import ACCOUNT, GROUP, record_of
 
 PACKAGE_MANAGER_S = 1800
 """How long a job of root is waited for: a package manager is let end."""
-JOB_S = 15
+JOB_S = 60
 """The same for other jobs, which end their own children."""
 
 
