@@ -25,6 +25,7 @@ from llamafleet.plans.host import (
     rights_problem,
     unread_problem,
 )
+from llamafleet.plans.network import network_note
 from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
@@ -228,8 +229,8 @@ def make_plan(
     draft.take(model_problem(settings, snapshot))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
-    repairs = plan_account(settings, snapshot, layout).reasons
-    notes = (*acceleration.notes, *units_note(settings, snapshot), *repairs)
+    told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
+    notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit

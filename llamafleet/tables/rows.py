@@ -56,11 +56,13 @@ def _load(name: str, text: str, form: type[Form]) -> Form:
     except ValidationError as error:
         lines = [_line(name, detail) for detail in error.errors()[:MOST_ERRORS]]
         raise TableError("\n".join(lines)) from None
-    except (yaml.YAMLError, TypeError) as error:  # TypeError: a date without quotes
+    # TypeError: a date without quotes; UnicodeError: half a character.
+    except (yaml.YAMLError, TypeError, UnicodeError) as error:
         raise TableError(f"tables/{name}: {error}; next: correct that file") from None
 
 
 def _line(name: str, error: ErrorDetails) -> str:
     place = ".".join(map(str, error["loc"]))
+    place = place if place.isprintable() else ascii(place)
     found = repr(error["input"])
     return f"tables/{name}: {place}: {error['msg']}; found {found:.200}; next: correct that row"

@@ -70,4 +70,4 @@ def test_what_a_manifest_says_can_not_move_the_cursor(tmp_path: Path) -> None:
     manifest["files"]["\x1b[31mX"] = next(iter(manifest["files"].values()))
     (house / "manifest.json").write_text(json.dumps(manifest))
     done = run("wheelhouse", "check", house)
-    assert "\\x1b[31mX is missing" in done.stderr and "\x1b" not in done.stderr
+    assert "[31mX is missing" in done.stderr and "\x1b" not in done.stderr

@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
+from llamafleet.layout import AS_ACCOUNT
 from llamafleet.onhost.driver_check import EXIT_OK, EXIT_STALE, EXIT_VERIFY
+from llamafleet.protocol.job import PATH
 from llamafleet.protocol.result import Check, Result
 from tests.gpu import llama_bench, measure
 from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
@@ -123,8 +125,11 @@ def test_other_gpus_take_the_verdict_away() -> None:
 
 def driver_check() -> int:
     """Exit status of what the unit of that name runs."""
-    command = [f"{LAYOUT.current}/bin/python", LAYOUT.zipapp, "driver-check"]
-    return subprocess.run([*command, "--config", LAYOUT.verify_config], check=False).returncode
+    clean = ("env", "-i", f"PATH={PATH}")
+    command = [*AS_ACCOUNT, *clean, f"{LAYOUT.current}/bin/python", "-I", LAYOUT.zipapp]
+    return subprocess.run(
+        [*command, "driver-check", "--config", LAYOUT.verify_config], check=False
+    ).returncode
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_a_python_without_its_library() -> None:
     host = replace(GPU_HOST, pythons=(minimal,), package_manager="apt")
     problem = only_problem(plan(host))
     assert problem.found == "/usr/bin/python3.11 3.11.2 (lacks json, venv)"
-    assert problem.next == "sudo apt-get install python3"
+    assert problem.next == "sudo apt install python3"
     whole = Tool("/usr/local/bin/python3.10", "3.10.2")
     assert build_of(replace(host, pythons=(minimal, whole))).python == whole.path
 
@@ -60,7 +60,7 @@ def test_a_folder_behind_a_link_into_a_home(place: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "check", "said"),
     [
-        ({"setpriv": False, "unseen": "x"}, "rights", "sudo apt-get install util-linux"),
+        ({"setpriv": False, "unseen": "x"}, "rights", "sudo apt install util-linux"),
         ({"setpriv": False, "package_manager": "apk"}, "rights", "apk add setpriv"),
         ({"setpriv": False, "package_manager": None}, "rights", "install util-linux"),
         ({"unseen": "found no end"}, "snapshot", "found no end"),

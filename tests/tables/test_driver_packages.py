@@ -294,8 +294,8 @@ def test_reader_verdict_and_hold_know_a_name_that_was_added() -> None:
 REFUSE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from llamafleet.onhost.toolkit.packages import Changes, refuse
-refuse(Changes(new=tuple(sys.argv[2:])))
+from llamafleet.onhost.toolkit.changes import Changes, refuse
+refuse(Changes(new=tuple(sys.argv[2:])), ("g++",), "read the log")
 """
 
 
