@@ -180,6 +180,8 @@ def why_unproven(
         return f"the last result is on another build ({result.prefix or build.fingerprint})"
     if result.verdict != WANTED[build.inputs.backend]:
         return f"the last verdict is {result.verdict}"
+    if result.red:
+        return f"the last verdict is {result.verdict} beside a red check: {result.red[0][1].name}"
     unproven = [gpu.uuid for gpu in result.gpus if gpu.verdict != PASS]
     if unproven or len(result.gpus) != len(inputs.gpus):
         return f"not verified by themselves: {', '.join(unproven) or 'the GPUs'}"

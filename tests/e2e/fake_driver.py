@@ -198,7 +198,7 @@ def plant_toolkit(host: BootedHost, version: str) -> None:
     root = host.tree / f"usr/local/cuda-{version}"
     for path in ("include/cuda_runtime.h", "include/cublas_v2.h", "include/cub/cub.cuh"):
         _write(root / path, "", 0o644)
-    for path in ("lib64/libcudart.so", "lib64/libcublas.so"):
+    for path in ("lib64/libcudart.so", "lib64/libcublas.so", "lib64/stubs/libcuda.so"):
         _write(root / path, "", 0o644)
     words = f"Cuda compilation tools, release {version}, V{version}.61"
     _write(root / "bin/nvcc", f"#!/bin/sh\necho '{words}'\n")

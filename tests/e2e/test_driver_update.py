@@ -22,7 +22,7 @@ from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import DRIVER_CHECK_PATH, DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
 from llamafleet.plans.make import make_plan, to_read
 from llamafleet.plans.plan import Plan
-from llamafleet.protocol.job import Stamp
+from llamafleet.protocol.job import BUILD, BuildProduct, Stamp
 from llamafleet.settings import Settings
 from tests.e2e import fake_driver
 from tests.e2e.booted import BootedHost, missing_tools
@@ -37,6 +37,15 @@ HOST = "gpu-c"
 LAYOUT = Layout.system()
 SETTINGS = {"model": "synthetic:tiny-q4_0", "verify_schedule": None}
 OLDEST, OLD, NEW, NEWEST = fake_driver.CUDA
+NO_LIBRARIES = BuildProduct(
+    wheel_bytes=None,
+    wheel_sha256=None,
+    libraries={},
+    units=0,
+    llama_cpp_python="0.3.36",
+    system_info="",
+    import_s=0.0,
+)
 
 
 class GpuHost:
@@ -80,7 +89,7 @@ class GpuHost:
         return len(list(self.results.glob("2*.json")))
 
     def builds(self) -> set[str]:
-        return {path.name for path in (self.booted.tree / "var/lib/llamafleet/build").iterdir()}
+        return {path.name for path in (self.booted.tree / LAYOUT.versions.lstrip("/")).iterdir()}
 
     def passed(self) -> None:
         """Take the last verdict for a PASS: this host has no GPU to earn one."""
@@ -89,8 +98,10 @@ class GpuHost:
         inputs = result["inputs"]["gpus"]
         row = {"bus_id": "", "compute_capability": "8.9", "vram_mib": 24564, "verdict": "PASS"}
         rows = [row | dict(zip(("name", "uuid"), g.rsplit(" ", 1), strict=True)) for g in inputs]
-        proven = result | {"verdict": "PASS", "gpus": rows}
+        checks = [check | {"status": "pass"} for check in result["checks"]]
+        proven = result | {"verdict": "PASS", "gpus": rows, "checks": checks}
         (self.results / "latest.json").write_text(json.dumps(proven))
+        self.booted.run(f"systemctl reset-failed {VERIFY_UNIT}")
 
     def journal(self) -> str:
         units = f"-u {DRIVER_CHECK_UNIT} -u {DRIVER_CHECK_PATH} -u {VERIFY_UNIT}"
@@ -109,7 +120,7 @@ class GpuHost:
 
 
 def plant_build(host: GpuHost) -> None:
-    """The end of a build as planned: its stamp, and a venv with all but llama_cpp."""
+    """The end of a build as planned: its proof, and a venv with all but llama_cpp."""
     build = host.plan().build
     assert build is not None, host.plan().problems
     prefix = LAYOUT.version(build.fingerprint)
@@ -118,11 +129,10 @@ def plant_build(host: GpuHost) -> None:
     site = next((host.booted.tree / prefix.lstrip("/")).glob("lib/python3*/site-packages"))
     module = next(file for file in files_of("nvidia-ml-py") or () if file.name == "pynvml.py")
     shutil.copy(str(module.locate()), site)
-    folder = host.booted.tree / LAYOUT.job("build", build.fingerprint).lstrip("/")
-    folder.mkdir(parents=True)
     inputs = asdict(build.inputs)
     stamp = Stamp(kind="build", key=build.fingerprint, ok=True, finished=1.0, inputs=inputs)
-    (folder / "stamp.json").write_text(json.dumps(asdict(stamp)))
+    proof = host.booted.tree / prefix.lstrip("/") / BUILD
+    proof.write_text(json.dumps(asdict(stamp) | asdict(NO_LIBRARIES)))
 
 
 @pytest.fixture(scope="module")

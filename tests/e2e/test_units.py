@@ -37,7 +37,10 @@ class UnitsHost:
         booted.reboot()
         plant_build(gpu)
         self.first = self.deploy()
+        assert gpu.latest(), self.first.output
         gpu.passed()
+        switched = self.deploy()
+        assert switched.returncode == 0, switched.output
 
     def deploy(self, *options: str, **settings: object) -> Run:
         data = self.booted.data(model="synthetic:tiny-q4_0", **settings)

@@ -11,7 +11,7 @@ from llamafleet.facts.host import HostSnapshot, Unit
 from llamafleet.layout import AS_ACCOUNT, VERIFY_TIMER, VERIFY_UNIT
 from llamafleet.plans.make import explain, make_plan
 from llamafleet.plans.plan import SwitchPlan, VerifyPlan
-from llamafleet.protocol.result import Verdict
+from llamafleet.protocol.result import Check, Verdict
 from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
 from llamafleet.tables import overlaid
@@ -62,6 +62,13 @@ def test_a_proven_host_is_not_verified_again() -> None:
 def test_any_other_verdict_is(verdict: Verdict) -> None:
     again = verify(replace(BUILT, result=replace(proven(FIRST, verdict), machine_id=MACHINE)))
     assert again.needed and str(verdict) in again.reason
+
+
+def test_a_verdict_beside_a_red_check_proves_nothing() -> None:
+    red = Check("vram", "fail", "nothing", "more", "look")
+    made = plan(replace(PROVEN, current="0" * 16, result=replace(RESULT, checks=(red,))))
+    assert made.verify and made.verify.needed and made.switch and not made.switch.proven
+    assert made.verify.reason == "the last verdict is PASS beside a red check: vram"
 
 
 def test_a_result_that_can_t_be_understood_proves_nothing() -> None:
