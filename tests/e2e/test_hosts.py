@@ -23,8 +23,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-h"
-SHELLS = {"tcsh": "/bin/tcsh", "fish": "/usr/bin/fish", "greets": "/bin/bash", "tty": "/bin/sh"}
-"""Login shells by account. `greets` prints on login; `tty` may use sudo only on a terminal."""
+SHELLS = {"tcsh": "/bin/tcsh", "fish": "/usr/bin/fish", "greets": "/bin/bash", "asks": "/bin/sh"}
+"""Login shells by account. `greets` prints on login; `asks` may use sudo only on a terminal."""
 NO_INDEX = "http://127.0.0.1:9/simple"
 
 
@@ -38,7 +38,7 @@ def host(booted: BootedHost) -> BootedHost:
         sh(booted, f"chown -R {account} /home/{account}/.ssh")
         sh(booted, f"echo '{account} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{account}")
     sh(booted, "echo 'echo hi' > /home/greets/.bashrc; chown greets /home/greets/.bashrc")
-    sh(booted, "echo 'Defaults:tty requiretty' >> /etc/sudoers.d/tty")
+    sh(booted, "echo 'Defaults:asks requiretty' >> /etc/sudoers.d/asks")
     return booted
 
 
@@ -89,7 +89,7 @@ def test_any_login_shell_is_planned_for(planned: Run, account: str) -> None:
 
 
 def test_sudo_that_asks_for_a_terminal_works_or_is_one_problem(planned: Run) -> None:
-    found = problems(planned, "tty")
+    found = problems(planned, "asks")
     assert len(found) <= 1, found
     for problem in found:
         assert "requiretty" in problem or "terminal" in problem, problem
