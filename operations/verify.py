@@ -98,16 +98,17 @@ def result() -> Generator[PyinfraCommand, None, None]:
     found = run.snapshot().result
     if run.host.state.is_executing:  # Without -y pyinfra prepares this too, and then asks.
         run.result = found
-        if _told_by(run, found, plan.verify) and not _keep(run, found):
+        if _told_by(found, plan.verify, run) and not _keep(run, found):
             yield FunctionCommand(_refuse, (), {})
             return
-    if _told_by(run, found, plan.verify) and found.verdict == WANTED[plan.backend] and not found.red:
-        run.noop(found.verdict)
-        return
+    if _told_by(found, plan.verify, run):
+        if found.verdict == WANTED[plan.backend] and not found.red:
+            run.noop(found.verdict)
+            return
     yield FunctionCommand(_judge, (run, plan.verify), {})
 
 
-def _told_by(run: HostRun, found: object, wanted: VerifyPlan | None) -> TypeGuard[Result]:
+def _told_by(found: object, wanted: VerifyPlan | None, run: HostRun) -> TypeGuard[Result]:
     """The result of the verification that was planned, on this machine, and of no other one."""
     if wanted is None or not isinstance(found, Result) or found.key != wanted.key:
         return False
@@ -147,7 +148,7 @@ def _refuse(state: State, host: Host) -> bool:
 
 def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) -> bool:
     found, key = run.result, wanted.key if wanted else None
-    if _told_by(run, found, wanted):
+    if _told_by(found, wanted, run):
         for where, check in found.red:
             run.fail(f"{where + ': ' if where else ''}{check}")
         if not found.red:
