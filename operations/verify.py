@@ -101,10 +101,13 @@ def result() -> Generator[PyinfraCommand, None, None]:
         if _told_by(found, plan.verify, run) and not _keep(run, found):
             yield FunctionCommand(_refuse, (), {})
             return
-    if _told_by(found, plan.verify, run):
-        if found.verdict == WANTED[plan.backend] and not found.red:
-            run.noop(found.verdict)
-            return
+    if (
+        _told_by(found, plan.verify, run)
+        and found.verdict == WANTED[plan.backend]
+        and not found.red
+    ):
+        run.noop(found.verdict)
+        return
     yield FunctionCommand(_judge, (run, plan.verify), {})
 
 
