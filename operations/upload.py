@@ -49,7 +49,7 @@ _PLACE = (
 
 
 class Input(list[str]):
-    """The sha256 of a file and a part of it, as lines of a command's input, read when they are sent.
+    """The sha256 of a file and a part of it as lines of a command's input, read when they are sent.
 
     pyinfra takes lists alone, and a list of these lines would be all of them in memory.
     """
