@@ -926,7 +926,7 @@ read_account() {
         [ -n "$account" ] && rights=$LF_AS_ACCOUNT
         # Without a session of its own it could type into the terminal of whoever started this.
         # shellcheck disable=SC2086 # words wanted
-        if [ -z "$session" ] || ! $rights sh -c :; then
+        if [ -z "$session" ] || ! $session -w $rights sh -c :; then
             put setpriv 0
             return
         fi
@@ -962,8 +962,13 @@ confined() {
         ) >/dev/null &
         clock=$!
         if ! wait "$reader"; then
-            # With all of its session; without one it leads no group.
-            case $pid in "" | *[!0-9]* | 0 | 1) ;; *) kill -9 "-$pid" || kill -9 "$pid" ;; esac
+            # With all of its session; without one it leads no group. With its rights: it may have
+            # ended long ago, and its number be another one's by now.
+            # shellcheck disable=SC2086 # words wanted
+            case $pid in "" | *[!0-9]* | 0 | 1) ;; *)
+                $session $rights sh -c "kill -9 -$pid || kill -9 $pid"
+                ;;
+            esac
         fi
         kill "$clock"
     )

@@ -207,10 +207,14 @@ def test_a_program_that_hangs_costs_the_account_s_part_alone(account: FakeHost) 
     account.parameters = "LF_LIMIT=2\n"
     plant(account, "g++", f"echo $$ > {account.state}/pid; exec sleep 600")
     account.write(account.root / "etc/os-release", "ID=debian\n")
+    real = shutil.which("setpriv")
+    account.program("setpriv", f'echo "$*" >> {account.folder}/rights; exec {real} "$@"')
     begin = time.monotonic()
     snapshot = account.snapshot()
     assert time.monotonic() - begin < 20
     assert "no end" in snapshot.unseen and snapshot.os_id == "debian"
+    # Its number may be another process's by then: root ends nothing that the account couldn't.
+    assert "kill -9" in (account.folder / "rights").read_text().splitlines()[-1]
     pid = (account.state / "pid").read_text().strip()
     deadline = time.monotonic() + 5
     while Path("/proc", pid).exists() and time.monotonic() < deadline:
