@@ -396,8 +396,26 @@ trusted() {
 
 # guarded FILE: it is plain, and stays so: where this is root, root alone writes its folder.
 guarded() {
-    plain "$1" && { [ "$LF_SCOPE" = user ] || [ "$(id -u)" != 0 ] || trusted "${1%/*}"; }
+    plain "$1" && { [ "$LF_SCOPE" = user ] || [ "$(id -u)" != 0 ] || reached "${1%/*}"; }
 }
+
+# reached FOLDER: trusted, as is each link on the way and where it leads. /opt may be one.
+reached() (
+    link= part=$1
+    while [ -n "$part" ]; do
+        [ -L "$part" ] && link=$part
+        part=${part%/*}
+    done
+    if [ -z "$link" ]; then
+        trusted "$1"
+        return
+    fi
+    # Not one that leads round.
+    [ -d "$1" ] && trusted "${link%/*}" && [ "$(stat -c %u "$link")" = 0 ] || return
+    target=$(readlink "$link")
+    case $target in /*) ;; *) target=${link%/*}/$target ;; esac
+    reached "${target%/}${1#"$link"}"
+)
 
 named_pythons() {
     names=
@@ -837,7 +855,7 @@ read_managed() {
     LF_CURRENT=${current##*/}
     put current "$LF_CURRENT"
     if [ "$LF_SCOPE" = system ]; then
-        [ "$(id -u)" != 0 ] || trusted "$LF_PREFIX/jobs" && jobs_in "$LF_PREFIX/jobs" toolkit packages
+        [ "$(id -u)" != 0 ] || reached "$LF_PREFIX/jobs" && jobs_in "$LF_PREFIX/jobs" toolkit packages
     fi
 
     # Word splitting at line ends makes the arguments of one sha256sum.

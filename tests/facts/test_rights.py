@@ -259,6 +259,25 @@ def assert_forged(fake: FakeHost) -> None:
     assert refused == ""
 
 
+@pytest.mark.parametrize("theirs", ["nobody's", "the link", "a hop", "the place"])
+def test_a_folder_behind_root_s_links_is_read_as_well(
+    host: FakeHost, theirs: str, shell: str
+) -> None:
+    """As /opt may be one; and not where another may lead it elsewhere."""
+    host.shell = shell
+    place, hop = host.folder / "srv" / "deep", host.folder / "hop"
+    host.prefix.chmod(0o755)
+    host.write(host.prefix / "made", "/opt\n")
+    place.parent.mkdir()
+    host.prefix.rename(place)
+    hop.symlink_to("srv/./deep")
+    host.prefix.symlink_to(hop)
+    changed = {"the link": host.prefix, "a hop": hop, "the place": place}.get(theirs)
+    if changed:
+        os.chown(changed, int(ACCOUNT), int(ACCOUNT), follow_symlinks=False)
+    assert host.snapshot().made == (("/opt",) if changed is None else ())
+
+
 FORGED = """
 @end
 uid=4
