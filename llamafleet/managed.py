@@ -188,6 +188,11 @@ def unfinished(path: str) -> str:
     return f"{path}.partial"
 
 
+def mutex(path: str) -> str:
+    """The empty file that is locked while `path` is changed; it stays."""
+    return f"{path}.lock"
+
+
 def partials(layout: Layout) -> tuple[str, ...]:
     """What a run that was cut off may have left outside llamafleet's own folders, or in them."""
     whole = (*by_path(layout), *roots(layout), layout.wheelhouse)

@@ -19,7 +19,7 @@ from pyinfra.api.state import BaseStateCallback, State
 from pyinfra.context import ctx_host
 
 from llamafleet.facts.host import DeployLock
-from llamafleet.managed import Folder, unfinished
+from llamafleet.managed import Folder, mutex, unfinished
 from llamafleet.plans.account import plan_account
 from llamafleet.plans.lock import TOUCH_S, Holder, LockPlan, lock_problem, plan_lock
 from llamafleet.plans.plan import Problem
@@ -28,9 +28,10 @@ from llamafleet.terminal import printable
 from operations.account import make_folder, make_prefix
 from operations.run import HostRun, here
 
-# flock on the folder: of two runs the second finds what the first has written.
+# flock: of two runs the second finds what the first has written. On a file that nobody else can
+# open: any account could hold a folder's.
 _TAKE = (
-    'exec flock -w 20 "${to%/*}" sh -c \'umask 022; '
+    'umask 077; exec flock -w 20 "$mutex" sh -c \'umask 022; '
     'if test -e "$to" || test -L "$to"; then '
     'test "$(head -c 4096 -- "$to")" = "$was" || exit 0; fi; '
     'rm -f -- "$p" && echo "$text" >"$p" && mv -fT -- "$p" "$to"\''
@@ -41,7 +42,7 @@ _TOUCH = (
     'else set -C; umask 022; echo "$text" >"$to"; fi 2>/dev/null || true'
 )
 _RELEASE = (
-    'if test -e "$to"; then flock -w 20 "${to%/*}" sh -c '
+    'umask 077; if test -e "$to"; then flock -w 20 "$mutex" sh -c '
     '\'test "$(head -c 4096 -- "$to")" = "$text" && rm -f -- "$to"\'; fi || true'
 )
 
@@ -216,6 +217,7 @@ def _quietly(run: HostRun, script: str) -> None:
 
 def _command(path: str, script: str, was: str = "") -> StringCommand:
     values = {"to": path, "p": unfinished(path), "text": me().text(), "was": was}
+    values["mutex"] = mutex(path)
     told = (QuoteString(f"{name}={value}") for name, value in values.items())
     return StringCommand("env", *told, "sh -c", QuoteString(script))
 

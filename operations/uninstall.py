@@ -11,7 +11,7 @@ from pyinfra.api.state import State
 from pyinfra.facts.files import FileContents
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import AS_ACCOUNT, USER, Layout
+from llamafleet.layout import USER, Layout
 from llamafleet.plans.driver.hold import release
 from llamafleet.plans.lock import lock_problem
 from llamafleet.plans.plan import Problem
@@ -45,11 +45,12 @@ _END = (
     'if alive; then echo "process $pid of a job: found it at work after $seconds s; expected '
     'its end; next: ps -fp $pid, then run this again" >&2; exit 1; fi'
 )
-# Of root's rights nothing is left, so that no other account's process can be meant.
+# Of root's rights nothing is left, so that no other account's process can be meant; nor of its
+# terminal, as those that are ended could do something with this one before.
 _END_ALL = (
-    f"for signal in TERM KILL; do {' '.join(AS_ACCOUNT)} env -i sh -c "
+    "for signal in TERM KILL; do {rights} sh -c "
     "'kill -'$signal' -1' 2>/dev/null; left=5; while test $left -gt 0 && "
-    f"stat -c %U /proc/[0-9]* 2>/dev/null | grep -qx {USER}; do sleep 1; "
+    "stat -c %U /proc/[0-9]* 2>/dev/null | grep -qx {user}; do sleep 1; "
     "left=$((left - 1)); done; done; true"
 )
 _REMOVE = "rm -rf --one-file-system --"
@@ -117,7 +118,8 @@ def _stop(
     for process in wanted.processes:
         yield end(run, process)
     if wanted.account:
-        yield StringCommand("sh -c", QuoteString(_END_ALL))
+        script = _END_ALL.format(rights=" ".join(jobs.as_account(run)), user=USER)
+        yield StringCommand("sh -c", QuoteString(script))
 
 
 def end(run: HostRun, process: Process) -> StringCommand:

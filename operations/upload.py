@@ -2,7 +2,8 @@
 
 With sudo, pyinfra's own upload goes through a file of a name that can be foretold in /tmp. Here the
 content comes by the standard input of a command, which writes it beside its place, in a folder that
-is the writer's own, compares its sha256 and renames it: its place never has half of it.
+is the writer's own, compares its sha256 and renames it: its place never has half of it. The sha256
+comes that way too: everybody can read a command line, and try passwords on it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ END = "."
 # Each is one line without a "!", which tcsh as a login shell would take for its own. What is left
 # of the input is read in any case, or its sender would wait.
 _RECEIVE = (
-    "umask 022; d=${p%/*}; "
+    "umask 022; read -r sha; d=${p%/*}; "
     'bad() { cat >/dev/null; test -z "$1" || echo "$1" >&2; exit 1; }; '
     'mkdir -p -- "$d" || bad; '
     'test -O "$d/." || bad "$d: found a folder of somebody else; expected one of $(id -un); '
@@ -48,20 +49,21 @@ _PLACE = (
 
 
 class Input(list[str]):
-    """A part of a file as the lines of a command's input, read when they are sent.
+    """The sha256 of a file and a part of it as lines of a command's input, read when they are sent.
 
     pyinfra takes lists alone, and a list of these lines would be all of them in memory.
     """
 
-    def __init__(self, source: bytes | Path, start: int = 0, size: int = PART) -> None:
+    def __init__(self, source: bytes | Path, sha256: str, start: int, size: int) -> None:
         super().__init__([END])
-        self.source, self.start, self.size = source, start, size
+        self.source, self.sha256, self.start, self.size = source, sha256, start, size
 
     def _open(self) -> IO[bytes]:
         return BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
 
     def __iter__(self) -> Iterator[str]:
         with self._open() as file:
+            yield self.sha256
             file.seek(self.start)
             left = self.size
             while left > 0 and (chunk := file.read(min(CHUNK, left))):
@@ -80,7 +82,8 @@ def write(
     size = len(content) if isinstance(content, bytes) else content.stat().st_size
     if isinstance(content, bytes):
         sha256 = hashlib.sha256(content).hexdigest()
-    values = {"p": unfinished(path), "to": path, "sha": sha256, "mode": f"{access.mode:o}"}
+    assert sha256 is not None
+    values = {"p": unfinished(path), "to": path, "mode": f"{access.mode:o}"}
     values["owner"] = f"{access.user}:{access.group}" if access.user else ""
     for start in range(0, max(size, 1), PART):
         last = _PLACE if start + PART >= size else ":"
@@ -90,5 +93,5 @@ def write(
             *(QuoteString(f"{name}={value}") for name, value in {**values, **first}.items()),
             "sh -c",
             QuoteString(_RECEIVE + last),
-            _stdin=Input(content, start, PART),
+            _stdin=Input(content, sha256, start, PART),
         )

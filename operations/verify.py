@@ -14,6 +14,7 @@ from pyinfra.api.state import State
 from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
+from llamafleet.plans.verify import why_of_another
 from llamafleet.protocol.fingerprint import explain_difference
 from llamafleet.protocol.job import Stamp
 from llamafleet.protocol.result import WANTED, Result
@@ -97,18 +98,24 @@ def result() -> Generator[PyinfraCommand, None, None]:
     found = run.snapshot().result
     if run.host.state.is_executing:  # Without -y pyinfra prepares this too, and then asks.
         run.result = found
-        if _told_by(found, plan.verify) and not _keep(run, found):
+        if _told_by(found, plan.verify, run) and not _keep(run, found):
             yield FunctionCommand(_refuse, (), {})
             return
-    if _told_by(found, plan.verify) and found.verdict == WANTED[plan.backend] and not found.red:
+    if (
+        _told_by(found, plan.verify, run)
+        and found.verdict == WANTED[plan.backend]
+        and not found.red
+    ):
         run.noop(found.verdict)
         return
     yield FunctionCommand(_judge, (run, plan.verify), {})
 
 
-def _told_by(found: object, wanted: VerifyPlan | None) -> TypeGuard[Result]:
-    """The result of the verification that was planned, and of no other one."""
-    return wanted is not None and isinstance(found, Result) and found.key == wanted.key
+def _told_by(found: object, wanted: VerifyPlan | None, run: HostRun) -> TypeGuard[Result]:
+    """The result of the verification that was planned, on this machine, and of no other one."""
+    if wanted is None or not isinstance(found, Result) or found.key != wanted.key:
+        return False
+    return not why_of_another(run.settings, run.snapshot(), found, wanted.config)
 
 
 def _keep(run: HostRun, found: Result) -> bool:
@@ -144,7 +151,7 @@ def _refuse(state: State, host: Host) -> bool:
 
 def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) -> bool:
     found, key = run.result, wanted.key if wanted else None
-    if _told_by(found, wanted):
+    if _told_by(found, wanted, run):
         for where, check in found.red:
             run.fail(f"{where + ': ' if where else ''}{check}")
         if not found.red:
@@ -158,6 +165,8 @@ def _judge(state: State, host: Host, run: HostRun, wanted: VerifyPlan | None) ->
         what = f"a result that can't be understood ({found.reason})"
     elif found is not None and wanted is not None:
         differs = explain_difference(asdict(wanted.config.inputs), asdict(found.inputs))
+        if found.key == key:
+            differs = why_of_another(run.settings, run.snapshot(), found, wanted.config)
         what = f"a result of something else ({differs})"
         run.result = None
     run.fail(

@@ -13,7 +13,7 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State as PyinfraState
 
 from llamafleet.connection import LONGEST, PATIENCE_S
-from llamafleet.layout import AS_ACCOUNT, VERIFY_UNIT
+from llamafleet.layout import USER, VERIFY_UNIT, job_unit
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import JobStatus, Progress, Stamp, State, log_name
 from llamafleet.received import Unreadable, received_text
@@ -61,12 +61,11 @@ class StatusOfJob(FactBase[JobStatus | None]):
 class EndOfJob(FactBase["End | None"]):
     """What systemd, the log of its start and the boot say of a job that left no stamp."""
 
-    def command(self, unit: str, systemctl: str, log: str, account: bool, since_s: int) -> str:
+    def command(self, unit: str, systemctl: str, log: str, rights: str, since_s: int) -> str:
         user, of = (
             ("--user ", "_SYSTEMD_USER_UNIT") if "--user" in systemctl else ("", "_SYSTEMD_UNIT")
         )
         journal = f"journalctl {user}-q --no-pager -o cat --since -{since_s}s"
-        reader = " ".join((*AS_ACCOUNT, "env -i PATH=/usr/bin:/bin")) if account else "env"
         shown = "LoadState,Result,ExecMainStatus"
         return (
             "ticks=$(sed 's/.*) //' /proc/1/stat | cut -d' ' -f20); "
@@ -77,7 +76,7 @@ class EndOfJob(FactBase["End | None"]):
             # What the job itself said, and what systemd said of it beside start and end.
             f"{{ {journal} -n 2 {of}={unit}; {journal} -n 2 -p notice -u {unit}; }} "
             "2>/dev/null | sed 's/^/log /'; "
-            f"timeout 5 {reader} tail -c 600 {shlex.quote(log)} "
+            f"timeout 5 {rights or 'env'} tail -c 600 {shlex.quote(log)} "
             "2>/dev/null | sed 's/^/start /'; true"
         )
 
@@ -131,7 +130,7 @@ class End:
 
 def unit_of(job: JobPlan) -> str:
     """The systemd unit that a job runs as."""
-    return VERIFY_UNIT if job.kind == "verify" else f"llamafleet-{job.kind}-{job.key}.service"
+    return VERIFY_UNIT if job.kind == "verify" else job_unit(job.kind, job.key)
 
 
 def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> FunctionCommand:
@@ -172,12 +171,16 @@ def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> Function
 
 def _stop(run: HostRun, job: JobPlan, progress: Progress | None, systemd: bool) -> str:
     """What ends the job, typed on its host."""
-    sudo = "sudo " if run.settings.scope == "system" else ""
-    if systemd and sudo:
+    system = run.settings.scope == "system"
+    if systemd and system:
         return f"sudo systemctl stop {unit_of(job)}"
     if systemd and job.kind == "verify":
         return f"systemctl --user stop {unit_of(job)}"
-    return f"{sudo}kill {progress.pid}" if progress else f"look for it with ps, in {job.folder}"
+    if progress is None:
+        return f"look for it with ps, in {job.folder}"
+    # The account tells the pid of its own jobs: it may be anybody's.
+    sudo = ("sudo " if job.root else f"sudo -u {USER} ") if system else ""
+    return f"{sudo}kill {progress.pid}"
 
 
 def _where(run: HostRun, job: JobPlan) -> dict[str, object]:
@@ -194,13 +197,12 @@ def _where(run: HostRun, job: JobPlan) -> dict[str, object]:
 
 def _cause(run: HostRun, host: Host, job: JobPlan, wait: _Wait) -> str:
     """Why a job ended that left no word."""
-    system = run.settings.scope == "system"
     end = host.get_fact(
         EndOfJob,
         unit=unit_of(job),
         systemctl=systemctl(run),
         log=f"{job.folder}/start.log",
-        account=system and not job.root,
+        rights=" ".join(rights_of(run, job)),
         since_s=int(time.monotonic() - wait.begun) + 5,
         _timeout=END_LIMIT_S,
         _ignore_errors=True,

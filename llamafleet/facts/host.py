@@ -376,6 +376,10 @@ class HostSnapshot:
         """RHEL or one that says it is like it: Rocky, Alma, CentOS Stream; not Fedora."""
         return "rhel" in (self.os_id, *self.os_like)
 
-    def job(self, kind: str, key: str) -> Job | None:
-        """The job of that kind and key, if there is one."""
-        return next((j for j in self.jobs if (j.kind, j.key) == (kind, key)), None)
+    def job(self, kind: str, key: str, *, root: bool = False) -> Job | None:
+        """The job of that kind and key, if there is one; `root`: what root's own folder says.
+
+        The account may tell of a job of root's that there never was.
+        """
+        wanted = (kind, key, root)
+        return next((j for j in self.jobs if (j.kind, j.key, j.root) == wanted), None)

@@ -44,8 +44,10 @@ def owners(told: Sorted) -> dict[str, Owner]:
     """By path. The account is believed about what lies in its own folders."""
     found = dict(_owners(told.main))
     places = {name: path for name, path, _ in told.main.rows("real", 3)}
-    prefix, state = places.get("prefix", ""), places.get("state", "")
-    folders = tuple(f"{folder}/" for folder in (state, f"{prefix}/versions", f"{prefix}/toolkits"))
+    prefix, state = places.get("prefix"), places.get("state")
+    # Without these rows none is known to be its own: "" would stand for all of the host.
+    own = [f"{prefix}/versions/", f"{prefix}/toolkits/"] if prefix else []
+    folders = (*own, f"{state}/") if state else tuple(own)
     for path, owner in _owners(told.account):
         if path not in found and (path.startswith(folders) or not told.split):
             found[path] = owner

@@ -396,8 +396,26 @@ trusted() {
 
 # guarded FILE: it is plain, and stays so: where this is root, root alone writes its folder.
 guarded() {
-    plain "$1" && { [ "$LF_SCOPE" = user ] || [ "$(id -u)" != 0 ] || trusted "${1%/*}"; }
+    plain "$1" && { [ "$LF_SCOPE" = user ] || [ "$(id -u)" != 0 ] || reached "${1%/*}"; }
 }
+
+# reached FOLDER: trusted, as is each link on the way and where it leads. /opt may be one.
+reached() (
+    link= part=$1
+    while [ -n "$part" ]; do
+        [ -L "$part" ] && link=$part
+        part=${part%/*}
+    done
+    if [ -z "$link" ]; then
+        trusted "$1"
+        return
+    fi
+    # Not one that leads round.
+    [ -d "$1" ] && trusted "${link%/*}" && [ "$(stat -c %u "$link")" = 0 ] || return
+    target=$(readlink "$link")
+    case $target in /*) ;; *) target=${link%/*}/$target ;; esac
+    reached "${target%/}${1#"$link"}"
+)
 
 named_pythons() {
     names=
@@ -837,7 +855,7 @@ read_managed() {
     LF_CURRENT=${current##*/}
     put current "$LF_CURRENT"
     if [ "$LF_SCOPE" = system ]; then
-        [ "$(id -u)" != 0 ] || trusted "$LF_PREFIX/jobs" && jobs_in "$LF_PREFIX/jobs" toolkit packages
+        [ "$(id -u)" != 0 ] || reached "$LF_PREFIX/jobs" && jobs_in "$LF_PREFIX/jobs" toolkit packages
     fi
 
     # Word splitting at line ends makes the arguments of one sha256sum.
@@ -926,7 +944,7 @@ read_account() {
         [ -n "$account" ] && rights=$LF_AS_ACCOUNT
         # Without a session of its own it could type into the terminal of whoever started this.
         # shellcheck disable=SC2086 # words wanted
-        if [ -z "$session" ] || ! $rights sh -c :; then
+        if [ -z "$session" ] || ! $session -w $rights sh -c :; then
             put setpriv 0
             return
         fi
@@ -962,8 +980,13 @@ confined() {
         ) >/dev/null &
         clock=$!
         if ! wait "$reader"; then
-            # With all of its session; without one it leads no group.
-            case $pid in "" | *[!0-9]* | 0 | 1) ;; *) kill -9 "-$pid" || kill -9 "$pid" ;; esac
+            # With all of its session; without one it leads no group. With its rights: it may have
+            # ended long ago, and its number be another one's by now.
+            # shellcheck disable=SC2086 # words wanted
+            case $pid in "" | *[!0-9]* | 0 | 1) ;; *)
+                $session $rights sh -c "kill -9 -$pid || kill -9 $pid"
+                ;;
+            esac
         fi
         kill "$clock"
     )

@@ -19,6 +19,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from llamafleet.onhost.job import Job, JobFailed
@@ -69,6 +70,8 @@ FROM_SOURCE = (
     "llama-cpp-python",
     "--no-deps",
 )
+
+AnyPip = TypeVar("AnyPip", bound=PipConfig)
 
 IMPORT_CHECK = """
 import json, time
@@ -326,7 +329,7 @@ def network(config: JobConfig) -> dict[str, str]:
     return env
 
 
-def own_pip(config: BuildConfig, tmp: Path) -> BuildConfig:
+def own_pip(config: AnyPip, tmp: Path) -> AnyPip:
     """The same with a copy of pip of this job's own: the host's may be replaced while it runs."""
     return replace(config, pip=str(shutil.copy(config.pip, tmp / "pip.pyz")))
 

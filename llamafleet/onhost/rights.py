@@ -16,5 +16,7 @@ def root_problem(config: VerifyConfig, command: str) -> str:
     arguments = shlex.join([sys.executable, "-I", *sys.argv])
     return (
         f"{command}: found uid 0; expected the account that builds, as root runs nothing that it "
-        f"can write; next: env -i {shlex.join(config.as_account)} {arguments}"
+        # In root's terminal it could type there what root then runs.
+        f"can write; next: setsid -w env -i {shlex.join(config.as_account)} {arguments} "
+        "</dev/null 2>&1 | cat"
     )

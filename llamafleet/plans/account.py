@@ -132,15 +132,6 @@ def account_problems(
 ) -> tuple[Problem, ...]:
     """What can't be repaired without asking a person."""
     found = [*_folder_problems(snapshot, layout)]
-    if layout.scope == "system" and not snapshot.setpriv:
-        found.append(
-            Problem(
-                "setpriv",
-                "no setpriv, by which root leaves its rights behind",
-                "util-linux 2.31 or newer",
-                "install the package util-linux",
-            )
-        )
     if layout.scope == "user" and snapshot.state_machine not in (None, machine_of(snapshot)):
         found.append(
             Problem(

@@ -70,7 +70,7 @@ def plan_packages_job(
         account=USER,
         compilers=tuple(map(_command, packages.names)),
     )
-    running = snapshot.job("packages", key)
+    running = snapshot.job("packages", key, root=True)
     job = JobPlan(
         kind="packages",
         key=key,

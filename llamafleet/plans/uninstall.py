@@ -10,6 +10,7 @@ from llamafleet.layout import USER, Layout, job_unit
 from llamafleet.managed import (
     Managed,
     folder_rows,
+    mutex,
     partials,
     roots,
     rows,
@@ -131,7 +132,7 @@ def _files(ours: list[Managed], layout: Layout) -> Iterator[str]:
         path = row.path(layout)
         yield from (path, unfinished(path), *row.leftovers(layout))
     others = (layout.current, layout.deploy_lock)
-    yield from (layout.machine, *others, *map(unfinished, others))
+    yield from (layout.machine, *others, *map(unfinished, others), mutex(layout.deploy_lock))
 
 
 def _folders(snapshot: HostSnapshot, layout: Layout, made: tuple[str, ...]) -> Iterator[str]:

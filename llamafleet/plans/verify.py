@@ -170,14 +170,12 @@ def why_unproven(
     if result.key != key:
         changed = explain_difference(asdict(result.inputs), asdict(inputs))
         return f"changed since the last one: {changed}"
-    if result.machine_id != snapshot.machine_id and (result.machine_id or settings.scope == "user"):
-        # A home may be shared: older code did not say which machine it verified.
-        return "the last result is of another machine, or does not say of which"
+    if other := _other_machine(settings, snapshot, result):
+        return other
     if build.action != "none":
         return f"the library changes (build: {build.action})"
-    older = build.config.prefix.removesuffix(build.name) + build.fingerprint
-    if (result.prefix or older) != build.config.prefix:
-        return f"the last result is on another build ({result.prefix or build.fingerprint})"
+    if other := _other_build(result, build.config.prefix):
+        return other
     if result.verdict != WANTED[build.inputs.backend]:
         return f"the last verdict is {result.verdict}"
     if result.red:
@@ -186,6 +184,26 @@ def why_unproven(
     if unproven or len(result.gpus) != len(inputs.gpus):
         return f"not verified by themselves: {', '.join(unproven) or 'the GPUs'}"
     return ""
+
+
+def why_of_another(
+    settings: Settings, snapshot: HostSnapshot, result: Result, config: VerifyConfig
+) -> str:
+    """Why a result with the key of this verification is of another one; "": it is of this."""
+    return _other_machine(settings, snapshot, result) or _other_build(result, config.prefix)
+
+
+def _other_machine(settings: Settings, snapshot: HostSnapshot, result: Result) -> str:
+    """A home may be shared: older code did not say which machine it verified."""
+    if result.machine_id != snapshot.machine_id and (result.machine_id or settings.scope == "user"):
+        return "the last result is of another machine, or does not say of which"
+    return ""
+
+
+def _other_build(result: Result, prefix: str) -> str:
+    """Older code had one build of a fingerprint, in the folder of that name."""
+    found = result.prefix or f"{prefix.rpartition('/')[0]}/{result.inputs.fingerprint}"
+    return "" if found == prefix else f"the last result is on another build ({found})"
 
 
 def _why_doubtful(settings: Settings, snapshot: HostSnapshot) -> str:

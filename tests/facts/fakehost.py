@@ -85,6 +85,9 @@ class FakeHost:
 
     def write(self, path: Path, content: str | bytes, mode: int = 0o644) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # One that is borrowed is a link to this machine's own.
+        if path.is_symlink():
+            path.unlink()
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         path.chmod(mode)
         return path

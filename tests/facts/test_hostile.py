@@ -205,6 +205,13 @@ def test_owners_are_believed_of_the_account_s_folders_alone() -> None:
     }
 
 
+def test_where_its_folders_are_not_known_it_is_believed_of_none() -> None:
+    lines = account(
+        "@begin owners", " 81a4\tevil\tevil\t/etc/llamafleet", "@end", "account_complete=1"
+    )
+    assert parse([line for line in lines if not line.startswith("real=")]).owners == {}
+
+
 def test_root_s_jobs_are_root_s_word() -> None:
     mine = ["job=toolkit\t13.0\t0"]
     lines = account("job=toolkit\t13.0\t1", "job=toolkit\t12.8\t1", "account_complete=1")

@@ -207,10 +207,14 @@ def test_a_program_that_hangs_costs_the_account_s_part_alone(account: FakeHost) 
     account.parameters = "LF_LIMIT=2\n"
     plant(account, "g++", f"echo $$ > {account.state}/pid; exec sleep 600")
     account.write(account.root / "etc/os-release", "ID=debian\n")
+    real = shutil.which("setpriv")
+    account.program("setpriv", f'echo "$*" >> {account.folder}/rights; exec {real} "$@"')
     begin = time.monotonic()
     snapshot = account.snapshot()
     assert time.monotonic() - begin < 20
     assert "no end" in snapshot.unseen and snapshot.os_id == "debian"
+    # Its number may be another process's by then: root ends nothing that the account couldn't.
+    assert "kill -9" in (account.folder / "rights").read_text().splitlines()[-1]
     pid = (account.state / "pid").read_text().strip()
     deadline = time.monotonic() + 5
     while Path("/proc", pid).exists() and time.monotonic() < deadline:
@@ -253,6 +257,25 @@ def assert_forged(fake: FakeHost) -> None:
     if "not permitted" in refused:
         pytest.skip("this machine lets no process take another's files (Yama)")
     assert refused == ""
+
+
+@pytest.mark.parametrize("theirs", ["nobody's", "the link", "a hop", "the place"])
+def test_a_folder_behind_root_s_links_is_read_as_well(
+    host: FakeHost, theirs: str, shell: str
+) -> None:
+    """As /opt may be one; and not where another may lead it elsewhere."""
+    host.shell = shell
+    place, hop = host.folder / "srv" / "deep", host.folder / "hop"
+    host.prefix.chmod(0o755)
+    host.write(host.prefix / "made", "/opt\n")
+    place.parent.mkdir()
+    host.prefix.rename(place)
+    hop.symlink_to("srv/./deep")
+    host.prefix.symlink_to(hop)
+    changed = {"the link": host.prefix, "a hop": hop, "the place": place}.get(theirs)
+    if changed:
+        os.chown(changed, int(ACCOUNT), int(ACCOUNT), follow_symlinks=False)
+    assert host.snapshot().made == (("/opt",) if changed is None else ())
 
 
 FORGED = """

@@ -456,4 +456,4 @@ def test_root_checks_nothing_for_an_account(host: Host, capsys: pytest.CaptureFi
     assert host.latest.exists() and not host.stale.exists()
     error = capsys.readouterr().err
     assert error.startswith("driver-check: found uid 0; expected the account that builds")
-    assert "next: env -i setpriv --reuid=llamafleet " in error
+    assert "next: setsid -w env -i setpriv --reuid=llamafleet " in error

@@ -133,7 +133,8 @@ class FakeHost:
         told = dict(word.split("=", 1) for word in shlex.split(command) if "=" in word[:7])
         done, said = self.answer(f"PUT {told['to']}")
         if done:
-            part = b64decode("".join(line for line in lines if line != END))
+            _, *content = lines
+            part = b64decode("".join(line for line in content if line != END))
             self.uploads[told["to"]] = self.uploads.get(told["to"], b"") + part
             self.access[told["to"]] = f"{told['owner'] or 'own'} {told['mode']}"
         return done, said

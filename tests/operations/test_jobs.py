@@ -48,7 +48,8 @@ ZIPAPP = "/usr/bin/python3 -I /opt/llamafleet/llamafleet-host.pyz"
 
 def content(command: Any) -> bytes:
     """What an upload carries."""
-    return b64decode("".join(line for line in command.connector_arguments["_stdin"] if line != END))
+    _, *lines = command.connector_arguments["_stdin"]
+    return b64decode("".join(line for line in lines if line != END))
 
 
 def test_a_job_is_told_and_started(monkeypatch: pytest.MonkeyPatch) -> None:

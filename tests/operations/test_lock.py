@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -36,7 +38,30 @@ def test_it_is_taken_touched_and_given_back(tmp_path: Path) -> None:
         assert run(lock._command(str(path), lock._TOUCH), login).returncode == 0
         assert path.stat().st_mtime_ns > before
         assert run(lock._command(str(path), lock._RELEASE), login).returncode == 0
-        assert list(path.parent.iterdir()) == []
+        assert [left.name for left in path.parent.iterdir()] == ["deploy.json.lock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account's process needs root")
+def test_no_other_account_can_hold_it_up() -> None:
+    """A folder that all may read, as /run, can be locked by all."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder, "deploy.json")
+        take(path)
+        path.unlink()
+        for held in (folder, f"{path}.lock"):
+            theirs = subprocess.Popen(
+                ["flock", "--no-fork", held, "sleep", "60"], user=65534, group=65534
+            )
+            try:
+                time.sleep(0.3)
+                begun = time.monotonic()
+                take(path)
+                assert time.monotonic() - begun < 5 and path.exists()
+            finally:
+                theirs.kill()
+                theirs.wait()
+            path.unlink()
 
 
 def test_one_of_another_run_is_neither_taken_nor_touched_nor_removed(tmp_path: Path) -> None:

@@ -81,6 +81,22 @@ def test_a_pass_of_something_else_fails_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert f"(driver {made.inputs.driver} -> 570.86.10; gpus -{gpu})" in why[0]
 
 
+@pytest.mark.parametrize(
+    ("other", "why_not"),
+    [
+        ({"machine_id": "f" * 32}, "the last result is of another machine"),
+        ({"prefix": "/opt/llamafleet/versions/0123-2"}, "the last result is on another build"),
+    ],
+)
+def test_a_pass_with_its_key_of_another_machine_or_build_fails_it(
+    monkeypatch: pytest.MonkeyPatch, results: Path, other: dict[str, str], why_not: str
+) -> None:
+    """As a home that hosts share brings it, or one that was built again."""
+    hosts, why = failed(monkeypatch, text(replace(wanted(), **other)))  # type: ignore[arg-type]
+    assert hosts == ["@fake/a"] and f"a result of something else ({why_not}" in why[0]
+    assert list(results.rglob("*.json")) == [], "it is kept as nobody's"
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"version": 9}', '{"version": 2}', "[]"])
 def test_none_or_an_unreadable_one_fails_it(
     monkeypatch: pytest.MonkeyPatch, content: str | None

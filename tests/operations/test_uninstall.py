@@ -129,6 +129,11 @@ def test_a_hold_that_can_t_be_released_keeps_its_record(monkeypatch: pytest.Monk
     assert not any(command.startswith("rm ") for command in host.commands)
 
 
+def test_nothing_runs_as_the_account_in_root_s_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = " ".join(sent(monkeypatch, deployed()))
+    assert commands.count("setsid -w setpriv ") == commands.count("setpriv ") > 0
+
+
 def test_a_bare_host_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     host = fake.FakeHost()
     with fleet(monkeypatch, {"a": host}) as run:

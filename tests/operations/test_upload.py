@@ -71,7 +71,8 @@ def test_what_was_changed_on_the_way_takes_no_place(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_text("before")
     (command,) = upload.write(b"after", str(target), OWN)
-    command.connector_arguments["_stdin"] = ["YWx0ZXJlZA==", upload.END]
+    sha256, *_ = command.connector_arguments["_stdin"]
+    command.connector_arguments["_stdin"] = [sha256, "YWx0ZXJlZA==", upload.END]
     done = run(command)
     assert done.returncode and "after the upload" not in done.stdout
     assert f"found sha256 {hashlib.sha256(b'altered').hexdigest()} of what came" in done.stderr
@@ -115,6 +116,13 @@ def test_a_disk_that_is_full_says_so_and_keeps_what_was_there(tmp_path: Path) ->
 
     done = run(StringCommand(f"ulimit -f 100; {text}", _stdin=lines))
     assert done.returncode != 0 and target.read_text() == "before"
+
+
+def test_a_command_line_tells_nothing_of_a_password() -> None:
+    """Everybody on the host can read it; a weak password is found by its hash."""
+    netrc = b"machine pypi.lab login joe password hunter2"
+    (command,) = upload.write(netrc, "/etc/llamafleet/netrc", SECRET)
+    assert hashlib.sha256(netrc).hexdigest() not in command.get_raw_value()
 
 
 def test_no_name_that_others_can_foretell_is_used(tmp_path: Path) -> None:

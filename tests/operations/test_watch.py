@@ -109,7 +109,8 @@ def test_a_job_that_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
         ("build", "systemd", "system", "sudo systemctl stop llamafleet-build-0123.service"),
         ("verify", "systemd", "user", "systemctl --user stop llamafleet-verify.service"),
         ("build", "systemd", "user", "kill 1"),
-        ("build", "none", "system", "sudo kill 1"),
+        # Its pid is the account's word, and may be anybody's.
+        ("build", "none", "system", "sudo -u llamafleet kill 1"),
     ],
 )
 def test_while_it_is_waited_for_it_is_known_how_to_stop_it(
@@ -122,6 +123,16 @@ def test_while_it_is_waited_for_it_is_known_how_to_stop_it(
     assert watched.run.waits_for.kind == kind and watched.run.stop == stop
     watched.answers = [OK]
     assert watched.poll(kind=kind) and watched.run.waits_for is None
+
+
+def test_what_its_start_said_is_read_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs as the account can be steered by it, and would type into the administrator's."""
+    watched = Watched(monkeypatch, [DEAD])
+    assert not watched.poll()
+    asked = watched.asked[-1]
+    assert str(asked["rights"]).startswith("setsid -w setpriv --reuid=llamafleet ")
+    text = EndOfJob().command("u", "systemctl", "/l", str(asked["rights"]), 5)
+    assert "timeout 5 setsid -w setpriv --reuid=llamafleet " in text
 
 
 def test_a_failed_job_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

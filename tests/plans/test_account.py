@@ -165,12 +165,6 @@ def test_others_need_not_enter_a_user_s_folders() -> None:
     assert not plan_account(USER, closed, HOME).needed
 
 
-def test_without_setpriv_root_has_no_way_to_leave_its_rights() -> None:
-    (problem,) = account_problems(SYSTEM, replace(BARE, setpriv=False), LAYOUT)
-    assert problem.check == "setpriv" and "util-linux" in problem.next
-    assert account_problems(USER, replace(at_home(), setpriv=False), HOME) == ()
-
-
 def test_a_home_of_another_machine_is_refused_by_name() -> None:
     host = at_home(state_machine="b" * 32)
     problem = only_problem(make_plan("a", Settings(scope="user", accelerator="cpu"), host, HOME))

@@ -51,9 +51,15 @@ def test_nothing_missing_is_no_job() -> None:
 
 
 def test_one_that_runs_is_waited_for() -> None:
-    running = replace(CPU_HOST, jobs=(Job("packages", "gxx", alive=True),))
+    running = replace(CPU_HOST, jobs=(Job("packages", "gxx", alive=True, root=True),))
     made = job(running, "g++").job
     assert made and not made.start
+
+
+def test_one_that_the_account_tells_of_is_not_waited_for() -> None:
+    planted = replace(CPU_HOST, jobs=(Job("packages", "gxx", alive=True),))
+    made = job(planted, "g++").job
+    assert made and made.start
 
 
 def test_proxy_certificates_and_credentials_reach_it() -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from llamafleet.onhost.build import pip_install
+from llamafleet.onhost.build import own_pip, pip_install, pip_run
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.job import ToolkitProduct, WheelsConfig
 
@@ -55,11 +55,12 @@ def install(job: Job, config: WheelsConfig, root: Path, env: dict[str, str]) -> 
         else:
             job.progress.step(downloads.bytes // 10**6, 0, line.strip())
 
-    pip = pip_install(config, config.python)
+    pip = pip_install(own_pip(config, job.folder / "tmp"), config.python)
     job.phase("download")
-    job.command(
+    pip_run(
+        job,
         [*pip, *WHEELS, "--target", str(wheels), "-r", str(requirements)],
-        env=env,
+        env,
         on_line=follow,
         keep=lambda line: not DOWNLOAD.match(line),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llamafleet.facts.host import HostSnapshot, Toolkit
+from llamafleet.facts.host import HostSnapshot, Job, Toolkit
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import Problem, ToolkitPlan
 from llamafleet.plans.toolkit.compatibility import Blockers, Case, blockers, newest_cuda
@@ -94,15 +94,20 @@ def nothing_to_choose(
     return nothing_offered(snapshot, settings, house)
 
 
+def _job(snapshot: HostSnapshot, offer: Offer) -> Job | None:
+    """The job that installs it, or has."""
+    return snapshot.job("toolkit", offer.key, root=offer.of_root)
+
+
 def _available(snapshot: HostSnapshot, offer: Offer) -> bool:
     """It can be installed now, or is being installed."""
-    job = snapshot.job("toolkit", offer.key)
+    job = _job(snapshot, offer)
     return not offer.lacking or (job is not None and job.alive)
 
 
 def installed(snapshot: HostSnapshot, offer: Offer) -> bool:
     """Below our own folder, complete, and its job said so."""
-    job = snapshot.job("toolkit", offer.key)
+    job = _job(snapshot, offer)
     complete = any(t.root == offer.root and not t.missing for t in snapshot.toolkits)
     return complete and job is not None and job.ok and not job.alive
 
@@ -135,7 +140,7 @@ def _unproven(snapshot: HostSnapshot, offer: Offer) -> str:
 
     A package manager's files may all be there before it has ended, or before they were tried.
     """
-    job = snapshot.job("toolkit", offer.key)
+    job = _job(snapshot, offer)
     if job is None:
         return ""
     if job.alive:
@@ -173,7 +178,7 @@ def _installed(offer: Offer) -> ToolkitPlan:
 
 
 def _to_install(snapshot: HostSnapshot, offer: Offer) -> ToolkitPlan:
-    job = snapshot.job("toolkit", offer.key)
+    job = _job(snapshot, offer)
     what = f"no fitting toolkit is on the host: install {_by(offer)}"
     if job and job.alive:
         what = f"is being installed {_by(offer)}"

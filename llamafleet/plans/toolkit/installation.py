@@ -62,7 +62,7 @@ def plan_installation(
     by = root_python(snapshot, python) if root else python
     if isinstance(by, Problem):
         return by
-    running = snapshot.job("toolkit", toolkit.key)
+    running = snapshot.job("toolkit", toolkit.key, root=root)
     job = JobPlan(
         kind="toolkit",
         key=toolkit.key,

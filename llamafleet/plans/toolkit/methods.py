@@ -43,6 +43,11 @@ class Offer:
         """Key of the job that installs it."""
         return self.version if self.method == "wheels" else f"{self.method}-{self.version}"
 
+    @property
+    def of_root(self) -> bool:
+        """A package manager installs it, so its job is root's, and root alone tells of it."""
+        return self.source is not None and self.source.manager is not None
+
 
 def offers(
     snapshot: HostSnapshot, settings: Settings, layout: Layout, house: Manifest | None

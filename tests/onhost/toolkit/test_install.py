@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -108,6 +110,30 @@ def test_small_toolkit_is_laid_out(tmp_path: Path) -> None:
     assert list(small.stamp["phases"]) == ["start", "download", "layout", "check", "activate"]
     assert not small.root.with_name("cuda-13.0.partial").exists()
     assert "done already" in small.run().stdout
+
+
+def test_pip_may_be_replaced_while_it_runs(tmp_path: Path) -> None:
+    """As a deploy by another version does."""
+    small = Install(tmp_path, ANSWERS.format(release="13.0", text="", status=0))
+    assert small.run().returncode == 0
+    log = (small.folder / "toolkit.log").read_text()
+    assert f" {small.folder}/tmp/pip.pyz " in log and f" {small.runner.pip} " not in log
+
+
+def test_an_index_that_refuses_is_in_the_log_with_its_status(tmp_path: Path) -> None:
+    small = Install(tmp_path, None)
+    # It knows no POST, GET or HEAD: 501.
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/simple"
+        file = small.runner.config(small.folder)
+        told = json.loads(file.read_text()) | {"index_url": url, "find_links": None}
+        file.write_text(json.dumps(told))
+        try:
+            assert small.run().returncode == job.EXIT_FAILED
+        finally:
+            server.shutdown()
+    assert "501 Server Error" in (small.folder / "toolkit.log").read_text()
 
 
 def test_stub_has_the_drivers_names_and_asks_for_the_real_one(tmp_path: Path) -> None:

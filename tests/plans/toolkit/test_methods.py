@@ -295,10 +295,21 @@ def was_in(phase: str) -> Progress:
 )
 def test_packages_that_are_there_but_not_proven(job: dict[str, Any] | None, install: bool) -> None:
     host = replace(JAMMY, driver=driver("570"), toolkits=(there("12.8"),))
-    jobs = (Job("toolkit", "apt-12.8", **{"alive": False, **job}),) if job else ()
+    jobs = (Job("toolkit", "apt-12.8", **{"alive": False, "root": True, **job}),) if job else ()
     made = chosen(replace(host, jobs=jobs))
     assert (made.install, made.root) == (install, "/usr/local/cuda-12.8")
     assert (made.method, made.key) == (("apt", "apt-12.8") if install else ("present", ""))
+
+
+@pytest.mark.parametrize("told", [{"alive": True}, {"stamp": failed_in("install")}])
+def test_of_a_package_manager_s_job_the_account_is_not_believed(told: dict[str, Any]) -> None:
+    """It may plant a folder of that name among its own: root would wait for nothing."""
+    planted = Job("toolkit", "apt-12.8", **{"alive": False, **told})
+    host = replace(JAMMY, driver=driver("570"), jobs=(planted,))
+    made = plan(host, toolkit_method="apt").toolkit
+    assert made and made.job and made.job.root and made.job.start
+    assert "is being installed" not in made.reason
+    assert chosen(replace(host, toolkits=(there("12.8"),))).method == "present"
 
 
 def test_wheels_and_runfile_of_one_version_do_not_take_each_others_place() -> None:
