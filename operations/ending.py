@@ -34,8 +34,15 @@ def until_begun() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"\ninterrupted: nothing was begun on any host\n")
+    with suppress(OSError):
+        os.write(2, b"\ninterrupted: nothing was begun on any host\n")
     os._exit(128 + number)
+
+
+def _say(text: str) -> None:
+    """On a terminal, pipe or disk that may be gone or full: the end goes on without it."""
+    with suppress(OSError, ValueError):
+        click.echo(text, err=True)
 
 
 class Reporter(Protocol):
@@ -94,10 +101,9 @@ class Ending:
         try:
             return self._run.finish(self._state, interrupted)
         except Exception as error:
-            click.echo(
+            _say(
                 f"run: found {type(error).__name__}: {error}, while it was to be reported; "
-                "expected a table; next: run the same command again",
-                err=True,
+                "expected a table; next: llamafleet report"
             )
             return 1
 
@@ -114,10 +120,10 @@ class Ending:
 
     def _interrupted(self, code: int) -> None:
         name = signal.Signals(code - 128).name
-        click.echo(f"\ninterrupted ({name}): this run ends, and no job on a host does", err=True)
+        _say(f"\ninterrupted ({name}): this run ends, and no job on a host does")
         for line in self._run.going_on():
-            click.echo(f"  {line}", err=True)
-        click.echo("next: run the same command again, it attaches to them", err=True)
+            _say(f"  {line}")
+        _say("next: run the same command again, it attaches to them")
         if self._run.reports:
             self._finish(interrupted=True)
         with suppress(Exception):

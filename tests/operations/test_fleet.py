@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.runs import checkout, llamafleet, pyinfra, start
+from tests.e2e.runs import PYINFRA, checkout, environment, llamafleet, pyinfra, start
 from tests.hosts.recorded import load
 from tests.test_settings import make_wheelhouse
 
@@ -366,3 +368,26 @@ def test_an_error_of_pyinfra_after_all_was_done_is_no_success(folder: Path) -> N
     run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
     assert run.returncode == 1 and "ZeroDivisionError" in run.output, run.output
     assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "gone"])
+@pytest.mark.parametrize("result", ["None", "RESULT"])
+def test_a_table_that_nobody_can_read_is_no_success(folder: Path, result: str, output: str) -> None:
+    """A full disk of a log; head(1), or the tee(1) of a log that the same Ctrl-C ended."""
+    (folder / "deploy.py").write_text(FINISHED.format(result=result))
+    command = [PYINFRA, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py"]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(output if output != "gone" else writes, "w") as to:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.DEVNULL,
+            stderr=to,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 1
+    if output != "gone":
+        os.close(writes)
