@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -370,15 +370,20 @@ def test_an_error_of_pyinfra_after_all_was_done_is_no_success(folder: Path) -> N
     assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
 
 
+def nobody_reads() -> IO[str]:
+    """A pipe whose reader is gone."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    return os.fdopen(writes, "w")
+
+
 @pytest.mark.parametrize("output", ["/dev/full", "gone"])
 @pytest.mark.parametrize("result", ["None", "RESULT"])
 def test_a_table_that_nobody_can_read_is_no_success(folder: Path, result: str, output: str) -> None:
     """A full disk of a log; head(1), or the tee(1) of a log that the same Ctrl-C ended."""
     (folder / "deploy.py").write_text(FINISHED.format(result=result))
     command = [PYINFRA, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py"]
-    reads, writes = os.pipe()
-    os.close(reads)
-    with open(output if output != "gone" else writes, "w") as to:
+    with Path(output).open("w") if output != "gone" else nobody_reads() as to:
         done = subprocess.run(
             command,
             cwd=folder,
@@ -389,5 +394,3 @@ def test_a_table_that_nobody_can_read_is_no_success(folder: Path, result: str, o
             timeout=120,
         )
     assert done.returncode == 1
-    if output != "gone":
-        os.close(writes)
