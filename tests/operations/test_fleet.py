@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
+import shlex
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -394,3 +398,33 @@ def test_a_table_that_nobody_can_read_is_no_success(folder: Path, result: str, o
             timeout=120,
         )
     assert done.returncode == 1
+
+
+def test_an_interrupt_at_a_question_for_a_password_leaves_a_terminal_that_shows(
+    folder: Path,
+) -> None:
+    inventory = fleet(folder, {"a": NO_GPU})
+    command = shlex.join([PYINFRA, "--same-sudo-password", inventory, "deploy.py"])
+    pid, terminal = pty.fork()
+    if pid == 0:  # The shell stays: with it the terminal would go, and begin anew.
+        os.chdir(folder)
+        script = f"trap : INT; {command}; echo ended $?; read line"
+        os.execve("/bin/sh", ["sh", "-c", script], environment(folder))
+    try:
+        read_until(terminal, b"sudo password:")
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.1)
+        os.write(terminal, b"\x03")
+        read_until(terminal, b"ended 130")
+        assert termios.tcgetattr(terminal)[3] & termios.ECHO
+    finally:
+        os.write(terminal, b"\n")
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, words: bytes) -> None:
+    said = b""
+    while words not in said:
+        assert select.select([terminal], [], [], 60)[0], said
+        said += os.read(terminal, 4096)
