@@ -19,7 +19,7 @@ from llamafleet.inventory import SettingsError
 from llamafleet.refusal import of_exit, of_hosts, of_name, of_options
 from llamafleet.terminal import printable
 from operations.ending import Ending, until_begun
-from operations.run import Fleet, attend, fleet_of
+from operations.run import PLAN_ONLY, Fleet, attend, fleet_of
 
 DEPLOY, UNINSTALL = "deploy.py", "uninstall.py"
 REFUSED = 2
@@ -58,6 +58,9 @@ def _before_connecting(state: State, asked: dict[str, Any], report: bool) -> Non
 
     def looked_at(inventory: Inventory, config: Config | None, initial_limit: Any = None) -> None:
         fleet = _fleet(inventory, asked, report)
+        if config is not None and not PLAN_ONLY.isdisjoint(sys.argv):
+            # pyinfra asks whether to go on without a host that fails, and in a pipe ends there.
+            config.FAIL_PERCENT = state.should_raise_failed_hosts = None
         init(inventory, config, initial_limit=initial_limit)
         attend(state, fleet)
         Ending(state, fleet).arm()

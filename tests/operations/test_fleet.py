@@ -290,6 +290,18 @@ def test_a_dry_run_ends_as_its_plans_say(folder: Path) -> None:
     assert run.returncode == 0, run.output
 
 
+def test_in_a_dry_run_a_host_that_is_down_is_no_end_of_the_others(folder: Path) -> None:
+    """Nor does it ask: nobody may be there to answer."""
+    inventory = fleet(folder, {"sound": SOUND.read_text()})
+    with (folder / inventory).open("a") as file:
+        file.write(f"hosts[0][1]['accelerator'] = 'auto'\nhosts.append(('127.0.0.1', {DOWN}))\n")
+    run = pyinfra(folder, "--dry", inventory, "deploy.py")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    assert "[@fake/sound] build: build " in run.output, run.output
+    assert "found [Errno 111] Connection refused of 127.0.0.1" in run.output
+    assert "internal exception" not in run.output and "continue?" not in run.output
+
+
 BREAK = """
 def render_run(run):
     raise ZeroDivisionError("of a table")
