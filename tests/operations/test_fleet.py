@@ -302,6 +302,14 @@ def test_in_a_dry_run_a_host_that_is_down_is_no_end_of_the_others(folder: Path) 
     assert "internal exception" not in run.output and "continue?" not in run.output
 
 
+@pytest.mark.parametrize("how", [["-vvv"], ["--debug"]])
+def test_what_pyinfra_says_of_a_command_holds_no_secret(folder: Path, how: list[str]) -> None:
+    data = {"scope": "user", "accelerator": "cpu", "_env": {"LAB_TOKEN": "planted-7f3a"}}
+    (folder / "fleet").write_text(f"hosts = [('@local', {data})]\n")
+    run = pyinfra(folder, "--dry", *how, "fleet", "deploy.py")
+    assert "planted" not in run.output and "LAB_TOKEN=***" in run.output, run.output
+
+
 BREAK = """
 def render_run(run):
     raise ZeroDivisionError("of a table")
