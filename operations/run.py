@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import click
-from pyinfra import host
+from pyinfra import host, logger
 from pyinfra.api import FunctionCommand
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import PyinfraError
@@ -322,7 +323,8 @@ def _contain(state: State, run: HostRun, op_hash: str) -> None:
             yield from made()
         except Exception as error:
             text = f"{_name_of(state, op_hash)}: found {type(error).__name__}: {error}"
-            run.fail(f"{text}; expected none; next: report this, with -vvv")
+            logger.debug("%s", "\n".join(map(printable, traceback.format_exc().splitlines())))
+            run.fail(f"{text}; expected none; next: report this, with what --debug says")
             yield FunctionCommand(_fail, (), {})
 
     data.command_generator = contained

@@ -448,3 +448,16 @@ def read_until(terminal: int, words: bytes) -> None:
     while words not in said:
         assert select.select([terminal], [], [], 60)[0], said
         said += os.read(terminal, 4096)
+
+
+def test_an_error_of_our_own_shows_where_it_was_for_those_who_ask(folder: Path) -> None:
+    wrong = FINISHED.format(result="RESULT").replace(
+        "    run.result =", "    {}['\\x1b[2J']\n    run.x ="
+    )
+    (folder / "deploy.py").write_text(wrong)
+    inventory = fleet(folder, {"a": NO_GPU})
+    run = pyinfra(folder, "-y", inventory, "deploy.py")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    assert "KeyError: '\\x1b[2J'; expected none; next: report this" in run.output
+    run = pyinfra(folder, "-y", "--debug", inventory, "deploy.py")
+    assert 'deploy.py", line ' in run.output and "\x1b[2J" not in run.output, run.output
