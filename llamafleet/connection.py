@@ -17,15 +17,16 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import click
 import gevent
 import pyinfra.connectors.util as theirs
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
-from pyinfra.api.output import echo
+from pyinfra.api.output import echo, is_output_active, set_echo
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
 from llamafleet.received import LIMIT
-from llamafleet.terminal import printable
+from llamafleet.terminal import masked, printable
 
 SILENT_S = 20
 """A host from which nothing has come for so long, though it was asked, does not answer."""
@@ -340,6 +341,9 @@ def guard_of(host: Host) -> Guard:
     if guard is None:
         theirs.read_buffer = _read_buffer
         setattr(theirs, "getpass", _ask)  # noqa: B010 - its own has one more argument
+        if is_output_active():
+            set_echo(_echo)
+        logging.getLogger("pyinfra").addFilter(_masked)
         # Without a handler of its own its tracebacks go to the terminal.
         logging.getLogger("paramiko").addHandler(logging.NullHandler())
         guard = _guards[host] = Guard(host)
@@ -422,6 +426,17 @@ def _read_buffer(
         output_queue.put(OutputLine(name, text))
         if print_output:
             echo(print_func(text) if print_func else text, err=True)
+
+
+def _echo(message: object = None, **how: Any) -> None:
+    """What pyinfra says with: with -vv all commands, and the variables of _env in them."""
+    click.echo(masked(message) if isinstance(message, str) else message, **how)
+
+
+def _masked(record: logging.LogRecord) -> bool:
+    """The same of what it logs."""
+    record.msg, record.args = masked(record.getMessage()), ()
+    return True
 
 
 def _caller() -> Any:

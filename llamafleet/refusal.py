@@ -29,6 +29,14 @@ def of_name(inventory: str) -> list[str]:
     ]
 
 
+def of_exit(inventory: str, error: SystemExit) -> str:
+    """Why an inventory that ends python, or the data of its groups, is no sound one."""
+    return (
+        f"inventory {inventory}: found that it ends python ({error!r}); expected hosts; "
+        "next: leave exit() out, there and in group_data/"
+    )
+
+
 def of_hosts(inventory: Inventory, limit: Iterable[str], exclude: Iterable[str]) -> list[str]:
     """Why nothing is to be done: no host, or none that --limit and --exclude leave."""
     hosts = list(inventory)

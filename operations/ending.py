@@ -7,9 +7,11 @@ import logging
 import os
 import signal
 import sys
+import termios
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import click
 import gevent
@@ -20,6 +22,7 @@ LIMIT_S = 4.0
 """In which an interrupted run has told what there is to tell; then it ends in any case."""
 LEAVE_S = 1.0
 """Of it for hosts to be told goodbye."""
+TERMINAL = "/dev/tty"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -28,14 +31,40 @@ def until_begun() -> None:
 
     pyinfra would end with 0.
     """
+    _remember_terminal()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup asks for.
             signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"\ninterrupted: nothing was begun on any host\n")
-    os._exit(128 + number)
+    with suppress(OSError):
+        os.write(2, b"\ninterrupted: nothing was begun on any host\n")
+    _end(128 + number)
+
+
+_terminal: list[Any] = []
+"""How it was when the run began, as termios has it."""
+
+
+def _remember_terminal() -> None:
+    with suppress(OSError, termios.error), Path(TERMINAL).open("rb") as tty:
+        _terminal[:] = termios.tcgetattr(tty)
+
+
+def _end(code: int) -> NoReturn:
+    """End at once, with the terminal as it was: a question for a password hides what is typed."""
+    with suppress(OSError, termios.error), Path(TERMINAL).open("rb") as tty:
+        # One in the background would be stopped for it.
+        if _terminal and os.tcgetpgrp(tty.fileno()) == os.getpgrp():
+            termios.tcsetattr(tty, termios.TCSANOW, _terminal)
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    """On a terminal, pipe or disk that may be gone or full: the end goes on without it."""
+    with suppress(OSError, ValueError):
+        click.echo(text, err=True)
 
 
 class Reporter(Protocol):
@@ -65,6 +94,7 @@ class Ending:
 
     def arm(self) -> None:
         """From here on this decides how the process ends."""
+        _remember_terminal()
         context = click.get_current_context(silent=True)
         if context is not None:
             context.call_on_close(self._closed)
@@ -94,17 +124,16 @@ class Ending:
         try:
             return self._run.finish(self._state, interrupted)
         except Exception as error:
-            click.echo(
+            _say(
                 f"run: found {type(error).__name__}: {error}, while it was to be reported; "
-                "expected a table; next: run the same command again",
-                err=True,
+                "expected a table; next: llamafleet report"
             )
             return 1
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         code = 128 + number
         if self._begun:
-            os._exit(code)
+            _end(code)
         if not self._state.is_executing:
             _stop(number, frame)
         self._begun = True
@@ -114,10 +143,10 @@ class Ending:
 
     def _interrupted(self, code: int) -> None:
         name = signal.Signals(code - 128).name
-        click.echo(f"\ninterrupted ({name}): this run ends, and no job on a host does", err=True)
+        _say(f"\ninterrupted ({name}): this run ends, and no job on a host does")
         for line in self._run.going_on():
-            click.echo(f"  {line}", err=True)
-        click.echo("next: run the same command again, it attaches to them", err=True)
+            _say(f"  {line}")
+        _say("next: run the same command again, it attaches to them")
         if self._run.reports:
             self._finish(interrupted=True)
         with suppress(Exception):
@@ -128,7 +157,7 @@ class Ending:
 
 def _end_late(code: int) -> None:
     monkey.get_original("time", "sleep")(LIMIT_S)
-    os._exit(code)
+    _end(code)
 
 
 def _leave(code: int) -> None:
@@ -138,4 +167,4 @@ def _leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
+    _end(code)

@@ -16,10 +16,10 @@ from pyinfra.api import Config, Inventory, State
 from pyinfra.context import ctx_state
 
 from llamafleet.inventory import SettingsError
-from llamafleet.refusal import of_hosts, of_name, of_options
+from llamafleet.refusal import of_exit, of_hosts, of_name, of_options
 from llamafleet.terminal import printable
 from operations.ending import Ending, until_begun
-from operations.run import Fleet, attend, fleet_of
+from operations.run import PLAN_ONLY, Fleet, attend, fleet_of
 
 DEPLOY, UNINSTALL = "deploy.py", "uninstall.py"
 REFUSED = 2
@@ -40,7 +40,7 @@ def enter() -> None:
     if lines:
         refuse(lines)
     state: State = ctx_state.get()  # type: ignore[no-untyped-call]
-    context.call_on_close(lambda: _bad_inventory(state))
+    context.call_on_close(lambda: _bad_inventory(state, asked["inventory"]))
     _before_connecting(state, asked, report=DEPLOY in deploys)
 
 
@@ -58,6 +58,9 @@ def _before_connecting(state: State, asked: dict[str, Any], report: bool) -> Non
 
     def looked_at(inventory: Inventory, config: Config | None, initial_limit: Any = None) -> None:
         fleet = _fleet(inventory, asked, report)
+        if config is not None and not PLAN_ONLY.isdisjoint(sys.argv):
+            # pyinfra asks whether to go on without a host that fails, and in a pipe ends there.
+            config.FAIL_PERCENT = state.should_raise_failed_hosts = None
         init(inventory, config, initial_limit=initial_limit)
         attend(state, fleet)
         Ending(state, fleet).arm()
@@ -76,8 +79,15 @@ def _fleet(inventory: Inventory, asked: dict[str, Any], report: bool) -> Fleet:
     return fleet
 
 
-def _bad_inventory(state: State) -> None:
-    """An inventory that is no sound Python is bad input too: pyinfra shows it, and ends with 1."""
+def _bad_inventory(state: State, name: str) -> None:
+    """An inventory that is no sound Python is bad input too: pyinfra shows it, and ends with 1.
+
+    One that ends python, as by exit(), would end this run with its own code, be it 0.
+    """
     error = sys.exc_info()[1]
-    if not state.initialised and isinstance(error, click.ClickException):
+    if state.initialised:
+        return
+    if isinstance(error, click.ClickException):
         error.exit_code = REFUSED  # type: ignore[misc]
+    elif isinstance(error, SystemExit) and error.code != REFUSED:
+        refuse([of_exit(name, error)])

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from weakref import WeakKeyDictionary, WeakSet
@@ -53,9 +54,17 @@ _held: WeakKeyDictionary[Host, float] = WeakKeyDictionary()
 _told: WeakSet[State] = WeakSet()
 
 
+def me(host: str = "") -> Holder:
+    """This process, as the lock of a host names it; `host`: the host's name in the inventory.
+
+    By another name of the same host it is another holder: each would do the other's work.
+    """
+    mine = _process()
+    return replace(mine, owner=f"{mine.owner} as {printable(host)}") if host else mine
+
+
 @cache
-def me() -> Holder:
-    """This process, as a lock names it."""
+def _process() -> Holder:
     pid, name = os.getpid(), socket.gethostname()
     try:
         user = getpass.getuser()
@@ -114,7 +123,7 @@ def take() -> Generator[PyinfraCommand, None, None]:
         run.say(f"lock: taken over, {plan.reason}", fg="yellow")
     if plan.state != "held":
         yield from _folder(run)
-        yield _command(run.layout().deploy_lock, _TAKE, was=plan.replaces)
+        yield _command(run.layout().deploy_lock, _TAKE, run.name, was=plan.replaces)
     yield FunctionCommand(_taken, (run,), {})
 
 
@@ -134,7 +143,7 @@ def release() -> Generator[PyinfraCommand, None, None]:
     if run.host not in _held:
         run.noop("it was not taken")
         return
-    yield _command(run.layout().deploy_lock, _RELEASE)
+    yield _command(run.layout().deploy_lock, _RELEASE, run.name)
     _held.pop(run.host, None)
 
 
@@ -148,7 +157,7 @@ def _folder(run: HostRun) -> Generator[StringCommand, None, None]:
 
 def decision(run: HostRun) -> LockPlan:
     lock = run.snapshot().deploy_lock
-    return plan_lock(lock, me(), ended=ended(lock))
+    return plan_lock(lock, me(run.name), ended=ended(lock))
 
 
 def anything_to_do(run: HostRun) -> bool:
@@ -195,8 +204,8 @@ class _Keeper(BaseStateCallback):
 class Told(FactBase[bool]):
     """A command beside the operations, whose end is of no matter: the lock ages by itself."""
 
-    def command(self, path: str, script: str) -> StringCommand:
-        return _command(path, script)
+    def command(self, path: str, script: str, host: str) -> StringCommand:
+        return _command(path, script, host)
 
     @staticmethod
     def default() -> bool:
@@ -210,13 +219,14 @@ def _quietly(run: HostRun, script: str) -> None:
     """A callback that raises would end the run for all hosts."""
     try:
         path = run.layout().deploy_lock
-        run.host.get_fact(Told, path=path, script=script, _ignore_errors=True, _timeout=LIMIT_S)
+        told = {"path": path, "script": script, "host": run.name}
+        run.host.get_fact(Told, **told, _ignore_errors=True, _timeout=LIMIT_S)
     except Exception as error:
         run.say(f"lock: could not be told to the host ({type(error).__name__})")
 
 
-def _command(path: str, script: str, was: str = "") -> StringCommand:
-    values = {"to": path, "p": unfinished(path), "text": me().text(), "was": was}
+def _command(path: str, script: str, host: str = "", was: str = "") -> StringCommand:
+    values = {"to": path, "p": unfinished(path), "text": me(host).text(), "was": was}
     values["mutex"] = mutex(path)
     told = (QuoteString(f"{name}={value}") for name, value in values.items())
     return StringCommand("env", *told, "sh -c", QuoteString(script))

@@ -70,7 +70,15 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
     before: list[str] = []
 
     def remember(state: State, host: Host) -> bool:
-        before.append(host.get_fact(BootId))
+        # A fact that fails would take the host out of the run, and the last host all of it.
+        before.append(host.get_fact(BootId, _ignore_errors=True))
+        if not before[0]:  # Any boot would count as another one.
+            run.fail(
+                f"reboot: found no name of the boot of {run.name} "
+                f"({run.guard.words or 'nothing was said'}); expected one in {BOOT_ID}, by which "
+                "a reboot is known; next: sudo reboot, then run the same command again"
+            )
+            return False
         if before[0] == _own_boot():
             run.fail(
                 f"reboot: found the controller's own kernel on {run.name}; expected another "

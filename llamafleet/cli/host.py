@@ -18,6 +18,7 @@ from llamafleet.connection import guard_of
 from llamafleet.facts.snapshot import SnapshotText, arguments
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.plans.make import to_read
+from llamafleet.refusal import of_exit
 from llamafleet.settings import Settings
 
 
@@ -51,6 +52,8 @@ def loaded(inventory: str) -> Iterator[tuple[State, Inventory]]:
     with ctx_state.use(state), ctx_config.use(config):
         try:
             hosts = make_inventory(inventory, cwd=str(Path(inventory).parent))
+        except SystemExit as error:
+            raise BadInput(of_exit(inventory, error)) from error
         except Exception as error:  # It is a program, which may fail in any way.
             its = getattr(error, "exception", error)  # pyinfra's own wrapper has no text.
             raise BadInput(f"{inventory} can't be read: {type(its).__name__}: {its}") from error

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ from llamafleet.terminal import masked, masked_data, printable
 # Settings and plans bring pyinfra with them, which no other command needs.
 if TYPE_CHECKING:
     from llamafleet.settings import Settings
+
+MOST_BYTES = 32 << 20
+"""Of a snapshot; what a host tells is far below."""
 
 
 def _pairs(
@@ -71,9 +75,12 @@ inventory_option = click.option(
 def _read(file: Path) -> str:
     """Text of the file, or of standard input for -."""
     try:
-        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        with nullcontext(sys.stdin.buffer) if str(file) == "-" else file.open("rb") as opened:
+            raw = opened.read(MOST_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{file} can't be read: {error.strerror}; next: {RECORD}") from error
+    if len(raw) > MOST_BYTES:
+        raise BadInput(f"{file}: found more than {MOST_BYTES} bytes; next: {RECORD}")
     return raw.decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 

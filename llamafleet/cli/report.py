@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from llamafleet.cli.errors import BadInput
-from llamafleet.history.report import exit_code, render_line, render_run
+from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
 
 ALL = "all"
@@ -54,7 +54,7 @@ def _show(run: Run | None, errors: list[RunError], in_json: bool) -> int:
     if run is None:
         return BadInput.exit_code
     click.echo(json.dumps(as_json(run), indent=1) if in_json else render_run(run))
-    return BadInput.exit_code if errors else exit_code(run.rows)
+    return BadInput.exit_code if errors else exit_code_of(run)
 
 
 def _list(runs: Runs, in_json: bool) -> int:

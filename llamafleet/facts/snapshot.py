@@ -175,7 +175,8 @@ def snapshot_of(
     """The host's snapshot, read once until `forget(host)`.
 
     A host that can't be read gets a snapshot whose `error` says so, and the run goes on: the plan
-    turns it into that host's problem. It is not remembered, so the next call tries again.
+    turns it into that host's problem. That is remembered too: each stage of a run asks, and a host
+    that hangs would hold up all others once for each.
     """
     asked = (layout, files, extra, folders)
     known = _memo.get(host)
@@ -190,11 +191,10 @@ def snapshot_of(
         host.get_fact(Snapshot, **arguments(*asked), _ignore_errors=True),
     )
     if snapshot is None:
-        return HostSnapshot(
+        snapshot = HostSnapshot(
             error="the host could not be read: the log above says why, with -vvv all it printed"
         )
-    if not snapshot.error:
-        _memo[host] = (asked, snapshot)
+    _memo[host] = (asked, snapshot)
     return snapshot
 
 

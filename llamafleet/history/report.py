@@ -77,6 +77,11 @@ def exit_code(rows: Sequence[Row]) -> int:
     return 0 if rows and all(row.verdict in GOOD for row in rows) else 1
 
 
+def exit_code_of(run: Run) -> int:
+    """The same of a whole run: of one that was cut off not everything was done, be it all PASS."""
+    return exit_code(run.rows) if run.state == "complete" else 1
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.host,

@@ -25,6 +25,11 @@ class Holder:
     start_ticks: int | None
     started: float
 
+    @property
+    def process(self) -> tuple[object, ...]:
+        """Which process of which machine it is."""
+        return self.controller, self.pid, self.start_ticks
+
     def text(self) -> str:
         """The lock's content: the same text for the same holder, so that it can be compared."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -42,6 +47,8 @@ class LockPlan:
     reason: str
     replaces: str = ""
     """Text of the lock that is taken over."""
+    twice: bool = False
+    """This very run has it, by another name of the host."""
 
 
 def plan_lock(lock: DeployLock | None, me: Holder, *, ended: bool) -> LockPlan:
@@ -50,6 +57,8 @@ def plan_lock(lock: DeployLock | None, me: Holder, *, ended: bool) -> LockPlan:
         return LockPlan("free", "nobody deploys to this host")
     if Holder.of(lock) == me:
         return LockPlan("mine", "this run has it")
+    if Holder.of(lock).process == me.process:
+        return LockPlan("held", f"{lock.owner} deploys to it in this very run", twice=True)
     text, who = Holder.of(lock).text(), f"{lock.owner} (process {lock.pid})"
     if ended:
         return LockPlan("over", f"the run of {who} has ended without giving it back", text)
@@ -60,7 +69,9 @@ def plan_lock(lock: DeployLock | None, me: Holder, *, ended: bool) -> LockPlan:
 
 
 def lock_problem(plan: LockPlan, lock: DeployLock, path: str) -> Problem:
-    """Of one that another run has."""
+    """Of one that another run has, or this one by another name."""
+    if plan.twice:
+        return Problem("lock", plan.reason, "one name for each host", "leave the other name out")
     return Problem(
         "lock",
         f"{plan.reason}, last heard of {lock.age_s} s ago",

@@ -45,6 +45,8 @@ def test_all_errors_of_all_hosts_are_said_at_once(folder: Path) -> None:
         (None, "found no such file"),
         ("x = 1\n", "found no host in it"),
         ("hosts = [\n", "fleet can't be read: "),
+        ("exit()\n", "fleet: found that it ends python (SystemExit(None))"),
+        ("raise SystemExit(0)\n", "fleet: found that it ends python (SystemExit(0))"),
         ("raise SystemError('\\x1b[2J')\n", "fleet can't be read: "),
     ],
 )

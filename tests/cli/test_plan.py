@@ -235,6 +235,11 @@ def test_snapshot_of_nothing_or_of_both_is_refused(arguments: tuple[str, ...]) -
     assert "@local" in only_line(run("snapshot", *arguments))
 
 
+def test_a_file_without_end_is_one_line() -> None:
+    result = run("plan", "/dev/zero")
+    assert result.exit_code == 2 and "/dev/zero: found more than" in result.output
+
+
 def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
     done = command(tmp_path, "plan", "a" * 300, "--inventory", "b" * 300)
     assert done.returncode == 2

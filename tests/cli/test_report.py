@@ -52,6 +52,15 @@ def test_another_run_by_its_id_or_the_beginning(
         assert (result.output, result.exit_code) == (render_run(first) + "\n", code)
 
 
+def test_a_run_that_was_cut_off_is_no_success_whatever_its_rows_say(tmp_path: Path) -> None:
+    """As after Ctrl-C between the last result and the switch: the run itself ended with 130."""
+    hosts = ["gpu-a"]
+    begun = Runs(tmp_path).begin(COMMAND, hosts, 1, [hosts])
+    Runs(tmp_path).finish(begun, "interrupted", [Row(host="gpu-a", verdict="PASS")])
+    result = run("report", "--results", tmp_path)
+    assert result.exit_code == 1 and "INTERRUPTED" in result.output
+
+
 def test_an_id_that_is_none_names_those_there_are(tmp_path: Path) -> None:
     last = keep(tmp_path, "PASS")
     result = run("report", "--results", tmp_path, "--run", "1999")

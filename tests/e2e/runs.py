@@ -69,6 +69,7 @@ def pyinfra(folder: Path, *arguments: str, limit: float = 900, **extra: str) -> 
         [PYINFRA, *arguments],
         cwd=folder,
         env=environment(folder, **extra),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import select
+import shlex
 import signal
+import subprocess
+import termios
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
-from tests.e2e.runs import checkout, llamafleet, pyinfra, start
+from tests.e2e.runs import PYINFRA, checkout, environment, llamafleet, pyinfra, start
 from tests.hosts.recorded import load
 from tests.test_settings import make_wheelhouse
 
@@ -284,6 +290,26 @@ def test_a_dry_run_ends_as_its_plans_say(folder: Path) -> None:
     assert run.returncode == 0, run.output
 
 
+def test_in_a_dry_run_a_host_that_is_down_is_no_end_of_the_others(folder: Path) -> None:
+    """Nor does it ask: nobody may be there to answer."""
+    inventory = fleet(folder, {"sound": SOUND.read_text()})
+    with (folder / inventory).open("a") as file:
+        file.write(f"hosts[0][1]['accelerator'] = 'auto'\nhosts.append(('127.0.0.1', {DOWN}))\n")
+    run = pyinfra(folder, "--dry", inventory, "deploy.py")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    assert "[@fake/sound] build: build " in run.output, run.output
+    assert "found [Errno 111] Connection refused of 127.0.0.1" in run.output
+    assert "internal exception" not in run.output and "continue?" not in run.output
+
+
+@pytest.mark.parametrize("how", [["-vvv"], ["--debug"]])
+def test_what_pyinfra_says_of_a_command_holds_no_secret(folder: Path, how: list[str]) -> None:
+    data = {"scope": "user", "accelerator": "cpu", "_env": {"LAB_TOKEN": "planted-7f3a"}}
+    (folder / "fleet").write_text(f"hosts = [('@local', {data})]\n")
+    run = pyinfra(folder, "--dry", *how, "fleet", "deploy.py")
+    assert "planted" not in run.output and "LAB_TOKEN=***" in run.output, run.output
+
+
 BREAK = """
 def render_run(run):
     raise ZeroDivisionError("of a table")
@@ -366,3 +392,72 @@ def test_an_error_of_pyinfra_after_all_was_done_is_no_success(folder: Path) -> N
     run = pyinfra(folder, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py")
     assert run.returncode == 1 and "ZeroDivisionError" in run.output, run.output
     assert re.search(r"^@fake/a .* PASS ", run.output, re.MULTILINE)
+
+
+def nobody_reads() -> IO[str]:
+    """A pipe whose reader is gone."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    return os.fdopen(writes, "w")
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "gone"])
+@pytest.mark.parametrize("result", ["None", "RESULT"])
+def test_a_table_that_nobody_can_read_is_no_success(folder: Path, result: str, output: str) -> None:
+    """A full disk of a log; head(1), or the tee(1) of a log that the same Ctrl-C ended."""
+    (folder / "deploy.py").write_text(FINISHED.format(result=result))
+    command = [PYINFRA, "-y", fleet(folder, {"a": NO_GPU}), "deploy.py"]
+    with Path(output).open("w") if output != "gone" else nobody_reads() as to:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.DEVNULL,
+            stderr=to,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 1
+
+
+def test_an_interrupt_at_a_question_for_a_password_leaves_a_terminal_that_shows(
+    folder: Path,
+) -> None:
+    inventory = fleet(folder, {"a": NO_GPU})
+    command = shlex.join([PYINFRA, "--same-sudo-password", inventory, "deploy.py"])
+    pid, terminal = pty.fork()
+    if pid == 0:  # The shell stays: with it the terminal would go, and begin anew.
+        os.chdir(folder)
+        script = f"trap : INT; {command}; echo ended $?; read line"
+        os.execve("/bin/sh", ["sh", "-c", script], environment(folder))
+    try:
+        read_until(terminal, b"sudo password:")
+        while termios.tcgetattr(terminal)[3] & termios.ECHO:
+            time.sleep(0.1)
+        os.write(terminal, b"\x03")
+        read_until(terminal, b"ended 130")
+        assert termios.tcgetattr(terminal)[3] & termios.ECHO
+    finally:
+        os.write(terminal, b"\n")
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, words: bytes) -> None:
+    said = b""
+    while words not in said:
+        assert select.select([terminal], [], [], 60)[0], said
+        said += os.read(terminal, 4096)
+
+
+def test_an_error_of_our_own_shows_where_it_was_for_those_who_ask(folder: Path) -> None:
+    wrong = FINISHED.format(result="RESULT").replace(
+        "    run.result =", "    {}['\\x1b[2J']\n    run.x ="
+    )
+    (folder / "deploy.py").write_text(wrong)
+    inventory = fleet(folder, {"a": NO_GPU})
+    run = pyinfra(folder, "-y", inventory, "deploy.py")
+    assert run.returncode == 1 and "Traceback" not in run.output, run.output
+    assert "KeyError: '\\x1b[2J'; expected none; next: report this" in run.output
+    run = pyinfra(folder, "-y", "--debug", inventory, "deploy.py")
+    assert 'deploy.py", line ' in run.output and "\x1b[2J" not in run.output, run.output

@@ -22,8 +22,8 @@ from tests.operations.shells import LOGIN_SHELLS, run
 OTHER = Holder("joe@laptop", "d" * 32, 4711, 99, 1.5)
 
 
-def take(path: Path, was: str = "", login: str = "sh") -> None:
-    done = run(lock._command(str(path), lock._TAKE, was=was), login)
+def take(path: Path, was: str = "", login: str = "sh", host: str = "") -> None:
+    done = run(lock._command(str(path), lock._TAKE, host, was=was), login)
     assert done.returncode == 0, done.stderr
 
 
@@ -73,6 +73,15 @@ def test_one_of_another_run_is_neither_taken_nor_touched_nor_removed(tmp_path: P
     for script in (lock._TOUCH, lock._RELEASE):
         assert run(lock._command(str(path), script)).returncode == 0
     assert path.read_text() == OTHER.text() + "\n" and path.stat().st_mtime_ns == before
+
+
+def test_a_host_of_two_names_is_one_name_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deploy.json"
+    take(path, host="gpu-a")
+    take(path, host="10.0.0.7")
+    assert path.read_text().strip() == lock.me("gpu-a").text() != lock.me("10.0.0.7").text()
+    assert run(lock._command(str(path), lock._RELEASE, "10.0.0.7")).returncode == 0
+    assert path.exists()
 
 
 def test_the_one_that_was_seen_is_taken_over_and_no_newer_one(tmp_path: Path) -> None:

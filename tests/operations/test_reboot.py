@@ -42,7 +42,7 @@ class Rebooted:
 
 
 def carry_out(
-    monkeypatch: pytest.MonkeyPatch, boots: list[str], recorded: str = PENDING, after: str = GPU
+    monkeypatch: pytest.MonkeyPatch, boots: list[Any], recorded: str = PENDING, after: str = GPU
 ) -> Rebooted:
     """A host that boots as the next of `boots` at each attempt to connect, the last for ever.
 
@@ -70,6 +70,16 @@ def carry_out(
 def test_a_plan_without_a_reboot_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     made = carry_out(monkeypatch, ["a"], recorded=GPU)
     assert not made.failed and made.host.sent == []
+
+
+@pytest.mark.parametrize("answer", ["", False])
+def test_a_host_whose_boot_has_no_name_is_not_rebooted(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, answer: str | bool
+) -> None:
+    """Whatever answers afterwards would pass for another boot."""
+    made = carry_out(monkeypatch, [answer, "b"])
+    assert made.failed and REBOOT not in made.host.commands
+    assert made.run.failures[0].startswith("reboot: found no name of the boot"), made.run.failures
 
 
 def test_the_run_goes_on_with_the_plan_of_after_the_reboot(

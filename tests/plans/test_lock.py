@@ -24,7 +24,8 @@ MINE = DeployLock(ME.owner, ME.controller, ME.pid, ME.start_ticks, ME.started, a
         (THEIRS, True, "over", "has ended without giving it back"),
         (replace(THEIRS, age_s=STALE_S), False, "held", "deploys to it"),
         (replace(THEIRS, age_s=STALE_S + 1), False, "over", "nothing was heard"),
-        (replace(MINE, started=1.0), False, "held", "ada@control (process 77)"),
+        (replace(MINE, start_ticks=1), False, "held", "ada@control (process 77)"),
+        (replace(MINE, owner="ada@control as b"), False, "held", "as b deploys to it in this very"),
         (replace(THEIRS, started=1e300), False, "held", "since an unknown time"),
     ],
 )
@@ -43,3 +44,9 @@ def test_a_held_host_says_by_whom_and_what_to_type() -> None:
     problem = lock_problem(plan_lock(THEIRS, ME, ended=False), THEIRS, "/run/lock.json")
     assert problem.check == "lock" and "joe@laptop" in problem.found and "20 s ago" in problem.found
     assert "kill -INT 4711" in problem.next and "15 min" in problem.next
+
+
+def test_a_host_of_two_names_is_told_so() -> None:
+    lock = replace(MINE, owner="ada@control as gpu-a")
+    problem = lock_problem(plan_lock(lock, ME, ended=False), lock, "/run/lock.json")
+    assert "as gpu-a" in problem.found and problem.next == "leave the other name out"
