@@ -66,13 +66,13 @@ def deploy(host: BootedHost, folder: Path, accounts: tuple[str, ...], *options: 
 def lines(run: Run, name: str) -> list[str]:
     """What a run said of one host."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", run.output)
-    return re.findall(rf"^\s*\[{name}\] (.*)$", plain, re.MULTILINE)
+    return re.findall(rf"^\s*\[{name}\] +(.*)$", plain, re.MULTILINE)
 
 
 def problems(run: Run, name: str) -> list[str]:
     """Why a host can't be provisioned, each once; [] where its plan speaks of a build."""
     said = lines(run, name)
-    found = {line.removeprefix("PROBLEM ") for line in said if "; next: " in line}
+    found = {line.removeprefix("PROBLEM ") for line in said if line.startswith("PROBLEM ")}
     assert "Traceback" not in run.output, run.output
     assert found or any(line.startswith("build: build ") for line in said), run.output
     return sorted(found)
