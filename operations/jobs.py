@@ -62,9 +62,12 @@ def start(run: HostRun, job: JobPlan) -> StringCommand:
     )
     if run.snapshot().init == "systemd" and run.settings.scope == "system":
         kind: sandbox.Kind = "packages" if job.root else "build"
+        unit = job_unit(job.kind, job.key)
         return StringCommand(
+            # One of an attempt that has told its end may not be gone yet.
+            f"systemctl stop {unit} 2>/dev/null; systemctl reset-failed {unit} 2>/dev/null;",
             "systemd-run --quiet --collect",
-            f"--unit={job_unit(job.kind, job.key)}",
+            f"--unit={unit}",
             QuoteString(f"--description=llamafleet: {job.kind} {job.key}"),
             *map(QuoteString, sandbox.transient(kind, layout, run.snapshot().systemd)),
             "--property=Nice=10",

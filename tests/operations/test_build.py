@@ -63,7 +63,9 @@ def test_a_build_is_told_started_under_the_account_and_waited_for(
     # What an earlier attempt left would be read as the end of this one.
     stale, start, asked = host.sent[-3:]
     assert f"rm -f -- {FOLDER}/stamp.json {FOLDER}/progress.json" in stale
-    assert start.startswith(f"systemd-run --quiet --collect --unit=llamafleet-build-{KEY}.service ")
+    unit = f"llamafleet-build-{KEY}.service"
+    assert start.startswith(f"systemctl stop {unit} 2>/dev/null; ")
+    assert f"; systemd-run --quiet --collect --unit={unit} " in start
     assert " --property=User=llamafleet " in start
     assert f"{ZIPAPP} job --kind build --config {config} --dir {FOLDER}" in start
     assert f"{ZIPAPP} status --dir {FOLDER}" in asked
