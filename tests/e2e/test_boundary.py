@@ -92,7 +92,7 @@ class Jailed(Boundary):
         return Run(done.returncode, done.stdout + done.stderr, 0.0, None)
 
 
-@pytest.fixture(scope="module", params=["booted", "jail"])
+@pytest.fixture(scope="module", params=["booted", pytest.param("jail", marks=pytest.mark.long)])
 def host(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Boundary]:

@@ -279,12 +279,11 @@ AFTER = 'command(name="Next stage", text="touch /root/after")'
 @pytest.mark.parametrize(
     "how",
     [
-        (frozen, "build", PATIENCE_S),
-        (frozen, "verify", SHORT_S),
-        (dropped, "build", SHORT_S),
-        (dropped, "verify", SHORT_S),
+        pytest.param((frozen, "build", PATIENCE_S), id="frozen-build", marks=pytest.mark.long),
+        pytest.param((frozen, "verify", SHORT_S), id="frozen-verify"),
+        pytest.param((dropped, "build", SHORT_S), id="dropped-build"),
+        pytest.param((dropped, "verify", SHORT_S), id="dropped-verify", marks=pytest.mark.long),
     ],
-    ids=["frozen-build", "frozen-verify", "dropped-build", "dropped-verify"],
 )
 def test_a_host_that_stops_to_answer_is_named_and_given_up_and_the_other_goes_on(
     project: Path, hosts: dict[str, BootedHost], fleet: str, how: tuple[Any, str, int]
@@ -312,6 +311,7 @@ def test_a_host_that_stops_to_answer_is_named_and_given_up_and_the_other_goes_on
     print(f"named after {named - begun:.0f} s, ended after {took:.0f} s\n{run.output}")
 
 
+@pytest.mark.long
 def test_a_host_that_answers_again_is_waited_for_to_its_end(
     project: Path, hosts: dict[str, BootedHost], fleet: str
 ) -> None:
@@ -368,7 +368,12 @@ def test_a_job_that_was_killed_is_told_as_systemd_tells_it(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long),
+    ],
 )
 def test_an_interrupt_ends_the_run_and_no_job(
     project: Path, hosts: dict[str, BootedHost], fleet: str, number: int, code: int

@@ -52,6 +52,7 @@ PARTS = (
     "include/cublas_v2.h",
     "lib64/libcudart.so",
     "lib64/libcublas.so",
+    "lib64/stubs/libcuda.so",
 )
 
 
@@ -99,7 +100,7 @@ def plant_tools(host: BootedHost) -> None:
     program(root / "bin/nvcc", "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
     (root / "include/cccl").mkdir(parents=True)
     for part in PARTS:
-        (root / part).parent.mkdir(exist_ok=True)
+        (root / part).parent.mkdir(parents=True, exist_ok=True)
         (root / part).touch()
 
 

@@ -102,7 +102,7 @@ def real_device_rules(name: str) -> Iterator[None]:
         settings.unlink()
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie"])
+@pytest.fixture(scope="module", params=["bookworm", pytest.param("trixie", marks=pytest.mark.long)])
 def host(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BootedHost]:
@@ -225,6 +225,7 @@ def deployed(host: BootedHost, folder: Path) -> tuple[Run, Watch]:
     return run, watch
 
 
+@pytest.mark.long
 def test_a_build_and_a_verification_end_well(
     deployed: tuple[Run, Watch], folder: Path, host: BootedHost
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_build_and_a_verification_end_well(
     assert latest(folder, HOST)["verdict"] == "CPU ONLY"
 
 
+@pytest.mark.long
 def test_jobs_are_measured_while_they_run(deployed: tuple[Run, Watch]) -> None:
     _, watch = deployed
     kinds = {unit: unit.split("-")[1] for unit in watch.seen}
@@ -241,6 +243,7 @@ def test_jobs_are_measured_while_they_run(deployed: tuple[Run, Watch]) -> None:
         assert watch.seen[unit] <= LIMITS[JOBS[kind]], watch.seen
 
 
+@pytest.mark.long
 def test_the_verification_is_within_its_limit(
     deployed: tuple[Run, Watch], host: BootedHost
 ) -> None:
@@ -261,7 +264,6 @@ def test_the_driver_s_modules_are_loaded_before_a_gpu_is_used(host: BootedHost) 
     tool = tree / "usr/bin/nvidia-modprobe"
     tool.write_text('#!/bin/sh\necho "$@" > /run/modprobe.txt\n')
     tool.chmod(0o755)
-    (tree / "opt/llamafleet/current").mkdir(exist_ok=True)
     host.run(f"systemctl daemon-reload; systemctl start {DRIVER_CHECK_UNIT}")
     time.sleep(0.5)
     assert host.run("cat /run/modprobe.txt").stdout == "-u -c=0\n"
