@@ -15,7 +15,8 @@ from pathlib import Path
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
 from llamafleet.plans.make import make_plan
-from llamafleet.protocol.job import CONFIG
+from llamafleet.plans.plan import JobPlan
+from llamafleet.protocol.job import BuildConfig
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 from tests.e2e.booted import CACHE
@@ -36,15 +37,20 @@ def main() -> int:
         return 1
     Path(layout.zipapp).write_bytes(host_zipapp())
     Path(layout.pip).write_bytes(pip_zipapp())
-    config = plan.build.config
-    folder = Path(layout.job("build", config.key))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(asdict(config)))
-    argv = [config.python, layout.zipapp, "job", "--kind", "build", "--dir", str(folder)]
-    done = subprocess.run(argv, stdout=sys.stderr, check=False)
-    if done.returncode == 0:
-        print(f"{config.prefix}/bin/python")
-    return done.returncode
+    if plan.build.job and (code := _build(plan.build.config, plan.build.job, layout.zipapp)):
+        return code
+    print(f"{plan.build.config.prefix}/bin/python")
+    return 0
+
+
+def _build(config: BuildConfig, job: JobPlan, zipapp: str) -> int:
+    told = Path(job.config)
+    told.parent.mkdir(parents=True, exist_ok=True)
+    told.write_text(json.dumps(asdict(config)))
+    told.chmod(0o600)
+    argv = [job.python, "-I", zipapp, "job", "--kind", "build"]
+    argv += ["--config", job.config, "--dir", job.folder]
+    return subprocess.run(argv, stdout=sys.stderr, check=False).returncode
 
 
 if __name__ == "__main__":

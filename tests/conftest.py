@@ -41,6 +41,11 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Two for each core, since many tests wait; one where some need the machine for themselves."""
-    apart = all(f"not {mark}" in config.option.markexpr for mark in ("e2e", "gpu"))
-    return 2 * len(os.sched_getaffinity(0)) if apart else 0
+    """Two for each core, since many tests wait; fewer where hosts are booted, which build.
+
+    One where a GPU is measured, which must have the machine for itself.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if "not gpu" not in config.option.markexpr:
+        return 0
+    return 2 * cores if "not e2e" in config.option.markexpr else max(2, cores // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -32,18 +33,24 @@ def missing_tools() -> list[str]:
 def base_tree(suite: str = "bookworm") -> Path:
     """A minimal Debian tree, made once per machine by debootstrap."""
     tree = CACHE / suite
-    if not (tree / LATEST).exists():
-        partial = CACHE / f"{suite}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, partial, MIRROR],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        shutil.rmtree(tree, ignore_errors=True)
-        partial.rename(tree)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{suite}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (tree / LATEST).exists():
+            _bootstrap(suite, tree)
     return tree
+
+
+def _bootstrap(suite: str, tree: Path) -> None:
+    partial = tree.with_name(f"{suite}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, partial, MIRROR],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    shutil.rmtree(tree, ignore_errors=True)
+    partial.rename(tree)
 
 
 @dataclass
@@ -69,13 +76,19 @@ class BootedHost:
             self.process = subprocess.Popen(
                 [
                     *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
-                    *("-D", self.tree, f"--machine={self.name}", "--console=pipe"),
+                    *("-D", self.tree, f"--machine={self._machine()}", "--console=pipe"),
+                    f"--hostname={self.name}",
                     *self._network(),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def _machine(self) -> str:
+        """Two of one name can not run at once, and tests may; unless it has settings by its name."""
+        settings = Path(f"/run/systemd/nspawn/{self.name}.nspawn")
+        return self.name if settings.exists() else f"{self.name}-{self.port}"
 
     def _network(self) -> list[str]:
         return [f"--network-namespace-path=/run/netns/{self.namespace}"] if self.namespace else []
