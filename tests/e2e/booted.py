@@ -86,7 +86,7 @@ class BootedHost:
             )
 
     def _machine(self) -> str:
-        """Two of one name can not run at once, and tests may; unless it has settings by its name."""
+        """Two of one name can not run at once, as tests may; its settings are found by the name."""
         settings = Path(f"/run/systemd/nspawn/{self.name}.nspawn")
         return self.name if settings.exists() else f"{self.name}-{self.port}"
 
