@@ -319,9 +319,13 @@ def _own_stamp(snapshot: HostSnapshot, name: str) -> Stamp | None:
 
 
 def _stamp(snapshot: HostSnapshot, name: str) -> Stamp | None:
-    """The proof of a build. Code of before left it in the job's folder, for the bare name alone."""
+    """The proof of a build. Code of before left it in the job's folder, for the bare name alone.
+
+    It named no machine; a stamp there that does is of a later attempt, into another folder.
+    """
     job = snapshot.job("build", name)
-    return _own_stamp(snapshot, name) or (job.stamp if job and job.ok else None)
+    older = job.stamp if job and job.stamp and job.ok and not job.stamp.machine_id else None
+    return _own_stamp(snapshot, name) or older
 
 
 def _finished(snapshot: HostSnapshot, name: str) -> float:

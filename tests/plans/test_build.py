@@ -336,6 +336,14 @@ def test_a_build_of_older_code_is_taken_as_it_is() -> None:
     assert build_of(replace(OLD, builds={KEY: Build(KEY, runs=False)})).action == "build"
 
 
+def test_the_stamp_of_a_later_attempt_is_no_proof_of_the_folder_of_before() -> None:
+    """It names its machine, which code of before did not."""
+    job = OLD.jobs[0]
+    assert job.stamp
+    later = replace(job, stamp=replace(job.stamp, machine_id=OLD.machine_id or "0" * 32))
+    assert build_of(replace(OLD, jobs=(later,))).action == "build"
+
+
 def test_a_failed_build_is_tried_again() -> None:
     failed = built(BUILD, ok=False, error=JobError(phase="compile"))
     made = build_of(replace(OLD, jobs=(failed,)))
