@@ -340,8 +340,10 @@ def test_the_stamp_of_a_later_attempt_is_no_proof_of_the_folder_of_before() -> N
     """It names its machine, which code of before did not."""
     job = OLD.jobs[0]
     assert job.stamp
-    later = replace(job, stamp=replace(job.stamp, machine_id=OLD.machine_id or "0" * 32))
-    assert build_of(replace(OLD, jobs=(later,))).action == "build"
+    machine = "0" * 32
+    later = replace(job, stamp=replace(job.stamp, machine_id=machine))
+    assert build_of(replace(OLD, machine_id=machine)).action == "none"
+    assert build_of(replace(OLD, machine_id=machine, jobs=(later,))).action == "build"
 
 
 def test_a_failed_build_is_tried_again() -> None:
