@@ -447,12 +447,14 @@ def test_a_flood_of_output_is_cut_off(
     project: Path, hosts: dict[str, BootedHost], fleet: str
 ) -> None:
     flood = "if [ $(hostname) = gpu-a ]; then yes; else touch /root/after; fi"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     run = Started(project, fleet, f"command(name='Flood', text={flood!r})")
     assert run.end(60) == 1
     (why,) = row_of(project, BAD)["reason"]
     assert "lines of output" in why and (hosts[GOOD].tree / "root/after").exists(), run.output
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert usage.ru_maxrss < 400 * 1024, "KiB"
+    # Of all children so far: another test's compiler may have been larger.
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert most < max(400 * 1024, before + 1), "KiB"
     assert len(run.output) < 20_000
 
 

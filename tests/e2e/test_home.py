@@ -72,7 +72,11 @@ def test_a_home_with_a_blank_is_deployed_to_and_left_bare(home: Home) -> None:
 
 
 def test_of_two_runs_at_once_one_gets_the_host(home: Home) -> None:
-    runs = [home.start(), home.start()]
+    runs = [home.start()]
+    deadline = time.monotonic() + 120
+    while not Path(home.layout.deploy_lock).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    runs.append(home.start())
     said = [run.communicate(timeout=300)[0] for run in runs]
     held = [text for text in said if re.search(r"lock: found .+? \(process \d+\) deploys", text)]
     assert len(held) == 1 and "Starting operation: Build" not in held[0], said

@@ -18,6 +18,8 @@ SIGNATURE, PUBLIC_KEY, USER_ID, SUBKEY, USER_ATTRIBUTE = 2, 6, 13, 14, 17
 """Tags of all packets that a public key may be made of (10.1)."""
 KNOWN = (SIGNATURE, PUBLIC_KEY, USER_ID, SUBKEY, USER_ATTRIBUTE)
 LIMIT = 1 << 18
+MOST_PACKETS = 1000
+"""A key has some ten."""
 """Bytes of a key file; NVIDIA's have less than 4 kB."""
 
 _BEGIN, _END = (b"-----%s PGP PUBLIC KEY BLOCK-----" % word for word in (b"BEGIN", b"END"))
@@ -157,8 +159,11 @@ def _octets(packet: Packet) -> bytes:
 
 def _packets(data: bytes) -> Iterator[Packet]:
     """Each packet (4.2). Raises ValueError."""
-    at = 0
+    at = count = 0
     while at < len(data):
+        count += 1
+        if count > MOST_PACKETS:
+            raise ValueError(f"more than {MOST_PACKETS} packets")
         header = data[at]
         if not header & 0x80:
             raise ValueError("not an OpenPGP file" if at == 0 else "octets that are no packet")
