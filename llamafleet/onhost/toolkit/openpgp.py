@@ -18,9 +18,9 @@ SIGNATURE, PUBLIC_KEY, USER_ID, SUBKEY, USER_ATTRIBUTE = 2, 6, 13, 14, 17
 """Tags of all packets that a public key may be made of (10.1)."""
 KNOWN = (SIGNATURE, PUBLIC_KEY, USER_ID, SUBKEY, USER_ATTRIBUTE)
 LIMIT = 1 << 18
+"""Bytes of a key file; NVIDIA's have less than 4 kB."""
 MOST_PACKETS = 1000
 """A key has some ten."""
-"""Bytes of a key file; NVIDIA's have less than 4 kB."""
 
 _BEGIN, _END = (b"-----%s PGP PUBLIC KEY BLOCK-----" % word for word in (b"BEGIN", b"END"))
 _ARMOR = re.compile(
