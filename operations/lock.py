@@ -22,7 +22,14 @@ from pyinfra.context import ctx_host
 from llamafleet.facts.host import DeployLock
 from llamafleet.managed import Folder, mutex, unfinished
 from llamafleet.plans.account import plan_account
-from llamafleet.plans.lock import TOUCH_S, Holder, LockPlan, lock_problem, plan_lock
+from llamafleet.plans.lock import (
+    TOUCH_S,
+    Holder,
+    LockPlan,
+    changes_anything,
+    lock_problem,
+    plan_lock,
+)
 from llamafleet.plans.plan import Problem
 from llamafleet.protocol.job import start_ticks
 from llamafleet.terminal import printable
@@ -165,17 +172,7 @@ def anything_to_do(run: HostRun) -> bool:
     plan, snapshot = run.plan(), run.snapshot()
     if plan_account(run.settings, snapshot, run.layout()).needed or run.files("tools").needed:
         return True
-    parts = (
-        bool(plan.packages.names),
-        plan.reboot is not None,
-        plan.wheelhouse is not None and plan.wheelhouse.bring,
-        plan.toolkit is not None and plan.toolkit.install,
-        plan.build is None or plan.build.action != "none",
-        plan.switch is not None,
-        plan.files is None or plan.files.needed,
-        plan.verify is None or plan.verify.needed,
-    )
-    return any(parts)
+    return changes_anything(plan)
 
 
 def keep(run: HostRun) -> None:

@@ -230,10 +230,16 @@ class Job:
         finally:
             if process:
                 end_session(process)
-        if code < 0:
-            raise JobFailed(f"{Path(argv[0]).name} was ended by {signal.Signals(-code).name}")
-        if code:
-            raise JobFailed(f"{Path(argv[0]).name} ended with status {code}")
+        judge(argv, code)
+
+
+def judge(argv: Sequence[str], status: int) -> None:
+    """Raise JobFailed unless a command ended with 0; `status` below 0: by that signal."""
+    name = Path(argv[0]).name
+    if status < 0:
+        raise JobFailed(f"{name} was ended by {signal.Signals(-status).name}")
+    if status:
+        raise JobFailed(f"{name} ended with status {status}")
 
 
 def _spawn(argv: Sequence[str], env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:

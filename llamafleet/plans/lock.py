@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Literal
 
 from llamafleet.facts.host import DeployLock
-from llamafleet.plans.plan import Problem
+from llamafleet.plans.plan import Plan, Problem
 
 STALE_S = 15 * 60
 """A run touches its lock at each stage, and every TOUCH_S while it waits for a job."""
@@ -87,3 +87,19 @@ def _time(seconds: float) -> str:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError, OSError):
         return "an unknown time"
+
+
+def changes_anything(plan: Plan) -> bool:
+    """Of a plan without problems: a stage of it will change the host."""
+    return any(
+        (
+            bool(plan.packages.names),
+            plan.reboot is not None,
+            plan.wheelhouse is not None and plan.wheelhouse.bring,
+            plan.toolkit is not None and plan.toolkit.install,
+            plan.build is None or plan.build.action != "none",
+            plan.switch is not None,
+            plan.files is None or plan.files.needed,
+            plan.verify is None or plan.verify.needed,
+        )
+    )

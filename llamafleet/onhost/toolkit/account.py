@@ -8,7 +8,6 @@ import pwd
 import re
 import selectors
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamafleet.onhost.job import STOPPER, Job, JobFailed, end_session
+from llamafleet.onhost.job import STOPPER, Job, JobFailed, end_session, judge
 from llamafleet.protocol.job import PATH
 
 LIMIT_S = 1800.0
@@ -87,7 +86,7 @@ class Bench:
             if process:
                 end_session(process)
         self.job.log(said)
-        _judge(argv, process.returncode)
+        judge(argv, process.returncode)
         return said
 
     def _start(self, argv: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
@@ -122,14 +121,6 @@ def bench(job: Job, account: Account, below: Path) -> Iterator[Bench]:
         # By handles of folders, following no link; it may hold anything by now, however deep.
         with contextlib.suppress(RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _judge(argv: Sequence[str], status: int) -> None:
-    name = Path(argv[0]).name
-    if status < 0:
-        raise JobFailed(f"{name} was ended by {signal.Signals(-status).name}")
-    if status:
-        raise JobFailed(f"{name} ended with status {status}")
 
 
 def _read(process: subprocess.Popen[str], limit_s: float) -> str:
