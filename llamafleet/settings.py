@@ -26,6 +26,8 @@ Reboot = Literal["never", "allow"]
 SECRETIVE = frozenset({"toolkit_url", "index_url", "proxy", "netrc", "cmake_options"})
 """Settings in whose place somebody may write a password: a value that is refused is not shown."""
 
+MOST_GPUS = 64
+"""In one list; a host of 8 GPUs with 7 MIG instances each has fewer."""
 LONGEST_PATH = 4096
 """Characters, as Linux takes them (PATH_MAX)."""
 LONGEST_URL = 2000
@@ -56,6 +58,14 @@ def _listed(value: object) -> object:
     if isinstance(value, list):
         return tuple(value)
     return (value,) if isinstance(value, str | float) else value
+
+
+def _named(value: object) -> object:
+    """A list, or one bare value, of which `--data gpus=0` arrives as a number."""
+    if value is None:
+        return None
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values)
 
 
 def _versioned(value: object) -> object:
@@ -144,6 +154,13 @@ ToolkitVersion = Annotated[
     Field(pattern=r"^[0-9]{1,2}\.[0-9]{1,2}$"),
     AfterValidator(_toolkit),
 ]
+GpuName = Annotated[
+    str,
+    Field(
+        pattern=r"^(GPU-[0-9a-f-]{8,36}|MIG-[0-9A-Za-z/-]{8,80}"
+        r"|([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]|[0-9]{1,2})$"
+    ),
+]
 HostPath = Annotated[str, Field(pattern=f"^{_TOOL}$", max_length=LONGEST_PATH)]
 LocalPath = Annotated[
     str,
@@ -156,6 +173,7 @@ Url = Annotated[str, Field(pattern=_URL, max_length=LONGEST_URL), AfterValidator
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _BOOL = "true or false"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
+_GPUS = 'a list of UUIDs, bus ids or indices such as ["GPU-5f3d...", "0000:01:00.0", "1"], or None'
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 _WEB_URL = "an http:// or https:// URL"
 
@@ -233,6 +251,16 @@ class Settings(BaseModel):
     """At least 2: one has no spread."""
     context: Annotated[int, _whole(256, 1048576, "tokens")] = 4096
     """Tokens of context that the verification loads the model with."""
+    gpus: Annotated[
+        tuple[GpuName, ...] | None,
+        BeforeValidator(_named),
+        Field(min_length=1, max_length=MOST_GPUS),
+    ] = Field(default=None, description=_GPUS)
+    """The GPUs to prove and to use, each by UUID, bus id or index; None: all there are."""
+    busy_minutes: Annotated[int, _whole(0, 120, "minutes")] = 5
+    """How long a benchmark is tried again until its GPU is free."""
+    allow_busy: bool = Field(default=False, description=_BOOL)
+    """BUSY ends a run as well as PASS."""
     verify_schedule: Annotated[str, AfterValidator(_schedule)] | None = Field(
         default="weekly", description=_SCHEDULE
     )

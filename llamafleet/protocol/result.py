@@ -14,10 +14,12 @@ from llamafleet.protocol.verify import VerifyInputs
 
 VERSION = 2
 
-Verdict = Literal["PASS", "FAIL", "CPU ONLY", "NOT VERIFIED"]
+Verdict = Literal["PASS", "FAIL", "BUSY", "CPU ONLY", "NOT VERIFIED"]
 PASS: Verdict = "PASS"
 FAIL: Verdict = "FAIL"
 """A check is red."""
+BUSY: Verdict = "BUSY"
+"""Offload is proven, and the figures are not those of a free and healthy GPU."""
 CPU_ONLY: Verdict = "CPU ONLY"
 """No GPU was used, as the settings allow; never a PASS."""
 NOT_VERIFIED: Verdict = "NOT VERIFIED"
@@ -29,12 +31,23 @@ Backend = Literal["cuda", "cpu"]
 WANTED: dict[Backend, Verdict] = {"cuda": PASS, "cpu": CPU_ONLY}
 """The verdict after which nothing needs to be verified again."""
 
-Status = Literal["pass", "warn", "fail", "skip"]
+Status = Literal["pass", "warn", "busy", "fail", "skip"]
+
+
+MARKS: dict[Status, str] = {
+    "pass": "ok  ",
+    "warn": "WARN",
+    "busy": "BUSY",
+    "fail": "FAIL",
+    "skip": "skip",
+}
+"""How a check's line begins."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `warn` is a pass with a price that the user should know."""
+    """One finding. `warn` is a pass with a price that the user should know; `busy` proves offload
+    and no figure."""
 
     name: str
     status: Status
@@ -48,7 +61,7 @@ class Check:
 
     def line(self) -> str:
         """What a person reads: one line, and for a red check two more."""
-        mark = {"pass": "ok  ", "warn": "WARN", "fail": "FAIL", "skip": "skip"}[self.status]
+        mark = MARKS[self.status]
         text = f"{mark} {self.name:<14} {self.found}"
         if self.status == "fail":
             text += f"\n     {'expected:':<14} {self.expected}"
@@ -79,12 +92,14 @@ def judge(backend: Backend, checks: Iterable[Check], names: Iterable[str]) -> Ve
         return FAIL
     if backend == "cpu":
         return CPU_ONLY
-    return FAIL if "skip" in status.values() else PASS
+    if "skip" in status.values():
+        return FAIL
+    return BUSY if "busy" in status.values() else PASS
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """A host's verdict is the worst of its GPUs' verdicts and its own; of none: NOT VERIFIED."""
-    order = (FAIL, NOT_VERIFIED, CPU_ONLY, PASS)
+    order = (FAIL, NOT_VERIFIED, BUSY, CPU_ONLY, PASS)
     return min(verdicts, key=order.index, default=NOT_VERIFIED)
 
 
@@ -128,6 +143,11 @@ class Benchmark:
     """Seconds to load the model."""
     peak_vram_mib: int | None = None
     gpu: Load | None = None
+    busy: tuple[str, ...] = ()
+    """Why these are not the figures of a free and healthy GPU, a sentence each; such figures are
+    shown in brackets and are no baseline."""
+    attempts: int = 1
+    """How often it was measured until the GPU was free."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,10 @@ class Result:
     timings: dict[str, float] = field(default_factory=dict)
     machine_id: str = ""
     """Of the machine that was verified; "": not known, or written by older code."""
+    left_out: tuple[str, ...] = ()
+    """GPUs of the host, name and UUID or bus id, that the setting `gpus` leaves out."""
+    allow_busy: bool = False
+    """The settings take a BUSY for good."""
     prefix: str = ""
     """Folder of the build that was verified; "": written by older code, which had one for each
     fingerprint."""
@@ -227,6 +251,11 @@ class Result:
         return tuple(
             (where, check) for where, checks in rows for check in checks if check.status == "fail"
         )
+
+    @property
+    def good(self) -> bool:
+        """Nothing is left to be wished for, by the settings."""
+        return self.verdict in GOOD or (self.verdict == BUSY and self.allow_busy)
 
     @property
     def measured(self) -> Benchmark | None:

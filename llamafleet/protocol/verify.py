@@ -84,6 +84,12 @@ class VerifyConfig:
     """Folder of synthetic models."""
     compute_capabilities: tuple[Capability, ...]
     allow_cpu_only: bool
+    gpus: tuple[str, ...] = ()
+    """UUIDs of the GPUs, or of their MIG instances, that the settings choose; empty: all."""
+    busy_minutes: Annotated[int, Rule("a whole number", lambda number: number >= 0)] = 5
+    """How long a benchmark is tried again until its GPU is free."""
+    allow_busy: bool = False
+    """A BUSY ends as well as a PASS."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that llama.cpp gets beside a few fixed ones; none of the caller's."""
     as_account: tuple[str, ...] = ()
