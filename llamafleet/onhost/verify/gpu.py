@@ -102,14 +102,23 @@ class Nvml:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML does not start: {error}") from error
+        self.lost: dict[int, str] = {}
+        """GPUs that NVML counts and does not give, by index: why. The others are not to suffer."""
         self._devices = self._open_devices()
 
     def _open_devices(self) -> list[Any]:
+        """By index; None: it is lost."""
         try:
-            count = self._nvml.nvmlDeviceGetCount()
-            return [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+            return [self._open(index) for index in range(self._nvml.nvmlDeviceGetCount())]
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML lists no GPUs: {error}") from error
+
+    def _open(self, index: int) -> Any:
+        try:
+            return self._nvml.nvmlDeviceGetHandleByIndex(index)
+        except self._nvml.NVMLError as error:
+            self.lost[index] = str(error)
+            return None
 
     def close(self) -> None:
         self._ask(self._nvml.nvmlShutdown)
@@ -132,6 +141,8 @@ class Nvml:
     def gpus(self) -> list[Gpu]:
         result = []
         for index, device in enumerate(self._devices):
+            if index in self.lost:
+                continue
             capability = self._ask(self._nvml.nvmlDeviceGetCudaComputeCapability, device)
             memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, device)
             result.append(
@@ -148,7 +159,25 @@ class Nvml:
 
     def _of(self, gpus: Sequence[Gpu]) -> list[Any]:
         """Handles of these GPUs; of all where none is named."""
-        return [self._devices[gpu.index] for gpu in gpus] or self._devices
+        opened = [device for device in self._devices if device is not None]
+        return [self._devices[gpu.index] for gpu in gpus] or opened
+
+    def compute_mode(self, gpu: Gpu) -> str:
+        """Which processes may use it, as nvidia-smi writes it; "": any, or not told."""
+        modes = {1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
+        device = self._devices[gpu.index]
+        return modes.get(self._ask(self._nvml.nvmlDeviceGetComputeMode, device) or 0, "")
+
+    def processes(self, gpu: Gpu) -> list[int]:
+        """Pids that compute on it, as far as they are shown here."""
+        device = self._devices[gpu.index]
+        found = self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, device)
+        return [process.pid for process in found or []]
+
+    def divided(self, gpu: Gpu) -> bool:
+        """MIG is on: what computes is an instance of it."""
+        mode = self._ask(self._nvml.nvmlDeviceGetMigMode, self._devices[gpu.index])
+        return bool(mode and mode[0])
 
     def free_mib(self, gpus: Sequence[Gpu] = ()) -> float:
         """Free memory of these GPUs together, or of all."""

@@ -80,6 +80,12 @@ class Recorded(ModuleType):
         own = SimpleNamespace(pid=self.pid, usedGpuMemory=400 * MIB)
         return [other] if self.pid is None else [other, own]
 
+    def nvmlDeviceGetComputeMode(self, device: int) -> int:
+        return 0
+
+    def nvmlDeviceGetMigMode(self, device: int) -> list[int]:
+        raise NVMLError(3)  # NVML_ERROR_NOT_SUPPORTED
+
     def nvmlDeviceGetUtilizationRates(self, device: int) -> Any:
         return SimpleNamespace(gpu=self.utilisation if device == 0 else 0)
 
