@@ -74,7 +74,7 @@ def node_problem(minor: int) -> str:
 def _bound(device: Path) -> bool:
     """A display controller of NVIDIA that the module has; no function of one that is handed out to
     a virtual machine."""
-    virtual = (device / "physfn").exists()
+    virtual = (device / "physfn").is_symlink()
     ours = _first(device / "vendor") == VENDOR and _first(device / "class")[:6] in CLASSES
     try:
         driver = (device / "driver").readlink()

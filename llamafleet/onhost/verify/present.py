@@ -70,14 +70,13 @@ def present(
     missing = _planned(listed, cards, config, words)
     named = {one.gpu.bus_id for one in missing} | {gpu.bus_id for gpu in listed}
     unseen = [card for card in cards if card.bus_id not in named]
+    # Those that the bus or the plan names are among the lost.
+    uncounted = [_uncounted(*one) for one in (lost or {}).items()][len(missing) + len(unseen) :]
     left_out = [gpu.identity for gpu in listed if gpu not in chosen(listed, config)]
     if config.gpus:
-        left_out += [_called(card) for card in unseen]
+        left_out += [_called(card) for card in unseen] + [one.gpu.name for one in uncounted]
     else:
-        missing += [_unseen(card, words) for card in unseen]
-        missing += [
-            _uncounted(index, text) for index, text in list((lost or {}).items())[len(missing) :]
-        ]
+        missing += [*(_unseen(card, words) for card in unseen), *uncounted]
     return Present(tuple(chosen(listed, config)), tuple(missing), tuple(left_out))
 
 
