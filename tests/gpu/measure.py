@@ -108,7 +108,7 @@ def verify(
         timeout=900,
     )
     found = _read(folder / "results" / LATEST)
-    assert (done.returncode == 0) == (found.verdict != "FAIL"), done.stdout + done.stderr
+    assert (done.returncode == 0) == found.good, done.stdout + done.stderr
     return found
 
 
