@@ -21,13 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import bench
+from llamafleet.onhost.verify import bench, llama_log
 
 GENERATE_S = 3.0
 """Time to generate tokens while the parent watches the GPU's utilisation."""
 PROMPT = 64
 """At 32 and more tokens the kernels for matrices run, below those for vectors."""
-LOGITS_PROMPT, LOGITS_STEPS = 96, 16
+LOGITS_PROMPT, LOGITS_STEPS = 48, 16
+"""From 64 tokens on a GPU without integer tensor cores leaves its own kernels for cuBLAS
+(ggml_cuda_should_use_mmq)."""
 
 _DEVICE_TYPES = {0: "CPU", 1: "GPU", 2: "IGPU", 3: "ACCEL", 4: "META"}  # ggml_backend_dev_type
 _OURS = ("libllama", "libggml", "libmtmd")
@@ -204,7 +206,23 @@ def generate(llama: Llama, request: Request, channel: Channel) -> Request:
 
 
 def logits(llama: Llama, request: Request, channel: Channel) -> Request:
-    """Logits of every position of a fixed text: a prompt at once, then token by token."""
+    """Logits of several models, each in turn; one that fails does not keep the others back.
+
+    A line of the log marks where each begins.
+    """
+    found = []
+    for number, path in enumerate(request["models"]):
+        os.write(2, llama_log.mark(number).encode())
+        try:
+            found.append(_logits_of(llama, request | {"model": path}))
+        except (TaskFailed, bench.DecodeFailed) as error:
+            found.append({"error": str(error)})
+    return {"models": found}
+
+
+def _logits_of(llama: Llama, request: Request) -> Request:
+    """Of every position of a fixed text: a prompt at once, for the kernels that multiply matrices,
+    then token by token, for those that multiply a matrix with a vector."""
     lib = llama.lib
     model = llama.load(request)
     context = llama.context(
@@ -229,14 +247,9 @@ def logits(llama: Llama, request: Request, channel: Channel) -> Request:
     for token in tokens[LOGITS_PROMPT:]:
         bench.generate(lib, context, [token])
         rows.append(_logits_row(lib, context, -1, size))
-    reply = {
-        "n_layer": lib.llama_model_n_layer(model),
-        "n_vocab": size,
-        "logits": base64.b64encode(b"".join(rows)).decode(),
-    }
     lib.llama_free(context)
     lib.llama_model_free(model)
-    return reply
+    return {"n_vocab": size, "logits": base64.b64encode(b"".join(rows)).decode()}
 
 
 def context(llama: Llama, request: Request, channel: Channel) -> Request:

@@ -36,10 +36,12 @@ def judge_control(placed: Placement, n_layer: int, device_bytes: int) -> Check:
 
 
 def _host(evidence: Evidence) -> Check:
-    small, run = evidence.small(), evidence.control()
+    run = evidence.control()
     _ = run.result
-    placed = llama_log.parse(run.log)
-    return judge_control(placed, small.weights.layers, small.weights.device_bytes)
+    # Of the first model: that every one of them was on the CPU is asked where they are compared.
+    first, log = evidence.compared()[0], next(iter(llama_log.by_model(run.log)), "")
+    placed = llama_log.parse(log)
+    return judge_control(placed, first.weights.layers, first.weights.device_bytes)
 
 
 SPEC = Spec(NAME, host=_host)
