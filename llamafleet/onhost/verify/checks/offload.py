@@ -27,9 +27,9 @@ _MOST = 4
 """Faults that are told of one run."""
 _THINGS: Mapping[Kind, str] = {
     "weight": "weights",
-    "copy": "copies of weights or cache made for an operation",
-    "cache": "KV cache",
-    "operation": "operations",
+    "cache": "KV caches",
+    "copy": "copies, made for each operation, of weights or caches",
+    "operation": "results of operations",
 }
 
 
@@ -59,11 +59,11 @@ def judge_offload(seen: Graph, placed: Placement, held: Weights, gpus: Sequence[
     faults = list(_faults(seen, held, gpus))
     if faults:
         more = [f"and {len(faults) - _MOST} more"] if len(faults) > _MOST else []
-        found = f"{'; '.join([*faults[:_MOST], *more])}; graph: {graph}; log: {log.text}"
+        found = f"graph: {graph}; {'; '.join([*faults[:_MOST], *more])}; log: {log.text}"
         return failed(NAME, found, expected, READ_LOG)
     if log.says == "no":
         found = f"graph and log disagree; graph: {graph}; log: {log.text}"
-        return failed(NAME, found, expected, f"report it with the worker's log: {READ_LOG}")
+        return failed(NAME, found, expected, f"{READ_LOG}, and report it")
     prices = [f"{row.count} of layer {row.layer}{_examples([row])}" for row in seen.of("refused")]
     if prices:
         found = f"on the CPU, as the GPU has no kernel for them: {'; '.join(prices[:_MOST])}"
@@ -101,15 +101,19 @@ def _faults(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
 
 def _astray(seen: Graph) -> Iterator[str]:
     """What is not in a GPU's memory. The input layer is on the CPU by llama.cpp's design."""
-    rows = [row for row in seen.of("weight", "cache", "operation") if row.layer != INPUT]
-    rows = [row for row in rows if not is_cuda(row.buffer)] + list(seen.of("copy"))
+    rows = [
+        row
+        for kind in _THINGS
+        for row in seen.of(kind)
+        if kind == "copy" or (row.layer != INPUT and not is_cuda(row.buffer))
+    ]
     groups: dict[tuple[Kind, str], list[Seen]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.buffer), []).append(row)
     for (kind, buffer), found in groups.items():
         count = sum(row.count for row in found)
         layers = _named(row.layer for row in found)
-        yield f"{count} {_THINGS[kind]} of {layers} on {buffer}{_examples(found)}"
+        yield f"{count} {_THINGS[kind]} of {layers} in {buffer}{_examples(found)}"
 
 
 def _unused(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
