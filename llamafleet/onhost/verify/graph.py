@@ -83,6 +83,10 @@ class Graph:
         return (row for row in self.seen if row.kind in kinds)
 
 
+UNSEEN = Graph(problem="the worker shows none")
+"""Of a reply without one."""
+
+
 @dataclass
 class _Row:
     count: int = 0

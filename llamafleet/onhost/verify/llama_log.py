@@ -32,6 +32,7 @@ _TROUBLE = re.compile(
 )
 _ROUTINE = re.compile(r"preferred buffer type|set_abort_callback")
 """Lines that sound like trouble and are written by every good run."""
+_MARK = "llamafleet: model"
 _LONGEST = 300
 """Characters of a line that are quoted."""
 GRAPH_MARK = "llamafleet: graph"
@@ -100,6 +101,18 @@ def parse(log: str) -> Placement:
         capabilities=tuple(f"{major}.{minor}" for major, minor in _CAPABILITY.findall(log)),
         models=1 + begun,
     )
+
+
+def mark(number: int) -> str:
+    """The line that the worker writes before it loads one of several models."""
+    return f"\n{_MARK} {number}\n"
+
+
+def by_model(log: str) -> list[str]:
+    """The log of a process that loaded several models, cut at the worker's marks; what it wrote
+    before the first stands at the head of each."""
+    head, *rest = re.split(rf"^{_MARK} [0-9]{{1,3}}$", log, flags=re.MULTILINE)
+    return [head + part for part in rest]
 
 
 def last_words(log: str, count: int = 4) -> str:

@@ -22,15 +22,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import bench, ggml
+from llamafleet.onhost.verify import bench, ggml, llama_log
 from llamafleet.onhost.verify.graph import Graph, Recorder
-from llamafleet.onhost.verify.llama_log import GRAPH_MARK
 
 GENERATE_S = 3.0
 """Time to generate tokens while the parent watches the GPU's utilisation."""
 PROMPT = 64
 """At 32 and more tokens the kernels for matrices run, below those for vectors."""
-LOGITS_PROMPT, LOGITS_STEPS = 96, 16
+LOGITS_PROMPT, LOGITS_STEPS = 48, 16
+"""From 64 tokens on a GPU without integer tensor cores leaves its own kernels for cuBLAS
+(ggml_cuda_should_use_mmq)."""
 
 _DEVICE_TYPES = {0: "CPU", 1: "GPU", 2: "IGPU", 3: "ACCEL", 4: "META"}  # ggml_backend_dev_type
 _OURS = ("libllama", "libggml", "libmtmd")
@@ -170,7 +171,7 @@ class Llama:
             recorder = Recorder(ggml.opened(self._ggml))
         except ggml.Unreadable as error:
             return asdict(Graph(problem=str(error)))
-        os.write(2, f"\n{GRAPH_MARK}\n".encode())
+        os.write(2, f"\n{llama_log.GRAPH_MARK}\n".encode())
         callback = lib.ggml_backend_sched_eval_callback(recorder.see)
         params = bench.context_params(lib, n_ctx)
         params.cb_eval = callback
@@ -237,7 +238,23 @@ def generate(llama: Llama, request: Request, channel: Channel) -> Request:
 
 
 def logits(llama: Llama, request: Request, channel: Channel) -> Request:
-    """Logits of every position of a fixed text: a prompt at once, then token by token."""
+    """Logits of several models, each in turn; one that fails does not keep the others back.
+
+    A line of the log marks where each begins.
+    """
+    found = []
+    for number, path in enumerate(request["models"]):
+        os.write(2, llama_log.mark(number).encode())
+        try:
+            found.append(_logits_of(llama, request | {"model": path}))
+        except (TaskFailed, bench.DecodeFailed) as error:
+            found.append({"error": str(error)})
+    return {"models": found}
+
+
+def _logits_of(llama: Llama, request: Request) -> Request:
+    """Of every position of a fixed text: a prompt at once, for the kernels that multiply matrices,
+    then token by token, for those that multiply a matrix with a vector."""
     lib = llama.lib
     model = llama.load(request)
     context = llama.context(
@@ -263,13 +280,10 @@ def logits(llama: Llama, request: Request, channel: Channel) -> Request:
         bench.generate(lib, context, [token])
         rows.append(_logits_row(lib, context, -1, size))
     lib.llama_free(context)
-    reply = {
-        "n_vocab": size,
-        "logits": base64.b64encode(b"".join(rows)).decode(),
-        "graph": llama.graph(model, LOGITS_PROMPT + LOGITS_STEPS),
-    }
+    seen = llama.graph(model, LOGITS_PROMPT + LOGITS_STEPS)
     lib.llama_model_free(model)
-    return reply
+    encoded = base64.b64encode(b"".join(rows)).decode()
+    return {"n_vocab": size, "logits": encoded, "graph": seen}
 
 
 def context(llama: Llama, request: Request, channel: Channel) -> Request:

@@ -11,7 +11,7 @@ from llamafleet.onhost.verify import known, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import MIB, Place, task_failed
 from llamafleet.onhost.verify.gpu import Gpu
-from llamafleet.onhost.verify.graph import BETWEEN, INPUT, OUTPUT, Graph, Kind, Seen
+from llamafleet.onhost.verify.graph import BETWEEN, INPUT, OUTPUT, UNSEEN, Graph, Kind, Seen
 from llamafleet.onhost.verify.llama_log import Placement, is_cuda, listed
 from llamafleet.onhost.verify.weights import Weights
 from llamafleet.protocol.decode import DecodeError, decode
@@ -229,8 +229,10 @@ def _as_seen(number: int, device: str, seen: Graph, held: Weights) -> bool:
 
 def graph_of(reply: Mapping[str, Any] | None) -> Graph:
     """The worker's, or why there is none."""
+    if not reply or "graph" not in reply:
+        return UNSEEN
     try:
-        return decode(Graph, (reply or {}).get("graph", {"problem": "the worker shows none"}))
+        return decode(Graph, reply["graph"])
     except DecodeError as error:
         return Graph(problem=f"what the worker shows of it: {error}")
 
