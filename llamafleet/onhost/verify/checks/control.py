@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from llamafleet.onhost.verify import llama_log
 from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
@@ -22,18 +24,18 @@ def judge_control(seen: Graph, placed: Placement, held: Weights) -> Check:
     """
     verdict = judge_offload(seen, placed, held)
     expected = "with n_gpu_layers=0 the offload check is red, and graph and log show the CPU alone"
-    rows = list(seen.of("weight", "copy", "cache", "operation", "refused"))
-    on_gpu = [row for row in rows if is_cuda(row.buffer)]
-    shown = sum(row.count for row in on_gpu)
+    shown: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for row in seen.seen:
+        shown[is_cuda(row.buffer)][row.kind] += row.count
     told = listed(placed.layers_per_device) if placed.layers else "says nothing of layers"
+    graph = f"{listed(shown[False])} on the CPU, {listed(shown[True])} on CUDA devices"
     found = (
         f"offload is {'red' if verdict.status == 'fail' else 'not red: ' + verdict.status}, "
-        f"graph: {seen.problem or f'{sum(row.count for row in rows) - shown} things on the CPU'}, "
-        f"{shown} on CUDA devices; log: {told}"
+        f"graph: {seen.problem or graph}; log: {told}"
     )
-    whole = {row.kind for row in rows} >= {"weight", "cache", "operation"}
-    on_cpu = set(placed.layers.values()) <= {"CPU"}
-    if verdict.status == "fail" and whole and not on_gpu and not seen.problem and on_cpu:
+    whole = shown[False].keys() >= {"weight", "cache", "operation"}
+    on_cpu = not shown[True] and set(placed.layers.values()) <= {"CPU"}
+    if verdict.status == "fail" and whole and on_cpu and not seen.problem:
         return passed(NAME, found, expected)
     return failed(
         NAME,

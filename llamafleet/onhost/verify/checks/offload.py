@@ -52,14 +52,13 @@ def judge_offload(seen: Graph, placed: Placement, held: Weights, gpus: Sequence[
     wanted = _wanted(held)
     graph, log = _told(seen, held), judge_log(placed, seen, held)
     expected = (
-        f"{wanted} of {wanted} layers on CUDA devices: each with its weights, KV cache and "
-        f"operations on one, by the graph of a decode; the log says no other, nor less than "
-        f"{held.device_bytes / MIB:.2f} MiB"
+        f"{wanted} of {wanted} layers on CUDA devices, each whole on one, by the graph of a "
+        f"decode; the log says nothing else, nor less than {held.device_bytes / MIB:.2f} MiB"
     )
     faults = list(_faults(seen, held, gpus))
     if faults:
         more = [f"and {len(faults) - _MOST} more"] if len(faults) > _MOST else []
-        found = f"graph: {graph}; {'; '.join([*faults[:_MOST], *more])}; log: {log.text}"
+        found = "; ".join([f"graph: {graph}", *faults[:_MOST], *more, f"log: {log.text}"])
         return failed(NAME, found, expected, READ_LOG)
     if log.says == "no":
         found = f"graph and log disagree; graph: {graph}; log: {log.text}"
@@ -83,7 +82,7 @@ def _wanted(held: Weights) -> int:
 def _faults(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
     """A sentence for each thing that is not where it belongs."""
     if seen.problem:
-        yield f"the graph can't be read: {seen.problem}"
+        yield "it proves nothing"
         return
     there = {row.layer for row in seen.of("weight")}
     missing = [layer for layer in _layers(held) if layer not in there]
@@ -101,12 +100,13 @@ def _faults(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
 
 def _astray(seen: Graph) -> Iterator[str]:
     """What is not in a GPU's memory. The input layer is on the CPU by llama.cpp's design."""
-    rows = [
-        row
-        for kind in _THINGS
-        for row in seen.of(kind)
-        if kind == "copy" or (row.layer != INPUT and not is_cuda(row.buffer))
-    ]
+    held = [*seen.of("weight", "cache")]
+    rows = [row for row in held if row.layer != INPUT and not is_cuda(row.buffer)]
+    rows += seen.of("copy")
+    # Where weights are on the CPU, so are the operations: named only where they alone are.
+    if not rows:
+        computed = seen.of("operation")
+        rows = [row for row in computed if row.layer != INPUT and not is_cuda(row.buffer)]
     groups: dict[tuple[Kind, str], list[Seen]] = {}
     for row in rows:
         groups.setdefault((row.kind, row.buffer), []).append(row)
@@ -144,6 +144,8 @@ def _layers(held: Weights) -> list[str]:
 
 def _told(seen: Graph, held: Weights) -> str:
     """What the graph shows, in one sentence."""
+    if seen.problem:
+        return f"can't be read, {seen.problem}"
     where = Counter("+".join(_devices_of(seen, layer)) or "the CPU" for layer in _layers(held))
     on_gpu = sum(count for name, count in where.items() if name != "the CPU")
     sizes = {
@@ -152,14 +154,16 @@ def _told(seen: Graph, held: Weights) -> str:
     }
     operations: Counter[str] = Counter()
     for row in seen.of("operation", "refused"):
-        operations[row.buffer if is_cuda(row.buffer) else "the CPU"] += row.count
+        if row.layer != INPUT:
+            operations[row.buffer if is_cuda(row.buffer) else "the CPU"] += row.count
     text = (
         f"{on_gpu} of {_wanted(held)} layers on CUDA devices ({listed(dict(sorted(where.items())))}"
         f"), {sizes['weight']:.2f} MiB of weights and {sizes['cache']:.2f} MiB of KV cache; "
         f"operations: {listed(dict(sorted(operations.items())))}"
+        f", and those of the input layer{_examples(seen.of('operation'), INPUT)}"
     )
     if seen.n_layer_nextn:
-        text += f"; {seen.n_layer_nextn} layers that predict further tokens take no part"
+        text += f"; layers to predict further tokens, which take no part: {seen.n_layer_nextn}"
     return text
 
 
@@ -178,8 +182,9 @@ def _named(layers: Iterable[str]) -> str:
     return f"layer{'s' if len(names) > 1 else ''} {', '.join(texts)}"
 
 
-def _examples(rows: Iterable[Seen]) -> str:
-    names = [name for row in rows for name in row.names]
+def _examples(rows: Iterable[Seen], layer: str = "") -> str:
+    """Two names of what was seen, of one layer or of all."""
+    names = [name for row in rows for name in row.names if layer in ("", row.layer)]
     return f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""
 
 
@@ -204,13 +209,13 @@ def judge_log(placed: Placement, seen: Graph, held: Weights) -> Witness:
         if not _as_seen(number, device, seen, held)
     ]
     if other:
-        return Witness("no", f"{text}; {', '.join(other[:_MOST])}")
+        return Witness("no", f"{text}, {other[0]}{', ...' if len(other) > 1 else ''}")
     other = [name for name in placed.kv_mib if not is_cuda(name)]
     if other:
-        return Witness("no", f"{text}; KV cache on {', '.join(other)}")
+        return Witness("no", f"{text}, KV cache on {', '.join(other)}")
     rounding = ROUNDING_MIB * len(placed.model_mib)
     if placed.model_mib and placed.cuda_model_mib + rounding < held.device_bytes / MIB:
-        return Witness("no", f"{text}; too little for the weights")
+        return Witness("no", f"{text}, too little for the weights")
     if not placed.layers:
         return Witness("nothing", "says nothing of layers: llama.cpp's wording may have changed")
     return Witness("yes", text)
