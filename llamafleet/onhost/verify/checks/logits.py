@@ -14,6 +14,7 @@ from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome
 from llamafleet.onhost.verify.evidence import Place
+from llamafleet.onhost.verify.graph import UNSEEN, Graph
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Check, failed, passed
@@ -111,6 +112,7 @@ class Answer:
     """As `floats` reads them."""
     error: str = ""
     """Why there are none."""
+    graph: Graph = UNSEEN
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,12 @@ def _place(place: Place) -> Check:
     on_cpu = _runs(place.evidence.control(), len(compared))
     for model, ours, reference in zip(compared, on_gpu, on_cpu, strict=True):
         held = model.weights
-        placed = judge_offload(ours.placed, held.layers, held.device_bytes)
-        if placed.status != "pass" and not ours.answer.error:
+        placed = judge_offload(ours.answer.graph, ours.placed, held, place.gpus)
+        if placed.status == "fail" and not ours.answer.error:
             # Two runs on the CPU agree very well, and so do two on the GPU.
             found = f"the run of {model.name} was not on the GPU: {placed.found}"
             return failed(NAME, found, placed.expected, "see offload")
-        placed = judge_control(reference.placed, held.layers, held.device_bytes)
+        placed = judge_control(reference.answer.graph, reference.placed, held)
         if placed.status != "pass" and not reference.answer.error:
             found = f"the run of {model.name} to compare with was not on the CPU: {placed.found}"
             return failed(NAME, found, placed.expected, "see control")
