@@ -126,6 +126,7 @@ class _Draft:
                     self.settings,
                     self.snapshot,
                     self.layout,
+                    capabilities=capabilities,
                     cxx=compiler.path,
                     python=python.path,
                     supplies=self.supplies,

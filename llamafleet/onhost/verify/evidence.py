@@ -24,8 +24,8 @@ from llamafleet.protocol.verify import VerifyConfig
 MIB = 1 << 20
 EVIDENCE_CONTEXT = 1024
 """Context of the run that offload, vram and busy look at."""
-SMALL_MODEL = ("tiny", "q4_0")
-"""For logits and control: q4_0 takes the kernels that the big synthetic models take."""
+SMALL = "tiny"
+"""Shape of the models for logits and control; all its rows are whole blocks of every type."""
 FREE_SHARE = 0.95
 """Of the free memory, what weights and KV cache may take in an estimate."""
 HANG_S = 60.0
@@ -259,8 +259,9 @@ class Evidence:
             raise synth.ModelError(found, match.fix if match else advice) from error
 
     @once
-    def small(self) -> Model:
-        return self._model(models.name(*SMALL_MODEL))
+    def compared(self) -> tuple[Model, ...]:
+        """A small model of each type in which a GPU is compared with the CPU."""
+        return tuple(self._synthetic(SMALL, type_) for type_ in models.COMPARED)
 
     def model_for(self, gpus: tuple[Gpu, ...]) -> Model:
         """That of the settings; where it is too big for one GPU of several: a synthetic one."""
@@ -278,23 +279,25 @@ class Evidence:
         if named is None:
             path = Path(name)
             return Model(path.name, path, None, weights.read(path))
+        return self._synthetic(*named)
 
+    def _synthetic(self, shape: str, type_: str) -> Model:
         def on_tensor(done: int, of: int) -> None:
-            self.children.on_step(done, of, f"writing the synthetic model {' '.join(named)}")
+            self.children.on_step(done, of, f"writing the synthetic model {shape} {type_}")
 
         with self._writing:
-            path, about = synth.ensure(Path(self.config.models), *named, on_tensor)
-        return Model(name, path, about["sha256"], weights.read(path))
+            path, about = synth.ensure(Path(self.config.models), shape, type_, on_tensor)
+        return Model(models.name(shape, type_), path, about["sha256"], weights.read(path))
 
     @once
     def control(self) -> Outcome:
-        """The small model on the CPU."""
-        model = str(self.small().path)
+        """The small models on the CPU."""
+        paths = [str(model.path) for model in self.compared()]
         fault = self.faults.request("control")
         # One that is limited to none would end as `whole` did.
         seen = [gpu for gpu in self.gpus if self.shows(gpu)] if self.whole().reply is None else []
         one = next(iter(seen), None)
-        return self.children.run("logits", "control", one, model=model, n_gpu_layers=0, **fault)
+        return self.children.run("logits", "control", one, models=paths, n_gpu_layers=0, **fault)
 
     def first_after_build(self) -> bool:
         """No verification of this build has ended: kernels may still be compiled or paged in."""
@@ -358,7 +361,9 @@ class Place:
 
     @once
     def logits(self) -> Outcome:
-        return self._run("logits", self.evidence.small())
+        """The small models here."""
+        compared = self.evidence.compared()
+        return self._run("logits", compared[0], models=[str(one.path) for one in compared])
 
     def context(self, n_ctx: int) -> Outcome:
         limit = not self.evidence.cuda_devices()

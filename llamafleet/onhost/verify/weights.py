@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,14 +18,17 @@ _SHAPE = (
     ".attention.head_count_kv",
     ".attention.key_length",
     ".attention.value_length",
+    ".nextn_predict_layers",
 )
 
 LARGEST = 1e9
 """More than any figure of a model's shape."""
 
-_INPUT = ("token_embd", "token_types", "position_embd", "per_layer_token_embd")
+INPUT = frozenset({"token_embd", "token_types", "position_embd", "per_layer_token_embd"})
 """First parts of the names of the tensors of the input layer: llama.cpp keeps it on the CPU also
-with every layer offloaded (load_tensors in src/llama-model.cpp)."""
+with every layer offloaded (load_tensors in src/llama-model.cpp, LLM_TENSOR_LAYER_INPUT in
+src/llama-arch.cpp)."""
+_LAYER = re.compile(r"blk\.([0-9]{1,4})\.")
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,15 @@ class Weights:
     """Repeating layers; llama.cpp counts the output layer in addition."""
     total_bytes: int
     device_bytes: int
-    """What a full offload puts on the GPU: all but the input layer. A model whose output matrix is
-    its input embedding has that on the GPU as well."""
+    """What a full offload puts on the GPU: all but the input layer, and but the layers that predict
+    further tokens, which llama.cpp leaves out where it is not asked for them (load_mtp). A model
+    whose output matrix is its input embedding has that on the GPU as well."""
     kv_bytes_per_token: float
     """Of a KV cache in 16 bit, all layers; an estimate, from above where a layer sees only a
     window. At least 1."""
+    computed: frozenset[int] = frozenset()
+    """Numbers of the layers that take part in every decode: those that hold a tensor, without
+    those that predict further tokens, the last."""
 
 
 def read(path: Path) -> Weights:
@@ -49,6 +57,7 @@ def read(path: Path) -> Weights:
 
     total = on_input = embedding = 0
     shape: dict[str, float] = {}
+    of_layer: Counter[int] = Counter()
     has_output = False
     for part in parts(path):
         try:
@@ -65,15 +74,20 @@ def read(path: Path) -> Weights:
             size, name = int(tensor.n_bytes), str(tensor.name)
             total += size
             has_output |= name == "output.weight"
-            if name.startswith(_INPUT):
+            if name.partition(".")[0] in INPUT:
                 on_input += size
             if name == "token_embd.weight":
                 embedding = size
+            if layer := _LAYER.match(name):
+                of_layer[int(layer[1])] += size
     layers = int(shape.get("block_count", 0))
     if layers <= 0:
         raise ValueError(f"{path} states no number of layers: not a language model")
-    device = total - on_input + (0 if has_output else embedding)
-    return Weights(layers, total, device, max(1.0, layers * _kv_bytes(shape)))
+    trunk = layers - int(shape.get("nextn_predict_layers", 0))
+    left_out = sum(size for layer, size in of_layer.items() if layer >= trunk)
+    device = total - on_input - left_out + (0 if has_output else embedding)
+    computed = frozenset(layer for layer in of_layer if layer < trunk)
+    return Weights(layers, total, device, max(1.0, layers * _kv_bytes(shape)), computed)
 
 
 def _kv_bytes(shape: dict[str, float]) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import checks
+from llamafleet.onhost.verify import checks, llama_log
 from llamafleet.onhost.verify.checks import (
     benchmark,
     context,
@@ -24,13 +25,14 @@ from llamafleet.onhost.verify.checks import (
     vram,
 )
 from llamafleet.onhost.verify.checks.logits import compare_logits
-from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome, TaskProblem
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
-from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.onhost.verify.graph import UNSEEN, Graph, Seen
 from llamafleet.onhost.verify.present import Present
+from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Benchmark, Check, Rates
+from tests.onhost.verify.graphs import HALF, ON_CPU, ON_GPU, like, sent, w160m
 
 DATA = Path(__file__).parents[1] / "data"
 LAYERS, DEVICE_BYTES = 12, 68012544
@@ -132,43 +134,50 @@ def test_a_context_that_fails_otherwise_is_the_task_s_failure() -> None:
 # -- offload, control, logits ------------------------------------------------------------------
 
 
-def seen(task: str, name: str, reply: dict[str, Any] | None = None) -> SimpleNamespace:
-    outcome = ended(task, reply, log(name))
-    small = {"small": model, "control": lambda: ended("logits", LOGITS)}
+def seen(name: str, graph: Graph | None) -> SimpleNamespace:
+    """A place where the model generated, as log and graph tell; None: it died."""
+    outcome = ended("generate", None if graph is None else {"graph": sent(graph)}, log(name))
     return SimpleNamespace(
         offloaded=False,
-        model=model,
+        gpus=(),
+        model=lambda: SimpleNamespace(weights=w160m()),
         generate=lambda: outcome,
-        logits=lambda: outcome,
-        evidence=SimpleNamespace(**small),
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "reply", "status", "offloaded"),
+    ("name", "graph", "status", "offloaded"),
     [
-        ("cuda-full", {}, "pass", True),
-        ("cuda-half", {}, "fail", False),
+        ("cuda-full", ON_GPU, "pass", True),
+        ("cuda-half", HALF, "fail", False),
+        ("cuda-half", ON_GPU, "fail", False),
+        ("cuda-full", HALF, "fail", False),
         ("cuda-full", None, "fail", False),
         ("cuda-half", None, "fail", False),
     ],
 )
 def test_only_a_run_that_ended_well_proves_offload(
-    name: str, reply: dict[str, Any] | None, status: str, offloaded: bool
+    name: str, graph: Graph | None, status: str, offloaded: bool
 ) -> None:
-    place = seen("generate", name, reply)
+    place = seen(name, graph)
     check = of_place(offload.SPEC, place)
     assert (check.status, place.offloaded) == (status, offloaded)
-    died = reply is None and name == "cuda-full"
-    assert check.found.startswith("it died") is died
+    assert check.found.startswith("it died") is (graph is None)
+    half = "6 of 13 layers on CUDA devices (CPU 7, CUDA0 6)"
+    assert (half in check.found) is (name == "cuda-half")
 
 
-def test_buffers_may_be_rounded_and_no_more() -> None:
-    """Half a hundredth of a MiB for each buffer that the log tells."""
-    full = parse(log("cuda-full"))
-    assert full.cuda_model_mib == 64.86 and len(full.model_mib) == 2
-    assert judge_offload(full, LAYERS, int(64.8699 * (1 << 20))).status == "pass"
-    assert judge_offload(full, LAYERS, int(64.8701 * (1 << 20))).status == "fail"
+def test_an_operation_without_a_kernel_leaves_the_rest_to_be_tried() -> None:
+    row = Seen("3", "refused", "CUDA_Host", 1, 0, ("SSM_SCAN node_7",))
+    place = seen("cuda-full", replace(ON_GPU, seen=(*ON_GPU.seen, row)))
+    assert of_place(offload.SPEC, place).status == "warn" and place.offloaded
+
+
+def test_a_place_s_own_gpu_must_be_the_one() -> None:
+    place = seen("cuda-full", like(["CUDA0"] * 13, {"CUDA0": "0000:02:00.0"}))
+    place.gpus = (card(0),)
+    check = of_place(offload.SPEC, place)
+    assert check.status == "fail" and "on another GPU, at 0000:02:00.0" in check.found
 
 
 LOGITS = {
@@ -177,21 +186,40 @@ LOGITS = {
 }
 
 
+def compared(name: str, graph: Graph, task: str = "logits") -> Outcome:
+    """A run of the models in which GPU and CPU are compared."""
+    text = "".join(llama_log.mark(number) + log(name) for number in range(len(COMPARED)))
+    return ended(task, {"models": [LOGITS | {"graph": sent(graph)}] * len(COMPARED)}, text)
+
+
+def computing(gpu: Outcome, cpu: Outcome) -> SimpleNamespace:
+    models = tuple(SimpleNamespace(name=f"tiny-{one}", weights=w160m()) for one in COMPARED)
+    evidence = SimpleNamespace(compared=lambda: models, control=lambda: cpu)
+    return SimpleNamespace(gpus=(), logits=lambda: gpu, evidence=evidence)
+
+
 def test_equal_logits_of_the_gpu_pass() -> None:
-    check = of_place(logits.SPEC, seen("logits", "cuda-full", LOGITS))
-    assert check.status == "pass" and "100.0% of 2 positions" in check.found
+    place = computing(compared("cuda-full", ON_GPU), compared("cuda-zero", ON_CPU))
+    assert of_place(logits.SPEC, place).status == "pass"
 
 
-def test_logits_of_the_cpu_prove_nothing() -> None:
-    check = of_place(logits.SPEC, seen("logits", "cuda-zero", LOGITS))
-    assert check == Check(
-        "logits",
-        "fail",
-        "the run to compare was not on the GPU: 0 of 13 layers on CUDA devices (CPU 13), CUDA "
-        "model buffers 0.00 MiB (CPU_Mapped 78.05)",
-        "13 of 13 layers on CUDA devices, at least 64.86 MiB in their buffers",
-        "see offload",
-    )
+@pytest.mark.parametrize(
+    ("gpu", "cpu", "said", "next_"),
+    [
+        (("cuda-zero", ON_CPU), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-full", ON_CPU), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-zero", ON_GPU), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-full", UNSEEN), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-full", ON_GPU), ("cuda-full", ON_GPU), "was not on the CPU: ", "see control"),
+        (("cuda-full", ON_GPU), ("cuda-zero", ON_GPU), "was not on the CPU: ", "see control"),
+    ],
+)
+def test_logits_of_another_place_prove_nothing(
+    gpu: tuple[str, Graph], cpu: tuple[str, Graph], said: str, next_: str
+) -> None:
+    check = of_place(logits.SPEC, computing(compared(*gpu), compared(*cpu)))
+    assert check.status == "fail" and check.next == next_
+    assert said in check.found and COMPARED[0] in check.found
 
 
 def test_logits_are_compared_position_by_position() -> None:
@@ -223,10 +251,19 @@ def test_a_vocabulary_of_one_can_be_compared() -> None:
     assert compare_logits([1.0, 2.0], [1.0, 2.0], 1).positions == 2
 
 
-@pytest.mark.parametrize(("name", "status"), [("cuda-zero", "pass"), ("cuda-full", "fail")])
-def test_the_control_is_a_run_that_ended(name: str, status: str) -> None:
-    evidence = SimpleNamespace(small=model, control=lambda: ended("logits", {}, log(name)))
+@pytest.mark.parametrize(
+    ("name", "graph", "status"),
+    [("cuda-zero", ON_CPU, "pass"), ("cuda-full", ON_GPU, "fail"), ("cuda-zero", ON_GPU, "fail")],
+)
+def test_the_control_is_a_run_that_ended(name: str, graph: Graph, status: str) -> None:
+    run = compared(name, graph)
+    evidence = computing(run, run).evidence
     assert of_host(control.SPEC, evidence).status == status
+
+
+def test_a_control_of_no_model_is_none() -> None:
+    run = ended("logits", {"models": []})
+    assert of_host(control.SPEC, computing(run, run).evidence).status == "fail"
 
 
 # -- GPUs and libraries ------------------------------------------------------------------------
@@ -445,6 +482,6 @@ def test_each_kind_of_place_has_its_checks() -> None:
 
 
 def test_a_control_that_died_is_none_however_well_its_log_reads() -> None:
-    evidence = SimpleNamespace(small=model, control=lambda: ended("logits", None, log("cuda-zero")))
+    run = ended("logits", None, compared("cuda-zero", ON_CPU).log)
     with pytest.raises(TaskProblem, match="it died"):
-        of_host(control.SPEC, evidence)
+        of_host(control.SPEC, computing(run, run).evidence)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
@@ -21,9 +22,20 @@ from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.vram import judge_vram
 from llamafleet.onhost.verify.fatbin import Code, MachineCode
 from llamafleet.onhost.verify.gpu import Gpu
-from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.onhost.verify.graph import UNSEEN, Seen
+from llamafleet.onhost.verify.llama_log import Placement, parse
 from llamafleet.onhost.verify.present import Missing
 from llamafleet.protocol.result import Benchmark, Check, Rates
+from tests.onhost.verify.graphs import (
+    HALF,
+    ON_CPU,
+    ON_GPU,
+    ON_TWO,
+    card,
+    graph_of,
+    tiny,
+    w160m,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "checks.txt"
@@ -79,11 +91,10 @@ def library_cuda() -> Iterator[Check]:
 
 
 def control() -> Iterator[Check]:
-    zero, full = (parse((DATA / f"logs/cuda-{name}.log").read_text()) for name in ("zero", "full"))
-    yield judge_control(zero, 12, 68012544)
-    yield judge_control(zero, 13, 68012544)
-    yield judge_control(full, 12, 68012544)
-    yield judge_control(parse(""), 12, 68012544)
+    zero, full = placed("zero"), placed("full")
+    for graph, log in ((ON_CPU, zero), (ON_CPU, parse("")), (ON_CPU, full), (ON_GPU, full)):
+        yield judge_control(graph, log, w160m())
+    yield judge_control(UNSEEN, zero, w160m())
 
 
 def machine_code() -> Iterator[Check]:
@@ -99,15 +110,23 @@ def machine_code() -> Iterator[Check]:
     yield judge_machine_code(MachineCode((frozenset({sass}),)), [])
 
 
+def placed(name: str) -> Placement:
+    return parse((DATA / f"logs/cuda-{name}.log").read_text())
+
+
 def offload() -> Iterator[Check]:
-    for name in ("full", "two-gpus", "half", "zero", "init-error"):
-        yield judge_offload(parse((DATA / f"logs/cuda-{name}.log").read_text()), 12, 68012544)
-    full = parse((DATA / "logs/cuda-full.log").read_text())
-    yield judge_offload(full, 11, 68012544)
-    yield judge_offload(full, 12, 2 * 68012544)
-    yield judge_offload(parse(""), 12, 68012544)
-    yield judge_offload(parse(LOG_OF.format(NEWER)), 12, 68012544)
-    yield judge_offload(parse(LOG_OF.format(UNKNOWN)), 12, 68012544)
+    for name, graph in (("full", ON_GPU), ("two-gpus", ON_TWO), ("half", HALF), ("zero", ON_CPU)):
+        yield judge_offload(graph, placed(name), w160m())
+    for name in ("half", "init-error"):
+        yield judge_offload(ON_GPU, placed(name), w160m())
+    yield judge_offload(ON_GPU, placed("full"), replace(w160m(), device_bytes=2 * 68012544))
+    yield judge_offload(ON_GPU, placed("full"), w160m(), (card(0), card(1)))
+    for text in ("", LOG_OF.format(NEWER), LOG_OF.format(UNKNOWN)):
+        yield judge_offload(ON_GPU, parse(text), w160m())
+        yield judge_offload(UNSEEN, parse(text), w160m())
+    yield judge_offload(graph_of("zero-64-tokens"), parse(""), tiny())
+    refused = Seen("3", "refused", "CUDA_Host", 1, 0, ("SSM_SCAN node_7",))
+    yield judge_offload(replace(ON_GPU, seen=(*ON_GPU.seen, refused)), parse(""), w160m())
 
 
 def vram() -> Iterator[Check]:
