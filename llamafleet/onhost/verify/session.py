@@ -16,6 +16,7 @@ from llamafleet.onhost.verify.child import Children, TaskProblem
 from llamafleet.onhost.verify.evidence import (
     Evidence,
     Faults,
+    Need,
     Place,
     places,
     quietly,
@@ -68,7 +69,8 @@ class Verification:
     def run(self) -> None:
         for spec in REGISTRY:
             if spec.host:
-                self._check(self.checks, spec.name, partial(spec.host, self.evidence))
+                made = partial(spec.host, self.evidence)
+                self._check(self.checks, spec.name, made, needs=spec.needs)
         for place in self.places:
             self._run_at(place)
 
@@ -77,7 +79,9 @@ class Verification:
             if spec.place and spec.name in checks.of(place.kind):
                 made = partial(spec.place, place)
                 hidden = place.hidden and not spec.of_hidden
-                self._check(place.checks, spec.name, made, _label(place), hidden=hidden)
+                self._check(
+                    place.checks, spec.name, made, _label(place), hidden=hidden, needs=spec.needs
+                )
 
     def _check(
         self,
@@ -85,7 +89,9 @@ class Verification:
         name: str,
         judge_it: Callable[[], Check],
         label: str = "",
+        *,
         hidden: bool = False,
+        needs: frozenset[Need] = frozenset(),
     ) -> None:
         """Make one check; a crash is that check's failure."""
         self.progress.phase(name, label)
@@ -93,6 +99,8 @@ class Verification:
             check = self._without_gpu(name)
         elif hidden:
             check = skipped(name, "not tried: CUDA does not show this GPU")
+        elif missing := quietly(partial(self.evidence.missing, needs)):
+            check = skipped(name, missing)
         else:
             check = self._guarded(name, judge_it)
         into[name] = check
@@ -106,7 +114,7 @@ class Verification:
         except gpu.NvmlUnavailable as error:
             return failed(name, str(error), "figures from NVML", "see gpus_visible")
         except synth.ModelError as error:
-            return failed(name, str(error), "a model that is whole", error.next)
+            return failed(name, str(error), error.expected, error.next)
         except Exception as error:
             return failed(
                 name,

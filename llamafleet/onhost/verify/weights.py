@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import StatisticsError, fmean
 
-_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+from llamafleet.onhost.verify import modelfile
+from llamafleet.onhost.verify.gguffile import FETCH, WHOLE, Value
+from llamafleet.onhost.verify.synth import ModelError
 
 _SHAPE = (
     ".block_count",
@@ -40,40 +40,36 @@ class Weights:
     kv_bytes_per_token: float
     """Of a KV cache in 16 bit, all layers; an estimate, from above where a layer sees only a
     window. At least 1."""
+    files: tuple[Path, ...] = ()
+    """All parts of the model."""
 
 
 def read(path: Path) -> Weights:
-    """Read all parts of a model. Raises OSError, ImportError, and ValueError for a file that is
-    no whole GGUF file."""
-    from gguf import GGUFReader
-
+    """Read all parts of a model. Raises ModelError, ImportError, and OSError."""
     total = on_input = embedding = 0
     shape: dict[str, float] = {}
     has_output = False
-    for part in parts(path):
-        try:
-            reader = GGUFReader(part)
-            for key, field in reader.fields.items():
-                if key.endswith(_SHAPE):
-                    shape[key.rsplit(".", 1)[-1]] = _figure(field.contents())
-        except OSError:
-            raise
-        # The library checks little, and anything in it may stumble.
-        except Exception as error:
-            raise ValueError(f"{part} can't be read as GGUF: {str(error)[:300]}") from error
-        for tensor in reader.tensors:
-            size, name = int(tensor.n_bytes), str(tensor.name)
-            total += size
-            has_output |= name == "output.weight"
-            if name.startswith(_INPUT):
-                on_input += size
-            if name == "token_embd.weight":
-                embedding = size
+    files = modelfile.read(path)
+    for file in files:
+        for key, value in file.fields.items():
+            if key.endswith(_SHAPE):
+                shape[key.rsplit(".", 1)[-1]] = _figure(path, key, value)
+        for tensor in file.tensors:
+            total += tensor.bytes
+            has_output |= tensor.name == "output.weight"
+            if tensor.name.startswith(_INPUT):
+                on_input += tensor.bytes
+            if tensor.name == "token_embd.weight":
+                embedding = tensor.bytes
     layers = int(shape.get("block_count", 0))
-    if layers <= 0:
-        raise ValueError(f"{path} states no number of layers: not a language model")
     device = total - on_input + (0 if has_output else embedding)
-    return Weights(layers, total, device, max(1.0, layers * _kv_bytes(shape)))
+    return Weights(
+        layers,
+        total,
+        device,
+        max(1.0, layers * _kv_bytes(shape)),
+        tuple(file.path for file in files),
+    )
 
 
 def _kv_bytes(shape: dict[str, float]) -> float:
@@ -84,18 +80,14 @@ def _kv_bytes(shape: dict[str, float]) -> float:
     return 2 * shape.get("head_count_kv", heads) * lengths
 
 
-def _figure(value: Any) -> float:
-    """A figure that some models give per layer: their mean then. Raises ValueError, TypeError."""
-    figure = fmean(value) if isinstance(value, list) else float(value)
+def _figure(path: Path, key: str, value: Value) -> float:
+    """A figure that some models give per layer: their mean then. Raises ModelError."""
+    numbers = value if isinstance(value, list) else [value]
+    try:
+        figure = fmean(number for number in numbers if not isinstance(number, str))
+    except StatisticsError:
+        figure = -1.0
     if not 0 <= figure <= LARGEST:
-        raise ValueError(f"found {figure!r} in the model's shape")
+        found = f"the header of {path} is damaged: it says {key} = {value!a:.60}"
+        raise ModelError(found, FETCH.format(path=path), WHOLE)
     return figure
-
-
-def parts(path: Path) -> list[Path]:
-    """The files of a model that is split as NAME-00001-of-0000N.gguf; else the file alone."""
-    match = _PART.search(path.name)
-    if not match:
-        return [path]
-    stem, count = path.name[: match.start()], int(match.group(1))
-    return [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]

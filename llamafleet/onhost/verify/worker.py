@@ -3,7 +3,8 @@
 A CUDA error ends a process by abort(), so each task has a process of its own; the parent is
 child.py. Standard input: one line of JSON, the request, then one line for every mark.
 Standard output: lines of JSON, {"mark": NAME} (the worker waits for an answer before it goes on)
-and at last {"reply": {...}} or {"error": TEXT}. Standard error: llama.cpp's log, as it comes, so
+and at last {"reply": {...}} or {"error": TEXT}; first of all {"imported": {...}}, which llama_cpp
+it is about to import. Standard error: llama.cpp's log, as it comes, so
 that it is there even after an abort.
 """
 
@@ -18,10 +19,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import bench
+from llamafleet.onhost.verify import bench, imported
 
 GENERATE_S = 3.0
 """Time to generate tokens while the parent watches the GPU's utilisation."""
@@ -274,8 +276,20 @@ def benchmark(llama: Llama, request: Request, channel: Channel) -> Request:
     return report
 
 
+def vocabulary(llama: Llama, request: Request, channel: Channel) -> Request:
+    """What llama.cpp reads of a model before any weights: is it one that this version knows?"""
+    params = llama.lib.llama_model_default_params()
+    params.vocab_only = True
+    model = llama.lib.llama_model_load_from_file(os.fsencode(request["model"]), params)
+    if not model:
+        raise TaskFailed(f"llama.cpp can't load {request['model']}")
+    llama.lib.llama_model_free(model)
+    return {}
+
+
 TASKS: dict[str, Callable[[Llama, Request, Channel], Request]] = {
     "probe": probe,
+    "vocabulary": vocabulary,
     "generate": generate,
     "logits": logits,
     "context": context,
@@ -290,6 +304,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         request = json.loads(sys.stdin.readline())
+        channel.send({"imported": asdict(imported.look())})
         llama = Llama()
         reply = TASKS[request["task"]](llama, request, channel)
     except Exception as error:

@@ -90,6 +90,7 @@ class Answers:
         }
         self.answers: dict[str, tuple[dict[str, Any] | None, str]] = {
             "probe": (probe, log("cuda-full")),
+            "vocabulary": ({}, ""),
             "generate": ({"n_layer": 12}, log("cuda-full")),
             "logits": ({"n_vocab": 512, "logits": LOGITS}, small(log("cuda-full"))),
             "control": ({"n_vocab": 512, "logits": LOGITS}, small(log("cuda-zero"))),

@@ -42,4 +42,4 @@ def _host(evidence: Evidence) -> Check:
     return judge_control(placed, small.weights.layers, small.weights.device_bytes)
 
 
-SPEC = Spec(NAME, host=_host)
+SPEC = Spec(NAME, host=_host, needs=frozenset({"small model"}))

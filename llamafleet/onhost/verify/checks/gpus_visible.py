@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from llamafleet.onhost.verify import known
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Evidence, Place
-from llamafleet.protocol.result import Check, failed, passed
+from llamafleet.onhost.verify.evidence import NO_LIBRARY, Evidence, Place
+from llamafleet.protocol.result import Check, failed, passed, skipped
 
 NAME = "gpus_visible"
 
@@ -76,6 +76,8 @@ def _names(gpus: Sequence[str]) -> str:
 
 
 def _host(evidence: Evidence) -> Check:
+    if evidence.nvml_problem is None and evidence.probe().reply is None:
+        return skipped(NAME, NO_LIBRARY)
     visible = _visible(evidence)
     names = [str(gpu) for gpu in evidence.gpus]
     check = judge_gpus(names, evidence.nvml_problem, evidence.cuda_devices(), visible)
@@ -91,6 +93,8 @@ def _visible(evidence: Evidence) -> str | None:
 
 def _place(place: Place) -> Check:
     (gpu,) = place.gpus
+    if place.evidence.probe().reply is None:
+        return skipped(NAME, NO_LIBRARY)
     shown, visible = place.evidence.cuda_bus_ids(), _visible(place.evidence)
     check = judge_gpu(str(gpu), gpu.bus_id, shown, visible)
     place.hidden = check.status == "fail"
