@@ -338,8 +338,8 @@ def test_what_keeps_the_account_out_is_named(outside: Path) -> None:
     ("device", "free", "said"),
     [
         (24000, 24000, ""),
-        (24001, 24000, "no room: m takes 24,001 MiB there"),
-        (24565, 24000, "too big: m takes 24,565 MiB there"),
+        (24001, 24000, "no room: m takes 24,001 MiB of GPU memory"),
+        (24565, 24000, "too big: m takes 24,565 MiB of GPU memory"),
     ],
 )
 def test_room(device: float, free: float, said: str) -> None:

@@ -21,7 +21,7 @@ def judge_room(model: str, device_mib: float, free_mib: float, all_mib: float, g
     """
     on = "the GPU" if gpus == 1 else f"all {gpus} GPUs together"
     expected = f"at most {free_mib:,.0f} MiB, which are free on {on} ({all_mib:,.0f} MiB in all)"
-    found = f"{model} takes {device_mib:,.0f} MiB there with every layer offloaded"
+    found = f"{model} takes {device_mib:,.0f} MiB of GPU memory with every layer offloaded"
     if device_mib > all_mib:
         return failed(NAME, f"too big: {found}", expected, f"set model to a smaller one: {SMALLER}")
     if device_mib > free_mib:
