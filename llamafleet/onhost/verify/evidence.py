@@ -263,7 +263,7 @@ class Evidence:
         """Raises ModelError where llama.cpp itself refuses the model, be it never so whole."""
         if self.no_library():
             return
-        ended = self.children.run("vocabulary", model=str(model.path))
+        ended = self.children.run("outline", model=str(model.path))
         if ended.reply is not None:
             return
         match = known.of_task(ended)

@@ -276,20 +276,26 @@ def benchmark(llama: Llama, request: Request, channel: Channel) -> Request:
     return report
 
 
-def vocabulary(llama: Llama, request: Request, channel: Channel) -> Request:
-    """What llama.cpp reads of a model before any weights: is it one that this version knows?"""
-    params = llama.lib.llama_model_default_params()
-    params.vocab_only = True
-    model = llama.lib.llama_model_load_from_file(os.fsencode(request["model"]), params)
+def outline(llama: Llama, request: Request, channel: Channel) -> Request:
+    """Read a model's tables and no weights: does this llama.cpp know it, and miss nothing?"""
+    lib = llama.lib
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    if hasattr(params, "no_alloc"):
+        # Memory that is mapped would be that of the weights.
+        params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE
+    else:
+        params.vocab_only = True
+    model = lib.llama_model_load_from_file(os.fsencode(request["model"]), params)
     if not model:
         raise TaskFailed(f"llama.cpp can't load {request['model']}")
-    llama.lib.llama_model_free(model)
+    lib.llama_model_free(model)
     return {}
 
 
 TASKS: dict[str, Callable[[Llama, Request, Channel], Request]] = {
     "probe": probe,
-    "vocabulary": vocabulary,
+    "outline": outline,
     "generate": generate,
     "logits": logits,
     "context": context,

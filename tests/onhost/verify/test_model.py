@@ -370,7 +370,7 @@ def test_a_cut_model_is_one_red_check(host: Host, tmp_path: Path) -> None:
 def test_a_model_of_a_later_llama_cpp_is_one_red_check(host: Host, tmp_path: Path) -> None:
     answers, run = host
     line = "llama_model_load: error loading model: unknown model architecture: 'foo4'"
-    answers.answers["vocabulary"] = (None, line)
+    answers.answers["outline"] = (None, line)
     result = run(model=str(model(tmp_path, gguf())))
     assert status(result, "fail") == {"model"} and status(result, "skip") == NEEDY
     assert "unknown model architecture: 'foo4'" in said(result, "model")

@@ -209,6 +209,16 @@ def test_a_damaged_synthetic_model_is_red(host: Host, tmp_path: Path) -> None:
     assert f"rm {model}" in host.checks()["model"]["next"]
 
 
+def test_a_model_of_the_user_s_own_is_measured(host: Host, tmp_path: Path, models: Path) -> None:
+    host.verify()
+    model = tmp_path / "mine.gguf"
+    shutil.copy(models / "synthetic-tiny-q4_0.gguf", model)
+    host.config["inputs"]["model"] = str(model)
+    assert host.verify().returncode == 0
+    assert host.latest["verdict"] == "CPU ONLY" and host.latest["model"]["path"] == str(model)
+    assert "mine.gguf: 1 MiB of weights" in host.checks()["model"]["found"]
+
+
 @pytest.mark.parametrize("content", [None, b"no model"])
 def test_a_given_model_that_is_none_is_red(
     host: Host, tmp_path: Path, content: bytes | None
@@ -223,16 +233,25 @@ def test_a_given_model_that_is_none_is_red(
     assert host.latest["model"] is None
 
 
-def test_a_model_that_llama_cpp_rejects_is_red(host: Host, tmp_path: Path, models: Path) -> None:
-    """Whole for the reader, and yet wrong: the architecture's name is another."""
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llomo", "architecture: 'llomo'"),
+        (b"blk.3.ffn_up", b"blk.3.ffn_op", "tensor 'blk.3.ffn_up.weight' not found"),
+    ],
+)
+def test_a_model_that_llama_cpp_rejects_is_red(
+    host: Host, tmp_path: Path, models: Path, *, old: bytes, new: bytes, said: str
+) -> None:
+    """Whole for the reader, and yet wrong: no architecture of that name, or a tensor too few."""
     host.verify()
     model = tmp_path / "mine.gguf"
     data = (models / "synthetic-tiny-q4_0.gguf").read_bytes()
-    model.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llomo", 1))
+    model.write_bytes(data.replace(old, new, 1))
     host.config["inputs"]["model"] = str(model)
     assert host.verify().returncode == 1
     assert host.red() == {"model"}
-    assert "unknown model architecture: 'llomo'" in host.checks()["model"]["found"]
+    assert said in host.checks()["model"]["found"]
     assert "newer llama_version" in host.checks()["model"]["next"]
 
 
