@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Any, Literal, TypeVar
 
-from llamafleet.onhost.diagnose import diagnose
 from llamafleet.onhost.verify import gpu, known, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
+from llamafleet.onhost.verify.imported import Imported, is_foreign, own_folder
 from llamafleet.onhost.verify.present import Missing, Present, is_instance
 from llamafleet.protocol import models
 from llamafleet.protocol.decode import DecodeError, decode
@@ -28,8 +28,12 @@ SMALL = "tiny"
 """Shape of the models for logits and control; all its rows are whole blocks of every type."""
 FREE_SHARE = 0.95
 """Of the free memory, what weights and KV cache may take in an estimate."""
-HANG_S = 60.0
-"""A process that saw all GPUs and ended later did not end by one that takes no process."""
+CUDA_ERROR = "CUDA error"
+"""How llama.cpp begins the last words of a process that CUDA refuses something (ggml-cuda.cu)."""
+
+Need = Literal["model", "small model"]
+"""What a check can't do without, and the library with it, which loads a model."""
+NO_LIBRARY = "not tried: the library can't be loaded"
 
 Kind = Literal["gpu", "all", "unnamed", "cpu"]
 """One GPU; all of several together; what CUDA shows where NVML names none; the CPU."""
@@ -99,7 +103,7 @@ class Model:
         return self.sha256 is not None
 
     def described(self) -> ModelFile:
-        size = sum(part.stat().st_size for part in weights.parts(self.path))
+        size = sum(file.stat().st_size for file in self.weights.files)
         return ModelFile(self.name, str(self.path), size, self.sha256, self.weights.layers)
 
 
@@ -151,6 +155,8 @@ class Evidence:
         self.gpus = self.there.gpus
         """Those to judge that NVML gives."""
         self.stamp, self.product = _stamped(Path(config.stamp))
+        self.refused = False
+        """The check `model` is red: nothing is tried with that model."""
 
     def build(self) -> BuildSummary:
         """What the result repeats of the build."""
@@ -179,7 +185,7 @@ class Evidence:
         it ends by a GPU that takes no process (compute mode). Empty where it can.
         """
         whole = self.whole()
-        died = whole.reply is None and whole.wall_s < HANG_S
+        died = whole.reply is None and CUDA_ERROR in whole.log
         if not died and not any(map(is_instance, self.gpus)):
             return {}
         return {one.uuid: self._probed(one) for one in self.gpus}
@@ -200,6 +206,43 @@ class Evidence:
         return outcome
 
     @once
+    def imported(self) -> Imported:
+        """Which llama_cpp the worker imports; nothing where it does not say."""
+        try:
+            return decode(Imported, self.probe().imported or {})
+        except DecodeError:
+            return Imported()
+
+    def package(self) -> Path:
+        """Where the build's own llama_cpp lies."""
+        made = self.product.libraries if self.product else {}
+        return own_folder(Path(self.config.prefix), made)
+
+    def foreign(self) -> bool:
+        """Another llama_cpp is in front of the build's own."""
+        return is_foreign(self.imported(), self.package())
+
+    def variables(self) -> dict[str, str]:
+        """Of the worker's environment, those that steer llama.cpp and CUDA."""
+        return self.config.environment | self.imported().variables
+
+    def no_library(self) -> str:
+        """Why nothing can be tried with the build's llama.cpp; "": it can."""
+        if self.foreign():
+            return "not tried: llama_cpp is not the build's own, see library_origin"
+        return "" if self.probe().reply is not None else NO_LIBRARY
+
+    def missing(self, needs: Collection[Need]) -> str:
+        """Why what a check needs is not there; "": it is."""
+        if why := self.no_library() if needs else "":
+            return why
+        if "model" in needs and (self.refused or quietly(self.model) is None):
+            return "not tried: the model can't be used, see model"
+        if "small model" in needs and quietly(self.compared) is None:
+            return "not tried: there are no small models, see model"
+        return ""
+
+    @once
     def probed_libraries(self) -> dict[str, str]:
         """sha256 by path of the libraries in the process; none where it did not answer."""
         found = {}
@@ -208,8 +251,14 @@ class Evidence:
             found[path] = _sha256_of(path) if real == path else "replaced on disk"
         return found
 
+    def made_libraries(self) -> dict[str, str]:
+        """sha256 by path of the libraries that the build made, as they lie there now."""
+        prefix = Path(self.config.prefix).resolve()
+        made = self.product.libraries if self.product else {}
+        return {str(prefix / name): _sha256_of(str(prefix / name)) for name in made}
+
     def libraries(self) -> dict[str, str]:
-        """The same. Raises TaskProblem where the process did not answer."""
+        """Of those in the process. Raises TaskProblem where the process did not answer."""
         _ = self.probe().result
         return self.probed_libraries()
 
@@ -251,12 +300,32 @@ class Evidence:
     def model(self) -> Model:
         """That of the settings. Raises ModelError."""
         try:
-            return self._model(self.config.inputs.model)
-        except (OSError, ValueError, ImportError) as error:
-            match = diagnose(str(error), stages=("runtime",))
-            found = f"{error}; {match}" if match else str(error)
-            advice = f"set model to a whole GGUF file or to {models.PREFIX}<shape>-<type>"
-            raise synth.ModelError(found, match.fix if match else advice) from error
+            model = self._model(self.config.inputs.model)
+        except ImportError as error:
+            found = f"the build's own package gguf can't be imported: {error}"
+            raise synth.ModelError(
+                found, f"remove {self.config.prefix} and deploy again"
+            ) from error
+        except OSError as error:
+            advice = f"read it by hand: `cksum {self.config.inputs.model}`; look at `dmesg`"
+            raise synth.ModelError(str(error), advice) from error
+        if not model.synthetic:
+            self._loadable(model)
+        return model
+
+    def _loadable(self, model: Model) -> None:
+        """Raises ModelError where llama.cpp itself refuses the model, be it never so whole."""
+        if self.no_library():
+            return
+        ended = self.children.run("outline", model=str(model.path))
+        if ended.reply is not None:
+            return
+        match = known.of_task(ended)
+        raise synth.ModelError(
+            f"{ended.problem}{f'; {match}' if match else ''}",
+            match.fix if match else f"read {ended.log_path}; set another model",
+            "a model that this llama.cpp can load",
+        )
 
     @once
     def compared(self) -> tuple[Model, ...]:

@@ -277,7 +277,7 @@ def card(number: int = 0) -> Gpu:
 def probed(name: str = "cuda-full", **more: Any) -> SimpleNamespace:
     reply = {"libraries": ["/v/libggml-cuda.so"], "system_info": "CUDA : ARCHS = 890 | "}
     outcome = ended("probe", reply | {"supports_gpu_offload": True}, log(name))
-    return SimpleNamespace(probe=lambda: outcome, **more)
+    return SimpleNamespace(probe=lambda: outcome, foreign=lambda: False, **more)
 
 
 def told(visible: str | None = None) -> SimpleNamespace:
@@ -302,6 +302,7 @@ def gpus_of(
         nvml=None,
         nvml_problem=problem,
         whole=lambda: outcome,
+        probe=lambda: outcome,
         singles=dict,
         log_of=lambda gpu: outcome.log,
         shows=lambda gpu: gpu.bus_id in ids,
@@ -360,7 +361,7 @@ def test_the_backend_is_judged_by_what_was_probed() -> None:
 def test_libraries_are_judged_by_where_the_build_really_lies(tmp_path: Path) -> None:
     (tmp_path / "f00").mkdir()
     (tmp_path / "current").symlink_to("f00")
-    evidence = SimpleNamespace(
+    evidence = probed(
         config=SimpleNamespace(prefix=str(tmp_path / "current"), stamp="/job/stamp.json"),
         product=SimpleNamespace(libraries={"libllama.so": "aa"}),
         libraries=lambda: {str(tmp_path / "f00/libllama.so"): "aa"},
@@ -435,7 +436,8 @@ def grown(loaded: float | None, ready: float | None) -> SimpleNamespace:
 
     marks = {"initialised": at(400.0), "loaded": at(loaded), "ready": at(ready)}
     outcome = ended("generate", {}, log("cuda-full"), recording=Recording([], marks))
-    return SimpleNamespace(watched=lambda: outcome, model=model)
+    evidence = SimpleNamespace(variables=dict)
+    return SimpleNamespace(watched=lambda: outcome, model=model, evidence=evidence)
 
 
 def test_memory_grows_by_the_weights_and_by_the_cache() -> None:
@@ -445,6 +447,16 @@ def test_memory_grows_by_the_weights_and_by_the_cache() -> None:
         "65 MiB by loading the model, 90 MiB with the context "
         "(weights 65, weights and KV cache 83)",
     )
+
+
+@pytest.mark.parametrize("value", ["1", "0", ""])
+def test_memory_that_the_host_lends_is_red_however_its_figures_look(value: str) -> None:
+    """llama.cpp asks whether the variable is set, and not to what."""
+    place = grown(465.0, 490.0)
+    place.evidence.variables = lambda: {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": value}
+    check = of_place(vram.SPEC, place)
+    assert check.status == "fail" and f"GGML_CUDA_ENABLE_UNIFIED_MEMORY={value}" in check.found
+    assert "unset GGML_CUDA_ENABLE_UNIFIED_MEMORY" in check.next
 
 
 @pytest.mark.parametrize(("loaded", "ready"), [(None, 490.0), (465.0, None)])
@@ -478,7 +490,7 @@ def test_each_kind_of_place_has_its_checks() -> None:
     assert checks.of("gpu") == (*gpu, "context", "benchmark")
     assert checks.of("unnamed") == checks.of("cpu") == (*gpu[1:], "context", "benchmark")
     assert checks.of("all") == every
-    assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "control")
+    assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "model", "control")
 
 
 def test_a_control_that_died_is_none_however_well_its_log_reads() -> None:

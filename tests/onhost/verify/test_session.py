@@ -108,6 +108,7 @@ class Answers:
         }
         self.answers: dict[str, tuple[dict[str, Any] | None, str]] = {
             "probe": (probe, log("cuda-full")),
+            "outline": ({}, ""),
             "generate": ({"graph": sent(ON_GPU)}, log("cuda-full")),
             "logits": compared("cuda-full", SMALL_ON_GPU),
             "control": compared("cuda-zero", SMALL_ON_CPU),
@@ -565,3 +566,37 @@ def test_a_model_too_big_for_one_gpu_is_measured_on_all_of_them(
     assert {gpu["model"] for gpu in result["gpus"]} == {"synthetic:7b-q4_0"}
     loaded = [request["model"] for name, request in answers.asked if name == "bench"]
     assert loaded == [str(tmp_path / "seven.gguf")] * 2 + [str(mine)]
+
+
+# -- what the others need --------------------------------------------------------------------------
+
+
+def test_a_library_that_dies_is_one_red_check_on_two_gpus(two: Host) -> None:
+    """It was nine a GPU."""
+    answers, run = two
+    answers.answers["probe"] = (None, "libcublas.so.13: cannot open shared object file")
+    result = run()
+    assert rows(result) == {"GPU-0": "FAIL", "GPU-1": "FAIL"} and result["verdict"] == "FAIL"
+    red = [check["name"] for check in every(result) if check["status"] == "fail"]
+    assert red == ["library_cuda"] and "libcublas.so.13" in said(result, "library_cuda")
+    assert [name for name, _ in answers.asked] == ["probe"], "nothing else is tried"
+    assert said(result, "logits") == "not tried: the library can't be loaded "
+
+
+def test_a_library_that_is_damaged_on_disk_is_why_it_can_t_be_loaded(
+    host: Host, tmp_path: Path
+) -> None:
+    answers, run = host
+    answers.answers["probe"] = (None, "file too short")
+    (tmp_path / "prefix/lib/libggml-cuda.so").write_bytes(b"")
+    result = run()
+    assert status(result, "fail") == {"library_origin", "machine_code"}
+    assert "not what the build made" in said(result, "library_origin")
+    assert "see library_origin" in said(result, "library_cuda")
+
+
+def test_memory_that_the_host_lends_is_red_by_its_name(host: Host) -> None:
+    """Whatever the figures say: these are good ones."""
+    result = host[1](environment={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "0"})
+    assert status(result, "fail") == {"vram"}
+    assert "GGML_CUDA_ENABLE_UNIFIED_MEMORY=0 in the environment" in said(result, "vram")

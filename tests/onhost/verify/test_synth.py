@@ -110,24 +110,3 @@ def test_weights_are_read_from_the_file(tmp_path: Path) -> None:
     assert read.device_bytes == total - parts[0].bytes
     # 4 layers, keys and values, 2 heads of 64 numbers, 2 bytes each
     assert read.kv_bytes_per_token == 4 * 2 * 2 * 64 * 2
-
-
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model" * 100])
-def test_what_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"m\.gguf"):
-        weights.read(path)
-
-
-def test_a_cut_model_is_named(tmp_path: Path) -> None:
-    path, _ = synth.ensure(tmp_path, "tiny", "q4_0")
-    path.write_bytes(path.read_bytes()[:-4096])
-    with pytest.raises(ValueError, match="can't be read"):
-        weights.read(path)
-
-
-def test_the_parts_of_a_split_model() -> None:
-    names = [part.name for part in weights.parts(Path("/m/big-00001-of-00003.gguf"))]
-    assert names == [f"big-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
-    assert weights.parts(Path("/m/one.gguf")) == [Path("/m/one.gguf")]

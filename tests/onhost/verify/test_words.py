@@ -15,14 +15,16 @@ from llamafleet.onhost.verify.checks.busy import judge_busy
 from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus, judge_missing
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
-from llamafleet.onhost.verify.checks.library_origin import judge_origin
+from llamafleet.onhost.verify.checks.library_origin import judge_origin, judge_package
 from llamafleet.onhost.verify.checks.logits import LogitsDifference, judge_logits
 from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
+from llamafleet.onhost.verify.checks.model import judge_room
 from llamafleet.onhost.verify.checks.offload import judge_offload
-from llamafleet.onhost.verify.checks.vram import judge_vram
+from llamafleet.onhost.verify.checks.vram import judge_unified, judge_vram
 from llamafleet.onhost.verify.fatbin import Code, MachineCode
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.graph import UNSEEN, Seen
+from llamafleet.onhost.verify.imported import Imported
 from llamafleet.onhost.verify.llama_log import Placement, parse
 from llamafleet.onhost.verify.present import Missing
 from llamafleet.protocol.result import Benchmark, Check, Rates
@@ -81,6 +83,21 @@ def library_origin() -> Iterator[Check]:
     yield judge_origin(own, "/v/f00", {"lib/libllama.so": "c" * 64}, "stamp.json")
 
 
+def packages() -> Iterator[Check]:
+    file, own = "/mine/llama_cpp/__init__.py", Path("/v/f00/lib/python3.12/site-packages/llama_cpp")
+    told = {"PYTHONPATH": "/none:/mine"}
+    yield judge_package(Imported(file, "/mine", "PYTHONPATH", told), own)
+    yield judge_package(Imported(file, "/mine", "/v/f00/lib/mine.pth"), own)
+    yield judge_package(Imported(file, "/mine", "/v/f00/pyvenv.cfg"), own)
+    yield judge_package(Imported("/mine/llama_cpp.py"), own)
+
+
+def model() -> Iterator[Check]:
+    yield judge_room("m.gguf", 3577.6, 24000, 24564, 1)
+    yield judge_room("m.gguf", 30000, 24000, 49128, 2)
+    yield judge_room("m.gguf", 50000, 24000, 49128, 2)
+
+
 def library_cuda() -> Iterator[Check]:
     info = "CUDA : ARCHS = 890 | CPU : AVX = 1 | "
     cuda, cpu = ["/v/lib/libllama.so", "/v/lib/libggml-cuda.so.0"], ["/libggml-cuda/libllama.so"]
@@ -133,6 +150,7 @@ def vram() -> Iterator[Check]:
     yield judge_vram(1000, 900, 2000, 1800)
     yield judge_vram(1000, 899, 2000, 1800)
     yield judge_vram(1000, 900, 2000, 1799)
+    yield judge_unified("1")
 
 
 def busy() -> Iterator[Check]:
@@ -158,7 +176,7 @@ def benchmark() -> Iterator[Check]:
 
 JUDGEMENTS = (
     *(gpus_visible, library_origin, library_cuda, control, machine_code, offload, vram, busy),
-    *(logits, benchmark),
+    *(logits, benchmark, packages, model),
 )
 
 

@@ -30,4 +30,10 @@ def _place(place: Place) -> Check:
     return known.priced(judge_benchmark(place.benchmark(), wanted), place.bench().log)
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), alone=True)
+SPEC = Spec(
+    NAME,
+    place=_place,
+    on=frozenset({"gpu", "all", "unnamed"}),
+    needs=frozenset({"model"}),
+    alone=True,
+)

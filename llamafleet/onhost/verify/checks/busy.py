@@ -36,4 +36,4 @@ def _place(place: Place) -> Check:
     return judge_busy(gpu.busy_utilisation(recording, "generating", "generated", SETTLE_S))
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), needs=frozenset({"model"}))

@@ -178,4 +178,4 @@ def floats(encoded: str) -> array[float]:
     return array("f", base64.b64decode(encoded))
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "unnamed"}), needs=frozenset({"small model"}))
