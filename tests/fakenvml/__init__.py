@@ -79,9 +79,7 @@ class Fake:
         """The function gives this NVML_ERROR; "*": every function of that device."""
         self._put(device, _key(name, arguments), after, code, "")
 
-    def hang(
-        self, name: str, *arguments: int, device: int | str = 0, after: int = 0
-    ) -> None:
+    def hang(self, name: str, *arguments: int, device: int | str = 0, after: int = 0) -> None:
         self._put(device, _key(name, arguments), after, "hang", "")
 
     def field(self, number: int, value: int, device: int | str = 0, after: int = 0) -> None:

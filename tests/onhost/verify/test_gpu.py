@@ -71,7 +71,7 @@ class Recorded(ModuleType):
     def nvmlDeviceGetCudaComputeCapability(self, device: int) -> tuple[int, int]:
         return (8, 9)
 
-    def nvmlDeviceGetMemoryInfo(self, device: int) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, device: int, version: int | None = None) -> Any:
         total = 24564 * MIB
         return SimpleNamespace(total=total, used=self.used * MIB, free=total - self.used * MIB)
 
