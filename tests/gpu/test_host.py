@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from llamafleet.layout import AS_ACCOUNT
+from llamafleet.onhost.cards import cards
 from llamafleet.onhost.driver_check import EXIT_OK, EXIT_STALE, EXIT_VERIFY
 from llamafleet.protocol.job import PATH
 from llamafleet.protocol.result import Check, Result
@@ -280,6 +281,40 @@ def test_one_gpu_of_several_that_is_hidden_is_named(tmp_path: Path) -> None:
     planted("one of several hidden", found, "gpus_visible")
     verdicts = {gpu.uuid: gpu.verdict for gpu in found.gpus}
     assert verdicts == {shown.uuid: "PASS"} | {gpu.uuid: "FAIL" for gpu in hidden}
+
+
+COVER = 'mount --bind /dev/null "$1" && shift && exec "$@"'
+
+
+def test_a_gpu_whose_device_file_is_covered_is_named(tmp_path: Path) -> None:
+    """As where a container or a unit was given too few of them."""
+    if not several():
+        pytest.skip("one GPU")
+    last = next(card for card in cards() if card.uuid == result().gpus[-1].uuid)
+    covered = ["unshare", "-m", "sh", "-euc", COVER, "sh", f"/dev/nvidia{last.minor}"]
+    found = verify(tmp_path, prefix_command=covered)
+    planted("device file covered", found, "gpus_visible")
+    *others, row = [gpu for gpu in found.gpus if gpu.uuid != last.uuid] + [
+        gpu for gpu in found.gpus if gpu.uuid == last.uuid
+    ]
+    assert row.verdict == "FAIL" and {gpu.verdict for gpu in others} == {"PASS"}
+
+
+def test_one_gpu_of_several_by_the_settings(tmp_path: Path) -> None:
+    if not several():
+        pytest.skip("one GPU")
+    names, wanted = result().inputs.gpus, result().gpus[-1]
+    name = next(name for name in names if name.endswith(wanted.uuid))
+    found = verify(tmp_path, inputs={"gpus": [name]}, gpus=[wanted.uuid])
+    assert found.verdict == "PASS" and [gpu.uuid for gpu in found.gpus] == [wanted.uuid]
+    assert found.left_out == tuple(one for one in names if one != name)
+    hidden = verify(
+        tmp_path,
+        inputs={"gpus": [name]},
+        gpus=[wanted.uuid],
+        env={"CUDA_VISIBLE_DEVICES": result().gpus[0].uuid},
+    )
+    planted("the chosen one hidden", hidden, "gpus_visible")
 
 
 def test_each_of_several_gpus_has_figures_of_its_own() -> None:

@@ -175,7 +175,7 @@ def gather(nvml: Nvml, gpu: Gpu, before: Look, seen: Seen, after: Look) -> Condi
         idle_utilisation=before.moment.utilisation,
         held_mib=held_mib(before.moment),
         came_mib=came_mib(before, seen, after),
-        compute_mode=gpu.compute_mode,
+        compute_mode=nvml.compute_mode(gpu),
         span_s=round(seen.end - seen.start, 3) if seen.start and seen.end else None,
         throttled_s=throttled_s(before, after),
         throttled_share=throttled_share(loaded),

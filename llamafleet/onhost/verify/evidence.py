@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock, RLock
 from typing import Any, Literal, TypeVar
 
 from llamafleet.onhost.diagnose import diagnose
@@ -15,6 +16,7 @@ from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.onhost.verify.measuring import Measured, Patience, at_rest, judged, until_free
+from llamafleet.onhost.verify.present import Missing, Present, is_instance
 from llamafleet.protocol import models
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import BuildProduct, Stamp, read_json
@@ -28,6 +30,8 @@ SMALL_MODEL = ("tiny", "q4_0")
 """For logits and control: q4_0 takes the kernels that the big synthetic models take."""
 FREE_SHARE = 0.95
 """Of the free memory, what weights and KV cache may take in an estimate."""
+HANG_S = 60.0
+"""A process that saw all GPUs and ended later did not end by one that takes no process."""
 
 Kind = Literal["gpu", "all", "unnamed", "cpu"]
 """One GPU; all of several together; what CUDA shows where NVML names none; the CPU."""
@@ -40,11 +44,13 @@ def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
 
     @functools.wraps(method)
     def kept(self: Any) -> T:
-        if name not in self.__dict__:
-            try:
-                self.__dict__[name] = method(self)
-            except Exception as error:
-                self.__dict__[name] = error
+        # Several GPUs are looked at at once: who comes second waits for the first one's answer.
+        with self.__dict__.setdefault(f"{name}_lock", RLock()):
+            if name not in self.__dict__:
+                try:
+                    self.__dict__[name] = method(self)
+                except Exception as error:
+                    self.__dict__[name] = error
         answer = self.__dict__[name]
         if isinstance(answer, Exception):
             raise answer
@@ -134,12 +140,18 @@ class Evidence:
         faults: Faults,
         children: Children,
         nvml: Nvml | str | None,
+        there: Present | None = None,
     ) -> None:
-        """`nvml`: opened; why it can't be; or None for a build that needs none."""
+        """`nvml`: opened; why it can't be; or None for a build that needs none. `there`: the GPUs
+        to judge."""
         self.config, self.faults, self.children = config, faults, children
         self.nvml = None if isinstance(nvml, str) else nvml
         self.nvml_problem = nvml if isinstance(nvml, str) else None
-        self.gpus: tuple[Gpu, ...] = tuple(self.nvml.gpus()) if self.nvml else ()
+        self._writing = Lock()
+        """Models are written one after the other: two places may want the same."""
+        self.there = there or Present()
+        self.gpus = self.there.gpus
+        """Those to judge that NVML gives."""
         self.stamp, self.product = _stamped(Path(config.stamp))
         self.patience = Patience(60.0 * config.busy_minutes)
 
@@ -158,9 +170,32 @@ class Evidence:
         )
 
     @once
+    def whole(self) -> Outcome:
+        """What is loaded, and which devices a process has that is limited to none."""
+        return self._probed()
+
+    @once
+    def singles(self) -> dict[str, Outcome]:
+        """The same of processes that are limited to one GPU each, by UUID.
+
+        Only where one process can't show them all: it has but one instance of a divided GPU, and
+        it ends by a GPU that takes no process (compute mode). Empty where it can.
+        """
+        whole = self.whole()
+        died = whole.reply is None and whole.wall_s < HANG_S
+        if not died and not any(map(is_instance, self.gpus)):
+            return {}
+        return {one.uuid: self._probed(one) for one in self.gpus}
+
+    @once
     def probe(self) -> Outcome:
-        """What is loaded, and which devices it has. Its reply, if there is one, is a `Probed`."""
-        outcome = self.children.run("probe")
+        """What is loaded: of the first process of these that answers."""
+        answers = (one for one in (self.whole(), *self.singles().values()) if one.reply)
+        return next(answers, self.whole())
+
+    def _probed(self, gpu: Gpu | None = None) -> Outcome:
+        """Its reply, if there is one, is a `Probed`."""
+        outcome = self.children.run("probe", gpu=gpu)
         try:
             decode(Probed, outcome.reply or {})
         except DecodeError as error:
@@ -181,9 +216,28 @@ class Evidence:
         _ = self.probe().result
         return self.probed_libraries()
 
+    @once
     def _devices(self) -> list[dict[str, Any]]:
-        devices = (self.probe().reply or {}).get("devices", [])
-        return [device for device in devices if device["name"].startswith("CUDA")]
+        """CUDA's devices, each once."""
+        if not self.singles():
+            return _cuda(self.whole())
+        return [
+            device
+            for gpu in self.gpus
+            for device in _cuda(self.singles()[gpu.uuid])
+            if device.get("bus_id") in (gpu.bus_id, None)
+        ]
+
+    def shows(self, gpu: Gpu) -> bool:
+        """CUDA shows it; where llama.cpp tells no addresses: as many as NVML lists."""
+        if single := self.singles().get(gpu.uuid):
+            return [one.get("bus_id") or gpu.bus_id for one in _cuda(single)] == [gpu.bus_id]
+        ids = self.cuda_bus_ids()
+        return ids is None or gpu.bus_id in ids
+
+    def log_of(self, gpu: Gpu) -> str:
+        """What the process said that looked for it."""
+        return self.singles().get(gpu.uuid, self.whole()).log
 
     def cuda_devices(self) -> list[str]:
         """Names of the GPUs that CUDA shows."""
@@ -231,7 +285,8 @@ class Evidence:
         def on_tensor(done: int, of: int) -> None:
             self.children.on_step(done, of, f"writing the synthetic model {' '.join(named)}")
 
-        path, about = synth.ensure(Path(self.config.models), *named, on_tensor)
+        with self._writing:
+            path, about = synth.ensure(Path(self.config.models), *named, on_tensor)
         return Model(name, path, about["sha256"], weights.read(path))
 
     @once
@@ -239,7 +294,10 @@ class Evidence:
         """The small model on the CPU."""
         model = str(self.small().path)
         fault = self.faults.request("control")
-        return self.children.run("logits", "control", model=model, n_gpu_layers=0, **fault)
+        # One that is limited to none would end as `whole` did.
+        seen = [gpu for gpu in self.gpus if self.shows(gpu)] if self.whole().reply is None else []
+        one = next(iter(seen), None)
+        return self.children.run("logits", "control", one, model=model, n_gpu_layers=0, **fault)
 
     def first_after_build(self) -> bool:
         """No verification of this build has ended: kernels may still be compiled or paged in."""
@@ -254,10 +312,16 @@ class Place:
         self.evidence, self.kind, self.gpus = evidence, kind, gpus
         self.checks: dict[str, Check] = {}
         """Those that were made here so far."""
+        self.missing: Missing | None = None
+        """NVML does not give this GPU either."""
         self.hidden = False
         """CUDA does not show this GPU: nothing can be tried on it."""
         self.offloaded = kind == "cpu"
         """The model was seen where it belongs: what builds on that may be tried."""
+        self.lines: list[str] = []
+        """What was found here, for people, and not said yet."""
+        self.cores: frozenset[int] = frozenset()
+        """Those for its processes while other GPUs are looked at; empty: all."""
         self.measured: Benchmark | None = None
         self._bench: Outcome | None = None
         self.loaded: Model | None = None
@@ -277,6 +341,7 @@ class Place:
         return evidence.children.run(
             task,
             gpu=self.gpu,
+            cores=self.cores,
             model=str(model.path),
             n_gpu_layers=evidence.faults.layers(model),
             **request,
@@ -368,14 +433,30 @@ def _stamped(path: Path) -> tuple[Stamp | None, BuildProduct | None]:
         return None, None
 
 
+def _cuda(outcome: Outcome) -> list[dict[str, Any]]:
+    """The GPUs that a process saw."""
+    devices = (outcome.reply or {}).get("devices", [])
+    return [device for device in devices if device["name"].startswith("CUDA")]
+
+
 def places(evidence: Evidence) -> tuple[Place, ...]:
-    """Each GPU by itself; where there are several, also all of them together."""
+    """Each GPU by itself; where there are several, also all of them together.
+
+    Not those of which CUDA shows but one to a process: instances of divided GPUs.
+    """
     if evidence.config.backend == "cpu":
         return (Place(evidence, "cpu"),)
-    if not evidence.gpus:
-        return (Place(evidence, "unnamed"),)
-    together = (Place(evidence, "all", evidence.gpus),) if len(evidence.gpus) > 1 else ()
-    return (*(Place(evidence, "gpu", (gpu,)) for gpu in evidence.gpus), *together)
+    gpus = evidence.gpus
+    each = [Place(evidence, "gpu", (gpu,)) for gpu in gpus]
+    for missing in evidence.there.missing:
+        place = Place(evidence, "gpu", (missing.gpu,))
+        place.missing, place.hidden = missing, True
+        each.append(place)
+    if not gpus:
+        each.append(Place(evidence, "unnamed"))
+    elif len(gpus) > 1 and not any(map(is_instance, gpus)):
+        each.append(Place(evidence, "all", gpus))
+    return tuple(each)
 
 
 def task_failed(name: str, outcome: Outcome) -> Check:

@@ -66,8 +66,16 @@ class Finding:
     """It is set so: it does not pass by waiting."""
 
 
-def judge(conditions: Sequence[Conditions], names: Sequence[str]) -> list[Finding]:
-    """Of all GPUs of a measurement; `names`: how a sentence calls each."""
+@dataclass(frozen=True)
+class Called:
+    """How a sentence and a command call a GPU."""
+
+    name: str
+    address: str
+
+
+def judge(conditions: Sequence[Conditions], names: Sequence[Called]) -> list[Finding]:
+    """Of all GPUs of a measurement."""
     return [
         finding
         for one, name in zip(conditions, names, strict=True)
@@ -76,16 +84,16 @@ def judge(conditions: Sequence[Conditions], names: Sequence[str]) -> list[Findin
     ]
 
 
-def processes(seen: Conditions, name: str) -> Iterator[Finding]:
+def processes(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     for one in seen.others:
         if one.kind == "graphics" or BROKER in one.command:
-            yield Finding("note", f"{name}: {one}")
+            yield Finding("note", f"{gpu.name}: {one}")
         else:
-            yield Finding("busy", f"another process on {name}: {one}", _ending(one))
+            yield Finding("busy", f"another process on {gpu.name}: {one}", _ending(one))
     if seen.others_unnamed:
         yield Finding(
             "busy",
-            f"{seen.others_unnamed} more processes on {name} than ours, outside this container",
+            f"{seen.others_unnamed} more processes on {gpu.name} than ours, outside this container",
             "run `nvidia-smi` on the host, end them or wait for them",
         )
 
@@ -96,26 +104,26 @@ def _ending(one: Process) -> str:
     return f"end pid {one.pid} of {one.user or 'its user'} (`ps -fp {one.pid}`) or wait for it"
 
 
-def load(seen: Conditions, name: str) -> Iterator[Finding]:
+def load(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     """Work and memory that no process in the lists explains."""
     named = any(one.kind != "graphics" for one in seen.others)
     if (seen.idle_utilisation or 0) > IDLE_UTILISATION:
         yield Finding(
             "busy",
-            f"{name} was at {seen.idle_utilisation:.0f} % while we did nothing",
+            f"{gpu.name} was at {seen.idle_utilisation:.0f} % while we did nothing",
             "find what runs on it: `nvidia-smi pmon -c 1`, on the host where this is a container",
         )
     limit = HELD_WITH_DISPLAY_MIB if seen.display_active else HELD_MIB
     advice = "find who holds it: `fuser -v /dev/nvidia*`, on the host where this is a container"
     if (seen.held_mib or 0) > limit:
-        text = f"{seen.held_mib:.0f} MiB of {name} were in use that no listed process holds"
+        text = f"{seen.held_mib:.0f} MiB of {gpu.name} were in use that no listed process holds"
         yield Finding("busy", text, advice)
     if (seen.came_mib or 0) > limit and not named:
-        text = f"others took {seen.came_mib:.0f} MiB of {name} during the measurement"
+        text = f"others took {seen.came_mib:.0f} MiB of {gpu.name} during the measurement"
         yield Finding("busy", text, advice)
 
 
-def slowdowns(seen: Conditions, name: str) -> Iterator[Finding]:
+def slowdowns(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     """By NVML's counters; by samples what they do not count."""
     span = seen.span_s or 0.0
     shares = {reason: s / span for reason, s in seen.throttled_s.items() if span > 0}
@@ -124,36 +132,35 @@ def slowdowns(seen: Conditions, name: str) -> Iterator[Finding]:
     if sampled and shares.get("board limit", 0) >= THROTTLED:
         counted.append("board limit")
     for reason in counted:
-        text = f"{name} was slowed down ({reason}) for {seen.throttled_s[reason]:.2f} s"
+        text = f"{gpu.name} was slowed down ({reason}) for {seen.throttled_s[reason]:.2f} s"
         yield Finding("busy", f"{text} of {span:.1f}", COOL)
     if sampled and not counted:
         text = ", ".join(f"{r} in {seen.throttled_share[r]:.0%} of the samples" for r in sampled)
-        yield Finding("busy", f"{name} was slowed down: {text}", COOL)
+        yield Finding("busy", f"{gpu.name} was slowed down: {text}", COOL)
 
 
-def power(seen: Conditions, name: str) -> Iterator[Finding]:
+def power(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     """A limit below the card's own is a cap; at its own limit a card is as it is sold."""
     limit, default = seen.power_limit_w, seen.power_default_w
     if limit and default and limit < CAPPED * default:
         yield Finding(
             "busy",
-            f"the power limit of {name} is {limit:g} W, below its default of {default:g} W",
-            f"`sudo nvidia-smi -i {name_for_smi(name)} -pl {default:g}`, or set allow_busy = true",
+            f"the power limit of {gpu.name} is {limit:g} W, below its default of {default:g} W",
+            f"`sudo nvidia-smi -i {gpu.address} -pl {default:g}`, or set allow_busy = true",
             standing=True,
         )
     elif seen.throttled_share.get(SOFTWARE_CAP, 0) > SAMPLED:
-        yield Finding("note", f"{name} worked at its own power limit of {_told(limit)} W")
+        yield Finding("note", f"{gpu.name} worked at its own power limit of {_told(limit)} W")
 
 
-def clocks(seen: Conditions, name: str) -> Iterator[Finding]:
+def clocks(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     """Clocks that somebody holds down; with a slowdown or the power limit they are explained."""
-    smi = name_for_smi(name)
     made, now = seen.sm_clock_default_mhz, seen.sm_clock_set_mhz
     if made and now and now < made:
         yield Finding(
             "busy",
-            f"the application clock of {name} is set to {now:g} MHz, below its {made:g}",
-            f"`sudo nvidia-smi -i {smi} -rac`, or set allow_busy = true",
+            f"the application clock of {gpu.name} is set to {now:g} MHz, below its {made:g}",
+            f"`sudo nvidia-smi -i {gpu.address} -rac`, or set allow_busy = true",
             standing=True,
         )
         return
@@ -162,23 +169,23 @@ def clocks(seen: Conditions, name: str) -> Iterator[Finding]:
     if seen.sm_clock_mhz is not None and seen.sm_clock_mhz < least and not explained:
         yield Finding(
             "busy",
-            f"the SM clock of {name} was {seen.sm_clock_mhz:g} of {_told(seen.sm_clock_max_mhz)} "
-            "MHz under load, and NVML gives no reason: it is locked",
-            f"`sudo nvidia-smi -i {smi} -rgc`, or set allow_busy = true",
+            f"the SM clock of {gpu.name} was {seen.sm_clock_mhz:g} of "
+            f"{_told(seen.sm_clock_max_mhz)} MHz under load, and NVML gives no reason: it is locked",
+            f"`sudo nvidia-smi -i {gpu.address} -rgc`, or set allow_busy = true",
             standing=True,
         )
     least = OF_MAX_MEMORY_CLOCK * (seen.memory_clock_max_mhz or 0)
     if seen.memory_clock_mhz is not None and seen.memory_clock_mhz < least:
         yield Finding(
             "busy",
-            f"the memory clock of {name} was {seen.memory_clock_mhz:g} of "
+            f"the memory clock of {gpu.name} was {seen.memory_clock_mhz:g} of "
             f"{_told(seen.memory_clock_max_mhz)} MHz under load",
-            f"`sudo nvidia-smi -i {smi} -rmc`, or set allow_busy = true",
+            f"`sudo nvidia-smi -i {gpu.address} -rmc`, or set allow_busy = true",
             standing=True,
         )
 
 
-def link(seen: Conditions, name: str) -> Iterator[Finding]:
+def link(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     parts = []
     if seen.pcie_width and seen.pcie_width_max and seen.pcie_width < seen.pcie_width_max:
         parts.append(f"x{seen.pcie_width} of x{seen.pcie_width_max}")
@@ -188,18 +195,19 @@ def link(seen: Conditions, name: str) -> Iterator[Finding]:
     if parts:
         yield Finding(
             "warn",
-            f"PCIe of {name} under load: {', '.join(parts)}; loading is slower, pp and tg are not",
+            f"PCIe of {gpu.name} under load: {', '.join(parts)}; loading is slower, pp and tg "
+            "are not",
             "seat the card and its riser again, and look at the slot's settings in the firmware",
         )
 
 
-def notes(seen: Conditions, name: str) -> Iterator[Finding]:
+def notes(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     if seen.display_active:
-        yield Finding("note", f"{name} drives a display")
+        yield Finding("note", f"{gpu.name} drives a display")
     if seen.persistence is False:
-        yield Finding("note", f"{name}: persistence mode is off")
-    if seen.compute_mode not in ("", "default"):
-        yield Finding("note", f"{name}: compute mode {seen.compute_mode}")
+        yield Finding("note", f"{gpu.name}: persistence mode is off")
+    if seen.compute_mode:
+        yield Finding("note", f"{gpu.name}: compute mode {seen.compute_mode}")
 
 
 def spread(rates: dict[str, Rates]) -> Iterator[Finding]:
@@ -213,11 +221,6 @@ def spread(rates: dict[str, Rates]) -> Iterator[Finding]:
                 f"{SPREAD[test]:.0%}",
                 "look for what else runs on this host, and for heat: `nvidia-smi dmon`, `top`",
             )
-
-
-def name_for_smi(name: str) -> str:
-    """The index out of "GPU 0"."""
-    return name.rpartition(" ")[2]
 
 
 def _told(value: float | None) -> str:

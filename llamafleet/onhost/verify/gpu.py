@@ -36,8 +36,6 @@ THROTTLE_REASONS = {
 """Bits of nvmlClocksEventReasons in nvml.h."""
 
 
-COMPUTE_MODES = {0: "default", 1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}
-"""nvmlComputeMode_t of nvml.h."""
 WIDE = frozenset({2, 3})
 """nvmlValueType_t of 64 bits without a sign."""
 MEMORY_V2 = 0x02000028
@@ -57,14 +55,13 @@ class Gpu:
     """One GPU of the host."""
 
     index: int
+    """NVML's own; of a MIG device one beyond those."""
     name: str
     uuid: str
     bus_id: str
     """As 0000:01:00.0, in lower case; "": not told."""
     compute_capability: str
     vram_mib: int
-    compute_mode: str = ""
-    """As in COMPUTE_MODES; "": not told."""
     parent: str = ""
     """Of a MIG device: the UUID of the GPU that is divided."""
 
@@ -84,7 +81,7 @@ PROCESS_LISTS = {
     MPS: "nvmlDeviceGetMPSComputeRunningProcesses",
 }
 NVML_CLOCK_MEM = 2
-MIG_ENABLED, MOST_INSTANCES = 1, 64
+MOST_CARDS, MOST_INSTANCES = 1000, 64
 IDLE = 0x1
 
 
@@ -176,30 +173,48 @@ class Nvml:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML does not start: {error}") from error
+        self.lost: dict[int, str] = {}
+        """GPUs that NVML counts and does not give, by index: why. The others are not to suffer."""
         self._devices = self._open_devices()
 
-    def _open_devices(self) -> list[_Device]:
-        """GPUs, and in place of each divided one its MIG devices."""
+    def _open_devices(self) -> dict[int, _Device]:
+        """GPUs by NVML's index; in place of each divided one its MIG devices."""
         try:
             count = self._nvml.nvmlDeviceGetCount()
-            cards = [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML lists no GPUs: {error}") from error
-        devices = []
-        for card in cards:
-            instances = [_Device(handle, card) for handle in self._instances(card)]
-            devices += instances or [_Device(card, card)]
+        devices = {}
+        for index in range(count):
+            card = self._open(index)
+            if card is None:
+                continue
+            instances = self._instances(card)
+            for number, handle in enumerate(instances):
+                # Beyond any index of a card.
+                devices[MOST_CARDS * (index + 1) + number] = _Device(handle, card)
+            if not instances:
+                devices[index] = _Device(card, card)
         return devices
+
+    def _open(self, index: int) -> Any:
+        try:
+            return self._nvml.nvmlDeviceGetHandleByIndex(index)
+        except self._nvml.NVMLError as error:
+            self.lost[index] = str(error)
+            return None
 
     def _instances(self, card: Any) -> list[Any]:
         """MIG devices of a card; their numbers may have gaps."""
         ask = self._of_handle(card)
-        mode = ask("nvmlDeviceGetMigMode")
-        if not mode or mode[0] != MIG_ENABLED:
+        if not self._divided(card):
             return []
         most = min(ask("nvmlDeviceGetMaxMigDeviceCount") or 0, MOST_INSTANCES)
         found = (ask("nvmlDeviceGetMigDeviceHandleByIndex", index) for index in range(most))
         return [handle for handle in found if handle is not None]
+
+    def _divided(self, card: Any) -> bool:
+        mode = self._call("nvmlDeviceGetMigMode", card)
+        return bool(mode and mode[0])
 
     def close(self) -> None:
         self._call("nvmlShutdown")
@@ -245,7 +260,7 @@ class Nvml:
         try:
             self._nvml.nvmlDeviceGetUUID(self._devices[gpu.index].card)
         except self._nvml.NVMLError as error:
-            return _text(error) or "an unknown error"
+            return _text(str(error)) or "an unknown error"
         return ""
 
     def driver(self) -> str:
@@ -258,14 +273,12 @@ class Nvml:
 
     def gpus(self) -> list[Gpu]:
         """GPUs, and in place of each divided one its MIG devices."""
-        return [self._gpu(index, device) for index, device in enumerate(self._devices)]
+        return [self._gpu(index, device) for index, device in self._devices.items()]
 
     def _gpu(self, index: int, device: _Device) -> Gpu:
         own, card = self._of_handle(device.handle), self._of_handle(device.card)
         capability = card("nvmlDeviceGetCudaComputeCapability")
         memory = own("nvmlDeviceGetMemoryInfo")
-        mode = card("nvmlDeviceGetComputeMode")
-        divided = device.handle is not device.card
         return Gpu(
             index=index,
             name=_text(own("nvmlDeviceGetName") or card("nvmlDeviceGetName")),
@@ -273,13 +286,26 @@ class Nvml:
             bus_id=_bus_id(card("nvmlDeviceGetPciInfo")),
             compute_capability=".".join(map(str, capability)) if capability else "",
             vram_mib=memory.total // MIB if memory else 0,
-            compute_mode=COMPUTE_MODES.get(mode, ""),
-            parent=_text(card("nvmlDeviceGetUUID")) if divided else "",
+            parent=_text(card("nvmlDeviceGetUUID")) if device.handle is not device.card else "",
         )
 
     def _of(self, gpus: Sequence[Gpu]) -> list[_Device]:
         """These GPUs; all where none is named."""
-        return [self._devices[gpu.index] for gpu in gpus] or self._devices
+        return [self._devices[gpu.index] for gpu in gpus] or list(self._devices.values())
+
+    def compute_mode(self, gpu: Gpu) -> str:
+        """Which processes may use it, as nvidia-smi writes it; "": any, or not told."""
+        modes = {1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
+        return modes.get(self.card_asker(gpu)("nvmlDeviceGetComputeMode") or 0, "")
+
+    def processes(self, gpu: Gpu) -> list[int]:
+        """Pids that compute on it, as far as they are shown here."""
+        found = self.asker(gpu)("nvmlDeviceGetComputeRunningProcesses")
+        return [process.pid for process in found or []]
+
+    def divided(self, gpu: Gpu) -> bool:
+        """MIG is on: what computes is an instance of it."""
+        return self._divided(self._devices[gpu.index].card)
 
     def free_mib(self, gpus: Sequence[Gpu] = ()) -> float:
         """Free memory of these GPUs together, or of all."""

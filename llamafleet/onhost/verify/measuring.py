@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from llamafleet.onhost.verify import freedom
 from llamafleet.onhost.verify.conditions import in_use
-from llamafleet.onhost.verify.freedom import Finding
+from llamafleet.onhost.verify.freedom import Called, Finding
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.protocol.result import Benchmark
 
@@ -32,10 +32,14 @@ class Measured:
 
 def judged(benchmark: Benchmark, gpus: Sequence[Gpu]) -> Measured:
     """The benchmark with the reasons why it may not be one of free GPUs."""
-    found = freedom.judge(benchmark.conditions, [f"GPU {gpu.index}" for gpu in gpus])
+    found = freedom.judge(benchmark.conditions, [_called(gpu) for gpu in gpus])
     found += freedom.spread({"pp": benchmark.pp, "tg": benchmark.tg})
     busy = tuple(one.text for one in found if one.weight == "busy")
     return Measured(replace(benchmark, busy=busy), tuple(found))
+
+
+def _called(gpu: Gpu) -> Called:
+    return Called(gpu.uuid if gpu.parent else f"GPU {gpu.index}", gpu.bus_id or gpu.uuid)
 
 
 class Patience:

@@ -65,7 +65,7 @@ def test_a_red_line_says_what_to_do() -> None:
         ((GPU * 2, None, GPU, "1"), "fail", "CUDA_VISIBLE_DEVICES='1'"),
         ((GPU, None, [], ""), "fail", "unset CUDA_VISIBLE_DEVICES"),
         ((GPU, None, [], None), "fail", "/dev/nvidia*"),
-        ((GPU * 2, None, GPU, None), "fail", "MIG"),
+        ((GPU * 2, None, GPU, None), "fail", "the setting gpus"),
         (([], None, [], None), "fail", "lspci"),
         (([], "NVML does not start", [], None), "fail", "driver"),
     ],

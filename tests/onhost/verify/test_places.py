@@ -29,6 +29,7 @@ from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome, TaskProblem
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
 from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.onhost.verify.present import Present
 from llamafleet.protocol.result import Benchmark, Check, Rates
 
 DATA = Path(__file__).parents[1] / "data"
@@ -247,21 +248,42 @@ def told(visible: str | None = None) -> SimpleNamespace:
     return SimpleNamespace(environment={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
 
 
+def gpus_of(
+    name: str = "cuda-full",
+    visible: str | None = None,
+    gpus: tuple[Gpu, ...] = (),
+    shown: tuple[int, ...] = (),
+    problem: str | None = None,
+) -> SimpleNamespace:
+    """What CUDA shows of these GPUs, by number, in a process that wrote that log."""
+    outcome = ended("probe", {}, log(name))
+    ids = [gpus[number].bus_id for number in shown]
+    return SimpleNamespace(
+        config=told(visible),
+        there=Present(gpus),
+        gpus=gpus,
+        nvml=None,
+        nvml_problem=problem,
+        whole=lambda: outcome,
+        singles=dict,
+        log_of=lambda gpu: outcome.log,
+        shows=lambda gpu: gpu.bus_id in ids,
+        cuda_devices=lambda: ["RTX 4090"] * len(ids),
+        cuda_bus_ids=lambda: ids,
+    )
+
+
 @pytest.mark.parametrize("visible", [None, "0"])
 def test_gpus_are_those_of_the_driver_and_of_cuda(
     visible: str | None,
 ) -> None:
-    evidence = probed(
-        config=told(visible),
-        gpus=(card(0), card(1)),
-        nvml_problem=None,
-        cuda_devices=lambda: ["RTX 4090"],
-        cuda_bus_ids=lambda: ["0000:01:00.0"],
-    )
+    evidence = gpus_of(visible=visible, gpus=(card(0), card(1)), shown=(0,))
     of_all = of_host(gpus_visible.SPEC, evidence)
     assert of_all.status == "fail" and str(card(1)) in of_all.found
-    first = SimpleNamespace(gpus=(card(0),), evidence=evidence, hidden=None)
-    second = SimpleNamespace(gpus=(card(1),), evidence=evidence, hidden=None)
+    first, second = (
+        SimpleNamespace(gpus=(one,), evidence=evidence, hidden=None, missing=None)
+        for one in (card(0), card(1))
+    )
     assert of_place(gpus_visible.SPEC, first).status == "pass" and first.hidden is False
     hidden = of_place(gpus_visible.SPEC, second)
     assert hidden.status == "fail" and second.hidden is True
@@ -271,9 +293,7 @@ def test_gpus_are_those_of_the_driver_and_of_cuda(
 
 
 def test_nvml_s_own_words_reach_the_check() -> None:
-    evidence = SimpleNamespace(
-        config=told(), gpus=(), nvml_problem="version mismatch", cuda_devices=list
-    )
+    evidence = gpus_of(problem="version mismatch")
     assert "NVML: version mismatch; CUDA: none" in of_host(gpus_visible.SPEC, evidence).found
 
 
@@ -281,23 +301,15 @@ def test_nvml_s_own_words_reach_the_check() -> None:
 def test_why_cuda_shows_none_is_told_unless_a_variable_hides_them(
     visible: str | None, known: bool
 ) -> None:
-    evidence = probed(
-        "cuda-init-error",
-        config=told(visible),
-        gpus=(card(),),
-        nvml_problem=None,
-        cuda_devices=list,
-        cuda_bus_ids=list,
-    )
-    place = SimpleNamespace(gpus=(card(),), evidence=evidence)
+    evidence = gpus_of("cuda-init-error", visible, gpus=(card(),))
+    place = SimpleNamespace(gpus=(card(),), evidence=evidence, missing=None)
     for check in (of_host(gpus_visible.SPEC, evidence), of_place(gpus_visible.SPEC, place)):
         assert check.status == "fail" and ("known as" in check.found) is known, check
 
 
 def test_why_nvml_does_not_start_is_told() -> None:
     problem = "Failed to initialize NVML: Driver/library version mismatch"
-    evidence = SimpleNamespace(config=told(), gpus=(), nvml_problem=problem, cuda_devices=list)
-    assert "known as" in of_host(gpus_visible.SPEC, evidence).found
+    assert "known as" in of_host(gpus_visible.SPEC, gpus_of(problem=problem)).found
 
 
 def test_the_backend_is_judged_by_what_was_probed() -> None:

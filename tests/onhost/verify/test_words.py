@@ -12,7 +12,7 @@ from pathlib import Path
 from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
 from llamafleet.onhost.verify.checks.busy import judge_busy
 from llamafleet.onhost.verify.checks.control import judge_control
-from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus
+from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus, judge_missing
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
 from llamafleet.onhost.verify.checks.library_origin import judge_origin
 from llamafleet.onhost.verify.checks.logits import LogitsDifference, judge_logits
@@ -20,7 +20,9 @@ from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
 from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.vram import judge_vram
 from llamafleet.onhost.verify.fatbin import Code, MachineCode
+from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.onhost.verify.present import Missing
 from llamafleet.protocol.result import Benchmark, Check, Rates
 
 DATA = Path(__file__).parents[1] / "data"
@@ -41,10 +43,18 @@ def gpus_visible() -> Iterator[Check]:
     yield judge_gpus([GPU, OTHER], None, [GPU], None)
     yield judge_gpus([GPU, OTHER], None, [GPU], "0")
     yield judge_gpus([GPU], None, [GPU, OTHER], None)
-    yield judge_gpu(GPU, "0000:01:00.0", ["0000:01:00.0", "0000:02:00.0"], None)
-    yield judge_gpu(GPU, "", None, None)
-    yield judge_gpu(GPU, "0000:01:00.0", ["0000:02:00.0"], None)
-    yield judge_gpu(GPU, "0000:01:00.0", [], "1")
+    yield judge_gpus([GPU], None, [GPU], None, left_out=["NVIDIA RTX A2000 GPU-b"])
+    yield judge_gpus([GPU], None, [GPU], None, missing=["0000:02:00.0"])
+    first, second = "0000:01:00.0", "0000:02:00.0"
+    yield judge_gpu(GPU, first, [first, second], there=True, why=None)
+    yield judge_gpu(GPU, "", None, there=True, why=None)
+    yield judge_gpu(GPU, first, [second], there=False, why=None)
+    why = ("its compute mode is Prohibited: it takes no process", "sudo nvidia-smi -i 1 -c DEFAULT")
+    yield judge_gpu(GPU, first, [], there=False, why=why)
+    gone = Gpu(-1, "NVIDIA H200", "GPU-c", second, "", 0)
+    yield judge_missing(Missing(gone, "NVML does not list it", "nvidia-smi -L"))
+    nameless = Gpu(-1, "GPU 2 of NVML", "", "", "", 0)
+    yield judge_missing(Missing(nameless, "NVML counts it", "nvidia-smi -L"))
 
 
 def library_origin() -> Iterator[Check]:

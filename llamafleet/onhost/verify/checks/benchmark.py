@@ -57,4 +57,4 @@ def _place(place: Place) -> Check:
     return known.priced(check, place.bench().log)
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), alone=True)

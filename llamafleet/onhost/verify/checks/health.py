@@ -73,4 +73,4 @@ def _place(place: Place) -> Check:
     return judge_health(conditions.health(nvml, gpu), gpu.bus_id)
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu"}), of_hidden=True)
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu"}), of_hidden=True, alone=True)

@@ -22,3 +22,5 @@ class Spec:
     """The kinds of places that it judges, beside the CPU."""
     of_hidden: bool = False
     """It needs no CUDA: it judges a GPU that CUDA does not show too."""
+    alone: bool = False
+    """It measures: nothing else of the verification may run beside it."""
