@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.verify import VerifyInputs
 
 VERSION = 2
@@ -148,6 +149,8 @@ class Benchmark:
     shown in brackets and are no baseline."""
     attempts: int = 1
     """How often it was measured until the GPU was free."""
+    conditions: tuple[Conditions, ...] = ()
+    """What each of its GPUs was like meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeVar
 
 from llamafleet.onhost.verify import gpu, known, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome
+from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.onhost.verify.imported import Imported, is_foreign, own_folder
+from llamafleet.onhost.verify.measuring import Measured, Patience, at_rest, judged, until_free
 from llamafleet.onhost.verify.present import Missing, Present, is_instance
 from llamafleet.protocol import models
 from llamafleet.protocol.decode import DecodeError, decode
@@ -157,6 +159,7 @@ class Evidence:
         self.stamp, self.product = _stamped(Path(config.stamp))
         self.refused = False
         """The check `model` is red: nothing is tried with that model."""
+        self.patience = Patience(60.0 * config.busy_minutes)
 
     def build(self) -> BuildSummary:
         """What the result repeats of the build."""
@@ -392,6 +395,7 @@ class Place:
         self.cores: frozenset[int] = frozenset()
         """Those for its processes while other GPUs are looked at; empty: all."""
         self.measured: Benchmark | None = None
+        self._bench: Outcome | None = None
         self.loaded: Model | None = None
 
     @property
@@ -447,26 +451,46 @@ class Place:
             free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         return max(0.0, FREE_SHARE * free - held.total_bytes) / held.kv_bytes_per_token
 
-    @once
     def bench(self) -> Outcome:
-        sizes = self.evidence.config.inputs.bench
-        bench = {"prompt": sizes.prompt, "gen": sizes.gen, "repetitions": sizes.repetitions}
-        discard = 1 if self.evidence.first_after_build() else 0
-        return self._run("bench", self.model(), bench=bench, discard=discard)
+        """The task that measures, as it ended last."""
+        if self._bench is None:
+            sizes = self.evidence.config.inputs.bench
+            bench = {"prompt": sizes.prompt, "gen": sizes.gen, "repetitions": sizes.repetitions}
+            settle = self.kind != "cpu"
+            discard = 1 if self.evidence.first_after_build() else 0
+            request = {"bench": bench, "discard": discard, "settle": settle}
+            self._bench = self._run("bench", self.model(), **request)
+        return self._bench
 
-    @once
-    def benchmark(self) -> Benchmark:
+    def _measure(self) -> Measured:
+        """One benchmark, with its conditions where NVML tells them."""
+        nvml, self._bench = self.evidence.nvml, None
+        watch = Watch(nvml, self.gpus) if nvml and self.gpus else None
         ended = self.bench()
         report, peak = ended.result, ended.recording.peak_mib()
-        self.measured = Benchmark(
+        benchmark = Benchmark(
             pp=Rates(**report["pp"]),
             tg=Rates(**report["tg"]),
             threads=report["threads"],
             load_s=report["timings"]["load_s"],
             peak_vram_mib=round(peak) if peak is not None else None,
             gpu=gpu.summary(ended.recording.between("measuring", "measured")),
+            conditions=watch.ended(ended.recording) if watch else (),
         )
-        return self.measured
+        return judged(benchmark, self.gpus) if watch else Measured(benchmark)
+
+    @once
+    def measuring(self) -> Measured:
+        """The benchmark, repeated until its GPUs are free or there is no time left."""
+        nvml = self.evidence.nvml
+        measured = until_free(
+            self._measure,
+            self.evidence.patience,
+            lambda: nvml is None or at_rest(nvml, self.gpus),
+            lambda line: self.evidence.children.on_step(0, 1, line),
+        )
+        self.measured = measured.benchmark
+        return measured
 
     def timings(self) -> dict[str, float]:
         """Seconds of the first run with the model; empty where there was none."""

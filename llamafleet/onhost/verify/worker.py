@@ -315,7 +315,10 @@ def benchmark(llama: Llama, request: Request, channel: Channel) -> Request:
         channel.step(done, steps, f"{kind} repetition {number + 1} of {steps // 2}")
 
     channel.mark("measuring")
-    tests = bench.Bench(lib, model, sizes["repetitions"], discard, on_repetition)
+    settle_s = bench.SETTLE_S if request.get("settle") else 0.0
+    tests = bench.Bench(
+        lib, model, sizes["repetitions"], discard, on_repetition, channel.mark, settle_s
+    )
     report = tests.run(sizes["prompt"], sizes["gen"])
     channel.mark("measured")
     lib.llama_model_free(model)

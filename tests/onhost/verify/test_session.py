@@ -153,7 +153,7 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     library.write_bytes((DATA / "fatbin" / "sm89-compute89-two-units.so").read_bytes())
     answers = Answers(tmp_path, [library])
     monkeypatch.setattr(verification, "Children", lambda *_, **__: answers)
-    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded()))
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(pid=None)))
     monkeypatch.setattr(weights, "read", read_weights)
     # Of this machine nothing is read: no cards, no memory.
     monkeypatch.setenv("LLAMAFLEET_ROOT", str(tmp_path / "root"))
@@ -165,7 +165,7 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     data = good() | {key: str(value) for key, value in places.items()}
     data["inputs"] |= {"model": "synthetic:160m-q4_0"}
     data["inputs"] |= {"bench": {"prompt": 8, "gen": 8, "repetitions": 2}}
-    config = verify_config.parse(tmp_path / "verify.json", data)
+    config = verify_config.parse(tmp_path / "verify.json", data | {"busy_minutes": 0})
 
     def run(
         faults: Faults | None = None,
@@ -177,7 +177,7 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
         told = replace(config, inputs=inputs, environment=environment or {}, gpus=chosen)
         code = verify.verify(told, faults or Faults())
         result: dict[str, Any] = json.loads((tmp_path / "results" / "latest.json").read_text())
-        assert code == (1 if result["verdict"] == "FAIL" else 0)
+        assert code == (0 if result["verdict"] == "PASS" else 1)
         return result
 
     return answers, run
@@ -437,7 +437,7 @@ def test_a_crash_of_a_step_leaves_a_result(host: Host, monkeypatch: pytest.Monke
 def two(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """The same host with a second GPU of that kind."""
     answers, _ = host
-    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(count=2)))
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(count=2, pid=None)))
     reply, text = answers.answers["probe"]
     assert reply is not None
     first = reply["devices"][0]

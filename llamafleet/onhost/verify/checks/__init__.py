@@ -8,6 +8,7 @@ from llamafleet.onhost.verify.checks import (
     context,
     control,
     gpus_visible,
+    health,
     library_cuda,
     library_origin,
     logits,
@@ -32,6 +33,7 @@ REGISTRY: tuple[Spec, ...] = (
     logits.SPEC,
     context.SPEC,
     benchmark.SPEC,
+    health.SPEC,
 )
 
 NAMES = tuple(spec.name for spec in REGISTRY)
