@@ -56,7 +56,7 @@ class Verification:
         nvml = None if isinstance(opened, str) else opened
         # Asked now: NVML is closed before the result is written.
         self.system = System(nvml.driver() if nvml else None, nvml.cuda() if nvml else None)
-        self.there = present(nvml.gpus(), cards(), config, nvml.lost) if nvml else Present()
+        self.there = _present(nvml, config) if nvml else Present()
         self.inputs = self._inputs(nvml)
         self.key = fingerprint(asdict(self.inputs))
         self.progress = ProgressFile(Path(config.job), "verify", self.key)
@@ -226,6 +226,14 @@ class Verification:
             return found.get(name) or failed(name, said, "an answer", f"read {self.config.job}")
 
         return tuple(of(name) for name in checks.NAMES if name in names)
+
+
+def _present(nvml: gpu.Nvml, config: VerifyConfig) -> Present:
+    """One of which NVML tells not even the UUID is as good as lost."""
+    listed = nvml.gpus()
+    silent = {one.index: nvml.why_silent(one) or "no UUID" for one in listed if not one.uuid}
+    told = [one for one in listed if one.uuid]
+    return present(told, cards(), config, nvml.lost | silent)
 
 
 def _limited(config: VerifyConfig) -> VerifyConfig:

@@ -127,6 +127,22 @@ def test_one_that_nvml_counts_and_loses_fails_and_the_other_is_judged(
     assert (alone["verdict"], rows(alone)) == ("PASS", {"GPU-1": "PASS"})
 
 
+def test_one_of_which_nvml_tells_nothing_is_lost(
+    two: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a card that fell off the bus after NVML was opened."""
+
+    def silent(self: Recorded, device: int) -> bytes:
+        if device == 0:
+            raise self.NVMLError("GPU is lost")
+        return f"GPU-{device}".encode()
+
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetUUID", silent)
+    result = two[1](gpus=BOTH)
+    assert rows(result) == {"GPU-0": "FAIL", "GPU-1": "PASS"} and result["verdict"] == "FAIL"
+    assert "GPU is lost" in red(row(result, "uuid", "GPU-0"))["gpus_visible"]
+
+
 def test_one_that_was_given_to_another_container_is_none_of_this_host_s(
     two: Host, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
