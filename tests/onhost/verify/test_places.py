@@ -222,6 +222,31 @@ def test_logits_of_another_place_prove_nothing(
     assert said in check.found and COMPARED[0] in check.found
 
 
+def test_the_type_at_which_a_run_died_is_named() -> None:
+    whole = compared("cuda-full", ON_GPU)
+    marks = "".join(llama_log.mark(number) for number in range(COMPARED.index("mxfp4") + 1))
+    died = replace(whole, reply=None, problem="ended by SIGABRT", log=marks + OOM)
+    check = of_place(logits.SPEC, computing(died, compared("cuda-zero", ON_CPU)))
+    assert check.status == "fail" and check.found.startswith("at tiny-mxfp4: ended by SIGABRT")
+
+
+def test_an_answer_without_its_log_is_no_comparison() -> None:
+    cut = replace(compared("cuda-full", ON_GPU), log=llama_log.mark(0))
+    with pytest.raises(ValueError, match="7 answers and 1 logs of 7 models"):
+        of_place(logits.SPEC, computing(cut, compared("cuda-zero", ON_CPU)))
+
+
+@pytest.mark.parametrize("broken", COMPARED)
+def test_one_type_that_is_computed_wrongly_is_red_by_name(broken: str) -> None:
+    whole = compared("cuda-full", ON_GPU)
+    other = base64.b64encode(array("f", [3.0, 1.0, 2.0, 0.0] * 2).tobytes()).decode()
+    answers = [LOGITS | {"graph": sent(ON_GPU)} for _ in COMPARED]
+    answers[COMPARED.index(broken)]["logits"] = other
+    wrong = replace(whole, reply={"models": answers})
+    check = of_place(logits.SPEC, computing(wrong, compared("cuda-zero", ON_CPU)))
+    assert check.status == "fail" and check.found.startswith(f"wrong: {broken}; ")
+
+
 def test_logits_are_compared_position_by_position() -> None:
     found = compare_logits([0.0, 1.0, 2.0, 1.0], [0.0, 1.5, 0.0, 1.0], 2)
     assert (found.max_abs, found.top1, found.positions) == (2.0, 0.5, 2)

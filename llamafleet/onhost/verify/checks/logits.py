@@ -6,14 +6,14 @@ import base64
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llamafleet.onhost.verify import llama_log
 from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome
-from llamafleet.onhost.verify.evidence import Place
+from llamafleet.onhost.verify.evidence import Place, task_failed
 from llamafleet.onhost.verify.graph import UNSEEN, Graph
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.models import COMPARED
@@ -188,7 +188,13 @@ def _difference(cpu: Answer, gpu: Answer) -> LogitsDifference | str:
 
 def _place(place: Place) -> Check:
     compared = place.evidence.compared()
-    on_gpu = _runs(place.logits(), len(compared))
+    run = place.logits()
+    begun = len(llama_log.by_model(run.log))
+    if run.problem and begun:
+        check = task_failed(NAME, run)
+        at = compared[min(begun, len(compared)) - 1].name
+        return replace(check, found=f"at {at}: {check.found}")
+    on_gpu = _runs(run, len(compared))
     on_cpu = _runs(place.evidence.control(), len(compared))
     for model, ours, reference in zip(compared, on_gpu, on_cpu, strict=True):
         held = model.weights
