@@ -30,6 +30,7 @@ from llamafleet.onhost.verify.child import Outcome, TaskProblem
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
 from llamafleet.onhost.verify.graph import UNSEEN, Graph, Seen
 from llamafleet.onhost.verify.present import Present
+from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Benchmark, Check, Rates
 from tests.onhost.verify.graphs import HALF, ON_CPU, ON_GPU, like, sent, w160m
@@ -222,11 +223,36 @@ def test_logits_of_another_place_prove_nothing(
     assert said in check.found and COMPARED[0] in check.found
 
 
+def test_the_type_at_which_a_run_died_is_named() -> None:
+    whole = compared("cuda-full", ON_GPU)
+    marks = "".join(llama_log.mark(number) for number in range(COMPARED.index("mxfp4") + 1))
+    died = replace(whole, reply=None, problem="ended by SIGABRT", log=marks + OOM)
+    check = of_place(logits.SPEC, computing(died, compared("cuda-zero", ON_CPU)))
+    assert check.status == "fail" and check.found.startswith("at tiny-mxfp4: ended by SIGABRT")
+
+
+def test_an_answer_without_its_log_is_no_comparison() -> None:
+    cut = replace(compared("cuda-full", ON_GPU), log=llama_log.mark(0))
+    with pytest.raises(ValueError, match="7 answers and 1 logs of 7 models"):
+        of_place(logits.SPEC, computing(cut, compared("cuda-zero", ON_CPU)))
+
+
+@pytest.mark.parametrize("broken", COMPARED)
+def test_one_type_that_is_computed_wrongly_is_red_by_name(broken: str) -> None:
+    whole = compared("cuda-full", ON_GPU)
+    other = base64.b64encode(array("f", [3.0, 1.0, 2.0, 0.0] * 2).tobytes()).decode()
+    answers = [LOGITS | {"graph": sent(ON_GPU)} for _ in COMPARED]
+    answers[COMPARED.index(broken)]["logits"] = other
+    wrong = replace(whole, reply={"models": answers})
+    check = of_place(logits.SPEC, computing(wrong, compared("cuda-zero", ON_CPU)))
+    assert check.status == "fail" and check.found.startswith(f"wrong: {broken}; ")
+
+
 def test_logits_are_compared_position_by_position() -> None:
     found = compare_logits([0.0, 1.0, 2.0, 1.0], [0.0, 1.5, 0.0, 1.0], 2)
     assert (found.max_abs, found.top1, found.positions) == (2.0, 0.5, 2)
     assert found.std == pytest.approx(0.7071068)
-    assert found.relative == pytest.approx(2.8284271)
+    assert found.largest == pytest.approx(2.8284271)
 
 
 @pytest.mark.parametrize(
@@ -373,10 +399,21 @@ def test_libraries_are_judged_by_where_the_build_really_lies(tmp_path: Path) -> 
 
 
 def code_of(
-    prefix: Path, *loaded: str, gpus: tuple[Gpu, ...] = (), name: str = "cuda-full"
+    prefix: Path,
+    *loaded: str,
+    gpus: tuple[Gpu, ...] = (),
+    name: str = "cuda-full",
+    nvcc: str = "13.0.88",
 ) -> Check:
-    config = SimpleNamespace(prefix=str(prefix), compute_capabilities=("7.5",))
-    evidence = probed(name, config=config, probed_libraries=lambda: dict.fromkeys(loaded, "aa"))
+    config = SimpleNamespace(
+        prefix=str(prefix), compute_capabilities=("7.5",), toolkit=nvcc.rpartition(".")[0]
+    )
+    evidence = probed(
+        name,
+        config=config,
+        probed_libraries=lambda: dict.fromkeys(loaded, "aa"),
+        product=SimpleNamespace(nvcc=nvcc),
+    )
     return of_place(machine_code.SPEC, SimpleNamespace(evidence=evidence, gpus=gpus))
 
 
@@ -392,6 +429,32 @@ def test_code_is_that_of_the_loaded_library_or_of_the_one_that_is_there(tmp_path
     loaded.parent.mkdir()
     loaded.write_bytes(LIBRARY.read_bytes())
     assert code_of(tmp_path, "/v/libllama.so", str(loaded)).status == "pass"
+
+
+BLACKWELL = DATA / "fatbin/sm120a-sm90a-sm100f.so"
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "capability", "status"),
+    [
+        ("13.2.78", "12.0", "fail"),
+        ("13.2.86", "12.0", "pass"),
+        ("13.2.78", "9.0", "pass"),
+        # Not told by an older build: what it computes decides.
+        ("", "12.0", "pass"),
+    ],
+)
+def test_code_of_a_compiler_that_makes_it_wrong_is_red_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str, capability: str, status: str
+) -> None:
+    monkeypatch.setattr("llamafleet.onhost.nvcc.shipped", miscompiles)
+    loaded = tmp_path / "libggml-cuda.so"
+    loaded.write_bytes(BLACKWELL.read_bytes())
+    one = replace(card(), compute_capability=capability)
+    check = code_of(tmp_path, str(loaded), gpus=(one,), nvcc=nvcc)
+    assert check.status == status
+    if status == "fail":
+        assert check.found.startswith("compiled by nvcc 13.2.78 computes iq1_s, iq2_s, iq3_s wrong")
 
 
 def test_code_that_is_missing_or_unreadable_is_named(tmp_path: Path) -> None:

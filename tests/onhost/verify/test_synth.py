@@ -16,7 +16,10 @@ from llamafleet.protocol import models
 STD = {"token_embd.weight": 0.5, "blk.0.ffn_down.weight": 1 / math.sqrt(512)}
 
 
-@pytest.mark.parametrize("type_", models.TYPES)
+EVERY = tuple(dict.fromkeys((*models.TYPES, *models.COMPARED)))
+
+
+@pytest.mark.parametrize("type_", EVERY)
 def test_every_type_is_a_whole_model(tmp_path: Path, type_: str) -> None:
     path = tmp_path / "tiny.gguf"
     about = synth.write(path, "tiny", type_)
@@ -30,7 +33,9 @@ def test_every_type_is_a_whole_model(tmp_path: Path, type_: str) -> None:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         assert np.isfinite(values).all(), tensor.name
         if tensor.name in STD:
-            assert float(values.std()) == pytest.approx(STD[tensor.name], rel=0.03)
+            assert float(values.std()) == pytest.approx(STD[tensor.name], rel=0.04)
+            # The mean of q4_0 and q8_0 is off by half a step of their quants.
+            assert abs(float(values.mean())) < 0.12 * STD[tensor.name]
     assert {path.name, synth.sidecar(path).name} == {p.name for p in tmp_path.iterdir()}
 
 
@@ -45,7 +50,8 @@ def test_the_bytes_follow_from_the_seed(tmp_path: Path) -> None:
 def test_every_shape_can_be_written(shape: str) -> None:
     dims = models.SHAPES[shape]
     assert dims.embd % dims.heads == 0 and dims.heads % dims.heads_kv == 0
-    for type_ in models.TYPES:
+    every = EVERY if dims.embd % 256 == 0 else models.TYPES
+    for type_ in every:
         for tensor in models.tensors(dims, type_):
             size, count = models.BLOCKS[tensor.type]
             assert (

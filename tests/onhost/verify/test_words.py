@@ -16,7 +16,7 @@ from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus, judge_missing
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
 from llamafleet.onhost.verify.checks.library_origin import judge_origin, judge_package
-from llamafleet.onhost.verify.checks.logits import LogitsDifference, judge_logits
+from llamafleet.onhost.verify.checks.logits import Limit, LogitsDifference, judge_logits
 from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
 from llamafleet.onhost.verify.checks.model import judge_room
 from llamafleet.onhost.verify.checks.offload import judge_offload
@@ -160,10 +160,14 @@ def busy() -> Iterator[Check]:
 
 
 def logits() -> Iterator[Check]:
-    yield judge_logits(LogitsDifference(0.05, 1.0, 0.875, 8))
-    yield judge_logits(LogitsDifference(0.0501, 1.0, 1.0, 8))
-    yield judge_logits(LogitsDifference(0.0, 0.0, 1.0, 8))
-    yield judge_logits(LogitsDifference(0.02, 0.5, 1.0, 8))
+    allowed = {"q4_0": Limit(0.05, 0.02), "iq3_s": Limit(0.2, 0.05)}
+    good, edge = LogitsDifference(0.02, 0.005, 0.5, 1.0, 8), LogitsDifference(0.1, 0.01, 0.5, 1, 8)
+    garbage = LogitsDifference(6.0, 1.4, 1.0, 0.125, 8)
+    yield judge_logits({"q4_0": good, "iq3_s": edge}, allowed)
+    yield judge_logits({"q4_0": good, "iq3_s": garbage}, allowed)
+    yield judge_logits({"q4_0": LogitsDifference(0.0, 0.0, 0.0, 1.0, 8), "iq3_s": good}, allowed)
+    yield judge_logits({"q4_0": good, "iq3_s": "llama.cpp can't load it"}, allowed)
+    yield judge_logits({"q4_0": good}, allowed)
 
 
 def benchmark() -> Iterator[Check]:
