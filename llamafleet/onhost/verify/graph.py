@@ -71,7 +71,7 @@ class Graph:
     devices: dict[str, str | None] = field(default_factory=dict)
     """The process's GPUs: name as a buffer has it -> PCI address, where it is told."""
     n_layer: int = 0
-    """Layers that take part, as llama.cpp counts them."""
+    """Layers of the model that take part, as llama.cpp counts them."""
     n_layer_nextn: int = 0
     """Layers after those, for the prediction of further tokens: not in this graph."""
     seconds: float = 0.0

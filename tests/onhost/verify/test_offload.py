@@ -132,6 +132,9 @@ def test_any_row_of_the_graph_that_is_missing_or_astray_is_red(data: st.DataObje
         (Graph(), "no weight of layers 0-11, output in the graph of 0 nodes"),
         (without_output(ON_GPU), "no weight of layer output in the graph of 378 nodes"),
         (like(["CUDA0"] * 12), "no weight of layer 11 in the graph"),
+        # A draft model's, say: all of it is on the GPU.
+        (like(["CUDA0"] * 9), "another model: 8 layers and 0 to predict further tokens, the file "),
+        (replace(ON_GPU, n_layer_nextn=1), "another model: 12 layers and 1 to predict further "),
         (
             replace(ON_GPU, seen=tuple(row for row in ON_GPU.seen if row.kind != "cache")),
             "no KV cache in the graph of 378 nodes",
