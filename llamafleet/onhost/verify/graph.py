@@ -40,6 +40,7 @@ _LONGEST_CHAIN = 16
 _BLOCK = re.compile(r"(?:^|#)blk\.(\d{1,4})\.")
 _OF_CACHE = re.compile(r"_l(\d{1,4})(?![\w.])")
 _OF_NODE = re.compile(r"-(\d{1,4})(?![\w.-])")
+_COPY = "#"
 _COPY_OF_HELD = re.compile(r"#(?:blk\.|.*cache_|.*\.(?:weight|bias|scale))")
 """Copies are named DEVICE#ORIGINAL#NUMBER; one of a result or an input is usual where a graph goes
 from one device to the next."""
@@ -71,7 +72,7 @@ class Graph:
     devices: dict[str, str | None] = field(default_factory=dict)
     """The process's GPUs: name as a buffer has it -> PCI address, where it is told."""
     n_layer: int = 0
-    """Layers that take part, as llama.cpp counts them."""
+    """Layers of the model that take part, as llama.cpp counts them."""
     n_layer_nextn: int = 0
     """Layers after those, for the prediction of further tokens: not in this graph."""
     seconds: float = 0.0
@@ -148,10 +149,13 @@ class Recorder:
     def _unnamed(self, roots: Iterable[int]) -> str:
         """An operation on nothing but inputs, and on what the input layer made of them, is part of
         the input layer."""
-        prepared = all(
-            root in self._prepared or Tensor.from_address(root).flags & INPUT_FLAG for root in roots
-        )
-        return INPUT if prepared else BETWEEN
+        return INPUT if all(map(self._is_prepared, roots)) else BETWEEN
+
+    def _is_prepared(self, address: int) -> bool:
+        tensor = Tensor.from_address(address)
+        # In a pipeline over several GPUs copies have the flag as well, whatever they are of.
+        given = tensor.flags & INPUT_FLAG and _COPY not in _name(tensor)
+        return bool(given) or address in self._prepared
 
     def _held(self, address: int, op: str) -> str:
         """The layer of a weight, a cache or a copy of one, which is counted; "": it is none."""

@@ -188,7 +188,8 @@ class Llama:
             seen=recorder.seen(),
             devices={one["name"]: one["bus_id"] for one in self.devices if one["type"] == "GPU"},
             n_layer=lib.llama_model_n_layer(model),
-            n_layer_nextn=lib.llama_model_n_layer_nextn(model),
+            # Not there in older versions, which count all layers as one kind.
+            n_layer_nextn=getattr(lib, "llama_model_n_layer_nextn", lambda _: 0)(model),
             seconds=_since(start),
             problem=recorder.problem,
         )

@@ -1,8 +1,8 @@
 """Graphs for tests: decodes recorded on H200s with CUDA 13.0 (data/graphs), replayed to the
 recorder, and graphs of other models like those.
 
-A recording has a line for each node: operation, name, buffer, and its sources with name,
-operation, buffer and the name of what they are a view of.
+A recording of nodes has a line for each: operation, name, buffer, and its sources with name,
+operation, buffer and the name of what they are a view of. What the worker sent of a decode is JSON.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from llamafleet.onhost.verify.ggml import COMPUTE, INPUT_FLAG, WEIGHTS, Tensor
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.graph import BETWEEN, INPUT, OUTPUT, Graph, Recorder, Seen
 from llamafleet.onhost.verify.weights import Weights
+from llamafleet.protocol.decode import decode
 
 DATA = Path(__file__).parents[1] / "data" / "graphs"
-BUS_IDS = ("0000:04:00.0", "0000:05:00.0")
+BUS_IDS = ("0000:00:06.0", "0000:00:07.0")
 MIB = 1 << 20
 
 
@@ -57,6 +58,8 @@ class Replay:
     leaf: Leaf = lambda name, buffer: buffer
     kernels: bool = True
     """The GPU has one for every operation."""
+    pipeline: bool = False
+    """Over several GPUs: copies are then marked as inputs."""
 
     def __post_init__(self) -> None:
         self.ops: list[str] = ["NONE"]
@@ -80,9 +83,9 @@ class Replay:
             copy = "#" in name
             weight = name.endswith(".weight") and not copy
             usage = WEIGHTS if weight else 0 if name.startswith("cache_") else COMPUTE
-            flags = INPUT_FLAG if usage == COMPUTE and not copy else 0
+            given = usage == COMPUTE and (self.pipeline or not copy)
             shown = self._buffer(self.leaf(name, buffer), usage)
-            made = Tensor(name=name.encode(), buffer=shown, flags=flags)
+            made = Tensor(name=name.encode(), buffer=shown, flags=INPUT_FLAG * given)
             self.tensors[name, "NONE"] = made
         return self.tensors[name, "NONE"]
 
@@ -143,45 +146,37 @@ def recorded(name: str) -> list[Any]:
 
 def graph_of(name: str, leaf: Leaf = lambda name, buffer: buffer, **more: Any) -> Graph:
     """What the recorder makes of a recording, some of its leaves in another buffer."""
-    recorder = recorder_of(Replay(recorded(name), leaf, **more))
+    replay = Replay(recorded(name), leaf, pipeline=name == "two", **more)
+    recorder = recorder_of(replay)
     devices: dict[str, str | None] = {"CUDA0": BUS_IDS[0]}
     if name == "two":
         devices["CUDA1"] = BUS_IDS[1]
     return Graph(recorder.nodes, recorder.seen(), devices, 4, 0, 0.01, recorder.problem)
 
 
+def shown(name: str) -> Graph:
+    """What the worker sent of a model."""
+    return decode(Graph, json.loads((DATA / f"{name}.json").read_text(encoding="utf-8")))
+
+
+ON_GPU, ON_TWO, HALF, ON_CPU = (shown(f"160m-{name}") for name in ("one", "two", "half", "zero"))
+
+
 def like(devices: Sequence[str], bus_ids: dict[str, str | None] | None = None) -> Graph:
-    """As the recorder shows the 160m model with its layers, the output last, on those devices:
-    "CUDA0", or "" for the CPU."""
-    seen = [
-        Seen(INPUT, "weight", "CPU_Mapped", 1, 13824000, ("token_embd.weight",)),
-        Seen(INPUT, "operation", "CUDA_Host", 1, 0, ("GET_ROWS embd",)),
-    ]
-    for number, device in enumerate(devices[:-1]):
-        layer = str(number)
-        names = tuple(f"blk.{layer}.{part}.weight" for part in ("attn_norm", "attn_q", "attn_v"))
-        caches = (f"cache_k_l{layer}", f"cache_v_l{layer}")
-        seen += [
-            Seen(layer, "operation", device or "CUDA_Host", 17, 0, (f"RMS_NORM norm-{layer}",)),
-            Seen(layer, "weight", device or "CPU_Mapped", 9, 3987456, names),
-            Seen(layer, "operation", device or "CPU", 2, 0, (f"SET_ROWS cache_k_l{layer} (view)",)),
-            Seen(layer, "cache", device or "CPU", 2, 3 * MIB // 2, caches),
-        ]
-    last = devices[-1]
-    outputs = ("output_norm.weight", "output.weight")
-    seen += [
-        Seen(BETWEEN, "operation", last or "CUDA_Host", 3, 0, ("RMS_NORM norm",)),
-        Seen(OUTPUT, "weight", last or "CPU_Mapped", 2, 20163072, outputs),
-        Seen(OUTPUT, "operation", last or "CUDA_Host", 2, 0, ("MUL result_norm",)),
-    ]
+    """As ON_GPU, with as many layers as there are devices, the output last; "": the CPU."""
+    on_cpu = {"weight": "CPU_Mapped", "cache": "CPU"}
+
+    def moved(row: Seen) -> Seen:
+        number = int(row.layer) if row.layer.isdigit() else len(devices) - 1
+        device = devices[number] or on_cpu.get(row.kind, "CUDA_Host")
+        return row if row.layer == INPUT else replace(row, buffer=device)
+
+    there = [INPUT, OUTPUT, BETWEEN, *map(str, range(len(devices) - 1))]
+    seen = tuple(moved(row) for row in ON_GPU.seen if row.layer in there)
     ids = bus_ids or {name: None for name in sorted(set(devices)) if name}
-    return Graph(378, tuple(seen), ids, len(devices) - 1, 0, 0.05)
+    return replace(ON_GPU, seen=seen, devices=ids, n_layer=len(devices) - 1)
 
 
-ON_GPU = like(["CUDA0"] * 13)
-ON_TWO = like(["CUDA0"] * 7 + ["CUDA1"] * 6)
-HALF = like([""] * 7 + ["CUDA0"] * 6)
-ON_CPU = like([""] * 13)
 SMALL_ON_GPU, SMALL_ON_CPU = like(["CUDA0"] * 5), like([""] * 5)
 """As the tiny model's."""
 

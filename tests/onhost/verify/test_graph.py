@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +14,7 @@ from llamafleet.onhost.verify import ggml
 from llamafleet.onhost.verify.graph import BETWEEN, INPUT, OUTPUT, Graph, Recorder, weight_layer
 from llamafleet.protocol.decode import decode
 from tests.onhost.llama import PYTHON, ROOT, needs_llama
-from tests.onhost.verify.graphs import Replay, graph_of, recorded, recorder_of
+from tests.onhost.verify.graphs import Replay, graph_of, recorded, recorder_of, shown
 
 
 def where(graph: Graph, kind: str) -> dict[str, set[str]]:
@@ -48,6 +48,14 @@ def test_each_layer_s_weights_and_caches_are_counted_once() -> None:
     assert where(graph, "operation")[INPUT] == {"CUDA_Host"}
     assert counted(graph, "operation") == {"CUDA_Host": 1, "CUDA0": 4 * 19 + 3 + 2}
     assert "copy" not in {row.kind for row in graph.seen}, "of an input, a copy is usual"
+
+
+@pytest.mark.parametrize("name", ["one", "zero"])
+def test_a_replay_shows_what_the_real_graph_showed(name: str) -> None:
+    """The recorder's own summary, made on the same host: all but the sizes."""
+    real = shown(f"tiny-{name}")
+    rows = tuple(replace(row, bytes=0) for row in real.seen)
+    assert tuple(replace(row, bytes=0) for row in graph_of(name).seen) == rows
 
 
 def test_two_gpus_are_told_apart_node_by_node() -> None:

@@ -124,6 +124,16 @@ class Answers:
     def on_step(self, step: int, steps: int, line: str) -> None:
         """No model is written here."""
 
+    def _there(self, reply: dict[str, Any], gpu: gpu.Gpu | None) -> dict[str, Any]:
+        """With the addresses of the GPUs that the process sees."""
+        reply = json.loads(json.dumps(reply))
+        buses = [gpu.bus_id] if gpu else [bus_id(0), bus_id(1)]
+        for one in (reply, *reply.get("models", [])):
+            if "graph" in one:
+                names = one["graph"]["devices"]
+                one["graph"]["devices"] = dict(zip(names, buses, strict=False))
+        return reply
+
     def run(self, task: str, name: str = "", gpu: gpu.Gpu | None = None, **request: Any) -> Outcome:
         self.asked.append((name or task, request))
         self.on.append((name or task, gpu.uuid if gpu else ""))
@@ -134,7 +144,7 @@ class Answers:
         if task == "context" and request["n_ctx"] > self.fits:
             reply, text, problem = None, "CUDA error: out of memory", "out of memory"
         if reply is not None:
-            reply = reply | {"timings": {"load_s": 1.0, "init_s": 0.5}}
+            reply = self._there(reply, gpu) | {"timings": {"load_s": 1.0, "init_s": 0.5}}
         path = self.folder / f"worker-{task}.log"
         return Outcome(task, reply, problem, text, path, 1.0, self.recording)
 
@@ -521,7 +531,7 @@ def test_a_gpu_of_two_that_gets_no_layer_fails(two: Host) -> None:
     assert result["verdict"] == "FAIL" and rows(result) == {"GPU-0": "PASS", "GPU-1": "PASS"}
     assert status(result, "fail") == {"offload"}
     (red,) = [check for check in result["checks"] if check["status"] == "fail"]
-    assert "no layer on 1 of them" in red["found"]
+    assert f"no layer on NVIDIA GeForce RTX 4090, 8.9 at {bus_id(1)}" in red["found"]
 
 
 def test_one_sick_gpu_of_two_is_the_host_s_verdict(two: Host) -> None:

@@ -84,6 +84,9 @@ def _faults(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
     if seen.problem:
         yield "it proves nothing"
         return
+    if seen.n_layer + seen.n_layer_nextn != held.layers:
+        counted = f"{seen.n_layer} layers and {seen.n_layer_nextn} to predict further tokens"
+        yield f"the graph is of another model: {counted}, the file has {held.layers}"
     there = {row.layer for row in seen.of("weight")}
     missing = [layer for layer in _layers(held) if layer not in there]
     if missing:
