@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOCK_S = 600
 """Seconds for which another package manager is waited for: a host that has just booted updates
@@ -104,3 +104,16 @@ MANAGERS = {
 """By the name that the snapshot gives them."""
 
 APT, DNF = MANAGERS["apt"], MANAGERS["dnf"]
+
+YUM = replace(
+    DNF,
+    program="yum",
+    install="yum install {}",
+    upgrade="yum update {}",
+    hold=(),
+    release=(),
+    release_by_hand="",
+    list_held="",
+    hold_by_hand="name the packages in exclude= in /etc/yum.conf",
+)
+"""Of RHEL 7 and before: for a person to type. No job of llamafleet uses it."""
