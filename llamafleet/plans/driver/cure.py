@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.protocol.managers import MANAGERS, YUM, Manager
+from llamafleet.plans.driver.facts import holds
+from llamafleet.protocol.managers import APT, MANAGERS, YUM, Manager
 from llamafleet.tables import driver_packages
 from llamafleet.tables.driver_origins import DriverOrigin, Purpose, origin_of, runfile
 from llamafleet.tables.toolkits import driver_floors
@@ -69,6 +70,8 @@ WINDOWS = (
     "in Windows update NVIDIA's driver, then in PowerShell: wsl --update; wsl --shutdown "
     "(no driver is installed in WSL itself)"
 )
+
+AGAIN = "install the driver again, so that module and library are of one version"
 
 
 def cure(kind: Kind, snapshot: HostSnapshot, about: str = "") -> str:
@@ -232,8 +235,10 @@ def _rebuild(snapshot: HostSnapshot, about: str) -> str:
         return f"{built}; dkms status; {seen}"
     branches = [branch for branch in map(driver_packages.prebuilt_branch, names) if branch]
     if branches:
+        held = holds(snapshot.driver, names)
         package = f"linux-modules-nvidia-{branches[0]}-{kernel}"
-        return f"{as_root(snapshot, f'apt install {package}')}; {seen}"
+        installed = as_root(snapshot, f"apt install {package}")
+        return f"{APT.lift(held) if held else ''}{installed}; {seen}"
     if any(driver_packages.has(name, "akmod") for name in names):
         built = as_root(snapshot, *headers(snapshot, kernel), f"akmods --force --kernels {kernel}")
         return f"{built}; {seen}"
@@ -244,8 +249,8 @@ def _rebuild(snapshot: HostSnapshot, about: str) -> str:
     if row is not None and row.id == "runfile":
         version = snapshot.driver.library or snapshot.driver.module or "VERSION"
         command = f"sh NVIDIA-Linux-{snapshot.arch}-{version}.run --kernel-name={kernel}"
-        return f"{as_root(snapshot, command)}; {seen}"
-    return f"install the driver again, so that module and library are of one version; {seen}"
+        return f"{AGAIN}: {as_root(snapshot, command)}; {seen}"
+    return f"{AGAIN}; {seen}"
 
 
 def initramfs(snapshot: HostSnapshot, kernel: str) -> str:
