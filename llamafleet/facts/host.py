@@ -80,6 +80,17 @@ class Package:
 
 
 @dataclass(frozen=True)
+class DriverFile:
+    """A file of the driver as it lies on the disk, links followed."""
+
+    path: str
+    owner: str | None = None
+    """The package that brought it; "": none did; None: not told."""
+    changed: int | None = None
+    """Its ctime, seconds since 1970, which only the kernel sets; None: not told."""
+
+
+@dataclass(frozen=True)
 class Driver:
     """The driver by its sources. None: that source is not there."""
 
@@ -89,12 +100,20 @@ class Driver:
     """Version of the module that modprobe would load for the running kernel."""
     library: str | None = None
     """Version in the file name that libnvidia-ml.so.1 (or else libcuda.so.1) resolves to."""
+    library_file: DriverFile | None = None
+    libcuda: str | None = None
+    """Version in the file name that libcuda.so.1 resolves to; None in WSL, where it has none."""
+    libcuda_file: DriverFile | None = None
+    module_file: DriverFile | None = None
+    """What modprobe would load for the running kernel."""
     package: str | None = None
     """Upstream version of the installed driver package (dpkg or rpm)."""
     smi: str | None = None
     """Version that nvidia-smi reports."""
     cuda: str | None = None
     """Newest CUDA version of the driver by nvidia-smi, as 13.0."""
+    cuda_unknown: str = ""
+    """What nvidia-smi says in place of a CUDA version, as N/A: it can't load libcuda."""
     smi_state: str = "absent"
     """ok, absent, failed (non-zero exit), timeout or garbage (exit 0, not understood)."""
     smi_error: str = ""
@@ -121,6 +140,12 @@ class Driver:
     """Who signed the module on disk; "": nobody; None: no module."""
     dkms: tuple[str, ...] = ()
     """Lines of `dkms status` about the driver."""
+    runfile: tuple[str, ...] = ()
+    """Paths that NVIDIA's own installer leaves behind; /usr/bin/nvidia-uninstall goes with it."""
+    vgpu_host: bool = False
+    """The module that hands out virtual GPUs is loaded: nvidia_vgpu_vfio."""
+    capabilities: str = ""
+    """NVIDIA_DRIVER_CAPABILITIES of a container, as utility or compute,utility; "": not told."""
     mig: bool = False
     """A GPU is divided into instances, by nvidia-smi."""
     nouveau: bool = False
@@ -305,6 +330,8 @@ class HostSnapshot:
     uid: int = 0
     user: str = "root"
     home: str = "/root"
+    no_sudo: bool = False
+    """Whoever logs in there types no sudo: it is root, or there is none."""
     machine_id: str = ""
     """/etc/machine-id; "" where it is empty or missing."""
     account: bool = False
@@ -338,7 +365,13 @@ class HostSnapshot:
     container: str | None = None
     """docker, podman, systemd-nspawn, wsl, ...; None: none seen."""
     package_manager: str | None = None
-    """apt, dnf, pacman, zypper, apk; None: none of them."""
+    """apt, dnf, yum, pacman, zypper, apk; None: none of them."""
+    ostree: bool = False
+    """Booted from an image (rpm-ostree, bootc): packages are not installed one by one."""
+    board: str = ""
+    """What the device tree calls the machine, as NVIDIA Jetson Orin Nano Developer Kit."""
+    tegra: str = ""
+    """First line of /etc/nv_tegra_release: the release of NVIDIA's Linux for Tegra."""
 
     cuda_repository: str | None = None
     """File that names a package repository with CUDA Toolkits, other than llamafleet's own."""

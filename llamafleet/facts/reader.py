@@ -11,6 +11,7 @@ from llamafleet.facts.host import (
     DRIVER_VERSION,
     Compiler,
     Driver,
+    DriverFile,
     Gpu,
     HostSnapshot,
     Package,
@@ -27,6 +28,11 @@ __all__ = ["TELLING", "SnapshotError", "parse"]
 
 # Drivers from 610 or so print "CUDA UMD Version".
 CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d{1,3}\.\d{1,3})(?!\d)")
+
+# What stands there where nvidia-smi can't load libcuda.
+NO_CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(N/A|ERR!)")
+
+LIBRARY_VERSION = re.compile(r"\.so\.(\d{3,6}\.\d{1,6}(?:\.\d{1,6})?)$")
 
 NOT_INSTALLED = ("not-installed", "config-files")
 """States of dpkg in which a package has no files of its own, beside those of its settings."""
@@ -67,6 +73,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         uid=record.number("uid"),
         user=record.text("user"),
         home=record.text("home"),
+        no_sudo=record.text("no_sudo") == "1",
         machine_id=_machine_id(record.text("machine_id")),
         account=record.text("account") == "1",
         account_groups=tuple(record.text("account_groups").split()),
@@ -85,6 +92,9 @@ def parse(lines: list[str]) -> HostSnapshot:
         glibc=_glibc(record.text("glibc")),
         container=record.text("container") or None,
         package_manager=record.text("package_manager") or None,
+        ostree=record.text("ostree") == "1",
+        board=record.text("board")[:200],
+        tegra=record.text("tegra")[:200],
         cuda_repository=record.text("cuda_repository") or None,
         cpu=cpu.get("model name", ""),
         # x86 says flags, Arm says Features.
@@ -193,13 +203,9 @@ def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
     told = smi.read(record)
     banner = "\n".join(record.block("smi_banner"))
     cuda = CUDA_VERSION.search(banner)
-    library = None
-    for path, resolved in record.rows("library", 2):
-        name = re.search(r"\.so\.(\d{3,6}\.\d{1,6}(?:\.\d{1,6})?)$", resolved or path)
-        if name and (library is None or "libnvidia-ml" in path):
-            library = name[1]
-            if "libnvidia-ml" in path:
-                break
+    unknown = NO_CUDA_VERSION.search(banner)
+    ml, libcuda = _library(record, "libnvidia-ml"), _library(record, "libcuda")
+    library = ml if ml[0] else libcuda
     packages = _packages(record.block("packages"))
     rows = [line.split() for line in record.block("parts")]
     wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
@@ -208,10 +214,15 @@ def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
     driver = Driver(
         module=_driver_version(record.text("module")),
         module_on_disk=_driver_version(record.text("module_on_disk")),
-        library=library,
+        library=library[0],
+        library_file=library[1],
+        libcuda=libcuda[0],
+        libcuda_file=libcuda[1],
+        module_file=_module_file(record),
         package=_package(packages),
         smi=told.version,
         cuda=cuda[1] if cuda else None,
+        cuda_unknown=unknown[1] if unknown and not cuda else "",
         smi_state=told.state,
         smi_error=told.error,
         complaints=told.complaints,
@@ -223,6 +234,9 @@ def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
         dkms=_lines(record.block("dkms")),
+        runfile=tuple(row[0] for row in record.rows("runfile", 1) if row[0]),
+        vgpu_host=record.text("vgpu_host") == "1",
+        capabilities=record.text("driver_capabilities")[:200],
         mig=told.mig,
         nouveau=record.text("nouveau") == "1",
         secure_boot={"0": False, "1": True}.get(record.text("secure_boot")),
@@ -270,6 +284,27 @@ def _unit_state(record: Record, name: str) -> str | None:
     if not told:
         return None
     return "not-found" if told.get("LoadState") == "not-found" else told.get("ActiveState", "")
+
+
+def _library(record: Record, name: str) -> tuple[str | None, DriverFile | None]:
+    """Version and file of the first library of that name: the one that the loader takes."""
+    for path, resolved, owner in record.rows("library", 3):
+        real = resolved or path
+        if path.rpartition("/")[2].startswith(f"{name}.so"):
+            version = LIBRARY_VERSION.search(real)
+            return version[1] if version else None, DriverFile(real, _owner(owner))
+    return None, None
+
+
+def _module_file(record: Record) -> DriverFile | None:
+    for path, owner, changed in record.rows("module_file", 3):
+        return DriverFile(path, _owner(owner), number(changed) or None) if path else None
+    return None
+
+
+def _owner(text: str) -> str | None:
+    """Of a file: the script writes "-" for no package, and nothing where it was not told."""
+    return {"-": "", "": None}.get(text, text)
 
 
 def _lines(block: list[str]) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render",
 TIMEOUT_S = 240
 """A script that takes longer hangs, on a dead network file system say. It needs about a second, and
 at most 100 s more for an nvidia-smi that hangs, 60 s for programs and folders of the account that
-do, 10 s for files, 5 s for dkms, 8 s for systemd, 3 s for the driver's own files and 9 s for the
-kernel's log."""
+do, 10 s for files, 9 s for whose the driver's are, 5 s for dkms, 8 s for systemd, 3 s for the
+driver's own files and 9 s for the kernel's log."""
 
 NOBODY = "65534"
 """The number of user and group nobody: user_namespaces(7), overflowuid."""

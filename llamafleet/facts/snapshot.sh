@@ -207,6 +207,8 @@ read_system() {
     put uid "$(id -u)"
     put user "$(id -un)"
     put home "$HOME"
+    # Whoever logs in as root types no sudo, and where there is none nobody does.
+    have sudo && { [ "$(id -u)" != 0 ] || [ -n "${SUDO_UID:-}" ]; } || put no_sudo 1
     [ -e "$R/var/lib/systemd/linger/$(id -un)" ] && put linger 1
     put machine_id "$(first "$R/etc/machine-id")"
     account=
@@ -238,7 +240,11 @@ read_system() {
         fi
     fi
     put container "$container"
-    for pair in apt-get:apt dnf:dnf pacman:pacman zypper:zypper apk:apk; do
+    [ -e "$R/run/ostree-booted" ] && put ostree 1
+    # Boards without ACPI tell their name here, which ends in a zero byte.
+    [ -r "$R/proc/device-tree/model" ] && put board "$(tr -d '\0' <"$R/proc/device-tree/model")"
+    put tegra "$(first "$R/etc/nv_tegra_release")"
+    for pair in apt-get:apt dnf:dnf yum:yum pacman:pacman zypper:zypper apk:apk; do
         have "${pair%:*}" && put package_manager "${pair#*:}" && break
     done
     for file in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/* "$R"/etc/yum.repos.d/*.repo; do
@@ -545,11 +551,15 @@ read_driver() {
         put module_on_disk "$version"
         # An unsigned module has none.
         put module_signer "$(modinfo -F signer $name)"
+        path=$(readlink -f "$(modinfo -n $name)") && [ -n "$path" ] &&
+            put module_file "$path" "$(owner "$path")" "$(stat -c %Z "$path")"
         break
     done
     [ -d "$R/sys/module/nouveau" ] && put nouveau 1
 
-    paths=$(ldconfig -p | sed -n -e 's/^.*libnvidia-ml\.so\.1 .*=> //p' -e 's/^.*libcuda\.so\.1 .*=> //p')
+    # Not those of a 32-bit PC, which have the bare name of the C library.
+    paths=$(ldconfig -p | sed -n -e '/(libc6[),] /d' -e 's/^.*libnvidia-ml\.so\.1 .*=> //p' \
+        -e 's/^.*libcuda\.so\.1 .*=> //p')
     if [ -z "$paths" ]; then
         for path in "$R"/usr/lib/*-linux-gnu "$R/usr/lib64" "$R/usr/lib" \
             "$R/usr/local/nvidia/lib64" "$R/usr/lib/wsl/lib"; do
@@ -559,8 +569,11 @@ read_driver() {
         done
     fi
     printf '%s\n' "$paths" | while IFS= read -r path; do
-        [ -n "$path" ] && put library "$path" "$(readlink -f "$path")"
+        [ -n "$path" ] || continue
+        real=$(readlink -f "$path")
+        put library "$path" "$real" "$(owner "${real:-$path}")"
     done
+    read_foreign
 
     # The patterns stand unquoted, as words, and are no names of files.
     set -f
@@ -581,6 +594,42 @@ read_driver() {
         done
     fi | sed 60q | block packages
     set +f
+}
+
+# owner FILE: the package that brought it, "-" where none did, nothing where that is not told.
+owner() (
+    if have dpkg-query; then
+        # It knows a file below /usr by the name that its package has for it.
+        limited 3 dpkg-query -S "/usr${1#/usr}" "${1#/usr}"
+        out=$(printf '%s\n' "$out" |
+            sed -n -e '/^diversion by /d' -e 's/^\([^ ,:]*\)[^/]*: \/.*$/\1/p')
+    elif have rpm; then
+        limited 3 rpm -qf --qf '%{NAME}\n' "$1"
+        [ "$rc" = 0 ] || out=
+    elif have pacman; then
+        limited 3 pacman -Qqo "$1"
+        [ "$rc" = 0 ] || out=
+    else
+        return
+    fi
+    case $rc,$out in
+        [01],?*) printf '%s' "${out%%"$nl"*}" ;;
+        1,) printf '%s' - ;;
+    esac
+)
+
+# What tells of a driver that no package brought, of a virtual GPU's host, and of a container's rights.
+read_foreign() {
+    for path in "$R/usr/bin/nvidia-uninstall" "$R/var/log/nvidia-installer.log"; do
+        [ -e "$path" ] && put runfile "${path#"$R"}"
+    done
+    [ -d "$R/sys/module/nvidia_vgpu_vfio" ] && put vgpu_host 1
+    # A login does not inherit what the container was started with.
+    value=${NVIDIA_DRIVER_CAPABILITIES:-}
+    [ -n "$value" ] || value=$(tr '\0' '\n' <"$R/proc/1/environ" |
+        sed -n 's/^NVIDIA_DRIVER_CAPABILITIES=//p')
+    [ -n "$value" ] && put driver_capabilities "$value"
+    return 0
 }
 
 # All installed packages of the driver, and what is held: more than the verdict looks at. A row is
@@ -1144,7 +1193,7 @@ main() {
         /usr/local/nvidia/bin /opt/nvidia/bin /usr/lib/wsl/lib; do
         case :$PATH: in *":$R$folder:"*) ;; *) PATH=$PATH:$R$folder ;; esac
     done
-    for folder in "$R"/opt/rh/gcc-toolset-*/root/usr/bin; do
+    for folder in "$R"/opt/rh/gcc-toolset-*/root/usr/bin "$R"/opt/rh/devtoolset-*/root/usr/bin; do
         [ -d "$folder" ] && PATH=$PATH:$folder
     done
     export PATH

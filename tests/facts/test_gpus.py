@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llamafleet.facts.host import Driver, Gpu, Package, PciGpu
+from llamafleet.facts.host import Driver, DriverFile, Gpu, Package, PciGpu
 from tests.facts.fakehost import FakeHost
 
 UUID = "GPU-4b7e1c9a-0d52-9a1f-6c3e-5a1d2f3b4c5d"
@@ -265,12 +265,17 @@ def test_driver_by_every_source(fake: FakeHost) -> None:
     library = fake.write(fake.root / "usr/lib64/libnvidia-ml.so.580.82.07", "")
     (library.parent / "libnvidia-ml.so.1").symlink_to(library.name)
     fake.program("ldconfig", f"echo '	libnvidia-ml.so.1 (libc6,x86-64) => {library}'")
-    fake.program("dpkg-query", "echo 'installed libnvidia-compute-570 570.195.03-0ubuntu1'")
+    fake.program(
+        "dpkg-query",
+        """[ "$1" = -S ] && echo "dpkg-query: no path found matching pattern $2" >&2 && exit 1
+echo 'installed libnvidia-compute-570 570.195.03-0ubuntu1'""",
+    )
     driver = fake.snapshot().driver
     assert driver == Driver(
         module="535.261.03",
         module_on_disk="580.95.05",
         library="580.82.07",
+        library_file=DriverFile(str(library), "", None),
         package="570.195.03",
         packages=(Package("libnvidia-compute-570", "570.195.03-0ubuntu1"),),
         module_signer="",

@@ -198,7 +198,7 @@ CASES = {
         failing(library=NEW, packages=ubuntu()),
         "packages split",
         f"would load module {OLD} beside library {NEW}",
-        f"dkms autoinstall -k {RUNNING}",
+        f"dkms install --force nvidia/{NEW} -k {RUNNING}",
     ),
     "not configured": Case(
         failing(
@@ -361,6 +361,9 @@ CASES = {
             packages=(),
             cuda=None,
         )
+    ),
+    "no libcuda": Case(
+        host(cuda=None, cuda_unknown="N/A"), "no CUDA", "CUDA Version: N/A", "libnvidia-compute-580"
     ),
     "no answer": Case(failing(smi_error="boom"), "no answer", "nvidia-smi failed: boom", "dmesg"),
 }
