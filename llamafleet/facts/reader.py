@@ -279,7 +279,7 @@ def _driver_gpus(lines: list[str]) -> tuple[dict[str, str], set[str]]:
 
 
 def _unit_state(record: Record, name: str) -> str | None:
-    """One word for a unit that is not llamafleet's own; None: systemd was not asked or is silent."""
+    """One word for a unit that is not ours; None: systemd was not asked or is silent."""
     told = dict(line.partition("=")[::2] for line in record.block(name))
     if not told:
         return None

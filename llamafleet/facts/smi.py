@@ -41,10 +41,12 @@ BROKEN = ("Remapped Rows Remapping Failure Occurred", "GPU Reset Status Reset Re
 
 MIG_NAME = re.compile(r"MIG\s{1,4}(\S{1,40})\s{1,20}Device\s{1,4}(\d{1,3}):")
 MIG_UUID = re.compile(r"UUID:\s?(MIG-[0-9A-Za-z/-]{8,80})\)")
-MIG_MEMORY = re.compile(r"\|\s{1,9}(\d{1,3})\s{1,9}\d{1,3}\s{1,9}\d{1,3}\s{1,9}(\d{1,3})\s{1,9}\|.{1,24}/\s{0,9}(\d{1,7})MiB")
+MIG_MEMORY = re.compile(
+    r"\|\s{1,9}(\d{1,3})\s{1,9}\d{1,3}\s{1,9}\d{1,3}\s{1,9}(\d{1,3})\s{1,9}\|.{1,24}/\s{0,9}(\d{1,7})MiB"
+)
 GIB_OF_PROFILE = re.compile(r"\.(\d{1,4})gb\b")
 LEAST_MIB_PER_GB = 900
-"""Of an instance whose memory is in its name alone: 1g.5gb has 4864 MiB (XuehaiPan/nvitop pull 8)."""
+"""Of an instance whose memory is in its name alone: 1g.5gb has 4864 MiB (nvitop, pull 8)."""
 
 
 @dataclass
@@ -197,9 +199,7 @@ def _read_details(lines: list[str], seen: dict[str, _Seen]) -> None:
             gpu, fabric = seen.setdefault(address, _Seen()), {}
         if gpu is None:
             continue
-        if SICK.search(value):
-            gpu.faults.append(f"{key}: {value}")
-        elif key in BROKEN and value == "Yes":
+        if SICK.search(value) or (key in BROKEN and value == "Yes"):
             gpu.faults.append(f"{key}: {value}")
         elif key in WORN and value == "Yes":
             gpu.warnings.append(f"{key}: {value}")

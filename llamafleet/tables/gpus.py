@@ -27,7 +27,7 @@ class _Gpus(Row):
 
 
 Action = Literal["reset", "reboot", "watch"]
-"""As xids.yaml tells them."""
+"""As xid-actions.yaml tells them."""
 
 
 class Xid(Row):
@@ -83,7 +83,7 @@ def gpu_by_name(name: str) -> GpuRow | None:
 
 
 def xids() -> tuple[Xid, ...]:
-    return load("xids.yaml", _Xids).xids
+    return load("xid-actions.yaml", _Xids).xids
 
 
 def xid(code: int) -> Xid | None:

@@ -235,7 +235,7 @@ FOLLOWING = "NVRM: GPU0 rpcSendMessage failed: [NV_ERR_GPU_IS_LOST] (0x0000000f)
 
 
 def test_what_follows_a_fault_does_not_push_it_out(fake: FakeHost, shell: str) -> None:
-    """Thousands of lines as in NVIDIA/open-gpu-kernel-modules#979, and another card's Xid before."""
+    """Thousands of lines, as in NVIDIA/open-gpu-kernel-modules#979."""
     fake.shell = shell
     lost = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
     harmless = "NVRM: Xid (PCI:0000:02:00): 13, Graphics Exception, number $n"

@@ -341,13 +341,14 @@ def _compute_mode(snapshot: HostSnapshot, about: str) -> str:
 def _divide(snapshot: HostSnapshot, about: str) -> str:
     chosen = f"-i {about} " if about else ""
     off = as_root(snapshot, f"nvidia-smi {chosen}-mig 0")
-    return f"nvidia-smi mig -lgip; {as_root(snapshot, f'nvidia-smi mig {chosen}-cgi PROFILE -C')}, or {off}"
+    made = as_root(snapshot, f"nvidia-smi mig {chosen}-cgi PROFILE -C")
+    return f"nvidia-smi mig -lgip; {made}, or {off}"
 
 
 def _firmware_settings(_snapshot: HostSnapshot, _about: str) -> str:
     return (
-        "in the machine's firmware (BIOS) switch Above 4G Decoding on, and Resizable BAR where it "
-        "is there; in a virtual machine widen the host's 64-bit PCI window; then power it off and on"
+        "in the machine's firmware (BIOS) switch on Above 4G Decoding, and Resizable BAR if it is "
+        "there; in a virtual machine widen the host's 64-bit PCI window; then power it off and on"
     )
 
 

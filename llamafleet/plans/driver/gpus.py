@@ -6,10 +6,11 @@ A card counts where the bus, the driver or the kernel's log knows it and nobody 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from llamafleet.facts.host import Gpu, HostSnapshot, PciGpu
+from llamafleet.facts.smi import BUS_ID, COMPLAINT
 from llamafleet.plans.driver.cure import Kind
 from llamafleet.plans.driver.facts import package_versions
 from llamafleet.plans.driver.kernel import Log, Message, Reason, place_of, read_log
@@ -58,14 +59,14 @@ def chosen_addresses(gpus: tuple[str, ...] | None, snapshot: HostSnapshot) -> fr
     named = set()
     for name in gpus:
         if "-" not in name and ":" in name:
-            named.add(_full(name))
+            named.add(full_address(name))
         for gpu in snapshot.gpus:
             if name in (gpu.uuid, gpu.parent, str(gpu.index)):
-                named.add(_full(gpu.pci_address))
+                named.add(full_address(gpu.pci_address))
     return frozenset(named)
 
 
-def _full(address: str) -> str:
+def full_address(address: str) -> str:
     """As 0000:01:00.0, whatever number of digits the domain has."""
     return f"{place_of(address)}.{address.rpartition('.')[2]}"
 
@@ -103,13 +104,15 @@ def sick_cards(snapshot: HostSnapshot) -> tuple[Sick, ...]:
     for card in snapshot.pci_gpus:
         if not _shown(snapshot, card) and _ours(snapshot, card):
             found += [sick] if (sick := _missing(snapshot, card, log)) else []
-    order: tuple[SickState, ...] = SickState.__args__  # type: ignore[attr-defined]
+    found += _nameless(snapshot) if not found else []
+    order = get_args(SickState)
     return tuple(sorted(found, key=lambda sick: order.index(sick.state)))
 
 
 def _whole_gpus(snapshot: HostSnapshot) -> Iterator[Gpu]:
     """One for each card: the instances of a divided GPU are one card."""
-    yield from {gpu.pci_address: gpu for gpu in snapshot.gpus}.values()
+    for gpu in {gpu.pci_address: gpu for gpu in snapshot.gpus}.values():
+        yield replace(gpu, pci_address=full_address(gpu.pci_address))
 
 
 def _shown(snapshot: HostSnapshot, card: PciGpu) -> bool:
@@ -150,6 +153,7 @@ def _listed(gpu: Gpu, log: Log) -> Sick | None:
     return None
 
 
+_ALL_LISTED = "every GPU on the bus listed by nvidia-smi"
 _WELL = "figures in every field, and no error that asks for a reset"
 
 
@@ -187,8 +191,9 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
     if why and why[0] == "legacy" and not _meant(card, why[1]):
         why = None
     if fatal and not (why and why[0] != "fallen off the bus"):
-        lines = f"Xid {fatal.code} in the kernel log: {fatal.message.shown}"
-        return _lost(card, f"{name} is not listed by nvidia-smi; {lines}")
+        said = f"Xid {fatal.code} in the kernel log: {fatal.message.shown}"
+        kind: Kind = "reset-gpu" if fatal.action == "reset" else "power-cycle"
+        return _lost(card, f"{name} is not listed by nvidia-smi; {said}", kind)
     # A card for the display alone may stay without a driver, beside GPUs that work.
     if why and (card.kernel_driver or not others or why[0] == "fallen off the bus"):
         return _refused(snapshot, card, *why)
@@ -198,19 +203,29 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
     if others and card.kernel_driver == "nvidia":
         found = f"{name} is bound to nvidia and nvidia-smi does not list it"
         return _lost(card, found)
-    if not others and (snapshot.driver.module or snapshot.driver.smi_state != "absent"):
-        return _misfit(snapshot, card)
-    return None
+    return None if others else _misfit(snapshot, card)
 
 
 def _complaints(snapshot: HostSnapshot) -> tuple[str, ...]:
     driver = snapshot.driver
-    return driver.complaints or ((driver.smi_error,) if driver.smi_error else ())
+    said = driver.complaints or (driver.smi_error,)
+    return tuple(one for one in said if COMPLAINT.search(one))
 
 
-def _lost(card: PciGpu, found: str) -> Sick:
-    expected = "every GPU on the bus listed by nvidia-smi"
-    return Sick(card.address, "GPU lost", found, expected, "power-cycle", card.address)
+def _nameless(snapshot: HostSnapshot) -> list[Sick]:
+    """nvidia-smi speaks of a card that is lost, and the bus has none at that address."""
+    found = next(iter(_complaints(snapshot)), "")
+    if not found:
+        return []
+    address = BUS_ID.search(found)
+    place = f"{place_of(address[0])}.0" if address else ""
+    if place and any(place_of(gpu.pci_address) == place_of(place) for gpu in snapshot.gpus):
+        return []
+    return [Sick(place, "GPU lost", f"nvidia-smi: {found}", _ALL_LISTED, "power-cycle", place)]
+
+
+def _lost(card: PciGpu, found: str, kind: Kind = "power-cycle") -> Sick:
+    return Sick(card.address, "GPU lost", found, _ALL_LISTED, kind, card.address)
 
 
 def _meant(card: PciGpu, message: Message) -> bool:
@@ -236,7 +251,7 @@ def _refused(snapshot: HostSnapshot, card: PciGpu, reason: Reason, message: Mess
     elif reason == "no firmware":
         kind = "install-driver"
     expected = "a card that the driver can start"
-    return Sick(card.address, "GPU not started", found, expected, kind, card.address)
+    return Sick(card.address, "GPU not started", found, expected, kind)
 
 
 def _needs_open(card: PciGpu, found: str) -> Sick:
@@ -340,8 +355,7 @@ def _gone(snapshot: HostSnapshot) -> Iterator[Sick]:
                 f"a card at {place} is no longer on the bus; Xid {fatal.code} in the kernel log: "
                 f"{fatal.message.shown}"
             )
-            expected = "every GPU on the bus listed by nvidia-smi"
-            yield Sick(f"{place}.0", "GPU lost", found, expected, "power-cycle", f"{place}.0")
+            yield Sick(f"{place}.0", "GPU lost", found, _ALL_LISTED, "power-cycle", f"{place}.0")
 
 
 def _fabric(snapshot: HostSnapshot) -> Iterator[Sick]:
@@ -359,7 +373,7 @@ def _fabric(snapshot: HostSnapshot) -> Iterator[Sick]:
         return
     expected = "fabric state Completed: before that CUDA ends with error 802"
     found = f"{found}; {manager}" if manager else found
-    yield Sick("", "fabric not ready", found, expected, "fabric-manager", driver.module or "")
+    yield Sick("", "fabric not ready", found, expected, "fabric-manager")
 
 
 def notes_of_use(snapshot: HostSnapshot) -> tuple[str, ...]:

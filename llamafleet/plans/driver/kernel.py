@@ -25,7 +25,8 @@ _GOES_ON = re.compile(
     r"NVRM:\s{1,4}(?!The NVIDIA|API mismatch|This PCI|GPU |Xid|loading|None of|No NVIDIA|Rm)"
 )
 _XID = re.compile(
-    r"NVRM: Xid \((?:PCI:)?(?P<place>[0-9a-f:.]{7,16})[^)]{0,60}\): (?P<code>\d{1,4})", re.IGNORECASE
+    r"NVRM: Xid \((?:PCI:)?(?P<place>[0-9a-f:.]{7,16})[^)]{0,60}\): (?P<code>\d{1,4})",
+    re.IGNORECASE,
 )
 _PLACE = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}(?:\.[0-7])?\b", re.IGNORECASE)
 _LOST = re.compile(r"fallen off the bus|GPU is lost\b", re.IGNORECASE)
@@ -61,11 +62,17 @@ _REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
     ("open module required", re.compile(r"requires use of the NVIDIA open", re.IGNORECASE)),
     ("no GSP", re.compile(r"not supported by open nvidia\.ko", re.IGNORECASE)),
     ("legacy", re.compile(r"supported through the NVIDIA \d", re.IGNORECASE)),
-    ("guest driver", re.compile(r"vGPU.{0,80}(?:mismatch|incompatib|not supported)", re.IGNORECASE)),
+    (
+        "guest driver",
+        re.compile(r"vGPU.{0,80}(?:mismatch|incompatib|not supported)", re.IGNORECASE),
+    ),
     ("not supported", re.compile(r"is not supported by the", re.IGNORECASE)),
     ("fallen off the bus", _LOST),
     ("no power cable", re.compile(r"power cables? connected|power connector", re.IGNORECASE)),
-    ("no memory region", re.compile(r"I/O region assigned .{0,80}invalid|BAR\d is 0M", re.IGNORECASE)),
+    (
+        "no memory region",
+        re.compile(r"I/O region assigned .{0,80}invalid|BAR\d is 0M", re.IGNORECASE),
+    ),
     (
         "no firmware",
         re.compile(
@@ -81,7 +88,7 @@ _REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
 )
 
 _NEEDS_OPEN = "(0x22:0x56:"
-"""RmInitAdapter's code where the card wants the open module (NVIDIA/open-gpu-kernel-modules#862)."""
+"""RmInitAdapter's code where the card wants the open module: open-gpu-kernel-modules#862."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +153,9 @@ class Log:
         return found
 
     def past(self, place: str) -> tuple[Fatal, ...]:
-        """Those that were healed."""
-        now = self.fatal(place)
-        after = self.messages.index(now.message) if now else len(self.messages)
-        before = (_fatal(one) for one in self.messages[:after] if one.place == place)
-        return tuple(one for one in before if one)
+        """All of them, whatever has followed."""
+        found = (_fatal(one) for one in self.of(place))
+        return tuple(one for one in found if one)
 
     def asked(self, place: str) -> bool:
         """The driver itself said that the card needs something (Xid 154)."""
