@@ -763,7 +763,7 @@ pick 24 "The NVIDIA|installed in|supported|has$|driver will ignore|open kernel m
 nvidia.ko because|driver release|vGPU"
 pick 4 "API mismatch|has the version"
 pick 4 "module verification failed|key was rejected|is rejected|module loading is restricted"
-pick 4 "power state|config space|reset done"
+pick 4 "power state|config space|reset done|RESET_REQUIRED|requiring os reboot"
 pick 4 "probe.* failed|none of the NVIDIA|No NVIDIA|ownership"
 pick 4 "NVRM: loading NVIDIA|Nvlink Core is being initialized"
 pick 4 "SXid"

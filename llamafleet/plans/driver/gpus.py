@@ -27,6 +27,15 @@ SickState = Literal[
     "closed to CUDA",
 ]
 FABRIC_READY = ("Completed, Success", "Completed, N/A", "Completed")
+FOR_THE_DISPLAY = ("no GSP", "legacy", "not supported")
+"""Reasons for which an old card may stay without a driver, beside GPUs that work."""
+BY_CHOICE = (
+    *("open module required", "no GSP", "legacy", "not supported", "guest driver"),
+    *("no memory region", "no firmware"),
+)
+"""Reasons that are not the card's: they say more than an error that they led to."""
+NO_MAPPING = "(0x22:0x56:"
+"""RmInitAdapter's code where a Blackwell lacks the open module: open-gpu-kernel-modules#862."""
 DRIVER_AT_REST = ("", "None")
 """Recovery actions that ask for nothing."""
 
@@ -187,15 +196,16 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
         found = f"the configuration space of {name} reads ff: it does not answer on the bus"
         return _lost(card, found)
     fatal = log.fatal(place_of(card.address))
-    why = log.why_not_started(place_of(card.address))
+    lacking = [one for one in snapshot.pci_gpus if not _shown(snapshot, one)]
+    why = log.why_not_started(place_of(card.address), alone=len(lacking) == 1)
     if why and why[0] == "legacy" and not _meant(card, why[1]):
         why = None
-    if fatal and not (why and why[0] != "fallen off the bus"):
+    if fatal and not (why and why[0] in BY_CHOICE):
         said = f"Xid {fatal.code} in the kernel log: {fatal.message.shown}"
         kind: Kind = "reset-gpu" if fatal.action == "reset" else "power-cycle"
         return _lost(card, f"{name} is not listed by nvidia-smi; {said}", kind)
     # A card for the display alone may stay without a driver, beside GPUs that work.
-    if why and (card.kernel_driver or not others or why[0] == "fallen off the bus"):
+    if why and (card.kernel_driver or not others or why[0] not in FOR_THE_DISPLAY):
         return _refused(snapshot, card, *why)
     said = next((one for one in _complaints(snapshot) if place_of(card.address) in one.lower()), "")
     if said:
@@ -245,6 +255,12 @@ def _refused(snapshot: HostSnapshot, card: PciGpu, reason: Reason, message: Mess
         return _unsupported(snapshot, card, reason, found)
     if reason in ("fallen off the bus", "asleep", "no power cable"):
         return _lost(card, found)
+    generation = generation_of(card.device_id)
+    if generation and generation.open == "must" and is_open(snapshot) is not True:
+        # A card that is gone has the same code, after this word.
+        gone = any("osInitNvMapping" in one.text for one in read_log(snapshot).messages)
+        if is_open(snapshot) is False or (NO_MAPPING in message.text and not gone):
+            return _needs_open(card, found)
     kind: Kind = "power-cycle"
     if reason == "no memory region":
         kind = "firmware-settings"
@@ -348,6 +364,10 @@ def _gone(snapshot: HostSnapshot) -> Iterator[Sick]:
     log = read_log(snapshot)
     known = {place_of(card.address) for card in snapshot.pci_gpus}
     known |= {place_of(gpu.pci_address) for gpu in snapshot.gpus}
+    if (nameless := log.fatal("")) and not _at_rest(snapshot):
+        kind: Kind = "reboot" if nameless.action == "reboot" else "reset-gpu"
+        found = f"the kernel says of one of the GPUs: {nameless.message.shown}"
+        yield Sick("", "GPU lost", found, _WELL, kind)
     for place in log.places:
         fatal = log.fatal(place)
         if place not in known and fatal:
@@ -356,6 +376,11 @@ def _gone(snapshot: HostSnapshot) -> Iterator[Sick]:
                 f"{fatal.message.shown}"
             )
             yield Sick(f"{place}.0", "GPU lost", found, _ALL_LISTED, "power-cycle", f"{place}.0")
+
+
+def _at_rest(snapshot: HostSnapshot) -> bool:
+    """The driver tells of every GPU what it needs, and that is nothing."""
+    return bool(snapshot.gpus) and all(gpu.recovery == "None" for gpu in snapshot.gpus)
 
 
 def _fabric(snapshot: HostSnapshot) -> Iterator[Sick]:

@@ -40,6 +40,12 @@ _ASLEEP = re.compile(
     re.IGNORECASE,
 )
 
+_DEMANDS = (
+    (re.compile(r"requiring os reboot to recover", re.IGNORECASE), "reboot"),
+    (re.compile(r"NV_ERR_RESET_REQUIRED"), "reset"),
+)
+"""What the driver says without the address of a card: scitix/sichek#51."""
+
 OFF_THE_BUS = 79
 
 Reason = Literal[
@@ -76,7 +82,9 @@ _REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
     (
         "no firmware",
         re.compile(
-            r"firmware load for nvidia/.{1,80} failed|No firmware image found", re.IGNORECASE
+            r"firmware load for nvidia/.{1,80} failed|firmware/nvidia/.{1,80} failed"
+            r"|No firmware image found",
+            re.IGNORECASE,
         ),
     ),
     (
@@ -86,9 +94,6 @@ _REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
     ("not started", re.compile(r"RmInitAdapter failed|rm_init_adapter failed", re.IGNORECASE)),
     ("asleep", _ASLEEP),
 )
-
-_NEEDS_OPEN = "(0x22:0x56:"
-"""RmInitAdapter's code where the card wants the open module: open-gpu-kernel-modules#862."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,6 @@ class Message:
 
     @property
     def reason(self) -> Reason | None:
-        if _NEEDS_OPEN in self.text:
-            return "open module required"
         return next((name for name, pattern in _REASONS if pattern.search(self.text)), None)
 
     @property
@@ -119,6 +122,7 @@ class Fatal:
     """An error after which a card is not to be trusted."""
 
     code: int
+    """0: it is no Xid."""
     action: str
     """reset or reboot."""
     message: Message
@@ -171,14 +175,17 @@ class Log:
                 found.setdefault(code, message)
         return tuple(found.values())
 
-    def why_not_started(self, place: str) -> tuple[Reason, Message] | None:
-        """The narrowest reason since the module last began to look for cards."""
+    def why_not_started(self, place: str, alone: bool) -> tuple[Reason, Message] | None:
+        """The narrowest reason since the module last began to look for cards.
+
+        `alone`: it is the only card that lacks, so that what names no card is about this one.
+        """
         begins = [n for n, one in enumerate(self.messages) if _STARTS.search(one.text)]
         last = self.messages[begins[-1] if begins else 0 :]
         found = _narrowest(one for one in last if one.place == place)
         nameless = [one for one in last if not one.place]
         if found is None:
-            return _narrowest(one for one in nameless if one.reason == "legacy")
+            return _narrowest(one for one in nameless if alone or one.reason == "legacy")
         # What the firmware says on the way names no card.
         return found if found[0] != "not started" else _narrowest([*nameless, found[1]])
 
@@ -212,9 +219,10 @@ def _asked(message: Message) -> str:
 def _fatal(message: Message) -> Fatal | None:
     code = _code(message)
     if code is None:
-        if _LOST.search(message.text):
+        if _LOST.search(message.text) and message.place:
             return Fatal(OFF_THE_BUS, "reboot", message)
-        return None
+        asked = next((word for pattern, word in _DEMANDS if pattern.search(message.text)), "")
+        return Fatal(0, asked, message) if asked and not message.place else None
     if code == RECOVERY:
         asked = _asked(message)
         return Fatal(code, asked, message) if asked else None

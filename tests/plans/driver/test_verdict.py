@@ -496,8 +496,30 @@ CASES = {
         none_found(NEEDS_OPEN, card=CARD_5090), "open module required", "requires use", "open"
     ),
     "the code of a card that wants the open module": Case(
-        none_found(("NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x22:0x56:884)",)),
+        none_found(NEEDS_OPEN[2:], card=CARD_5090),
         "open module required",
+    ),
+    "the same code of a card that runs with either module": Case(
+        # As in Cyridd/cmpunlocker#4.
+        none_found(NEEDS_OPEN[2:]),
+        "GPU not started",
+    ),
+    "a failure that names no card": Case(
+        # As in Bumblebee-Project/Bumblebee#722.
+        none_found(("[87669.726564] NVRM: RmInitAdapter failed! (0x26:0xffff:1375)",)),
+        "GPU not started",
+    ),
+    "firmware that is missing": Case(
+        none_found(
+            (
+                "nvidia 0000:01:00.0: Direct firmware load for nvidia/515.43.04/gsp.bin failed "
+                "with error -2",
+                "NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x61:0x0:1702)",
+            )
+        ),
+        "GPU not started",
+        "firmware load",
+        "install",
     ),
     "a card that later branches dropped": Case(
         unbound(CARD_1050, module_on_disk="595.71.05", module_next="595.71.05", kernel_log=LEGACY),
