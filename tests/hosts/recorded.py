@@ -38,6 +38,8 @@ KEYS = {
     *("cores", "cgroup_memory", "disk", "pci", "smi", "smi_query", "smi_banner", "module"),
     *("module_on_disk", "library", "compiler", "toolkit", "python", "cmake"),
     *("systemctl", "module_signer", "nouveau", "kernel_module", "secure_boot", "uptime"),
+    *("time", "module_file", "runfile", "vgpu_host", "driver_capabilities", "ostree", "board"),
+    *("tegra", "no_sudo"),
 }
 BLOCKS = {
     "os-release",
