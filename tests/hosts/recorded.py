@@ -39,6 +39,8 @@ KEYS = {
     *("module_on_disk", "library", "compiler", "toolkit", "python", "cmake"),
     *("smi_details", "smi_list", "module_kind", "switches", "gpu_nodes"),
     *("systemctl", "module_signer", "nouveau", "kernel_module", "secure_boot", "uptime"),
+    *("time", "module_file", "runfile", "vgpu_host", "driver_capabilities", "ostree", "board"),
+    *("tegra", "no_sudo"),
 }
 BLOCKS = {
     "os-release",

@@ -85,4 +85,6 @@ def any_sign(snapshot: HostSnapshot) -> bool:
     """A card, a GPU, a loaded driver, or an nvidia-smi whose answer does not rule one out."""
     driver = snapshot.driver
     silent = driver.smi_state in ("timeout", "garbage")
-    return bool(snapshot.pci_gpus or snapshot.gpus or driver.module or silent)
+    # Windows gives it to its WSL only where it has NVIDIA's driver.
+    through = snapshot.container == "wsl" and driver.smi_state != "absent"
+    return bool(snapshot.pci_gpus or snapshot.gpus or driver.module or silent or through)

@@ -96,7 +96,8 @@ def as_root(snapshot: HostSnapshot, *commands: str) -> str:
 
     One that begins with "!" is a sentence. In a container its own package manager is meant.
     """
-    sudo = "" if snapshot.no_sudo else "sudo "
+    inside = snapshot.container not in (None, "wsl") and snapshot.uid == 0
+    sudo = "" if snapshot.no_sudo or inside else "sudo "
     return "; ".join(c[1:] if c.startswith("!") else f"{sudo}{c}" for c in commands)
 
 

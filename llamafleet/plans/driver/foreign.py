@@ -26,9 +26,12 @@ DKMS = re.compile(
 """As "nvidia/580.95.05, 6.8.0-88-generic, x86_64: installed"; before dkms 3 with ", " for "/"."""
 
 MISMATCH_TIME = re.compile(
-    r"^\[\s*(?P<seconds>\d+)\.\d+\] "
-    r"NVRM: API mismatch: the client has the version (?P<client>\d+(?:\.\d+)+)"
+    r"^\[\s*(?P<seconds>\d+)\.\d+\] NVRM: API mismatch: the client\b[^\[]{0,120}?"
+    r"has the version (?P<client>\d+(?:\.\d+)+)",
+    re.MULTILINE,
 )
+"""In two forms: "the client has the version 570.153.02, but", and from 595 or so over two lines:
+"the client 'kwin_wayland' (pid 1005)", "has the version 595.84" (Frogging-Family/nvidia-all#394)."""
 SOON_AFTER_BOOT_S = 60
 """A client that is newer than the module by then was so before the boot: no update ends so soon."""
 
@@ -225,12 +228,7 @@ def _loaded_after(snapshot: HostSnapshot) -> str:
     if file and file.changed and snapshot.uptime_s is not None and snapshot.time:
         booted = snapshot.time - snapshot.uptime_s
         return f"{file.path} is older than this boot" if file.changed < booted else ""
-    for line in driver.kernel_log or ():
-        match = MISMATCH_TIME.match(line)
-        if (
-            match
-            and match["client"] == driver.library
-            and int(match["seconds"]) < SOON_AFTER_BOOT_S
-        ):
-            return f"{match['seconds']} s after the boot the kernel said: {line}"
+    for match in MISMATCH_TIME.finditer("\n".join(driver.kernel_log or ())):
+        if match["client"] == driver.library and int(match["seconds"]) < SOON_AFTER_BOOT_S:
+            return f"a program with library {match['client']} met it {match['seconds']} s after boot"
     return ""

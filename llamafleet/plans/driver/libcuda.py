@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.cure import as_root, cure, manager_of, then_reboot
+from llamafleet.plans.driver.cure import as_root, cure, manager_of
 from llamafleet.plans.driver.facts import package_versions
 from llamafleet.plans.driver.foreign import Culprit
+from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import driver_floors
 
@@ -91,17 +94,22 @@ def _consumer(snapshot: HostSnapshot) -> bool:
 
 
 def _foreign_cuda(snapshot: HostSnapshot) -> str:
-    """The driver that nvidia-smi's CUDA version comes with, if it is of a later branch; "": not.
+    """The driver that nvidia-smi's CUDA version comes with, where it can't be this one; "": it can.
 
-    By branches alone: early releases of a branch have its CUDA version already.
+    By the major version alone: the table's drivers are those that NVIDIA ships with a toolkit, and
+    others of the branch may have its CUDA version too.
     """
     driver = snapshot.driver
-    floor = next((row for row in driver_floors() if row.cuda == driver.cuda), None)
     version = driver.module or driver.smi
-    if floor is None or not version:
+    if not version or not driver.cuda:
         return ""
-    later = parse_version(version)[0] < parse_version(floor.driver)[0]
-    return floor.driver if later else ""
+    own = newest_cuda(replace(driver, cuda=None, smi=version))
+    floor = next((row for row in driver_floors() if row.cuda == driver.cuda), None)
+    if floor is None:
+        return ""
+    # None: older than every row.
+    later = own is None or parse_version(driver.cuda)[0] > parse_version(own[0])[0]
+    return floor.driver if later and parse_version(version) < parse_version(floor.driver) else ""
 
 
 def _of_another(snapshot: HostSnapshot, version: str) -> Culprit:
@@ -127,20 +135,18 @@ def _of_another(snapshot: HostSnapshot, version: str) -> Culprit:
     away = f"rm {folder}/libcuda.so.{version}"
     if file and file.owner and manager:
         away = manager.reinstall.format(file.owner)
-    return Culprit(
-        f"{found}; CUDA then ends with error 803",
-        then_reboot(snapshot, as_root(snapshot, away, "ldconfig")),
-    )
+    return Culprit(f"{found}; CUDA then ends with error 803", as_root(snapshot, away, "ldconfig"))
 
 
 def _compat(snapshot: HostSnapshot, found: str) -> Culprit:
     file = snapshot.driver.libcuda_file
     manager = manager_of(snapshot)
-    folder = file.path.rpartition("/")[0] if file else "/usr/local/cuda/compat"
+    seen = file is not None and COMPAT in file.path
+    folder = file.path.rpartition("/")[0] if file and seen else "/usr/local/cuda/compat"
     newer = f"or update the driver to one that has CUDA {snapshot.driver.cuda or 'of that version'}"
     if snapshot.container:
         newer = f"or update the driver of its host to one with CUDA {snapshot.driver.cuda}"
-    if file and file.owner and manager:
+    if file and seen and file.owner and manager:
         away = as_root(snapshot, manager.remove.format(file.owner), "ldconfig")
     else:
         away = (

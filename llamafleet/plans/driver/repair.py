@@ -16,6 +16,7 @@ from llamafleet.plans.driver.cure import (
 from llamafleet.plans.driver.facts import coming_module, holds, newest, package_versions, unfinished
 from llamafleet.plans.driver.foreign import culprit
 from llamafleet.protocol.managers import APT
+from llamafleet.tables import driver_packages
 
 BRANCH = re.compile(r"-(?P<branch>\d{3})(?P<flavour>-server)?(?=-|$)")
 """Of Ubuntu's packages, as in nvidia-utils-570-server."""
@@ -32,11 +33,20 @@ def repair(snapshot: HostSnapshot) -> str:
     if snapshot.ostree:
         return cure("rebuild-module", snapshot)
     if len(package_versions(snapshot)) > 1:
-        return _one_branch(snapshot) or _lift(snapshot)
+        return _akmods(snapshot) or _one_branch(snapshot) or _lift(snapshot)
     foreign = culprit(snapshot)
     if foreign:
         return foreign.fix
     return _by_hand(snapshot) or cure("rebuild-module", snapshot)
+
+
+def _akmods(snapshot: HostSnapshot) -> str:
+    """Only what akmods built here is behind, which no repository has; "": it is not."""
+    late = [name for names in list(package_versions(snapshot).values())[1:] for name in names]
+    built = all(driver_packages.has(name, "kernel") for name in late)
+    if not built or not any(driver_packages.has(p.name, "akmod") for p in snapshot.driver.packages):
+        return ""
+    return then_reboot(snapshot, cure("rebuild-module", snapshot))
 
 
 def _lift(snapshot: HostSnapshot) -> str:
@@ -48,6 +58,7 @@ def _lift(snapshot: HostSnapshot) -> str:
     if manager is None:
         return then_reboot(snapshot, f"bring {behind} to {next(iter(packages))}")
     lift = manager.lift(holds(snapshot.driver, late))
+    lift = lift.removeprefix("sudo ") if snapshot.no_sudo else lift
     update = as_root(snapshot, manager.upgrade.format(behind))
     return then_reboot(snapshot, f"{lift}{update}")
 

@@ -114,7 +114,8 @@ SPLIT = ubuntu(NEW, OLD)
             "apt",
             {"packages": ()},
             "install the driver again, so that module and library are of one version: "
-            f"sudo sh NVIDIA-Linux-x86_64-{OLD}.run --kernel-name=$(uname -r); modinfo -k $(uname -r) -F version nvidia",
+            f"sudo sh NVIDIA-Linux-x86_64-{OLD}.run --kernel-name=$(uname -r); "
+            "modinfo -k $(uname -r) -F version nvidia",
         ),
     ],
 )
