@@ -153,8 +153,8 @@ class Driver:
     secure_boot: bool | None = None
     """None: no UEFI, or it does not tell."""
     kernel_log: tuple[str, ...] | None = None
-    """Lines of this boot's kernel log about the driver and the cards: the first and the last of each
-    kind for each card; None: may not be read."""
+    """Lines of this boot's kernel log about the driver and the cards: the first and the last of
+    each kind for each card; None: may not be read."""
     switches: int = 0
     """NVSwitches on the bus."""
     fabric_manager: str | None = None

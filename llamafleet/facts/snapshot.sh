@@ -474,7 +474,9 @@ read_gpus() {
     # A field that this nvidia-smi does not know would fail a query; here it is just not there.
     [ "$rc" = 124 ] || ask_smi details -q
     # The instances of a divided GPU are in no other answer.
-    [ "$rc" = 124 ] || case $out in *'MIG Mode'*'Current'*': Enabled'*) ask_smi list -L ;; esac
+    [ "$rc" = 124 ] || case $(printf '%s\n' "$out" | sed -n '/MIG Mode/{n;p;}') in
+        *Enabled*) ask_smi list -L ;;
+    esac
 }
 
 # ask_smi NAME ARGUMENT...: one call within what is left of the common limit.

@@ -5,6 +5,7 @@ A card counts where the bus, the driver or the kernel's log knows it and nobody 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -15,7 +16,7 @@ from llamafleet.plans.driver.cure import Kind
 from llamafleet.plans.driver.facts import package_versions
 from llamafleet.plans.driver.kernel import Log, Message, Reason, place_of, read_log
 from llamafleet.tables import parse_version
-from llamafleet.tables.gpus import Generation, generation_of, gpu_by_pci, xid
+from llamafleet.tables.gpus import Generation, generation_of, gpu_by_pci
 
 SickState = Literal[
     "GPU lost",
@@ -26,6 +27,12 @@ SickState = Literal[
     "fabric not ready",
     "closed to CUDA",
 ]
+PROPRIETARY = re.compile(
+    r"nvidia-(?:driver|dkms)-\d{3}(?:-server)?|linux-modules-nvidia-\d{3}(?:-server)?-(?!open).+"
+    r"|nvidia-kernel-dkms|kmod-nvidia-latest-dkms|nvidia-dkms|nvidia-lts"
+)
+"""Packages of the proprietary module: of Ubuntu, Debian, NVIDIA's RPMs and Arch. RPM Fusion's
+akmod-nvidia builds either."""
 FABRIC_READY = ("Completed, Success", "Completed, N/A", "Completed")
 FOR_THE_DISPLAY = ("no GSP", "legacy", "not supported")
 """Reasons for which an old card may stay without a driver, beside GPUs that work."""
@@ -178,9 +185,10 @@ def _ill(gpu: Gpu, log: Log) -> Sick | None:
     if not at_rest:
         said.append(f"the driver's recovery action: {gpu.recovery}")
     if fatal:
-        row = xid(fatal.code)
-        source = f" ({row.source})" if row else ""
-        said.append(f"Xid {fatal.code} in the kernel log: {fatal.message.shown}{source}")
+        said.append(
+            f"Xid {fatal.code} in the kernel log, after which the GPU needs a {fatal.action}: "
+            f"{fatal.message.shown}"
+        )
     lost = any("is lost" in fault for fault in gpu.faults) or bool(fatal and fatal.code == 79)
     reboot = gpu.recovery == "Reboot" or bool(fatal and fatal.action == "reboot")
     kind: Kind = "power-cycle" if lost else "reboot" if reboot else "reset-gpu"
@@ -210,10 +218,16 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
     said = next((one for one in _complaints(snapshot) if place_of(card.address) in one.lower()), "")
     if said:
         return _lost(card, f"nvidia-smi: {said}")
-    if others and card.kernel_driver == "nvidia":
+    if others and card.kernel_driver == "nvidia" and not _otherwise_numbered(snapshot):
         found = f"{name} is bound to nvidia and nvidia-smi does not list it"
         return _lost(card, found)
     return None if others else _misfit(snapshot, card)
+
+
+def _otherwise_numbered(snapshot: HostSnapshot) -> bool:
+    """The driver shows GPUs at addresses that the bus does not have: the two can't be compared."""
+    places = {place_of(card.address) for card in snapshot.pci_gpus}
+    return any(place_of(gpu.pci_address) not in places for gpu in snapshot.gpus)
 
 
 def _complaints(snapshot: HostSnapshot) -> tuple[str, ...]:
@@ -291,8 +305,11 @@ def _unsupported(snapshot: HostSnapshot, card: PciGpu, reason: str, found: str) 
         kind, about = "older-branch", _legacy_branch(found)
     elif reason == "no GSP":
         kind = "proprietary-module"
-    elif generation:
+    elif generation and branch and branch < generation.first:
         about = str(generation.first)
+    else:
+        # The generation is known to this branch and the card is not: its newest release may.
+        kind = "install-driver"
     expected = "a driver that supports this card" + _range(generation)
     return Sick(card.address, "GPU not supported", found, expected, kind, about)
 
@@ -351,8 +368,11 @@ def is_open(snapshot: HostSnapshot) -> bool | None:
     known = snapshot.driver.open_module
     if known is None:
         known = read_log(snapshot).open_module
-    if known is None and any("-open" in package.name for package in snapshot.driver.packages):
+    names = [package.name for package in snapshot.driver.packages]
+    if known is None and any("open" in name for name in names):
         return True
+    if known is None and any(PROPRIETARY.fullmatch(name) for name in names):
+        return False
     return known
 
 
