@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -262,6 +263,24 @@ def test_details(fake: FakeHost, shell: str) -> None:
     )
     assert ill.compute_mode == "Prohibited"
     assert (ill.recovery, ill.fabric) == ("Drain and Reset", "Completed, Success")
+
+
+H200 = (Path(__file__).parent / "data/smi-q-h200-580.txt").read_text("utf-8")
+"""nvidia-smi -q on a virtual machine with two H200s on NVSwitch, driver 580.159.04, 2026-11-26; UUIDs
+and serial numbers replaced."""
+
+
+def test_details_of_a_healthy_host(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    rows = (
+        f"0, NVIDIA H200, {UUID}, 00000000:00:06.0, 143771, 580.159.04, 9.0",
+        f"1, NVIDIA H200, {UUID}1, 00000000:00:07.0, 143771, 580.159.04, 9.0",
+    )
+    detailed(fake, H200, "", *rows)
+    for gpu in fake.snapshot().gpus:
+        assert (gpu.faults, gpu.warnings, gpu.parent, gpu.divided) == ((), (), "", False)
+        assert (gpu.compute_mode, gpu.recovery) == ("Default", "None")
+        assert gpu.fabric == "Completed, Success"
 
 
 def test_details_of_many_gpus_are_bounded(fake: FakeHost) -> None:
