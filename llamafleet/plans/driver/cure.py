@@ -155,7 +155,7 @@ def _changed(purpose: Purpose) -> Callable[[HostSnapshot, str], str]:
         version = snapshot.driver.module or snapshot.driver.library or "VERSION"
         filled = [
             command.format(branch=about or branch, flavour=flavour, version=version)
-            for command in row.commands(purpose)
+            for command in row.commands[purpose]
         ]
         return as_root(snapshot, *filled)
 
