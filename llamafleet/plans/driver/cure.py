@@ -110,9 +110,10 @@ def manager_of(snapshot: HostSnapshot) -> Manager | None:
 
 
 def old_enterprise_linux(snapshot: HostSnapshot) -> bool:
-    """RHEL 7, CentOS 7 and older, which have no dnf, module streams or gcc-toolset."""
+    """RHEL 7 and its like, Amazon Linux 2: they have no dnf, module streams or gcc-toolset."""
     major = snapshot.os_version.partition(".")[0]
-    old = snapshot.enterprise_linux and major.isdigit() and int(major) < 8
+    like = snapshot.enterprise_linux or snapshot.os_id in ("centos", "ol", "scientific", "amzn")
+    old = like and major.isdigit() and int(major) < 8
     return old or snapshot.package_manager == "yum"
 
 
