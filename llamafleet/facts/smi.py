@@ -39,6 +39,8 @@ MIG_WORDS = {"Enabled": True, "Enabled*": True, "Disabled": False, "Disabled*": 
 WORN = ("Remapped Rows Pending", "Retired Pages Pending Page Blacklist")
 BROKEN = ("Remapped Rows Remapping Failure Occurred", "GPU Reset Status Reset Required")
 
+NO_INSTANCE = "No MIG devices found"
+"""The table's words where MIG is on and nothing was made of it."""
 MIG_NAME = re.compile(r"MIG\s{1,4}(\S{1,40})\s{1,20}Device\s{1,4}(\d{1,3}):")
 MIG_UUID = re.compile(r"UUID:\s?(MIG-[0-9A-Za-z/-]{8,80})\)")
 MIG_MEMORY = re.compile(
@@ -95,8 +97,11 @@ def read(record: Record) -> Smi:
     state = _state(record.number("smi_query", 1), statuses, gpus, other)
     told = [_told(gpu, seen.get(gpu.pci_address, _Seen())) for gpu in gpus]
     mig = any(one.mig for one in seen.values())
+    listed = record.block("smi_list")
+    if not listed and any(NO_INSTANCE in line for line in table):
+        listed = [f"GPU {gpu.index}: (UUID: {gpu.uuid})" for gpu in gpus]
     return Smi(
-        gpus=tuple(_divided(told, seen, record.block("smi_list"), table)),
+        gpus=tuple(_divided(told, seen, listed, table)),
         version=version,
         state=state,
         error="; ".join(other[:3]),

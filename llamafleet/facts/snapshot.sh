@@ -762,7 +762,7 @@ pick 6 "fallen off the bus|GPU is lost|GPU lost from the bus"
 pick 6 "RmInitAdapter|Direct firmware load for nvidia|no firmware image found|power cables|BAR[0-9]* is 0M|\
 I/O region assigned|wait for GFW"
 pick 24 "The NVIDIA|installed in|supported|has$|driver will ignore|open kernel modules|System Processor|\
-nvidia.ko because|driver release|vGPU"
+nvidia.ko because|driver release|vGPU|Data Center GPUs"
 pick 4 "API mismatch|has the version"
 pick 4 "module verification failed|key was rejected|is rejected|module loading is restricted"
 pick 4 "power state|config space|reset done|RESET_REQUIRED|requiring os reboot"

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from llamafleet.tables.rows import Origin, Row, load
 
 Purpose = Literal["install", "open", "proprietary", "branch", "tools", "fabric"]
 
 Commands = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _whole(commands: dict[Purpose, Commands]) -> dict[Purpose, Commands]:
+    missing = set(get_args(Purpose)) - set(commands)
+    if missing:
+        raise ValueError(f"commands for {', '.join(sorted(missing))} are missing")
+    return commands
 
 
 class DriverOrigin(Row):
@@ -25,18 +32,9 @@ class DriverOrigin(Row):
     systems: tuple[str, ...]
     like: bool = False
     versions: tuple[str, ...] = ()
-    install: Commands
-    open: Commands
-    proprietary: Commands
-    branch: Commands
-    tools: Commands
-    fabric: Commands
+    commands: Annotated[dict[Purpose, Commands], AfterValidator(_whole)]
+    """As typed as root, places in braces not filled in."""
     source: Origin
-
-    def commands(self, purpose: Purpose) -> tuple[str, ...]:
-        """As the table has them, places in braces not filled in."""
-        found: tuple[str, ...] = getattr(self, purpose)
-        return found
 
     def has_one_of(self, installed: Collection[str]) -> bool:
         return any(fnmatchcase(name, one) for one in self.packages for name in installed)

@@ -333,6 +333,12 @@ def test_a_divided_gpu_without_instances(fake: FakeHost) -> None:
     assert [gpu.divided for gpu in fake.snapshot().gpus] == [False, True]
 
 
+def test_the_table_s_word_for_no_instances(fake: FakeHost) -> None:
+    enabled = table().replace("                  N/A |", "              Enabled |")
+    nvidia_smi(fake, RTX_4090, banner=f"{enabled}\n|  No MIG devices found               |")
+    assert [gpu.divided for gpu in fake.snapshot().gpus] == [True]
+
+
 def test_instances_are_not_asked_for_where_there_are_none(fake: FakeHost) -> None:
     detailed(fake, DETAILS, LISTED)
     assert [gpu.parent for gpu in fake.snapshot().gpus] == ["", ""]

@@ -114,9 +114,10 @@ def manager_of(snapshot: HostSnapshot) -> Manager | None:
 
 
 def old_enterprise_linux(snapshot: HostSnapshot) -> bool:
-    """RHEL 7, CentOS 7 and older, which have no dnf, module streams or gcc-toolset."""
+    """RHEL 7 and its like, Amazon Linux 2: they have no dnf, module streams or gcc-toolset."""
     major = snapshot.os_version.partition(".")[0]
-    old = snapshot.enterprise_linux and major.isdigit() and int(major) < 8
+    like = snapshot.enterprise_linux or snapshot.os_id in ("centos", "ol", "scientific", "amzn")
+    old = like and major.isdigit() and int(major) < 8
     return old or snapshot.package_manager == "yum"
 
 
@@ -159,7 +160,7 @@ def _changed(purpose: Purpose) -> Callable[[HostSnapshot, str], str]:
         version = snapshot.driver.module or snapshot.driver.library or "VERSION"
         filled = [
             command.format(branch=about or branch, flavour=flavour, version=version)
-            for command in row.commands(purpose)
+            for command in row.commands[purpose]
         ]
         return as_root(snapshot, *filled)
 

@@ -93,6 +93,9 @@ def evidence(snapshot: HostSnapshot) -> tuple[str, ...]:
         ("library", driver.library),
         (f"module on disk for {snapshot.kernel or 'the running kernel'}", driver.module_on_disk),
         (f"module for {driver.next_kernel}, which boots next", _next_module(snapshot)),
+        ("libcuda", driver.libcuda if driver.libcuda != driver.library else ""),
+        ("files that no package owns", ", ".join(_unowned(driver))),
+        ("left by NVIDIA's installer", ", ".join(driver.runfile)),
         ("packages", _package_list(snapshot)),
         ("nvidia-smi", _smi(snapshot)),
         ("cards", ", ".join(f"{c.address} {c.kernel_driver or '-'}" for c in snapshot.pci_gpus)),
@@ -113,6 +116,12 @@ def _shortened(lines: tuple[str, ...]) -> list[str]:
         return list(lines)
     middle = f"... {left_out} lines more"
     return [*lines[:MOST_OF_LOG], middle, *lines[-MOST_OF_LOG:]]
+
+
+def _unowned(driver: Driver) -> list[str]:
+    """Paths; a module that dkms or akmods built is nobody's rightly."""
+    files = (driver.library_file, driver.libcuda_file, driver.module_file)
+    return [file.path for file in files if file and file.owner == ""]
 
 
 def _next_module(snapshot: HostSnapshot) -> str:

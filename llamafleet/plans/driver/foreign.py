@@ -31,7 +31,7 @@ MISMATCH_TIME = re.compile(
     re.MULTILINE,
 )
 """In two forms: "the client has the version 570.153.02, but", and from 595 or so over two lines:
-"the client 'kwin_wayland' (pid 1005)", "has the version 595.84" (Frogging-Family/nvidia-all#394)."""
+"the client 'kwin_wayland' (pid 1005)", "has the version 595.84": Frogging-Family/nvidia-all#394."""
 SOON_AFTER_BOOT_S = 60
 """A client that is newer than the module by then was so before the boot: no update ends so soon."""
 
@@ -230,7 +230,6 @@ def _loaded_after(snapshot: HostSnapshot) -> str:
         return f"{file.path} is older than this boot" if file.changed < booted else ""
     for match in MISMATCH_TIME.finditer("\n".join(driver.kernel_log or ())):
         if match["client"] == driver.library and int(match["seconds"]) < SOON_AFTER_BOOT_S:
-            return (
-                f"a program with library {match['client']} met it {match['seconds']} s after boot"
-            )
+            seconds = match["seconds"]
+            return f"a program with library {match['client']} met it {seconds} s after the boot"
     return ""

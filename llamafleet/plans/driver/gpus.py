@@ -38,6 +38,7 @@ FOR_THE_DISPLAY = ("no GSP", "legacy", "not supported")
 """Reasons for which an old card may stay without a driver, beside GPUs that work."""
 BY_CHOICE = (
     *("open module required", "no GSP", "legacy", "not supported", "guest driver"),
+    "data centers only",
     *("no memory region", "no firmware"),
 )
 """Reasons that are not the card's: they say more than an error that they led to."""
@@ -65,7 +66,8 @@ def describe(card: PciGpu) -> str:
     """As "GeForce RTX 4090 (10de:2684 at 0000:01:00.0)"."""
     row = gpu_by_pci(card.device_id)
     name = row.name if row else "NVIDIA GPU"
-    return f"{name} (10de:{card.device_id} at {card.address})"
+    id = f"10de:{card.device_id} " if card.device_id else ""
+    return f"{name} ({id}at {card.address})"
 
 
 def full_address(address: str) -> str:
@@ -97,13 +99,27 @@ def old_xids(snapshot: HostSnapshot) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
+def _cards(snapshot: HostSnapshot, log: Log) -> Iterator[PciGpu]:
+    """Those on the bus, and those of which only the kernel's log still knows."""
+    yield from snapshot.pci_gpus
+    # The log is the whole machine's: a container sees the errors of GPUs that are not its own.
+    if snapshot.container and snapshot.gpus:
+        return
+    known = {place_of(card.address) for card in snapshot.pci_gpus}
+    known |= {place_of(gpu.pci_address) for gpu in snapshot.gpus}
+    for place in log.places:
+        told = log.fatal(place) or log.why_not_started(place, alone=False)
+        if place not in known and told and not log.passed_on(place):
+            yield PciGpu(f"{place}.0", log.device_id(place), None)
+
+
 def sick_cards(snapshot: HostSnapshot) -> tuple[Sick, ...]:
     """Every card that is not well, one entry each, the worst kind first."""
-    found = [*_fabric(snapshot), *_gone(snapshot)]
     log = read_log(snapshot)
+    found = [*_fabric(snapshot), *_unnamed(snapshot, log)]
     for gpu in _whole_gpus(snapshot):
         found += [sick] if (sick := _listed(gpu, log)) else []
-    for card in snapshot.pci_gpus:
+    for card in _cards(snapshot, log):
         if not _shown(snapshot, card) and _ours(snapshot, card):
             found += [sick] if (sick := _missing(snapshot, card, log)) else []
     found += _nameless(snapshot) if not found else []
@@ -190,14 +206,17 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
         found = f"the configuration space of {name} reads ff: it does not answer on the bus"
         return _lost(card, found)
     fatal = log.fatal(place_of(card.address))
-    lacking = [one for one in snapshot.pci_gpus if not _shown(snapshot, one)]
+    lacking = [one for one in _cards(snapshot, log) if not _shown(snapshot, one)]
     why = log.why_not_started(place_of(card.address), alone=len(lacking) == 1)
     if why and why[0] == "legacy" and not _meant(card, why[1]):
         why = None
     if fatal and not (why and why[0] in BY_CHOICE):
         said = f"Xid {fatal.code} in the kernel log: {fatal.message.shown}"
         kind: Kind = "reset-gpu" if fatal.action == "reset" else "power-cycle"
-        return _lost(card, f"{name} is not listed by nvidia-smi; {said}", kind)
+        where = "is not listed by nvidia-smi"
+        if card not in snapshot.pci_gpus:
+            where = "is no longer on the bus"
+        return _lost(card, f"{name} {where}; {said}", kind)
     # A card for the display alone may stay without a driver, beside GPUs that work.
     if why and (card.kernel_driver or not others or why[0] not in FOR_THE_DISPLAY):
         return _refused(snapshot, card, *why)
@@ -251,7 +270,7 @@ def _refused(snapshot: HostSnapshot, card: PciGpu, reason: Reason, message: Mess
     found = f"{describe(card)}: the kernel says: {message.shown}"
     if reason == "open module required":
         return _needs_open(card, found)
-    if reason in ("no GSP", "legacy", "not supported", "guest driver"):
+    if reason in ("no GSP", "legacy", "not supported", "guest driver", "data centers only"):
         return _unsupported(snapshot, card, reason, found)
     if reason in ("fallen off the bus", "asleep", "no power cable"):
         return _lost(card, found)
@@ -289,7 +308,7 @@ def _unsupported(snapshot: HostSnapshot, card: PciGpu, reason: str, found: str) 
         kind, about = "older-branch", str(last)
     elif reason == "legacy":
         kind, about = "older-branch", _legacy_branch(found)
-    elif reason == "no GSP":
+    elif reason in ("no GSP", "data centers only"):
         kind = "proprietary-module"
     elif generation and branch and branch < generation.first:
         about = str(generation.first)
@@ -362,26 +381,13 @@ def is_open(snapshot: HostSnapshot) -> bool | None:
     return known
 
 
-def _gone(snapshot: HostSnapshot) -> Iterator[Sick]:
-    """Cards that only the kernel's log still knows."""
-    # The log is the whole machine's: a container sees the errors of GPUs that are not its own.
-    if snapshot.container and snapshot.gpus:
-        return
-    log = read_log(snapshot)
-    known = {place_of(card.address) for card in snapshot.pci_gpus}
-    known |= {place_of(gpu.pci_address) for gpu in snapshot.gpus}
-    if (nameless := log.fatal("")) and not _at_rest(snapshot):
-        kind: Kind = "reboot" if nameless.action == "reboot" else "reset-gpu"
-        found = f"the kernel says of one of the GPUs: {nameless.message.shown}"
+def _unnamed(snapshot: HostSnapshot, log: Log) -> Iterator[Sick]:
+    """What the driver says of a GPU without its address."""
+    fatal = log.fatal("")
+    if fatal and not _at_rest(snapshot):
+        kind: Kind = "reboot" if fatal.action == "reboot" else "reset-gpu"
+        found = f"the kernel says of one of the GPUs: {fatal.message.shown}"
         yield Sick("", "GPU lost", found, _WELL, kind)
-    for place in log.places:
-        fatal = log.fatal(place)
-        if place not in known and fatal:
-            found = (
-                f"a card at {place} is no longer on the bus; Xid {fatal.code} in the kernel log: "
-                f"{fatal.message.shown}"
-            )
-            yield Sick(f"{place}.0", "GPU lost", found, _ALL_LISTED, "power-cycle", f"{place}.0")
 
 
 def _at_rest(snapshot: HostSnapshot) -> bool:

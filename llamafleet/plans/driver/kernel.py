@@ -29,6 +29,7 @@ _XID = re.compile(
     re.IGNORECASE,
 )
 _PLACE = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}(?:\.[0-7])?\b", re.IGNORECASE)
+_DEVICE = re.compile(r"\(PCI ID: 10de:([0-9a-f]{4})\)", re.IGNORECASE)
 _LOST = re.compile(r"fallen off the bus|GPU is lost\b", re.IGNORECASE)
 _ACTION = re.compile(r"recovery action changed .{0,60}?to 0x(\d)", re.IGNORECASE)
 _RELOADED = re.compile(r"NVRM: loading NVIDIA", re.IGNORECASE)
@@ -54,6 +55,7 @@ Reason = Literal[
     "legacy",
     "not supported",
     "guest driver",
+    "data centers only",
     "fallen off the bus",
     "no power cable",
     "no memory region",
@@ -73,6 +75,7 @@ _REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
         re.compile(r"vGPU.{0,80}(?:mismatch|incompatib|not supported)", re.IGNORECASE),
     ),
     ("not supported", re.compile(r"is not supported by the", re.IGNORECASE)),
+    ("data centers only", re.compile(r"only ready for use on Data Center", re.IGNORECASE)),
     ("fallen off the bus", _LOST),
     ("no power cable", re.compile(r"power cables? connected|power connector", re.IGNORECASE)),
     (
@@ -160,6 +163,16 @@ class Log:
         """All of them, whatever has followed."""
         found = (_fatal(one) for one in self.of(place))
         return tuple(one for one in found if one)
+
+    def passed_on(self, place: str) -> bool:
+        """Another driver has said something of it last: it was given to a virtual machine."""
+        last = next((one for one in reversed(self.messages) if one.place == place), None)
+        return last is not None and "vfio-pci" in last.text
+
+    def device_id(self, place: str) -> str:
+        """As 2684, where a message names it; "": none does."""
+        found = (_DEVICE.search(one.text) for one in self.of(place))
+        return next((one[1].lower() for one in found if one), "")
 
     def asked(self, place: str) -> bool:
         """The driver itself said that the card needs something (Xid 154)."""

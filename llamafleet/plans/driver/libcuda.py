@@ -96,8 +96,8 @@ def _consumer(snapshot: HostSnapshot) -> bool:
 def _foreign_cuda(snapshot: HostSnapshot) -> str:
     """The driver that nvidia-smi's CUDA version comes with, where it can't be this one; "": it can.
 
-    By the major version alone: the table's drivers are those that NVIDIA ships with a toolkit, and
-    others of the branch may have its CUDA version too.
+    By branch and major version alone: the table's drivers are those that NVIDIA ships with a
+    toolkit, and others of the branch may have its CUDA version too.
     """
     driver = snapshot.driver
     version = driver.module or driver.smi
@@ -109,7 +109,8 @@ def _foreign_cuda(snapshot: HostSnapshot) -> str:
         return ""
     # None: older than every row.
     later = own is None or parse_version(driver.cuda)[0] > parse_version(own[0])[0]
-    return floor.driver if later and parse_version(version) < parse_version(floor.driver) else ""
+    earlier = parse_version(version)[0] < parse_version(floor.driver)[0]
+    return floor.driver if later and earlier else ""
 
 
 def _of_another(snapshot: HostSnapshot, version: str) -> Culprit:

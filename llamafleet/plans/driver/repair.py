@@ -58,7 +58,6 @@ def _lift(snapshot: HostSnapshot) -> str:
     if manager is None:
         return then_reboot(snapshot, f"bring {behind} to {next(iter(packages))}")
     lift = manager.lift(holds(snapshot.driver, late))
-    lift = lift.removeprefix("sudo ") if snapshot.no_sudo else lift
     update = as_root(snapshot, manager.upgrade.format(behind))
     return then_reboot(snapshot, f"{lift}{update}")
 

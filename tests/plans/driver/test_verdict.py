@@ -509,6 +509,36 @@ CASES = {
         none_found(("[87669.726564] NVRM: RmInitAdapter failed! (0x26:0xffff:1375)",)),
         "GPU not started",
     ),
+    "the open module of before 560 on a GeForce": Case(
+        # As in NVIDIA/open-gpu-kernel-modules#230.
+        none_found(
+            (
+                "[    3.513141] NVRM: Open nvidia.ko is only ready for use on Data Center GPUs.",
+                "[    3.513144] NVRM: To force use of Open nvidia.ko on other GPUs, see the",
+                "[    3.824916] NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x63:0x0:1905)",
+            )
+        ),
+        "GPU not supported",
+        "only ready for use on Data Center",
+        "install nvidia-driver-580,",
+    ),
+    "a card that is not on the bus and asks for the open module": Case(
+        replace(none_found(NEEDS_OPEN), pci_gpus=()), "open module required", "10de:2b85"
+    ),
+    "a card that is not on the bus and does not wake up": Case(
+        replace(
+            none_found(
+                (
+                    "nvidia 0000:01:00.0: Unable to change power state from D3cold to D0, device "
+                    "inaccessible",
+                )
+            ),
+            pci_gpus=(),
+        ),
+        "GPU lost",
+        "D3cold",
+        "poweroff",
+    ),
     "firmware that is missing": Case(
         none_found(
             (
