@@ -236,4 +236,4 @@ def _number(pattern: re.Pattern[str], name: str) -> str:
 
 def _layer_of(held: list[str]) -> str:
     """A layer with a number goes before those without."""
-    return min(held, key=lambda layer: not layer.isdigit(), default="")
+    return min(held, key=lambda layer: not layer.isdecimal(), default="")

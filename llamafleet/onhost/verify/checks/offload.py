@@ -173,7 +173,7 @@ def _told(seen: Graph, held: Weights) -> str:
 def _named(layers: Iterable[str]) -> str:
     """As "layers 0-5, 7 and output"."""
     names = set(layers)
-    numbers = sorted(int(layer) for layer in names if layer.isdigit())
+    numbers = sorted(int(layer) for layer in names if layer.isdecimal())
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:
