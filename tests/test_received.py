@@ -186,3 +186,11 @@ def test_a_verdict_that_its_rows_do_not_hold_is_no_result() -> None:
     for path, value in (("gpus.0.verdict", "FAIL"), ("gpus", [])):
         found = received_result(changed(path, value))
         assert isinstance(found, Unreadable) and found.reason.startswith("found PASS beside")
+    busy = changed("verdict", "BUSY", changed("gpus.0.verdict", "BUSY"))
+    assert isinstance(received_result(busy), Result)
+    for path, value in (("gpus.0.verdict", "FAIL"), ("gpus", [])):
+        found = received_result(changed(path, value, busy))
+        assert isinstance(found, Unreadable) and found.reason.startswith("found BUSY beside")
+    # What stands in a row alone is no PASS of the host.
+    found = received_result(changed("gpus.0.verdict", "BUSY"))
+    assert isinstance(found, Unreadable)

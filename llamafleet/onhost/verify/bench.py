@@ -24,6 +24,11 @@ from typing import Any
 N_BATCH, N_UBATCH = 2048, 512
 """llama-bench's defaults, and llama.cpp's."""
 
+SETTLE_S = 3.0
+"""Of one test. An H200 was at its highest clock within 0.3 s."""
+STEADY = 0.01
+"""Two repetitions agree: a free card's differ by less than this."""
+
 
 class DecodeFailed(Exception):
     """llama_decode returned an error."""
@@ -80,6 +85,11 @@ class Bench:
     """Repetitions before those that count."""
     on_repetition: Callable[[str, int], object]
     """Called outside the clock, with the test and the number of the repetition."""
+    on_mark: Callable[[str], object] = lambda name: None
+    """Called before the first repetition that counts, with the test, and behind the last one, with
+    the test and "done"."""
+    settle_s: float = 0.0
+    """Longest time to warm up in addition to llama-bench's, until two repetitions agree."""
 
     def run(self, prompt: int, gen: int) -> dict[str, Any]:
         """Both tests, in tokens per second. Raises DecodeFailed."""
@@ -106,9 +116,9 @@ class Bench:
                 process(lib, context, tokens.batches(n))
             else:
                 generate(lib, context, tokens.singles(1))
-            rates = []
-            for number in range(self.discard + self.repetitions):
-                self.on_repetition(kind, number)
+
+            def rate() -> float:
+                """Tokens per second of one repetition."""
                 batches, singles = tokens.batches(n), tokens.singles(n)
                 lib.llama_memory_clear(memory, False)
                 gc.disable()
@@ -119,11 +129,31 @@ class Bench:
                     generate(lib, context, singles)
                 spent = time.perf_counter_ns() - start
                 gc.enable()
-                rates.append(n * 1e9 / spent)
+                return n * 1e9 / spent
+
+            if self.settle_s:
+                settle(rate, self.settle_s)
+            rates = []
+            self.on_mark(kind)
+            for number in range(self.discard + self.repetitions):
+                self.on_repetition(kind, number)
+                rates.append(rate())
+            self.on_mark(f"{kind} done")
             return summarise(n, rates, self.discard)
         finally:
             lib.llama_free(context)
             pool.free()
+
+
+def settle(
+    rate: Callable[[], float], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Repeat until two in a row agree: a cold card raises its clocks under load only, and its first
+    prompt was 10 % slower than the others though llama-bench's warm-up came before it."""
+    end = clock() + seconds
+    before, now = 0.0, rate()
+    while abs(now - before) > STEADY * now and clock() < end:
+        before, now = now, rate()
 
 
 class Tokens:

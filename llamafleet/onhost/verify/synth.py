@@ -65,9 +65,9 @@ _WORDS = ("the", "a", "of", "and", "to", "in", "is", "it", "you", "that", "was",
 class ModelError(Exception):
     """The model can't be had; the text says why."""
 
-    def __init__(self, found: str, next: str) -> None:
+    def __init__(self, found: str, next: str, expected: str = "a model that is whole") -> None:
         super().__init__(found)
-        self.next = next
+        self.next, self.expected = next, expected
 
 
 def vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:

@@ -3,7 +3,8 @@
 A CUDA error ends a process by abort(), so each task has a process of its own; the parent is
 child.py. Standard input: one line of JSON, the request, then one line for every mark.
 Standard output: lines of JSON, {"mark": NAME} (the worker waits for an answer before it goes on)
-and at last {"reply": {...}} or {"error": TEXT}. Standard error: llama.cpp's log, as it comes, so
+and at last {"reply": {...}} or {"error": TEXT}; first of all {"imported": {...}}, which llama_cpp
+it is about to import. Standard error: llama.cpp's log, as it comes, so
 that it is there even after an abort.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import bench, ggml, llama_log
+from llamafleet.onhost.verify import bench, ggml, imported, llama_log
 from llamafleet.onhost.verify.graph import Graph, Recorder
 
 GENERATE_S = 3.0
@@ -315,15 +316,36 @@ def benchmark(llama: Llama, request: Request, channel: Channel) -> Request:
         channel.step(done, steps, f"{kind} repetition {number + 1} of {steps // 2}")
 
     channel.mark("measuring")
-    tests = bench.Bench(lib, model, sizes["repetitions"], discard, on_repetition)
+    settle_s = bench.SETTLE_S if request.get("settle") else 0.0
+    tests = bench.Bench(
+        lib, model, sizes["repetitions"], discard, on_repetition, channel.mark, settle_s
+    )
     report = tests.run(sizes["prompt"], sizes["gen"])
     channel.mark("measured")
     lib.llama_model_free(model)
     return report
 
 
+def outline(llama: Llama, request: Request, channel: Channel) -> Request:
+    """Read a model's tables and no weights: does this llama.cpp know it, and miss nothing?"""
+    lib = llama.lib
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    if hasattr(params, "no_alloc"):
+        # Memory that is mapped would be that of the weights.
+        params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE
+    else:
+        params.vocab_only = True
+    model = lib.llama_model_load_from_file(os.fsencode(request["model"]), params)
+    if not model:
+        raise TaskFailed(f"llama.cpp can't load {request['model']}")
+    lib.llama_model_free(model)
+    return {}
+
+
 TASKS: dict[str, Callable[[Llama, Request, Channel], Request]] = {
     "probe": probe,
+    "outline": outline,
     "generate": generate,
     "logits": logits,
     "context": context,
@@ -338,6 +360,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         request = json.loads(sys.stdin.readline())
+        channel.send({"imported": asdict(imported.look())})
         llama = Llama()
         reply = TASKS[request["task"]](llama, request, channel)
     except Exception as error:

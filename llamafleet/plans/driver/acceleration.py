@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.gpus import describe
 from llamafleet.plans.driver.reboot import Barred, plan_reboot
 from llamafleet.plans.driver.verdict import driver_verdict
+from llamafleet.plans.gpus import describe
 from llamafleet.plans.plan import Problem, RebootPlan
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings

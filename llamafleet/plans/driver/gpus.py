@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from llamafleet.facts.host import HostSnapshot, PciGpu
+from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver.known import LOST, is_known
-from llamafleet.tables.gpus import gpu_by_pci, xids
+from llamafleet.plans.gpus import describe
+from llamafleet.tables.gpus import xids
 
 XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<place>[0-9a-f:.]+)\): (?P<code>\d+)", re.IGNORECASE)
 FALLEN = re.compile(r"GPU (?:at PCI:)?(?P<place>[0-9a-f:.]+).*fallen off the bus", re.IGNORECASE)
@@ -22,13 +23,6 @@ class _Fatal:
     """As 0000:01:00."""
     line: str
     age_s: int | None
-
-
-def describe(card: PciGpu) -> str:
-    """As "GeForce RTX 4090 (10de:2684 at 0000:01:00.0)"."""
-    row = gpu_by_pci(card.device_id)
-    name = row.name if row else "NVIDIA GPU"
-    return f"{name} (10de:{card.device_id} at {card.address})"
 
 
 def unseen_cards(snapshot: HostSnapshot) -> tuple[str, ...]:

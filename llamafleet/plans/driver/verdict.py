@@ -22,8 +22,9 @@ from llamafleet.plans.driver.facts import (
     unfinished,
     versions_sentence,
 )
-from llamafleet.plans.driver.gpus import describe, lost_gpu, old_xids, unseen_cards
+from llamafleet.plans.driver.gpus import lost_gpu, old_xids, unseen_cards
 from llamafleet.plans.driver.known import MISMATCH, is_known, known, known_of
+from llamafleet.plans.gpus import describe
 from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.plans.toolkit.refusal import no_cuda

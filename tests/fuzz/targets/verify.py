@@ -16,6 +16,7 @@ from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem
 from llamafleet.onhost.verify.evidence import Evidence, Faults
 from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable
+from llamafleet.onhost.verify.synth import ModelError
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.verify import VerifyConfig
 from tests.fuzz import Target
@@ -77,7 +78,8 @@ UINT, TEXT = (struct.pack("<I", kind) for kind in (4, 8))
 def _model(data: bytes, folder: Path) -> object:
     path = folder / "m.gguf"
     path.write_bytes(data)
-    return weights.read(path)
+    found = weights.read(path)
+    return [found.layers, found.total_bytes, found.device_bytes, found.kv_bytes_per_token]
 
 
 # -- NVML ------------------------------------------------------------------------------------------
@@ -135,6 +137,18 @@ KINDS = {
     "nvmlDeviceGetCudaComputeCapability": ("pair",),
     "nvmlDeviceGetMemoryInfo": ("memory",),
     "nvmlDeviceGetComputeRunningProcesses": ("processes",),
+    **dict.fromkeys(
+        (f"nvmlDeviceGet{kind}RunningProcesses" for kind in ("Graphics", "MPSCompute")),
+        ("processes",),
+    ),
+    "nvmlDeviceGetComputeRunningProcesses_v2": ("processes",),
+    "nvmlDeviceGetGraphicsRunningProcesses_v2": ("processes",),
+    "nvmlDeviceGetMPSComputeRunningProcesses_v2": ("processes",),
+    "nvmlDeviceGetMigMode": ("pair",),
+    "nvmlDeviceGetMaxMigDeviceCount": ("number",),
+    "nvmlDeviceGetComputeMode": ("number",),
+    "nvmlDeviceGetCurrPcieLinkGeneration": ("number",),
+    "nvmlDeviceGetCurrPcieLinkWidth": ("number",),
     "nvmlDeviceGetUtilizationRates": ("rates",),
     "nvmlDeviceGetClockInfo": ("number",),
     "nvmlDeviceGetPowerUsage": ("number",),
@@ -161,6 +175,7 @@ def _nvml(answers: list[Any], _: Path) -> object:
 REPLY = {
     "libraries": ["/lib/a.so", "/lib/b.so (deleted)"],
     "devices": [{"name": "CUDA0", "description": "RTX", "bus_id": "0000:01:00.0"}],
+    "imported": {"file": "/v/llama_cpp/__init__.py", "entry": "/v", "variables": {"GGML_X": "1"}},
 }
 
 
@@ -172,7 +187,8 @@ class Replies(Children):
         self.reply = reply
 
     def run(self, task: str, name: str = "", gpu: Any = None, **request: Any) -> Outcome:
-        return Outcome(task, self.reply, None, "", Path("x.log"), 0.0)
+        imported = (self.reply or {}).get("imported")
+        return Outcome(task, self.reply, None, "", Path("x.log"), 0.0, imported=imported)
 
 
 def _reply(data: Any, folder: Path) -> object:
@@ -182,7 +198,9 @@ def _reply(data: Any, folder: Path) -> object:
         Replies(folder, data if isinstance(data, dict) else None),
         None,
     )
-    return [evidence.libraries(), evidence.cuda_devices(), evidence.cuda_bus_ids()]
+    told = evidence.imported()
+    found = [evidence.libraries(), evidence.cuda_devices(), evidence.cuda_bus_ids()]
+    return [*found, told, evidence.foreign(), evidence.variables()]
 
 
 GRAPH = {"graph": sent(HALF) | {"seen": sent(HALF)["seen"][:6]}}
@@ -231,10 +249,14 @@ TARGETS = (
     ),
     Target(
         "a model's file",
-        ("onhost.verify.weights:read",),
+        (
+            "onhost.verify.weights:read",
+            "onhost.verify.gguffile:read",
+            "onhost.verify.modelfile:read",
+        ),
         binaries([gguf(), gguf(0), gguf(2**31)], head=len(gguf())),
         _model,
-        (ValueError,),
+        (ModelError,),
         known=(
             b"",
             b"GGUF",
@@ -243,6 +265,14 @@ TARGETS = (
             gguf().replace(b"embedding_length" + UINT, b"embedding_length" + TEXT),
             gguf().replace(b"head_count" + UINT, b"head_count" + TEXT),
             gguf()[:8] + b"\xff" * 16 + gguf()[24:],
+            gguf()[:-1],
+            gguf().replace(b"general.architecture", b"x" * 20),
+            # A list of more texts than the file has bytes, and of as many as it may have.
+            gguf().replace(struct.pack("<IIQ", 9, 4, 2), struct.pack("<IIQ", 9, 8, 2**61)),
+            gguf().replace(struct.pack("<IIQ", 9, 4, 2), struct.pack("<IIQ", 9, 8, 2**28))
+            + b"\0" * 2**22,
+            *(gguf()[:4] + struct.pack(">I", version) + gguf()[8:] for version in (1, 2, 3)),
+            *(b"version https://git-lfs", b"<html>", b"{}", b"PK\x03\x04", b"\0" * 600, b"\x1b[2J"),
         ),
     ),
     Target(

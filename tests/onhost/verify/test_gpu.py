@@ -21,7 +21,8 @@ class NVMLError(Exception):
 
 
 class Recorded(ModuleType):
-    """NVML's answers, in pynvml's form, of a host with one RTX 4090."""
+    """NVML's answers, in pynvml's form, of a host with one RTX 4090; without a pid: with nothing at
+    work."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM = 1
@@ -31,9 +32,9 @@ class Recorded(ModuleType):
         super().__init__("recorded")
         self.count = count
         self.pid = pid
-        self.used = 1000
+        self.used = 0 if pid is None else 1000
         self.reasons = 0x4
-        self.utilisation = 97
+        self.utilisation = 0 if pid is None else 97
 
     def nvmlInit(self) -> None:
         self.open = True
@@ -71,14 +72,20 @@ class Recorded(ModuleType):
     def nvmlDeviceGetCudaComputeCapability(self, device: int) -> tuple[int, int]:
         return (8, 9)
 
-    def nvmlDeviceGetMemoryInfo(self, device: int) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, device: int, version: int | None = None) -> Any:
         total = 24564 * MIB
         return SimpleNamespace(total=total, used=self.used * MIB, free=total - self.used * MIB)
 
     def nvmlDeviceGetComputeRunningProcesses(self, device: int) -> list[Any]:
         other = SimpleNamespace(pid=1, usedGpuMemory=600 * MIB)
         own = SimpleNamespace(pid=self.pid, usedGpuMemory=400 * MIB)
-        return [other] if self.pid is None else [other, own]
+        return [] if self.pid is None else [other, own]
+
+    def nvmlDeviceGetComputeMode(self, device: int) -> int:
+        return 0
+
+    def nvmlDeviceGetMigMode(self, device: int) -> list[int]:
+        raise NVMLError(3)  # NVML_ERROR_NOT_SUPPORTED
 
     def nvmlDeviceGetUtilizationRates(self, device: int) -> Any:
         return SimpleNamespace(gpu=self.utilisation if device == 0 else 0)

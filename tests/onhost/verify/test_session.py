@@ -108,6 +108,7 @@ class Answers:
         }
         self.answers: dict[str, tuple[dict[str, Any] | None, str]] = {
             "probe": (probe, log("cuda-full")),
+            "outline": ({}, ""),
             "generate": ({"graph": sent(ON_GPU)}, log("cuda-full")),
             "logits": compared("cuda-full", SMALL_ON_GPU),
             "control": compared("cuda-zero", SMALL_ON_CPU),
@@ -162,8 +163,10 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     library.write_bytes((DATA / "fatbin" / "sm89-compute89-two-units.so").read_bytes())
     answers = Answers(tmp_path, [library])
     monkeypatch.setattr(verification, "Children", lambda *_, **__: answers)
-    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded()))
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(pid=None)))
     monkeypatch.setattr(weights, "read", read_weights)
+    # Of this machine nothing is read: no cards, no memory.
+    monkeypatch.setenv("LLAMAFLEET_ROOT", str(tmp_path / "root"))
     stamp = tmp_path / "stamp.json"
     digest = synth.sha256_of(library)
     stamp.write_text(json.dumps(stamped({"lib/libggml-cuda.so": digest})))
@@ -172,16 +175,19 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     data = good() | {key: str(value) for key, value in places.items()}
     data["inputs"] |= {"model": "synthetic:160m-q4_0"}
     data["inputs"] |= {"bench": {"prompt": 8, "gen": 8, "repetitions": 2}}
-    config = verify_config.parse(tmp_path / "verify.json", data)
+    config = verify_config.parse(tmp_path / "verify.json", data | {"busy_minutes": 0})
 
     def run(
-        faults: Faults | None = None, environment: dict[str, str] | None = None, **changes: Any
+        faults: Faults | None = None,
+        environment: dict[str, str] | None = None,
+        chosen: tuple[str, ...] = (),
+        **changes: Any,
     ) -> dict[str, Any]:
         inputs = replace(config.inputs, **changes)
-        told = replace(config, inputs=inputs, environment=environment or {})
+        told = replace(config, inputs=inputs, environment=environment or {}, gpus=chosen)
         code = verify.verify(told, faults or Faults())
         result: dict[str, Any] = json.loads((tmp_path / "results" / "latest.json").read_text())
-        assert code == (1 if result["verdict"] == "FAIL" else 0)
+        assert code == (0 if result["verdict"] == "PASS" else 1)
         return result
 
     return answers, run
@@ -226,7 +232,7 @@ def test_a_good_host_passes(host: Host) -> None:
     assert received_result(result) == decode(Result, result)
 
 
-PLANNED = {"driver": "570.86.10", "gpus": ("NVIDIA GeForce RTX 4090 GPU-9",)}
+PLANNED: dict[str, Any] = {"driver": "570.86.10", "gpus": ()}
 INPUTS: dict[str, Any] = {
     "fingerprint": "f00",
     "driver": "580.159.04",
@@ -259,7 +265,7 @@ def test_without_nvml_it_names_the_module(
     module.write_text("580.95.05\n")
     result = host[1](**PLANNED)
     assert result["verdict"] == "FAIL" and "gpus_visible" in status(result, "fail")
-    planned = INPUTS | {"gpus": list(PLANNED["gpus"]), "driver": "580.95.05"}
+    planned = INPUTS | {"gpus": [], "driver": "580.95.05"}
     assert result["inputs"] == planned
     assert result["key"] == fingerprint(result["inputs"])
 
@@ -441,7 +447,7 @@ def test_a_crash_of_a_step_leaves_a_result(host: Host, monkeypatch: pytest.Monke
 def two(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """The same host with a second GPU of that kind."""
     answers, _ = host
-    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(count=2)))
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded(count=2, pid=None)))
     reply, text = answers.answers["probe"]
     assert reply is not None
     first = reply["devices"][0]
@@ -463,8 +469,10 @@ def test_each_gpu_is_verified_by_itself_and_then_all_together(two: Host) -> None
     assert answers.on == [
         ("probe", ""),
         ("control", ""),
-        *((task, "GPU-0") for task in ("generate", "logits", "context", "bench")),
-        *((task, "GPU-1") for task in ("generate", "logits", "context", "bench")),
+        *((task, "GPU-0") for task in ("generate", "logits", "context")),
+        *((task, "GPU-1") for task in ("generate", "logits", "context")),
+        ("bench", "GPU-0"),
+        ("bench", "GPU-1"),
         *((task, "") for task in ("generate", "context", "bench")),
     ]
     assert result["benchmark"] is not None and all(g["benchmark"] for g in result["gpus"])
@@ -568,3 +576,37 @@ def test_a_model_too_big_for_one_gpu_is_measured_on_all_of_them(
     assert {gpu["model"] for gpu in result["gpus"]} == {"synthetic:7b-q4_0"}
     loaded = [request["model"] for name, request in answers.asked if name == "bench"]
     assert loaded == [str(tmp_path / "seven.gguf")] * 2 + [str(mine)]
+
+
+# -- what the others need --------------------------------------------------------------------------
+
+
+def test_a_library_that_dies_is_one_red_check_on_two_gpus(two: Host) -> None:
+    """It was nine a GPU."""
+    answers, run = two
+    answers.answers["probe"] = (None, "libcublas.so.13: cannot open shared object file")
+    result = run()
+    assert rows(result) == {"GPU-0": "FAIL", "GPU-1": "FAIL"} and result["verdict"] == "FAIL"
+    red = [check["name"] for check in every(result) if check["status"] == "fail"]
+    assert red == ["library_cuda"] and "libcublas.so.13" in said(result, "library_cuda")
+    assert [name for name, _ in answers.asked] == ["probe"], "nothing else is tried"
+    assert said(result, "logits") == "not tried: the library can't be loaded "
+
+
+def test_a_library_that_is_damaged_on_disk_is_why_it_can_t_be_loaded(
+    host: Host, tmp_path: Path
+) -> None:
+    answers, run = host
+    answers.answers["probe"] = (None, "file too short")
+    (tmp_path / "prefix/lib/libggml-cuda.so").write_bytes(b"")
+    result = run()
+    assert status(result, "fail") == {"library_origin", "machine_code"}
+    assert "not what the build made" in said(result, "library_origin")
+    assert "see library_origin" in said(result, "library_cuda")
+
+
+def test_memory_that_the_host_lends_is_red_by_its_name(host: Host) -> None:
+    """Whatever the figures say: these are good ones."""
+    result = host[1](environment={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "0"})
+    assert status(result, "fail") == {"vram"}
+    assert "GGML_CUDA_ENABLE_UNIFIED_MEMORY=0 in the environment" in said(result, "vram")

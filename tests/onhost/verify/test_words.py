@@ -13,16 +13,20 @@ from pathlib import Path
 from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
 from llamafleet.onhost.verify.checks.busy import judge_busy
 from llamafleet.onhost.verify.checks.control import judge_control
-from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus
+from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus, judge_missing
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
-from llamafleet.onhost.verify.checks.library_origin import judge_origin
-from llamafleet.onhost.verify.checks.logits import LogitsDifference, judge_logits
+from llamafleet.onhost.verify.checks.library_origin import judge_origin, judge_package
+from llamafleet.onhost.verify.checks.logits import Limit, LogitsDifference, judge_logits
 from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
+from llamafleet.onhost.verify.checks.model import judge_room
 from llamafleet.onhost.verify.checks.offload import judge_offload
-from llamafleet.onhost.verify.checks.vram import judge_vram
+from llamafleet.onhost.verify.checks.vram import judge_unified, judge_vram
 from llamafleet.onhost.verify.fatbin import Code, MachineCode
+from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.graph import UNSEEN, Seen
+from llamafleet.onhost.verify.imported import Imported
 from llamafleet.onhost.verify.llama_log import Placement, parse
+from llamafleet.onhost.verify.present import Missing
 from llamafleet.protocol.result import Benchmark, Check, Rates
 from tests.onhost.verify.graphs import (
     HALF,
@@ -53,10 +57,18 @@ def gpus_visible() -> Iterator[Check]:
     yield judge_gpus([GPU, OTHER], None, [GPU], None)
     yield judge_gpus([GPU, OTHER], None, [GPU], "0")
     yield judge_gpus([GPU], None, [GPU, OTHER], None)
-    yield judge_gpu(GPU, "0000:01:00.0", ["0000:01:00.0", "0000:02:00.0"], None)
-    yield judge_gpu(GPU, "", None, None)
-    yield judge_gpu(GPU, "0000:01:00.0", ["0000:02:00.0"], None)
-    yield judge_gpu(GPU, "0000:01:00.0", [], "1")
+    yield judge_gpus([GPU], None, [GPU], None, left_out=["NVIDIA RTX A2000 GPU-b"])
+    yield judge_gpus([GPU], None, [GPU], None, missing=["0000:02:00.0"])
+    first, second = "0000:01:00.0", "0000:02:00.0"
+    yield judge_gpu(GPU, first, [first, second], there=True, why=None)
+    yield judge_gpu(GPU, "", None, there=True, why=None)
+    yield judge_gpu(GPU, first, [second], there=False, why=None)
+    why = ("its compute mode is Prohibited: it takes no process", "sudo nvidia-smi -i 1 -c DEFAULT")
+    yield judge_gpu(GPU, first, [], there=False, why=why)
+    gone = Gpu(-1, "NVIDIA H200", "GPU-c", second, "", 0)
+    yield judge_missing(Missing(gone, "NVML does not list it", "nvidia-smi -L"))
+    nameless = Gpu(-1, "GPU 2 of NVML", "", "", "", 0)
+    yield judge_missing(Missing(nameless, "NVML counts it", "nvidia-smi -L"))
 
 
 def library_origin() -> Iterator[Check]:
@@ -69,6 +81,21 @@ def library_origin() -> Iterator[Check]:
     elsewhere = {"/usr/lib/libllama.so": "a" * 64, "/opt/libggml.so": "b" * 64}
     yield judge_origin(own | elsewhere, "/v/f00", stamp, "stamp.json")
     yield judge_origin(own, "/v/f00", {"lib/libllama.so": "c" * 64}, "stamp.json")
+
+
+def packages() -> Iterator[Check]:
+    file, own = "/mine/llama_cpp/__init__.py", Path("/v/f00/lib/python3.12/site-packages/llama_cpp")
+    told = {"PYTHONPATH": "/none:/mine"}
+    yield judge_package(Imported(file, "/mine", "PYTHONPATH", told), own)
+    yield judge_package(Imported(file, "/mine", "/v/f00/lib/mine.pth"), own)
+    yield judge_package(Imported(file, "/mine", "/v/f00/pyvenv.cfg"), own)
+    yield judge_package(Imported("/mine/llama_cpp.py"), own)
+
+
+def model() -> Iterator[Check]:
+    yield judge_room("m.gguf", 3577.6, 24000, 24564, 1)
+    yield judge_room("m.gguf", 30000, 24000, 49128, 2)
+    yield judge_room("m.gguf", 50000, 24000, 49128, 2)
 
 
 def library_cuda() -> Iterator[Check]:
@@ -123,6 +150,7 @@ def vram() -> Iterator[Check]:
     yield judge_vram(1000, 900, 2000, 1800)
     yield judge_vram(1000, 899, 2000, 1800)
     yield judge_vram(1000, 900, 2000, 1799)
+    yield judge_unified("1")
 
 
 def busy() -> Iterator[Check]:
@@ -132,10 +160,14 @@ def busy() -> Iterator[Check]:
 
 
 def logits() -> Iterator[Check]:
-    yield judge_logits(LogitsDifference(0.05, 1.0, 0.875, 8))
-    yield judge_logits(LogitsDifference(0.0501, 1.0, 1.0, 8))
-    yield judge_logits(LogitsDifference(0.0, 0.0, 1.0, 8))
-    yield judge_logits(LogitsDifference(0.02, 0.5, 1.0, 8))
+    allowed = {"q4_0": Limit(0.05, 0.02), "iq3_s": Limit(0.2, 0.05)}
+    good, edge = LogitsDifference(0.02, 0.005, 0.5, 1.0, 8), LogitsDifference(0.1, 0.01, 0.5, 1, 8)
+    garbage = LogitsDifference(6.0, 1.4, 1.0, 0.125, 8)
+    yield judge_logits({"q4_0": good, "iq3_s": edge}, allowed)
+    yield judge_logits({"q4_0": good, "iq3_s": garbage}, allowed)
+    yield judge_logits({"q4_0": LogitsDifference(0.0, 0.0, 0.0, 1.0, 8), "iq3_s": good}, allowed)
+    yield judge_logits({"q4_0": good, "iq3_s": "llama.cpp can't load it"}, allowed)
+    yield judge_logits({"q4_0": good}, allowed)
 
 
 def benchmark() -> Iterator[Check]:
@@ -148,7 +180,7 @@ def benchmark() -> Iterator[Check]:
 
 JUDGEMENTS = (
     *(gpus_visible, library_origin, library_cuda, control, machine_code, offload, vram, busy),
-    *(logits, benchmark),
+    *(logits, benchmark, packages, model),
 )
 
 

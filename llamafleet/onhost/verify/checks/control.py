@@ -54,4 +54,4 @@ def _host(evidence: Evidence) -> Check:
     return judge_control(graph_of(first), llama_log.parse(log), held)
 
 
-SPEC = Spec(NAME, host=_host)
+SPEC = Spec(NAME, host=_host, needs=frozenset({"small model"}))

@@ -260,4 +260,4 @@ def _place(place: Place) -> Check:
     return known.explained(check, ended.log)
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), needs=frozenset({"model"}))
