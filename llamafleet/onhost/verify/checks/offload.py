@@ -124,7 +124,8 @@ def _unused(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
     used = {name for layer in _layers(held) for name in _devices_of(seen, layer)}
     told = {seen.devices.get(name) for name in used}
     ids = {gpu.bus_id for gpu in gpus}
-    if gpus and None not in told and "" not in ids:
+    # The MIG devices of a card have one address, and so have GPUs whose address is not told.
+    if gpus and None not in told and len(ids - {""}) == len(gpus):
         foreign = sorted(str(one) for one in told - ids)
         if foreign:
             yield f"layers on another GPU, at {', '.join(foreign)}"
