@@ -190,7 +190,15 @@ def test_hidden_gpus_are_red(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layers", ["0", "half"])
 def test_a_model_that_stays_on_the_cpu_is_red(tmp_path: Path, layers: str) -> None:
     found = verify(tmp_path, "--n-gpu-layers", layers)
-    planted(f"n_gpu_layers {layers}", found, "offload", "vram")
+    planted(f"n_gpu_layers {layers}", found, "offload", "vram", "logits")
+    said = check(found, "offload").found
+    assert said.startswith("graph: ") and "weights of layers 0-" in said and "; log: " in said
+
+
+def test_memory_that_the_driver_moves_is_red(tmp_path: Path) -> None:
+    """Graph and log show the GPU: the growth of its memory tells."""
+    found = verify(tmp_path, env={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"})
+    planted("unified memory", found, "vram")
 
 
 def test_a_context_far_too_large_is_red_and_the_largest_that_fits_is_named(tmp_path: Path) -> None:

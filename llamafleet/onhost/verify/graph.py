@@ -139,7 +139,8 @@ class Recorder:
         if op in _VIEWS:
             return
         name = _name(node)
-        layer = _layer_of(held) or _number(_OF_NODE, name) or self._unnamed(roots)
+        numbered = [layer for layer in held if layer.isdecimal()] or [_number(_OF_NODE, name)]
+        layer = numbered[0] or (held[0] if held else self._unnamed(roots))
         if layer == INPUT:
             self._prepared.add(address)
         buffer = self._buffer(own)
@@ -160,9 +161,11 @@ class Recorder:
     def _held(self, address: int, op: str) -> str:
         """The layer of a weight, a cache or a copy of one, which is counted; "": it is none."""
         tensor = Tensor.from_address(address)
-        if self._ggml.op_name(tensor.op) != b"NONE" or not tensor.buffer:
+        if self._ggml.op_name(tensor.op) != b"NONE":
             return ""
-        name, usage = _name(tensor), self._ggml.backend_buffer_get_usage(tensor.buffer)
+        name, usage = _name(tensor), WEIGHTS  # of what has no buffer, which is then told
+        if tensor.buffer:
+            usage = self._ggml.backend_buffer_get_usage(tensor.buffer)
         kind: Kind
         if usage == WEIGHTS:
             kind, layer = "weight", weight_layer(name, op)
@@ -232,8 +235,3 @@ def _name(tensor: Tensor) -> str:
 def _number(pattern: re.Pattern[str], name: str) -> str:
     found = pattern.search(name)
     return str(int(found[1])) if found else ""
-
-
-def _layer_of(held: list[str]) -> str:
-    """A layer with a number goes before those without."""
-    return min(held, key=lambda layer: not layer.isdigit(), default="")

@@ -11,6 +11,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamafleet.onhost.verify import fatbin, gpu, llama_log, weights
+from llamafleet.onhost.verify.checks.control import judge_control
+from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem
 from llamafleet.onhost.verify.evidence import Evidence, Faults
 from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable
@@ -20,6 +22,7 @@ from llamafleet.protocol.verify import VerifyConfig
 from tests.fuzz import Target
 from tests.fuzz.material import binaries, objects, texts, words
 from tests.fuzz.targets.jobs import DATA, VERIFY, lines_of
+from tests.onhost.verify.graphs import HALF, card, sent, w160m
 
 LOGS = lines_of(
     *(f"logs/{name}.log" for name in ("cuda-full", "cuda-two-gpus", "cuda-init-error", "cpu-160m"))
@@ -200,6 +203,18 @@ def _reply(data: Any, folder: Path) -> object:
     return [*found, told, evidence.foreign(), evidence.variables()]
 
 
+GRAPH = {"graph": sent(HALF) | {"seen": sent(HALF)["seen"][:6]}}
+
+
+def _graph(data: Any, _: Path) -> object:
+    graph = graph_of(data if isinstance(data, dict) else None)
+    placement = llama_log.parse("")
+    return [
+        judge_offload(graph, placement, w160m(), (card(0), card(1))),
+        judge_control(graph, placement, w160m()),
+    ]
+
+
 TARGETS = (
     Target(
         "llama.cpp's log",
@@ -275,6 +290,14 @@ TARGETS = (
         _reply,
         (TaskProblem,),
         known=({"devices": [{}]}, {"libraries": [5]}, {"devices": 5}, {"devices": [5]}),
+        printable=False,
+    ),
+    Target(
+        "a worker's graph",
+        ("onhost.verify.checks.offload:graph_of",),
+        objects([GRAPH]),
+        _graph,
+        known=({"graph": {"seen": [{**GRAPH["graph"]["seen"][0], "layer": "\u00b2"}]}},),
         printable=False,
     ),
 )

@@ -188,6 +188,20 @@ def test_what_prepares_the_input_is_the_input_layer_s() -> None:
     assert [(row.layer, row.count) for row in rows] == [(INPUT, 4), (BETWEEN, 1), ("0", 1)]
 
 
+def test_an_operation_s_name_tells_more_than_a_weight_of_no_layer() -> None:
+    nodes = [["ROPE", "Qcur-3", "CUDA0", [["rope_freqs.weight", "NONE", "CUDA0", None]]]]
+    rows = {row.kind: row.layer for row in recorder_of(Replay(nodes)).seen()}
+    assert rows == {"weight": BETWEEN, "operation": "3"}
+
+
+def test_a_weight_without_a_buffer_is_told() -> None:
+    nodes = [["MUL", "out", "CUDA0", [["blk.0.attn_q.weight", "NONE", "CUDA0", None]]]]
+    replay = Replay(nodes)
+    replay.tensors["blk.0.attn_q.weight", "NONE"].buffer = None
+    (weight,) = [row for row in recorder_of(replay).seen() if row.kind == "weight"]
+    assert (weight.layer, weight.buffer) == ("0", "no buffer")
+
+
 def test_a_graph_reaches_the_parent_whole_and_small() -> None:
     graph = graph_of("zero-64-tokens")
     sent = json.dumps(asdict(graph))

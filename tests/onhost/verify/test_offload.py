@@ -203,9 +203,18 @@ def test_a_layer_too_many_on_a_second_gpu_is_red() -> None:
     assert check.status == "fail" and f"on another GPU, at {BUS_IDS[1]}" in check.found
 
 
-@pytest.mark.parametrize("gpus", [(card(0, ""), card(1, "")), (card(0, ""), card(1))])
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        (card(0, ""), card(1, "")),
+        (card(0, ""), card(1)),
+        # MIG devices of one card.
+        (card(0, BUS_IDS[0]), card(1, BUS_IDS[0])),
+    ],
+)
 def test_without_addresses_as_many_devices_as_gpus_must_be_used(gpus: tuple[Gpu, ...]) -> None:
-    both = like(["CUDA0"] * 7 + ["CUDA1"] * 6, TWO)
+    addresses = {"CUDA0": gpus[0].bus_id or None, "CUDA1": gpus[1].bus_id or None}
+    both = like(["CUDA0"] * 7 + ["CUDA1"] * 6, addresses)
     assert judged(both, placed("cuda-two-gpus"), gpus).status == "pass"
     check = judged(like(["CUDA0"] * 13, {"CUDA0": None}), placed("cuda-full"), gpus)
     assert check.status == "fail" and "no layer on 1 of them" in check.found

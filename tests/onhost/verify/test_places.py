@@ -503,6 +503,14 @@ def grown(loaded: float | None, ready: float | None) -> SimpleNamespace:
     return SimpleNamespace(watched=lambda: outcome, model=model, evidence=evidence)
 
 
+def test_the_cache_s_size_is_the_graph_s_where_the_log_is_silent() -> None:
+    place = grown(465.0, 490.0)
+    silent = replace(place.watched(), log="", reply={"graph": sent(ON_GPU)})
+    place.watched = lambda: silent
+    check = of_place(vram.SPEC, place)
+    assert "(weights 65, weights and KV cache 101)" in check.found
+
+
 def test_memory_grows_by_the_weights_and_by_the_cache() -> None:
     check = of_place(vram.SPEC, grown(465.0, 490.0))
     assert (check.status, check.found) == (

@@ -124,7 +124,8 @@ def _unused(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
     used = {name for layer in _layers(held) for name in _devices_of(seen, layer)}
     told = {seen.devices.get(name) for name in used}
     ids = {gpu.bus_id for gpu in gpus}
-    if gpus and None not in told and "" not in ids:
+    # The MIG devices of a card have one address, and so have GPUs whose address is not told.
+    if gpus and None not in told and len(ids - {""}) == len(gpus):
         foreign = sorted(str(one) for one in told - ids)
         if foreign:
             yield f"layers on another GPU, at {', '.join(foreign)}"
@@ -173,7 +174,7 @@ def _told(seen: Graph, held: Weights) -> str:
 def _named(layers: Iterable[str]) -> str:
     """As "layers 0-5, 7 and output"."""
     names = set(layers)
-    numbers = sorted(int(layer) for layer in names if layer.isdigit())
+    numbers = sorted(int(layer) for layer in names if layer.isdecimal())
     ranges: list[list[int]] = []
     for number in numbers:
         if ranges and number == ranges[-1][1] + 1:

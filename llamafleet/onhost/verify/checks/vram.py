@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llamafleet.onhost.verify import llama_log
+from llamafleet.onhost.verify.checks.offload import graph_of
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import MIB, Place
 from llamafleet.onhost.verify.gpu import NvmlUnavailable
@@ -63,7 +64,8 @@ def _place(place: Place) -> Check:
     at_end = ended.recording.growth_mib("initialised", "ready")
     if at_load is None or at_end is None:
         raise NvmlUnavailable("NVML tells no memory figures")
-    kv = sum(llama_log.parse(ended.log).kv_mib.values())
+    logged = sum(llama_log.parse(ended.log).kv_mib.values())
+    kv = max(logged, sum(row.bytes for row in graph_of(ended.reply).of("cache")) / MIB)
     return judge_vram(needed, at_load, needed + kv, at_end)
 
 
