@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llamafleet.protocol import result
 from llamafleet.protocol.decode import LARGEST
-from llamafleet.protocol.result import NOT_VERIFIED, PASS, Result
+from llamafleet.protocol.result import BUSY, NOT_VERIFIED, PASS, Result
 
 T = TypeVar("T")
 
@@ -112,10 +112,13 @@ def received_result(data: object) -> Result | Unreadable:
 
 def _contradiction(found: Result) -> str:
     """How a verdict is more than its rows hold; what an older version did not judge is no word."""
-    worse = [gpu.uuid for gpu in found.gpus if gpu.verdict not in (PASS, NOT_VERIFIED)]
-    if found.verdict != PASS or (found.gpus and not worse):
+    if found.verdict not in (PASS, BUSY):
         return ""
-    return f"found PASS beside {_quoted(', '.join(worse)) if worse else 'no GPU'}"
+    held = {found.verdict, PASS, NOT_VERIFIED}
+    worse = [gpu.uuid for gpu in found.gpus if gpu.verdict not in held]
+    if found.gpus and not worse:
+        return ""
+    return f"found {found.verdict} beside {_quoted(', '.join(worse)) if worse else 'no GPU'}"
 
 
 def bounded(data: object) -> None:

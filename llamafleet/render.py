@@ -106,6 +106,7 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
             # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
             "cmake_args": shlex.join(plan.build.config.cmake_args),
             "environment": sorted(plan.build.config.environment.items()),
+            "gpus": ",".join(plan.verify.config.gpus) if plan.verify else "",
         }
     if plan.hold:
         values |= {"held": plan.hold.record, "expressions": expressions(plan.hold.record)}

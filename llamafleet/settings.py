@@ -68,6 +68,13 @@ def _named(value: object) -> object:
     return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values)
 
 
+def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Not min_length, which pydantic says of a wrong item too."""
+    if not names:
+        raise ValueError(_GPUS)
+    return names
+
+
 def _versioned(value: object) -> object:
     """`pyinfra --data toolkit_version=13.0` arrives as a float."""
     return str(value) if isinstance(value, float) else value
@@ -158,7 +165,8 @@ GpuName = Annotated[
     str,
     Field(
         pattern=r"^(GPU-[0-9a-f-]{8,36}|MIG-[0-9A-Za-z/-]{8,80}"
-        r"|([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]|[0-9]{1,2})$"
+        # As Linux writes it, and as nvidia-smi does.
+        r"|([0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]|[0-9]{1,2})$"
     ),
 ]
 HostPath = Annotated[str, Field(pattern=f"^{_TOOL}$", max_length=LONGEST_PATH)]
@@ -252,9 +260,8 @@ class Settings(BaseModel):
     context: Annotated[int, _whole(256, 1048576, "tokens")] = 4096
     """Tokens of context that the verification loads the model with."""
     gpus: Annotated[
-        tuple[GpuName, ...] | None,
+        Annotated[tuple[GpuName, ...], Field(max_length=MOST_GPUS), AfterValidator(_some)] | None,
         BeforeValidator(_named),
-        Field(min_length=1, max_length=MOST_GPUS),
     ] = Field(default=None, description=_GPUS)
     """The GPUs to prove and to use, each by UUID, bus id or index; None: all there are."""
     busy_minutes: Annotated[int, _whole(0, 120, "minutes")] = 5

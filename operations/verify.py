@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeGuard
 
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
@@ -14,10 +14,10 @@ from pyinfra.api.state import State
 from llamafleet.history.store import Store
 from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
-from llamafleet.plans.verify import why_of_another
+from llamafleet.plans.verify import proving, why_of_another
 from llamafleet.protocol.fingerprint import explain_difference
 from llamafleet.protocol.job import Stamp
-from llamafleet.protocol.result import WANTED, Result
+from llamafleet.protocol.result import Result
 from llamafleet.received import Unreadable
 from operations import jobs
 from operations.files import systemctl
@@ -96,6 +96,9 @@ def result() -> Generator[PyinfraCommand, None, None]:
     run = here()
     plan = run.plan()
     found = run.snapshot().result
+    if isinstance(found, Result):
+        # Of the settings of today: they may have changed since it was verified.
+        found = replace(found, allow_busy=run.settings.allow_busy)
     if run.host.state.is_executing:  # Without -y pyinfra prepares this too, and then asks.
         run.result = found
         if _told_by(found, plan.verify, run) and not _keep(run, found):
@@ -103,9 +106,10 @@ def result() -> Generator[PyinfraCommand, None, None]:
             return
     if (
         _told_by(found, plan.verify, run)
-        and found.verdict == WANTED[plan.backend]
+        and found.verdict in proving(plan.backend)
         and not found.red
     ):
+        # A BUSY host goes on: its build is proven. That its row is not good, the report says.
         run.noop(found.verdict)
         return
     yield FunctionCommand(_judge, (run, plan.verify), {})

@@ -123,6 +123,14 @@ def test_the_environment_is_the_same_to_a_shell_and_to_systemd(tmp_path: Path) -
     assert tuple(shlex.split(shell.stdout)) == CONFIG.cmake_args, shell
 
 
+def test_people_s_own_processes_get_the_chosen_gpus_alone() -> None:
+    config = replace(VERIFY.config, gpus=("GPU-a", "GPU-b"))
+    made = replace(PLAN, verify=replace(VERIFY, config=config))
+    text = rendered(Layout.system(), Settings(), made)["llamafleet.env"]
+    assert 'CUDA_VISIBLE_DEVICES="GPU-a,GPU-b"\n' in text
+    assert "CUDA_VISIBLE_DEVICES" not in rendered(Layout.system(), Settings())["llamafleet.env"]
+
+
 @pytest.mark.parametrize("bad", ['a"b', "a$HOME", "a\nb", "a`b`", "a\\b"])
 def test_a_value_that_a_shell_would_change_is_refused(bad: str) -> None:
     build = replace(BUILD, config=replace(CONFIG, environment={"X": bad}))
@@ -157,7 +165,8 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: boo
 def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> None:
     first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
     assert first == second
-    assert json.loads(first) == good() | {"environment": {}, "as_account": []}
+    defaults = {"environment": {}, "as_account": [], "gpus": [], "busy_minutes": 5}
+    assert json.loads(first) == good() | defaults | {"allow_busy": False}
 
 
 def test_units_run_the_planned_build_whatever_current_is() -> None:

@@ -80,6 +80,9 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "bench_gen": 64,
         "bench_repetitions": 3,
         "context": 2048,
+        "gpus": ["GPU-5f3d2c1b-0000-0000-0000-000000000000", "0000:01:00.0", "41:00.0", "2"],
+        "busy_minutes": 10,
+        "allow_busy": True,
         "verify_schedule": "Mon *-*-* 03:00:00",
         "wheelhouse": None,
         "index_url": "https://pypi.example:8443/simple",
@@ -90,7 +93,8 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
     }
     assert set(data) == set(Settings.model_fields)
     made = settings_of(**data)
-    assert made.model_dump() == {**data, "compute_capabilities": ("8.9", "12.0")}
+    lists = {"compute_capabilities": ("8.9", "12.0"), "gpus": tuple(data["gpus"])}
+    assert made.model_dump() == data | lists
 
 
 def test_keys_of_pyinfra_and_of_the_user_pass() -> None:
@@ -111,6 +115,10 @@ TYPED = [
     ("compute_capabilities", "8.9", ("8.9",)),
     ("compute_capabilities", '["8.9", 9.0]', ("8.9", "9.0")),
     ("jobs", "3", 3),
+    ("gpus", "0", ("0",)),
+    ("gpus", '[0, "01:00.0"]', ("0", "01:00.0")),
+    ("gpus", "null", None),
+    ("gpus", '["00000000:1B:00.0"]', ("00000000:1B:00.0",)),
     ("jobs", "null", None),
     ("install_packages", "false", False),
     ("accelerator", "cpu", "cpu"),
@@ -159,6 +167,7 @@ HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and co
 SHA = "64 hex digits in lower case"
 TOOLKIT = 'major.minor such as "13.0"'
 NAMES = 'names and texts such as {"LLAVA_BUILD": "ON"}'
+GPUS = 'a list of UUIDs, bus ids or indices such as ["GPU-5f3d...", "0000:01:00.0", "1"], or None'
 SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 URL = "an http://, https:// or file:/// URL"
 VERSION = f'a released version such as "{LLAMA_VERSION}"'
@@ -194,6 +203,9 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
         ("jobs", 0, "0", "a whole number of jobs from 1 to 1024"),
         ("jobs", "4", "'4' (str)", "a whole number of jobs from 1 to 1024"),
         ("jobs", True, "True (bool)", "a whole number of jobs from 1 to 1024"),
+        ("gpus", [], "()", GPUS),
+        ("busy_minutes", 121, "121", "a whole number of minutes from 0 to 120"),
+        ("allow_busy", 1, "1 (int)", "true or false"),
         ("bench_prompt", 0, "0", "a whole number of tokens from 1 to 65536"),
         ("bench_gen", 65537, "65537", "a whole number of tokens from 1 to 65536"),
         ("bench_repetitions", 1, "1", "a whole number of repetitions from 2 to 100"),
@@ -235,6 +247,17 @@ def test_capabilities_out_of_range(value: str) -> None:
     assert lines_of(compute_capabilities=["8.9", value]) == [
         f"host gpu-a: compute_capabilities[1]: found '{value}', allowed: {CAPABILITY}"
     ]
+
+
+@pytest.mark.parametrize("value", ["H100", "GPU-", "1b:00", "100", "GPU-5F3D2C1B", "", True, 1.5])
+def test_what_is_no_name_of_a_gpu_is_one_line(value: object) -> None:
+    (line,) = lines_of(gpus=["0", value])
+    assert line.startswith(f"host gpu-a: gpus[1]: found {value!r}") and line.endswith(GPUS)
+
+
+def test_more_gpus_than_a_host_has_are_refused() -> None:
+    (line,) = lines_of(gpus=["0"] * 65)
+    assert line.endswith(GPUS)
 
 
 @pytest.mark.parametrize("value", ["89", "sm_89", "8.9a", "native", "8.90"])

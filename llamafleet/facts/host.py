@@ -193,6 +193,8 @@ class Toolkit:
     """It has a libcuda.so to link against, on a host with any driver or none."""
     names: tuple[str, ...] = ()
     """Other paths that lead to `root`, as /usr/local/cuda."""
+    build: str = ""
+    """Of its nvcc, as 13.2.78; "" where it does not tell."""
 
     @property
     def missing(self) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ COMPILER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,4}")
 """A version of gcc or clang; anything else that answers is no compiler for a build."""
 TOOLKIT = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 """A version of nvcc."""
+NVCC_BUILD = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,6}")
 PYTHON = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){1,2}")
 
 
@@ -390,7 +391,7 @@ def _locked(record: Record) -> list[str]:
 def _toolkits(record: Record) -> tuple[Toolkit, ...]:
     """One for each real folder; the paths that lead there are its names."""
     rows: dict[str, list[list[str]]] = {}
-    for path, root, *rest in record.rows("toolkit", 9):
+    for path, root, *rest in record.rows("toolkit", 10):
         rows.setdefault(root, []).append([path, *rest])
     return tuple(
         Toolkit(
@@ -404,6 +405,7 @@ def _toolkits(record: Record) -> tuple[Toolkit, ...]:
             # An older recording does not tell.
             stub=found[0][7] != "0",
             names=tuple(sorted({row[0] for row in found} - {root})),
+            build=next((row[8] for row in found if NVCC_BUILD.fullmatch(row[8])), ""),
         )
         for root, found in rows.items()
     )

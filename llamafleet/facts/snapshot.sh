@@ -858,7 +858,7 @@ toolkit() {
     real=$(readlink -f "$1") || return
     # /opt may be a link; what is ours has the name by which we know it.
     case $real in "$real_prefix"/*) real=$LF_PREFIX${real#"$real_prefix"} ;; esac
-    nvcc=0 version= cudart=0 cublas=0 cccl=0 libdir= stub=0
+    nvcc=0 version= build= cudart=0 cublas=0 cccl=0 libdir= stub=0
     includes=$real/include
     libdirs=$real/lib64$nl$real/lib
     for target in $targets; do
@@ -896,9 +896,11 @@ toolkit() {
     [ "$2" = complete ] && [ $nvcc$cudart$cublas$cccl != 1111 ] && return
     # Asked once for each real folder.
     if new "$real" && [ $nvcc = 1 ]; then
-        version=$(said "$real/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+        answer=$(said "$real/bin/nvcc" --version)
+        version=$(printf '%s\n' "$answer" | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+        build=$(printf '%s\n' "$answer" | sed -n 's/.*release .*, V\([0-9.]*\).*/\1/p')
     fi
-    put toolkit "$1" "$real" "$version" $nvcc $cudart $cublas $cccl "$libdir" $stub
+    put toolkit "$1" "$real" "$version" $nvcc $cudart $cublas $cccl "$libdir" $stub "$build"
 }
 
 read_tools() {

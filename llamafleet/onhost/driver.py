@@ -24,20 +24,20 @@ _LISTED = re.compile(r"^\s*libnvidia-ml\.so\.1 \(libc6,[^)]*\) => (.+)$", re.MUL
 _FILE = re.compile(r"\.so\.([0-9]{1,6}\.[0-9]{1,6}(?:\.[0-9]{1,6})?)$")
 
 
-def _root() -> Path:
+def root() -> Path:
     """LLAMAFLEET_ROOT, put before /sys and /proc: reads a recorded host."""
     return Path(os.environ.get("LLAMAFLEET_ROOT") or "/")
 
 
 def _program(name: str) -> str:
     """Its path; the bare name where it is not found."""
-    folders = (os.environ.get("PATH", os.defpath), *(str(_root() / one) for one in FOLDERS))
+    folders = (os.environ.get("PATH", os.defpath), *(str(root() / one) for one in FOLDERS))
     return shutil.which(name, path=os.pathsep.join(folders)) or name
 
 
 def loaded_driver() -> tuple[str | None, str]:
     """(version of the driver that is loaded, where it was read); (None, why there is none)."""
-    modules = (_root() / "sys/module/nvidia/version", _root() / "proc/driver/nvidia/version")
+    modules = (root() / "sys/module/nvidia/version", root() / "proc/driver/nvidia/version")
     for file in modules:
         try:
             with file.open(encoding="utf-8", errors="replace") as text:

@@ -22,6 +22,7 @@ from pathlib import Path
 from llamafleet.onhost import driver
 from llamafleet.onhost.rights import root_problem
 from llamafleet.onhost.verify import gpu
+from llamafleet.onhost.verify.present import chosen
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import alive, read_json, read_progress, write_json
 from llamafleet.protocol.result import VerdictOn
@@ -81,7 +82,7 @@ def _check(config: VerifyConfig, planned: str) -> int:
     if halves:
         found = f"reboot needed: loaded kernel module {now}, library {library}"
         return _stale(stale, planned, now, found, REBOOT)
-    answer = _ask()
+    answer = _ask(config)
     if others := _other_gpus(config, answer):
         latest.unlink(missing_ok=True)
         return _stale(stale, planned, now, others, DEPLOY)
@@ -120,17 +121,19 @@ class _Answer:
     """What NVML says."""
 
     gpus: tuple[str, ...] = ()
+    """Those that the settings choose."""
     cuda: str = ""
     problem: str = ""
     """Why it says nothing."""
 
 
-def _ask() -> _Answer:
+def _ask(config: VerifyConfig) -> _Answer:
     try:
         nvml = gpu.Nvml()
     except gpu.NvmlUnavailable as error:
         return _Answer(problem=str(error))
-    answer = _Answer(tuple(one.identity for one in nvml.gpus()), nvml.cuda())
+    gpus = chosen(nvml.gpus(), config)
+    answer = _Answer(tuple(one.identity for one in gpus), nvml.cuda())
     nvml.close()
     return answer
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 from types import FrameType
 from typing import Any, Generic, TextIO, TypeVar
 
@@ -107,10 +108,14 @@ STOPPER = Stopper()
 
 
 class ProgressFile:
-    """progress.json: written at every change of phase, and else once a second at most."""
+    """progress.json: written at every change of phase, and else once a second at most.
+
+    Of several threads the last word stands.
+    """
 
     def __init__(self, folder: Path, kind: Kind, key: str) -> None:
         self._path = folder / PROGRESS
+        self._lock = Lock()
         self._written = 0.0
         pid = os.getpid()
         self._told = Progress(
@@ -118,13 +123,16 @@ class ProgressFile:
         )
 
     def phase(self, name: str, line: str = "") -> None:
-        self._told = replace(self._told, phase=name, step=0, steps=0, line=redacted(line[:200]))
-        self._write()
+        with self._lock:
+            said = redacted(line[:200])
+            self._told = replace(self._told, phase=name, step=0, steps=0, line=said)
+            self._write()
 
     def step(self, step: int, steps: int, line: str = "") -> None:
-        self._told = replace(self._told, step=step, steps=steps, line=redacted(line[:200]))
-        if time.monotonic() - self._written >= 1.0:
-            self._write()
+        with self._lock:
+            self._told = replace(self._told, step=step, steps=steps, line=redacted(line[:200]))
+            if time.monotonic() - self._written >= 1.0:
+                self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()

@@ -16,6 +16,7 @@ from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import Sha256, masked_units, plan_files, units_note
+from llamafleet.plans.gpus import chosen
 from llamafleet.plans.host import (
     as_typed,
     choose_python,
@@ -126,6 +127,7 @@ class _Draft:
                     self.settings,
                     self.snapshot,
                     self.layout,
+                    capabilities=capabilities,
                     cxx=compiler.path,
                     python=python.path,
                     supplies=self.supplies,
@@ -225,7 +227,7 @@ def make_plan(
     for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
         draft.take(found)
     hold = None if rights else draft.take(plan_hold(settings, snapshot))
-    acceleration = plan_acceleration(settings, snapshot, barred)
+    acceleration = _of_chosen(plan_acceleration(settings, snapshot, barred), settings, snapshot)
     draft.problems.extend(acceleration.problems)
     draft.take(model_problem(settings, snapshot))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
@@ -272,6 +274,25 @@ def make_plan(
         discard=plan_discard(snapshot, build, proven) if build else (),
     )
     return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
+
+
+def _of_chosen(
+    acceleration: Acceleration, settings: Settings, snapshot: HostSnapshot
+) -> Acceleration:
+    """The same with what the setting `gpus` chooses. A driver that does not work shows too few
+    GPUs for its names to be judged."""
+    named = settings.gpus is not None and settings.accelerator != "cpu"
+    if not named or acceleration.problems or acceleration.reboot:
+        return acceleration
+    choice = chosen(settings, snapshot)
+    if choice.problem:
+        return replace(acceleration, problems=(choice.problem,))
+    notes = acceleration.notes
+    if choice.left_out:
+        count = len(choice.gpus)
+        out = "; ".join(choice.left_out)
+        notes = (*notes, f"uses {count} of {count + len(choice.left_out)} GPUs; left out: {out}")
+    return replace(acceleration, notes=notes)
 
 
 def unplanned(host: str, settings: Settings, error: Exception) -> Plan:

@@ -6,14 +6,22 @@ from dataclasses import asdict
 
 from llamafleet.facts.host import HostSnapshot, Job
 from llamafleet.layout import AS_ACCOUNT, USER, VERIFY_TIMER, VERIFY_UNIT, Layout
+from llamafleet.plans.gpus import chosen, identity
 from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, VerifyPlan
 from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.result import PASS, WANTED, Backend, Result
-from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
+from llamafleet.protocol.result import BUSY, PASS, WANTED, Backend, Result, Verdict
+from llamafleet.protocol.verify import (
+    UNIT_S_OWN,
+    BenchSettings,
+    VerifyConfig,
+    VerifyInputs,
+)
 from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
 
+MIG = "MIG-"
+"""Begins the UUID of an instance of a divided GPU."""
 RUNNING = ("activating", "active", "reloading", "deactivating")
 """States of a unit that runs."""
 DAY_S = 86_400
@@ -37,9 +45,14 @@ def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) 
         return settings.model
     if backend == "cpu":
         return models.FOR_CPU
-    # CUDA sees but one of a GPU's instances. A GPU that does not tell its memory shares the host's.
-    sizes = [gpu.vram_mib or snapshot.memory_mib for gpu in snapshot.gpus]
-    return models.for_vram(0 if snapshot.driver.mig else min(sizes, default=0))
+    # A GPU that does not tell its memory shares the host's. Of one that is divided into instances
+    # which nvidia-smi does not tell, the memory says nothing.
+    told = any(gpu.uuid.startswith(MIG) for gpu in snapshot.gpus)
+    if snapshot.driver.mig and not told:
+        return models.for_vram(0)
+    gpus = chosen(settings, snapshot).gpus
+    sizes = [gpu.vram_mib or snapshot.memory_mib for gpu in gpus]
+    return models.for_vram(min(sizes, default=0))
 
 
 def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
@@ -49,7 +62,7 @@ def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
     """
     path = settings.model
     if path not in snapshot.unreadable:
-        return None
+        return _unseen_model(settings, snapshot)
     there = path in snapshot.extra_there
     reader = USER if settings.scope == "system" else snapshot.user
     return Problem(
@@ -62,6 +75,21 @@ def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
     )
 
 
+def _unseen_model(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
+    """A model that the account can read, and not from within the verification's unit."""
+    if settings.scope != "system" or snapshot.init != "systemd":
+        return None
+    own = [folder for folder in UNIT_S_OWN if settings.model.startswith(f"{folder}/")]
+    if not own:
+        return None
+    return Problem(
+        "model",
+        found=f"{settings.model}: the verification's unit has a {own[0]} of its own, without it",
+        expected="a GGUF file elsewhere",
+        next=f"move it out of {own[0]}, as to /srv, and set model to where it is then",
+    )
+
+
 def verification_inputs(
     settings: Settings, snapshot: HostSnapshot, backend: Backend, build: str
 ) -> VerifyInputs:
@@ -71,7 +99,7 @@ def verification_inputs(
     return VerifyInputs(
         fingerprint=build,
         driver=(driver.smi or driver.module or driver.library) if cuda else None,
-        gpus=tuple(f"{gpu.name} {gpu.uuid}" for gpu in snapshot.gpus) if cuda else (),
+        gpus=tuple(map(identity, chosen(settings, snapshot).gpus)) if cuda else (),
         model=resolve_model(settings, snapshot, backend),
         bench=BenchSettings(settings.bench_prompt, settings.bench_gen, settings.bench_repetitions),
         context=settings.context,
@@ -107,6 +135,9 @@ def plan_verify(
         models=layout.models,
         compute_capabilities=tuple(settings.compute_capabilities or ()),
         allow_cpu_only=settings.accelerator != "cuda",
+        gpus=_named(settings, snapshot, backend),
+        busy_minutes=settings.busy_minutes,
+        allow_busy=settings.allow_busy,
         environment=_environment(build, layout),
         as_account=AS_ACCOUNT if layout.scope == "system" else (),
     )
@@ -135,6 +166,13 @@ def plan_verify(
         reason=reason or "verified as it is now",
         stop=None if attach else _other(snapshot, running),
     )
+
+
+def _named(settings: Settings, snapshot: HostSnapshot, backend: Backend) -> tuple[str, ...]:
+    """UUIDs of the GPUs that the settings name; none: they leave out none."""
+    if settings.gpus is None or backend == "cpu":
+        return ()
+    return tuple(gpu.uuid for gpu in chosen(settings, snapshot).gpus)
 
 
 def _other(snapshot: HostSnapshot, running: Job | None) -> int | None:
@@ -176,14 +214,26 @@ def why_unproven(
         return f"the library changes (build: {build.action})"
     if other := _other_build(result, build.config.prefix):
         return other
-    if result.verdict != WANTED[build.inputs.backend]:
+    if result.verdict not in proving(build.inputs.backend):
         return f"the last verdict is {result.verdict}"
     if result.red:
         return f"the last verdict is {result.verdict} beside a red check: {result.red[0][1].name}"
-    unproven = [gpu.uuid for gpu in result.gpus if gpu.verdict != PASS]
-    if unproven or len(result.gpus) != len(inputs.gpus):
-        return f"not verified by themselves: {', '.join(unproven) or 'the GPUs'}"
-    return ""
+    return _unproven_gpus(result, inputs)
+
+
+def proving(backend: Backend) -> tuple[Verdict, ...]:
+    """The verdicts that prove a build: BUSY lacks the figures alone."""
+    wanted = WANTED[backend]
+    return (wanted, BUSY) if wanted == PASS else (wanted,)
+
+
+def _unproven_gpus(result: Result, inputs: VerifyInputs) -> str:
+    """Which GPUs of the plan have no row that proves them; "": none."""
+    rows = {gpu.uuid: gpu.verdict for gpu in result.gpus}
+    planned = [name.rpartition(" ")[2] for name in inputs.gpus]
+    listed = [uuid for uuid in planned if rows.get(uuid) not in (PASS, BUSY)]
+    listed += [uuid for uuid in rows if uuid not in planned]
+    return f"not verified by themselves: {', '.join(listed)}" if listed else ""
 
 
 def why_of_another(
@@ -212,6 +262,8 @@ def _why_doubtful(settings: Settings, snapshot: HostSnapshot) -> str:
     running = snapshot.verifying is not None and snapshot.verifying.alive
     if not isinstance(result, Result) or running:
         return ""
+    if result.verdict == BUSY and not settings.allow_busy:
+        return "the last verdict is BUSY: its figures are not those of a free GPU"
     unit, timer = snapshot.units.get(VERIFY_UNIT), snapshot.units.get(VERIFY_TIMER)
     if unit and unit.active in RUNNING:
         return ""

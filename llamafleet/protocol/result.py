@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.verify import VerifyInputs
 
 VERSION = 2
@@ -148,6 +149,16 @@ class Benchmark:
     shown in brackets and are no baseline."""
     attempts: int = 1
     """How often it was measured until the GPU was free."""
+    conditions: tuple[Conditions, ...] = ()
+    """What each of its GPUs was like meanwhile."""
+
+
+def _busy(checks: Iterable[Check], benchmark: Benchmark | None) -> tuple[str, ...]:
+    """Why figures are not those of a free GPU: by the checks, and by what else they say of it."""
+    lines = [str(check) for check in checks if check.status == "busy"]
+    told = benchmark.busy if benchmark else ()
+    rest = [f"benchmark: {one}" for one in told if not any(one in line for line in lines)]
+    return (*lines, *rest)
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,11 @@ class GpuRow:
     """The model that it was verified with; "": none was loaded."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds: init_s, load_s, context_s, first_decode_s."""
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Why its figures are not those of a free and healthy GPU, one line each."""
+        return _busy(self.checks, self.benchmark)
 
 
 @dataclass(frozen=True)
@@ -251,6 +267,24 @@ class Result:
         return tuple(
             (where, check) for where, checks in rows for check in checks if check.status == "fail"
         )
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Why figures are not those of a free and healthy GPU, one line each, as `red` names the
+        GPU."""
+        several = len(self.gpus) > 1
+        found = list(_busy(self.checks, self.benchmark))
+        for gpu in self.gpus:
+            where = f"{gpu.name} {gpu.uuid}: " if several else ""
+            found += [f"{where}{line}" for line in gpu.busy]
+        return tuple(found)
+
+    @property
+    def measured_busy(self) -> bool:
+        """The figures of `measured` are not those of a free and healthy GPU: no baseline."""
+        if self.benchmark or len(self.gpus) != 1:
+            return bool(_busy(self.checks, self.benchmark))
+        return bool(self.gpus[0].busy)
 
     @property
     def good(self) -> bool:

@@ -21,6 +21,7 @@ READ = r"json\.loads?\(|\.read_text\(|\.read_bytes\(|\.read\(|yaml\.\w*load\("
 ELSEWHERE = {
     "bootstrap": "what setup.sh downloads, each file by its pinned hash",
     "facts.snapshot": "the script that is part of this package",
+    "onhost.cards": "the kernel's /sys and /proc",
     "onhost.detach": "its own child's words",
     "onhost.diagnose": "the table that is part of the zipapp",
     "onhost.discard": "the kernel's /proc",
@@ -28,6 +29,8 @@ ELSEWHERE = {
     "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
     "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
     "onhost.verify.bench": "the kernel's /sys",
+    "onhost.verify.beside": "the kernel's /sys and /proc",
+    "onhost.verify.imported": "which .pth file of the build's venv names a folder, in the worker",
     "onhost.verify.checks.machine_code": "by onhost.verify.fatbin",
     "onhost.verify.synth": "models that this code wrote, by their hash",
     "onhost.verify.worker": "its parent's requests",

@@ -249,6 +249,33 @@ def test_other_gpus_under_the_same_driver_need_a_deploy(
         assert host.check() == 3, "no verification by itself: it would be of another machine"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "planned", "same"),
+    [
+        (["GPU-1"], ["GPU-1"], True),
+        (["GPU-0", "GPU-1"], ["GPU-0", "GPU-1"], True),
+        (["GPU-1"], ["GPU-0", "GPU-1"], False),
+        (["GPU-7"], ["GPU-7"], False),
+    ],
+)
+def test_gpus_that_the_settings_leave_out_may_come_and_go(
+    host: Host,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: list[str],
+    planned: list[str],
+    same: bool,
+) -> None:
+    class Two(Driver):
+        def nvmlDeviceGetCount(self) -> int:
+            return 2
+
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Two("13.0")))
+    names = [f"NVIDIA GeForce RTX 4090 {uuid}" for uuid in planned]
+    host.plan({"driver": WAS, "gpus": names}, gpus=chosen)
+    host.module(WAS)
+    assert host.check() == (0 if same else 3)
+
+
 def test_the_old_verdict_goes_before_nvml_is_asked(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,29 @@ def test_any_other_verdict_fails_it(monkeypatch: pytest.MonkeyPatch, verdict: Ve
     assert why == ["vram: found 0 MiB; expected 3500 MiB; next: look"]
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_busy_host_goes_on_to_the_switch_and_its_row_stays_busy(
+    monkeypatch: pytest.MonkeyPatch, results: Path, allowed: bool
+) -> None:
+    """Its build is proven; whether that is good is the setting of today."""
+    found = replace(wanted("BUSY"), allow_busy=not allowed)
+    host = FakeHost().file("latest", "latest.json", text=text(found))
+    with fleet(monkeypatch, {"a": host}) as run:
+        settings = run.runs["a"].settings
+        run.runs["a"].settings = settings.model_copy(update={"allow_busy": allowed})
+        assert run.run(result) == [] and run.runs["a"].failures == []
+        kept = run.runs["a"].result
+        assert isinstance(kept, Result) and kept.good is allowed
+        row = run.runs["a"].row("complete", failed=False)
+        assert row.verdict == "BUSY"
+    assert len(list(Store(results).folder("@fake/a").glob("2*.json"))) == 1
+
+
+def test_a_busy_host_with_a_red_check_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts, why = failed(monkeypatch, text(wanted("BUSY", RED)))
+    assert hosts == ["@fake/a"] and "vram: found 0 MiB" in why[0]
+
+
 def test_a_verdict_without_a_reason_fails_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts, why = failed(monkeypatch, text(wanted("FAIL")))
     assert hosts == ["@fake/a"] and "the verdict FAIL" in why[0]

@@ -241,7 +241,10 @@ def proven(verify: VerifyPlan | None, verdict: Verdict = "PASS") -> Result:
     assert verify is not None
     inputs = verify.config.inputs
     prefix = verify.config.prefix
-    rows = tuple(replace(row(number), verdict=verdict) for number, _ in enumerate(inputs.gpus))
+    rows = tuple(
+        replace(row(number), uuid=name.rpartition(" ")[2], verdict=verdict)
+        for number, name in enumerate(inputs.gpus)
+    )
     return replace(
         RESULT,
         key=verify.key,

@@ -85,6 +85,37 @@ def test_a_verdict_that_does_not_speak_of_each_gpu_proves_nothing() -> None:
     assert verify(replace(BUILT, result=replace(whole, gpus=()))).needed
 
 
+def test_rows_of_other_gpus_prove_nothing() -> None:
+    """As many of them: a count alone is no proof of a GPU."""
+    again = verify(replace(PROVEN, result=replace(RESULT, gpus=(replace(row(), uuid="GPU-z"),))))
+    assert again.needed and again.reason == "not verified by themselves: GPU-a, GPU-z"
+
+
+BUSY = replace(PROVEN, result=replace(proven(FIRST, "BUSY"), machine_id=MACHINE, finished=1e6))
+
+
+def test_a_busy_gpu_is_measured_again_and_its_build_is_proven() -> None:
+    made = plan(replace(BUSY, current=None))
+    assert made.build and made.build.action == "none"
+    assert made.verify and made.verify.needed and made.verify.proven
+    assert made.verify.reason.startswith("the last verdict is BUSY")
+    assert made.switch and made.switch.proven
+
+
+def test_a_busy_gpu_is_good_where_the_settings_say_so() -> None:
+    assert not verify(BUSY, allow_busy=True).needed
+    assert verify(BUSY, allow_busy=True).config.allow_busy
+    assert verify(busy_minutes=0).config.busy_minutes == 0
+
+
+def test_busy_is_no_verdict_of_a_cpu() -> None:
+    build = build_of(CPU_HOST, accelerator="auto")
+    host = with_builds(CPU_HOST, there(build))
+    made = proven(verify(host, accelerator="auto"), "BUSY")
+    again = verify(replace(host, result=made), accelerator="auto", allow_busy=True)
+    assert again.needed and not again.proven
+
+
 CHANGES: dict[str, tuple[HostSnapshot, dict[str, Any], str]] = {
     "driver": (
         replace(PROVEN, driver=driver("590")),

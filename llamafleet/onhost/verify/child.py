@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Outcome:
     log_path: Path
     wall_s: float
     recording: Recording = field(default_factory=Recording)
+    imported: object = None
+    """What the worker said of itself before it imported llama_cpp, to be read as `Imported`."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -63,7 +66,10 @@ class TaskProblem(Exception):
 
 
 class Children:
-    """Runs tasks one after the other, their logs in `folder`, their GPU figures from `nvml`."""
+    """Runs tasks, their logs in `folder`, their figures of `gpus` from `nvml`.
+
+    Several at once are tasks of several GPUs.
+    """
 
     def __init__(
         self,
@@ -71,16 +77,26 @@ class Children:
         nvml: Nvml | None,
         environment: dict[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
+        *,
+        gpus: tuple[Gpu, ...] = (),
         on_step: Callable[[int, int, str], object] = lambda step, steps, line: None,
     ) -> None:
         self._folder, self._nvml, self._timeout_s = folder, nvml, timeout_s
+        self._gpus = gpus
         self._environment = _fixed(folder) | (environment or {})
         self.on_step = on_step
 
-    def run(self, task: str, name: str = "", gpu: Gpu | None = None, **request: Any) -> Outcome:
+    def run(
+        self,
+        task: str,
+        name: str = "",
+        gpu: Gpu | None = None,
+        cores: frozenset[int] = frozenset(),
+        **request: Any,
+    ) -> Outcome:
         """Run `task` in a fresh interpreter, which sees `gpu` alone, or all that this process sees.
 
-        `name` names its log, worker-NAME.log.
+        `name` names its log, worker-NAME.log. `cores`: those that it may use; empty: all.
         """
         path = self._folder / f"worker-{name or task}{f'-{gpu.index}' if gpu else ''}.log"
         # By UUID: CUDA and NVML number the GPUs in different orders.
@@ -96,11 +112,12 @@ class Children:
                 pass_fds=_OPENED,
                 encoding="utf-8",
             )
-        watched = (gpu,) if gpu else ()
+        watched = (gpu,) if gpu else self._gpus
         sampler = Sampler(self._nvml, process.pid, watched) if self._nvml else None
         if sampler:
             sampler.start()
         try:
+            _limit_cores(process, cores)
             with _time_limit(process, self._timeout_s) as expired:
                 messages = self._talk(process, request | {"task": task}, sampler)
                 code = process.wait()
@@ -121,6 +138,7 @@ class Children:
             log_path=path,
             wall_s=round(time.monotonic() - start, 3),
             recording=recording,
+            imported=messages.get("imported"),
         )
 
     def _talk(
@@ -140,7 +158,7 @@ class Children:
                 elif "step" in message:
                     self.on_step(message["step"], message["steps"], message["line"])
                 else:
-                    last = message
+                    last |= message
         except BrokenPipeError:
             # It died; its exit status and its log say how.
             pass
@@ -159,6 +177,13 @@ def _fixed(folder: Path) -> dict[str, str]:
         # gdb, which ggml calls for a backtrace where it is installed, can hang in a container.
         "GGML_NO_BACKTRACE": "1",
     }
+
+
+def _limit_cores(process: subprocess.Popen[str], cores: frozenset[int]) -> None:
+    """Before it is told what to do: by then it has started no thread."""
+    if cores:
+        with suppress(OSError):
+            os.sched_setaffinity(process.pid, cores)
 
 
 def _send(process: subprocess.Popen[str], line: str) -> None:

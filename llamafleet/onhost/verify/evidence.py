@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock, RLock
 from typing import Any, Literal, TypeVar
 
-from llamafleet.onhost.diagnose import diagnose
 from llamafleet.onhost.verify import gpu, known, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome
+from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
+from llamafleet.onhost.verify.imported import Imported, is_foreign, own_folder
+from llamafleet.onhost.verify.measuring import Measured, Patience, at_rest, judged, until_free
+from llamafleet.onhost.verify.present import Missing, Present, is_instance
 from llamafleet.protocol import models
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import BuildProduct, Stamp, read_json
@@ -22,10 +26,16 @@ from llamafleet.protocol.verify import VerifyConfig
 MIB = 1 << 20
 EVIDENCE_CONTEXT = 1024
 """Context of the run that offload, vram and busy look at."""
-SMALL_MODEL = ("tiny", "q4_0")
-"""For logits and control: q4_0 takes the kernels that the big synthetic models take."""
+SMALL = "tiny"
+"""Shape of the models for logits and control; all its rows are whole blocks of every type."""
 FREE_SHARE = 0.95
 """Of the free memory, what weights and KV cache may take in an estimate."""
+CUDA_ERROR = "CUDA error"
+"""How llama.cpp begins the last words of a process that CUDA refuses something (ggml-cuda.cu)."""
+
+Need = Literal["model", "small model"]
+"""What a check can't do without, and the library with it, which loads a model."""
+NO_LIBRARY = "not tried: the library can't be loaded"
 
 Kind = Literal["gpu", "all", "unnamed", "cpu"]
 """One GPU; all of several together; what CUDA shows where NVML names none; the CPU."""
@@ -38,11 +48,13 @@ def once(method: Callable[[Any], T]) -> Callable[[Any], T]:
 
     @functools.wraps(method)
     def kept(self: Any) -> T:
-        if name not in self.__dict__:
-            try:
-                self.__dict__[name] = method(self)
-            except Exception as error:
-                self.__dict__[name] = error
+        # Several GPUs are looked at at once: who comes second waits for the first one's answer.
+        with self.__dict__.setdefault(f"{name}_lock", RLock()):
+            if name not in self.__dict__:
+                try:
+                    self.__dict__[name] = method(self)
+                except Exception as error:
+                    self.__dict__[name] = error
         answer = self.__dict__[name]
         if isinstance(answer, Exception):
             raise answer
@@ -93,7 +105,7 @@ class Model:
         return self.sha256 is not None
 
     def described(self) -> ModelFile:
-        size = sum(part.stat().st_size for part in weights.parts(self.path))
+        size = sum(file.stat().st_size for file in self.weights.files)
         return ModelFile(self.name, str(self.path), size, self.sha256, self.weights.layers)
 
 
@@ -132,13 +144,22 @@ class Evidence:
         faults: Faults,
         children: Children,
         nvml: Nvml | str | None,
+        there: Present | None = None,
     ) -> None:
-        """`nvml`: opened; why it can't be; or None for a build that needs none."""
+        """`nvml`: opened; why it can't be; or None for a build that needs none. `there`: the GPUs
+        to judge."""
         self.config, self.faults, self.children = config, faults, children
         self.nvml = None if isinstance(nvml, str) else nvml
         self.nvml_problem = nvml if isinstance(nvml, str) else None
-        self.gpus: tuple[Gpu, ...] = tuple(self.nvml.gpus()) if self.nvml else ()
+        self._writing = Lock()
+        """Models are written one after the other: two places may want the same."""
+        self.there = there or Present()
+        self.gpus = self.there.gpus
+        """Those to judge that NVML gives."""
         self.stamp, self.product = _stamped(Path(config.stamp))
+        self.refused = False
+        """The check `model` is red: nothing is tried with that model."""
+        self.patience = Patience(60.0 * config.busy_minutes)
 
     def build(self) -> BuildSummary:
         """What the result repeats of the build."""
@@ -155,14 +176,74 @@ class Evidence:
         )
 
     @once
+    def whole(self) -> Outcome:
+        """What is loaded, and which devices a process has that is limited to none."""
+        return self._probed()
+
+    @once
+    def singles(self) -> dict[str, Outcome]:
+        """The same of processes that are limited to one GPU each, by UUID.
+
+        Only where one process can't show them all: it has but one instance of a divided GPU, and
+        it ends by a GPU that takes no process (compute mode). Empty where it can.
+        """
+        whole = self.whole()
+        died = whole.reply is None and CUDA_ERROR in whole.log
+        if not died and not any(map(is_instance, self.gpus)):
+            return {}
+        return {one.uuid: self._probed(one) for one in self.gpus}
+
+    @once
     def probe(self) -> Outcome:
-        """What is loaded, and which devices it has. Its reply, if there is one, is a `Probed`."""
-        outcome = self.children.run("probe")
+        """What is loaded: of the first process of these that answers."""
+        answers = (one for one in (self.whole(), *self.singles().values()) if one.reply)
+        return next(answers, self.whole())
+
+    def _probed(self, gpu: Gpu | None = None) -> Outcome:
+        """Its reply, if there is one, is a `Probed`."""
+        outcome = self.children.run("probe", gpu=gpu)
         try:
             decode(Probed, outcome.reply or {})
         except DecodeError as error:
             return replace(outcome, reply=None, problem=f"a reply that can't be read: {error}")
         return outcome
+
+    @once
+    def imported(self) -> Imported:
+        """Which llama_cpp the worker imports; nothing where it does not say."""
+        try:
+            return decode(Imported, self.probe().imported or {})
+        except DecodeError:
+            return Imported()
+
+    def package(self) -> Path:
+        """Where the build's own llama_cpp lies."""
+        made = self.product.libraries if self.product else {}
+        return own_folder(Path(self.config.prefix), made)
+
+    def foreign(self) -> bool:
+        """Another llama_cpp is in front of the build's own."""
+        return is_foreign(self.imported(), self.package())
+
+    def variables(self) -> dict[str, str]:
+        """Of the worker's environment, those that steer llama.cpp and CUDA."""
+        return self.config.environment | self.imported().variables
+
+    def no_library(self) -> str:
+        """Why nothing can be tried with the build's llama.cpp; "": it can."""
+        if self.foreign():
+            return "not tried: llama_cpp is not the build's own, see library_origin"
+        return "" if self.probe().reply is not None else NO_LIBRARY
+
+    def missing(self, needs: Collection[Need]) -> str:
+        """Why what a check needs is not there; "": it is."""
+        if why := self.no_library() if needs else "":
+            return why
+        if "model" in needs and (self.refused or quietly(self.model) is None):
+            return "not tried: the model can't be used, see model"
+        if "small model" in needs and quietly(self.compared) is None:
+            return "not tried: there are no small models, see model"
+        return ""
 
     @once
     def probed_libraries(self) -> dict[str, str]:
@@ -173,14 +254,39 @@ class Evidence:
             found[path] = _sha256_of(path) if real == path else "replaced on disk"
         return found
 
+    def made_libraries(self) -> dict[str, str]:
+        """sha256 by path of the libraries that the build made, as they lie there now."""
+        prefix = Path(self.config.prefix).resolve()
+        made = self.product.libraries if self.product else {}
+        return {str(prefix / name): _sha256_of(str(prefix / name)) for name in made}
+
     def libraries(self) -> dict[str, str]:
-        """The same. Raises TaskProblem where the process did not answer."""
+        """Of those in the process. Raises TaskProblem where the process did not answer."""
         _ = self.probe().result
         return self.probed_libraries()
 
+    @once
     def _devices(self) -> list[dict[str, Any]]:
-        devices = (self.probe().reply or {}).get("devices", [])
-        return [device for device in devices if device["name"].startswith("CUDA")]
+        """CUDA's devices, each once."""
+        if not self.singles():
+            return _cuda(self.whole())
+        return [
+            device
+            for gpu in self.gpus
+            for device in _cuda(self.singles()[gpu.uuid])
+            if device.get("bus_id") in (gpu.bus_id, None)
+        ]
+
+    def shows(self, gpu: Gpu) -> bool:
+        """CUDA shows it; where llama.cpp tells no addresses: as many as NVML lists."""
+        if single := self.singles().get(gpu.uuid):
+            return [one.get("bus_id") or gpu.bus_id for one in _cuda(single)] == [gpu.bus_id]
+        ids = self.cuda_bus_ids()
+        return ids is None or gpu.bus_id in ids
+
+    def log_of(self, gpu: Gpu) -> str:
+        """What the process said that looked for it."""
+        return self.singles().get(gpu.uuid, self.whole()).log
 
     def cuda_devices(self) -> list[str]:
         """Names of the GPUs that CUDA shows."""
@@ -197,16 +303,38 @@ class Evidence:
     def model(self) -> Model:
         """That of the settings. Raises ModelError."""
         try:
-            return self._model(self.config.inputs.model)
-        except (OSError, ValueError, ImportError) as error:
-            match = diagnose(str(error), stages=("runtime",))
-            found = f"{error}; {match}" if match else str(error)
-            advice = f"set model to a whole GGUF file or to {models.PREFIX}<shape>-<type>"
-            raise synth.ModelError(found, match.fix if match else advice) from error
+            model = self._model(self.config.inputs.model)
+        except ImportError as error:
+            found = f"the build's own package gguf can't be imported: {error}"
+            raise synth.ModelError(
+                found, f"remove {self.config.prefix} and deploy again"
+            ) from error
+        except OSError as error:
+            path = self.config.inputs.model
+            advice = f"read it by hand: `cksum {path}`; look at `dmesg`"
+            raise synth.ModelError(f"{path} can't be read: {error}", advice) from error
+        if not model.synthetic:
+            self._loadable(model)
+        return model
+
+    def _loadable(self, model: Model) -> None:
+        """Raises ModelError where llama.cpp itself refuses the model, be it never so whole."""
+        if self.no_library():
+            return
+        ended = self.children.run("outline", model=str(model.path))
+        if ended.reply is not None:
+            return
+        match = known.of_task(ended)
+        raise synth.ModelError(
+            f"{ended.problem}{f'; {match}' if match else ''}",
+            match.fix if match else f"read {ended.log_path}; set another model",
+            "a model that this llama.cpp can load",
+        )
 
     @once
-    def small(self) -> Model:
-        return self._model(models.name(*SMALL_MODEL))
+    def compared(self) -> tuple[Model, ...]:
+        """A small model of each type in which a GPU is compared with the CPU."""
+        return tuple(self._synthetic(SMALL, type_) for type_ in models.COMPARED)
 
     def model_for(self, gpus: tuple[Gpu, ...]) -> Model:
         """That of the settings; where it is too big for one GPU of several: a synthetic one."""
@@ -224,19 +352,25 @@ class Evidence:
         if named is None:
             path = Path(name)
             return Model(path.name, path, None, weights.read(path))
+        return self._synthetic(*named)
 
+    def _synthetic(self, shape: str, type_: str) -> Model:
         def on_tensor(done: int, of: int) -> None:
-            self.children.on_step(done, of, f"writing the synthetic model {' '.join(named)}")
+            self.children.on_step(done, of, f"writing the synthetic model {shape} {type_}")
 
-        path, about = synth.ensure(Path(self.config.models), *named, on_tensor)
-        return Model(name, path, about["sha256"], weights.read(path))
+        with self._writing:
+            path, about = synth.ensure(Path(self.config.models), shape, type_, on_tensor)
+        return Model(models.name(shape, type_), path, about["sha256"], weights.read(path))
 
     @once
     def control(self) -> Outcome:
-        """The small model on the CPU."""
-        model = str(self.small().path)
+        """The small models on the CPU."""
+        paths = [str(model.path) for model in self.compared()]
         fault = self.faults.request("control")
-        return self.children.run("logits", "control", model=model, n_gpu_layers=0, **fault)
+        # One that is limited to none would end as `whole` did.
+        seen = [gpu for gpu in self.gpus if self.shows(gpu)] if self.whole().reply is None else []
+        one = next(iter(seen), None)
+        return self.children.run("logits", "control", one, models=paths, n_gpu_layers=0, **fault)
 
     def first_after_build(self) -> bool:
         """No verification of this build has ended: kernels may still be compiled or paged in."""
@@ -251,11 +385,18 @@ class Place:
         self.evidence, self.kind, self.gpus = evidence, kind, gpus
         self.checks: dict[str, Check] = {}
         """Those that were made here so far."""
+        self.missing: Missing | None = None
+        """NVML does not give this GPU either."""
         self.hidden = False
         """CUDA does not show this GPU: nothing can be tried on it."""
         self.offloaded = kind == "cpu"
         """The model was seen where it belongs: what builds on that may be tried."""
+        self.lines: list[str] = []
+        """What was found here, for people, and not said yet."""
+        self.cores: frozenset[int] = frozenset()
+        """Those for its processes while other GPUs are looked at; empty: all."""
         self.measured: Benchmark | None = None
+        self._bench: Outcome | None = None
         self.loaded: Model | None = None
 
     @property
@@ -273,6 +414,7 @@ class Place:
         return evidence.children.run(
             task,
             gpu=self.gpu,
+            cores=self.cores,
             model=str(model.path),
             n_gpu_layers=evidence.faults.layers(model),
             **request,
@@ -293,7 +435,9 @@ class Place:
 
     @once
     def logits(self) -> Outcome:
-        return self._run("logits", self.evidence.small())
+        """The small models here."""
+        compared = self.evidence.compared()
+        return self._run("logits", compared[0], models=[str(one.path) for one in compared])
 
     def context(self, n_ctx: int) -> Outcome:
         limit = not self.evidence.cuda_devices()
@@ -308,26 +452,46 @@ class Place:
             free = float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         return max(0.0, FREE_SHARE * free - held.total_bytes) / held.kv_bytes_per_token
 
-    @once
     def bench(self) -> Outcome:
-        sizes = self.evidence.config.inputs.bench
-        bench = {"prompt": sizes.prompt, "gen": sizes.gen, "repetitions": sizes.repetitions}
-        discard = 1 if self.evidence.first_after_build() else 0
-        return self._run("bench", self.model(), bench=bench, discard=discard)
+        """The task that measures, as it ended last."""
+        if self._bench is None:
+            sizes = self.evidence.config.inputs.bench
+            bench = {"prompt": sizes.prompt, "gen": sizes.gen, "repetitions": sizes.repetitions}
+            settle = self.kind != "cpu"
+            discard = 1 if self.evidence.first_after_build() else 0
+            request = {"bench": bench, "discard": discard, "settle": settle}
+            self._bench = self._run("bench", self.model(), **request)
+        return self._bench
 
-    @once
-    def benchmark(self) -> Benchmark:
+    def _measure(self) -> Measured:
+        """One benchmark, with its conditions where NVML tells them."""
+        nvml, self._bench = self.evidence.nvml, None
+        watch = Watch(nvml, self.gpus) if nvml and self.gpus else None
         ended = self.bench()
         report, peak = ended.result, ended.recording.peak_mib()
-        self.measured = Benchmark(
+        benchmark = Benchmark(
             pp=Rates(**report["pp"]),
             tg=Rates(**report["tg"]),
             threads=report["threads"],
             load_s=report["timings"]["load_s"],
             peak_vram_mib=round(peak) if peak is not None else None,
             gpu=gpu.summary(ended.recording.between("measuring", "measured")),
+            conditions=watch.ended(ended.recording) if watch else (),
         )
-        return self.measured
+        return judged(benchmark, self.gpus) if watch else Measured(benchmark)
+
+    @once
+    def measuring(self) -> Measured:
+        """The benchmark, repeated until its GPUs are free or there is no time left."""
+        nvml = self.evidence.nvml
+        measured = until_free(
+            self._measure,
+            self.evidence.patience,
+            lambda: nvml is None or at_rest(nvml, self.gpus),
+            lambda line: self.evidence.children.on_step(0, 1, line),
+        )
+        self.measured = measured.benchmark
+        return measured
 
     def timings(self) -> dict[str, float]:
         """Seconds of the first run with the model; empty where there was none."""
@@ -344,14 +508,30 @@ def _stamped(path: Path) -> tuple[Stamp | None, BuildProduct | None]:
         return None, None
 
 
+def _cuda(outcome: Outcome) -> list[dict[str, Any]]:
+    """The GPUs that a process saw."""
+    devices = (outcome.reply or {}).get("devices", [])
+    return [device for device in devices if device["name"].startswith("CUDA")]
+
+
 def places(evidence: Evidence) -> tuple[Place, ...]:
-    """Each GPU by itself; where there are several, also all of them together."""
+    """Each GPU by itself; where there are several, also all of them together.
+
+    Not those of which CUDA shows but one to a process: instances of divided GPUs.
+    """
     if evidence.config.backend == "cpu":
         return (Place(evidence, "cpu"),)
-    if not evidence.gpus:
-        return (Place(evidence, "unnamed"),)
-    together = (Place(evidence, "all", evidence.gpus),) if len(evidence.gpus) > 1 else ()
-    return (*(Place(evidence, "gpu", (gpu,)) for gpu in evidence.gpus), *together)
+    gpus = evidence.gpus
+    each = [Place(evidence, "gpu", (gpu,)) for gpu in gpus]
+    for missing in evidence.there.missing:
+        place = Place(evidence, "gpu", (missing.gpu,))
+        place.missing, place.hidden = missing, True
+        each.append(place)
+    if not gpus:
+        each.append(Place(evidence, "unnamed"))
+    elif len(gpus) > 1 and not any(map(is_instance, gpus)):
+        each.append(Place(evidence, "all", gpus))
+    return tuple(each)
 
 
 def task_failed(name: str, outcome: Outcome) -> Check:

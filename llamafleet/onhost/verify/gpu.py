@@ -9,15 +9,18 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import ModuleType
 from typing import Any
 
+from llamafleet.onhost.verify import owners
 from llamafleet.protocol.result import Load
 
 MIB = 1 << 20
+NO_PERMISSION = 4
+"""NVML_ERROR_NO_PERMISSION of nvml.h. nvmlDeviceGetCount_v2 counts such GPUs too, says its text."""
 INTERVAL_S = 0.2
 """Time between two samples; NVML's own utilisation is a mean over 1/6 s to 1 s."""
 
@@ -35,6 +38,16 @@ THROTTLE_REASONS = {
 """Bits of nvmlClocksEventReasons in nvml.h."""
 
 
+WIDE = frozenset({2, 3})
+"""nvmlValueType_t of 64 bits without a sign."""
+MEMORY_V2 = 0x02000028
+"""nvmlMemory_v2 of nvml.h: the form that tells the driver's own reserve from what is in use."""
+
+Ask = Callable[..., Any]
+"""A question to one GPU: a function's name as pynvml has it, and its arguments after the device.
+The answer is None where this GPU, driver, pynvml or permission gives none."""
+
+
 class NvmlUnavailable(Exception):
     """NVML can't be used; the text says why."""
 
@@ -44,12 +57,15 @@ class Gpu:
     """One GPU of the host."""
 
     index: int
+    """NVML's own; of a MIG device one beyond those."""
     name: str
     uuid: str
     bus_id: str
     """As 0000:01:00.0, in lower case; "": not told."""
     compute_capability: str
     vram_mib: int
+    parent: str = ""
+    """Of a MIG device: the UUID of the GPU that is divided."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.compute_capability}"
@@ -58,6 +74,61 @@ class Gpu:
     def identity(self) -> str:
         """As a verification's inputs name it."""
         return f"{self.name} {self.uuid}"
+
+
+COMPUTE, GRAPHICS, MPS = "compute", "graphics", "MPS"
+PROCESS_LISTS = {
+    COMPUTE: "nvmlDeviceGetComputeRunningProcesses",
+    GRAPHICS: "nvmlDeviceGetGraphicsRunningProcesses",
+    MPS: "nvmlDeviceGetMPSComputeRunningProcesses",
+}
+NVML_CLOCK_MEM = 2
+MOST_CARDS, MOST_INSTANCES = 1000, 64
+IDLE = 0x1
+
+
+@dataclass(frozen=True)
+class _Device:
+    """Two of NVML's handles."""
+
+    handle: Any
+    card: Any
+    """The same, or of a MIG device the GPU that is divided."""
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """A process in one of NVML's lists."""
+
+    pid: int
+    kind: str
+    """Of PROCESS_LISTS."""
+    memory_mib: float | None
+    user: str = ""
+    command: str = ""
+    ours: bool = False
+    """Of this verification."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One GPU at one moment. None: NVML does not tell it here."""
+
+    processes: tuple[OnGpu, ...] | None = None
+    total_used_mib: float | None = None
+    """Memory that can't be had, the driver's own reserve among it."""
+    used_mib: float | None = None
+    """Memory in use by processes; with a driver before 510 the reserve as well."""
+    utilisation: float | None = None
+    """Per cent; a MIG device has none."""
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    throttle: int | None = None
+    """Bits of THROTTLE_REASONS; 0 while the GPU is idle."""
+    pcie_generation: int | None = None
+    pcie_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +149,8 @@ class Sample:
     temperature_c: float | None
     throttle: int
     """Bits of all GPUs that are not idle."""
+    moments: tuple[Moment, ...] = ()
+    """Each of these GPUs by itself."""
 
 
 def decode_throttle(bits: int) -> list[str]:
@@ -102,96 +175,218 @@ class Nvml:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML does not start: {error}") from error
+        self.lost: dict[int, str] = {}
+        """GPUs of this host that NVML counts and does not give, by index: why. The others are not
+        to suffer."""
         self._devices = self._open_devices()
 
-    def _open_devices(self) -> list[Any]:
+    def _open_devices(self) -> dict[int, _Device]:
+        """GPUs by NVML's index; in place of each divided one its MIG devices."""
         try:
             count = self._nvml.nvmlDeviceGetCount()
-            return [self._nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML lists no GPUs: {error}") from error
+        devices = {}
+        for index in range(count):
+            card = self._open(index)
+            if card is None:
+                continue
+            instances = self._instances(card)
+            for number, handle in enumerate(instances):
+                # Beyond any index of a card.
+                devices[MOST_CARDS * (index + 1) + number] = _Device(handle, card)
+            if not instances:
+                devices[index] = _Device(card, card)
+        return devices
+
+    def _open(self, index: int) -> Any:
+        try:
+            return self._nvml.nvmlDeviceGetHandleByIndex(index)
+        except self._nvml.NVMLError as error:
+            # NVML counts all of the machine's: one that was not given to this container is none of
+            # this host's. Of a unit of the machine itself the PCI bus tells.
+            if getattr(error, "value", None) != NO_PERMISSION:
+                self.lost[index] = str(error)
+            return None
+
+    def _instances(self, card: Any) -> list[Any]:
+        """MIG devices of a card; their numbers may have gaps."""
+        ask = self._of_handle(card)
+        if not self._divided(card):
+            return []
+        most = min(ask("nvmlDeviceGetMaxMigDeviceCount") or 0, MOST_INSTANCES)
+        found = (ask("nvmlDeviceGetMigDeviceHandleByIndex", index) for index in range(most))
+        return [handle for handle in found if handle is not None]
+
+    def _divided(self, card: Any) -> bool:
+        mode = self._call("nvmlDeviceGetMigMode", card)
+        return bool(mode and mode[0])
 
     def close(self) -> None:
-        self._ask(self._nvml.nvmlShutdown)
+        self._call("nvmlShutdown")
 
-    def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The answer; None where this GPU, driver or permission does not give one."""
+    def _call(self, name: str, *args: Any) -> Any:
+        """The answer; None where this GPU, driver, pynvml or permission does not give one."""
+        function = getattr(self._nvml, name, None)
+        if function is None:
+            return None
         try:
             return function(*args)
         except self._nvml.NVMLError:
             return None
+        except Exception as error:
+            # pynvml's word for a driver that lacks the newest form of a function is no NVMLError.
+            if type(error).__name__ == "NVMLLibraryMismatchError":
+                return None
+            raise
+
+    def _of_handle(self, handle: Any) -> Ask:
+        return lambda name, *args: self._call(name, handle, *args)
+
+    def asker(self, gpu: Gpu) -> Ask:
+        """For questions to this GPU, or MIG device."""
+        return self._of_handle(self._devices[gpu.index].handle)
+
+    def card_asker(self, gpu: Gpu) -> Ask:
+        """For questions to the card itself: clocks, limits and health are a whole card's."""
+        return self._of_handle(self._devices[gpu.index].card)
+
+    def fields(self, gpu: Gpu, names: Mapping[str, str]) -> dict[str, int]:
+        """Whole numbers of the card's fields, by the key that stands for pynvml's name; those that
+        it gives."""
+        numbers = {key: getattr(self._nvml, name, None) for key, name in names.items()}
+        asked = {key: number for key, number in numbers.items() if number is not None}
+        told = self.card_asker(gpu)("nvmlDeviceGetFieldValues", list(asked.values())) or ()
+        return {
+            key: _whole(one) for key, one in zip(asked, told, strict=False) if one.nvmlReturn == 0
+        }
+
+    def why_silent(self, gpu: Gpu) -> str:
+        """Why NVML does not answer for this card; "": it does."""
+        try:
+            self._nvml.nvmlDeviceGetUUID(self._devices[gpu.index].card)
+        except self._nvml.NVMLError as error:
+            return _text(str(error)) or "an unknown error"
+        return ""
 
     def driver(self) -> str:
-        return _text(self._ask(self._nvml.nvmlSystemGetDriverVersion))
+        return _text(self._call("nvmlSystemGetDriverVersion"))
 
     def cuda(self) -> str:
         """The newest CUDA version of the driver, as "13.0"."""
-        version = self._ask(self._nvml.nvmlSystemGetCudaDriverVersion_v2)
+        version = self._call("nvmlSystemGetCudaDriverVersion_v2")
         return f"{version // 1000}.{version % 1000 // 10}" if version else ""
 
     def gpus(self) -> list[Gpu]:
-        result = []
-        for index, device in enumerate(self._devices):
-            capability = self._ask(self._nvml.nvmlDeviceGetCudaComputeCapability, device)
-            memory = self._ask(self._nvml.nvmlDeviceGetMemoryInfo, device)
-            result.append(
-                Gpu(
-                    index=index,
-                    name=_text(self._ask(self._nvml.nvmlDeviceGetName, device)),
-                    uuid=_text(self._ask(self._nvml.nvmlDeviceGetUUID, device)),
-                    bus_id=_bus_id(self._ask(self._nvml.nvmlDeviceGetPciInfo, device)),
-                    compute_capability=".".join(map(str, capability)) if capability else "",
-                    vram_mib=memory.total // MIB if memory else 0,
-                )
-            )
-        return result
+        """GPUs, and in place of each divided one its MIG devices."""
+        return [self._gpu(index, device) for index, device in self._devices.items()]
 
-    def _of(self, gpus: Sequence[Gpu]) -> list[Any]:
-        """Handles of these GPUs; of all where none is named."""
-        return [self._devices[gpu.index] for gpu in gpus] or self._devices
+    def _gpu(self, index: int, device: _Device) -> Gpu:
+        own, card = self._of_handle(device.handle), self._of_handle(device.card)
+        capability = card("nvmlDeviceGetCudaComputeCapability")
+        memory = own("nvmlDeviceGetMemoryInfo")
+        return Gpu(
+            index=index,
+            name=_text(own("nvmlDeviceGetName") or card("nvmlDeviceGetName")),
+            uuid=_text(own("nvmlDeviceGetUUID")),
+            bus_id=_bus_id(card("nvmlDeviceGetPciInfo")),
+            compute_capability=".".join(map(str, capability)) if capability else "",
+            vram_mib=memory.total // MIB if memory else 0,
+            parent=_text(card("nvmlDeviceGetUUID")) if device.handle is not device.card else "",
+        )
+
+    def _of(self, gpus: Sequence[Gpu]) -> list[_Device]:
+        """These GPUs; all where none is named."""
+        return [self._devices[gpu.index] for gpu in gpus] or list(self._devices.values())
+
+    def compute_mode(self, gpu: Gpu) -> str:
+        """Which processes may use it, as nvidia-smi writes it; "": any, or not told."""
+        modes = {1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
+        return modes.get(self.card_asker(gpu)("nvmlDeviceGetComputeMode") or 0, "")
+
+    def processes(self, gpu: Gpu) -> list[int]:
+        """Pids that compute on it, as far as they are shown here."""
+        found = self.asker(gpu)("nvmlDeviceGetComputeRunningProcesses")
+        return [process.pid for process in found or []]
+
+    def divided(self, gpu: Gpu) -> bool:
+        """MIG is on: what computes is an instance of it."""
+        return self._divided(self._devices[gpu.index].card)
 
     def free_mib(self, gpus: Sequence[Gpu] = ()) -> float:
         """Free memory of these GPUs together, or of all."""
-        memory = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, d) for d in self._of(gpus)]
+        memory = [self._call("nvmlDeviceGetMemoryInfo", d.handle) for d in self._of(gpus)]
         return sum(float(m.free) for m in memory if m) / MIB
 
     def sample(self, pid: int, gpus: Sequence[Gpu] = ()) -> Sample:
         """Read these GPUs, or all, with the memory of process `pid`."""
-        nvml = self._nvml
-        used: list[float] = []
-        own: list[float] = []
-        values: dict[str, list[float]] = {"util": [], "clock": [], "power": [], "temp": []}
+        moments = tuple(self._moment(device) for device in self._of(gpus))
+
+        def told(name: str) -> list[float]:
+            return [v for m in moments if (v := getattr(m, name)) is not None]
+
+        used, power = told("total_used_mib"), told("power_w")
+        own = [
+            process.memory_mib
+            for moment in moments
+            for process in moment.processes or ()
+            if process.pid == pid and process.kind == COMPUTE and process.memory_mib is not None
+        ]
         throttle = 0
-        for device in self._of(gpus):
-            memory = self._ask(nvml.nvmlDeviceGetMemoryInfo, device)
-            if memory:
-                used.append(memory.used / MIB)
-            for process in self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, device) or []:
-                if process.pid == pid and process.usedGpuMemory is not None:
-                    own.append(process.usedGpuMemory / MIB)
-            rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, device)
-            _add(values["util"], rates.gpu if rates else None)
-            _add(
-                values["clock"], self._ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM)
-            )
-            _add(values["power"], self._ask(nvml.nvmlDeviceGetPowerUsage, device))
-            _add(
-                values["temp"],
-                self._ask(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU),
-            )
-            # The name of this call before driver 535; it answers the same in later ones.
-            bits = self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, device) or 0
-            throttle |= 0 if bits & 0x1 else bits
+        for moment in moments:
+            throttle |= moment.throttle or 0
         return Sample(
             at=time.monotonic(),
             used_mib=sum(used) if used else None,
             process_mib=sum(own) if own else None,
-            utilisation=max(values["util"], default=None),
-            sm_clock_mhz=max(values["clock"], default=None),
-            power_w=sum(values["power"]) / 1000 if values["power"] else None,
-            temperature_c=max(values["temp"], default=None),
+            utilisation=max(told("utilisation"), default=None),
+            sm_clock_mhz=max(told("sm_clock_mhz"), default=None),
+            power_w=sum(power) if power else None,
+            temperature_c=max(told("temperature_c"), default=None),
             throttle=throttle,
+            moments=moments,
         )
+
+    def moment(self, gpu: Gpu) -> Moment:
+        """One GPU now."""
+        return self._moment(self._devices[gpu.index])
+
+    def _moment(self, device: _Device) -> Moment:
+        nvml, own = self._nvml, self._of_handle(device.handle)
+        card = self._of_handle(device.card)
+        memory, exact = own("nvmlDeviceGetMemoryInfo"), own("nvmlDeviceGetMemoryInfo", MEMORY_V2)
+        rates, power = own("nvmlDeviceGetUtilizationRates"), card("nvmlDeviceGetPowerUsage")
+        # The name of this call before driver 535; it answers the same in later ones.
+        bits = card("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return Moment(
+            processes=self._processes(own),
+            total_used_mib=memory.used / MIB if memory else None,
+            used_mib=(exact or memory).used / MIB if exact or memory else None,
+            utilisation=_number(rates and rates.gpu),
+            sm_clock_mhz=_number(card("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)),
+            memory_clock_mhz=_number(card("nvmlDeviceGetClockInfo", NVML_CLOCK_MEM)),
+            power_w=power / 1000 if power is not None else None,
+            temperature_c=_number(card("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)),
+            throttle=None if bits is None else 0 if bits & IDLE else bits,
+            pcie_generation=card("nvmlDeviceGetCurrPcieLinkGeneration"),
+            pcie_width=card("nvmlDeviceGetCurrPcieLinkWidth"),
+        )
+
+    def _processes(self, ask: Ask) -> tuple[OnGpu, ...] | None:
+        """Of all kinds; None: NVML lists none of them here."""
+        found: list[OnGpu] = []
+        told = False
+        for kind, name in PROCESS_LISTS.items():
+            listed = ask(name)
+            if listed is None:  # A driver before 510 has but the second form.
+                listed = ask(f"{name}_v2")
+            told = told or listed is not None
+            for one in listed or ():
+                used = None if one.usedGpuMemory is None else one.usedGpuMemory / MIB
+                # Now: a process that has ended tells nobody whose it was.
+                whose = owners.described(one.pid)
+                found.append(OnGpu(one.pid, kind, used, *whose, ours=owners.ours(one.pid)))
+        return tuple(found) if told else None
 
 
 @dataclass
@@ -200,6 +395,8 @@ class Recording:
 
     samples: list[Sample] = field(default_factory=list)
     marks: dict[str, Sample] = field(default_factory=dict)
+    pid: int = 0
+    """Of the child; 0: not known."""
 
     def between(self, start: str, end: str, settle_s: float = 0.0) -> list[Sample]:
         """Samples from `settle_s` seconds after mark `start` until mark `end`."""
@@ -237,7 +434,7 @@ class Sampler:
     def __init__(
         self, nvml: Nvml, pid: int, gpus: Sequence[Gpu] = (), interval_s: float = INTERVAL_S
     ) -> None:
-        self.recording = Recording()
+        self.recording = Recording(pid=pid)
         self._nvml, self._pid, self._gpus, self._interval_s = nvml, pid, gpus, interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
@@ -306,6 +503,11 @@ def _bus_id(pci: Any) -> str:
     return f"{domain[-4:]}:{place}" if place else ""
 
 
-def _add(values: list[float], value: float | None) -> None:
-    if value is not None:
-        values.append(float(value))
+def _whole(field: Any) -> int:
+    """A field's value: of 32 bits, unless its type says more."""
+    wide = field.valueType in WIDE
+    return int(field.value.ullVal if wide else field.value.uiVal)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

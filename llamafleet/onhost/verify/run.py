@@ -4,8 +4,9 @@ Evidence counts, not exit codes: every check says what was found and what was ex
 control run on the CPU must turn the offload check red. llama.cpp runs in child processes only, so
 that a broken library, an abort or a hang is a red check and there is always a result.
 
-`verify --config FILE`: exit 0 for PASS and CPU ONLY, 1 for FAIL, 2 for a bad configuration or the
-wrong account, 75 where another verification runs.
+`verify --config FILE`: exit 0 for PASS, CPU ONLY, and BUSY where the settings allow it; 1 for FAIL
+and any other BUSY, 2 for a bad configuration or the wrong account, 75 where another verification
+runs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from llamafleet.protocol.job import (
     write_json,
     write_stamp,
 )
-from llamafleet.protocol.result import FAIL
+from llamafleet.protocol.result import Result
 from llamafleet.protocol.verify import LATEST, ConfigError, VerifyConfig, load
 
 EXIT_OK, EXIT_FAIL, EXIT_CONFIG = 0, 1, 2
@@ -104,7 +105,7 @@ def _verify(config: VerifyConfig, faults: Faults) -> int:
         if read_json(stale) in (reported, None):
             write_json(latest, asdict(result))
             stale.unlink(missing_ok=True)
-    ok = result.verdict != FAIL
+    ok = result.good
     ended = Stamp(
         kind="verify",
         key=result.key,
@@ -115,8 +116,14 @@ def _verify(config: VerifyConfig, faults: Faults) -> int:
         machine_id=machine_id(),
     )
     write_stamp(Path(config.job), ended, None)
-    print(f"{result.verdict}: {config.host}, result in {file}", flush=True)
+    print(f"{result.verdict}{_of_gpus(result)}: {config.host}, result in {file}", flush=True)
     return EXIT_OK if ok else EXIT_FAIL
+
+
+def _of_gpus(result: Result) -> str:
+    """As " (1 of 2 GPUs)" where the settings leave one out."""
+    count = len(result.gpus)
+    return f" ({count} of {count + len(result.left_out)} GPUs)" if result.left_out else ""
 
 
 def _forget_latest(path: Path) -> None:

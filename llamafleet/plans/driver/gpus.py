@@ -70,20 +70,6 @@ def describe(card: PciGpu) -> str:
     return f"{name} ({id}at {card.address})"
 
 
-def chosen_addresses(gpus: tuple[str, ...] | None, snapshot: HostSnapshot) -> frozenset[str] | None:
-    """Bus addresses that the setting `gpus` names, by UUID, address or index; None: all."""
-    if gpus is None:
-        return None
-    named = set()
-    for name in gpus:
-        if "-" not in name and ":" in name:
-            named.add(full_address(name))
-        for gpu in snapshot.gpus:
-            if name in (gpu.uuid, gpu.parent, str(gpu.index)):
-                named.add(full_address(gpu.pci_address))
-    return frozenset(named)
-
-
 def full_address(address: str) -> str:
     """As 0000:01:00.0, whatever number of digits the domain has."""
     return f"{place_of(address)}.{address.rpartition('.')[2]}"

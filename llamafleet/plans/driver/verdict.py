@@ -25,7 +25,6 @@ from llamafleet.plans.driver.facts import (
 from llamafleet.plans.driver.foreign import culprit
 from llamafleet.plans.driver.gpus import (
     Sick,
-    chosen_addresses,
     describe,
     full_address,
     notes_of_use,
@@ -37,6 +36,7 @@ from llamafleet.plans.driver.known import MISMATCH, is_known, known, known_of
 from llamafleet.plans.driver.libcuda import compat_note, other_libcuda, without_cuda
 from llamafleet.plans.driver.platform import lost_devices, windows
 from llamafleet.plans.driver.repair import repair
+from llamafleet.plans.gpus import choose
 from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.plans.toolkit.refusal import no_cuda
@@ -96,7 +96,7 @@ def driver_verdict(snapshot: HostSnapshot, gpus: tuple[str, ...] | None = None) 
 
     `gpus`: the setting of that name. A card that it leaves out stops nothing, whatever it has.
     """
-    sick, left_out = _parted(snapshot, chosen_addresses(gpus, snapshot))
+    sick, left_out = _parted(snapshot, choose(gpus, snapshot).addresses)
     said = evidence(snapshot)
     snapshot = _without(snapshot, left_out)
     looks: tuple[Callable[[HostSnapshot], Blocked], ...] = (

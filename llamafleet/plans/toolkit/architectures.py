@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from llamafleet.facts.host import HostSnapshot
+from llamafleet.plans.gpus import chosen
 from llamafleet.settings import Settings
 from llamafleet.tables.gpus import gpu_by_name
 
@@ -35,7 +36,7 @@ def cuda_architectures(capabilities: Iterable[str]) -> str:
 
 
 def capabilities_of(snapshot: HostSnapshot, settings: Settings) -> tuple[str, ...]:
-    """Those of the settings, else of all GPUs that the driver shows.
+    """Those of the settings, else of all GPUs that the settings choose.
 
     Raises ValueError on a malformed one, and for a GPU whose driver does not tell; the message
     then quotes the table, but the table is never used on its own: it is unverified.
@@ -43,7 +44,7 @@ def capabilities_of(snapshot: HostSnapshot, settings: Settings) -> tuple[str, ..
     if settings.compute_capabilities:
         return sorted_capabilities(settings.compute_capabilities)
     found = []
-    for gpu in snapshot.gpus:
+    for gpu in chosen(settings, snapshot).gpus:
         if gpu.compute_capability is None:
             row = gpu_by_name(gpu.name)
             hint = f" (unverified table: {row.capability})" if row else ""
