@@ -36,6 +36,7 @@ Kind = Literal[
     "install-tools",
     "restart-container",
     "give-gpus",
+    "library-of-host",
     "compute-capability",
     "compute-mode",
     "leave-out",
@@ -58,8 +59,9 @@ sign-module         secure boot refuses it
 blacklist-nouveau   nouveau has the card, though NVIDIA's module is on disk
 install-driver      there is none
 install-tools       nvidia-smi and the libraries are missing beside a loaded module
-restart-container   the container lost its devices, or has another library than its host's module
+restart-container   the container lost its devices
 give-gpus           the container was started without GPUs
+library-of-host     the container has another library than its host's module
 compute-capability  the container was given nvidia-smi and no CUDA
 compute-mode        Prohibited or exclusive: back to Default; `about`: the card's bus address
 leave-out           the setting `gpus`; `about`: the bus addresses of the cards that stay
@@ -70,6 +72,10 @@ WINDOWS = (
     "in Windows update NVIDIA's driver, then in PowerShell: wsl --update; wsl --shutdown "
     "(no driver is installed in WSL itself)"
 )
+
+UBUNTU_KEY = ("/var/lib/shim-signed/mok/MOK.priv", "/var/lib/shim-signed/mok/MOK.der")
+DKMS_KEY = ("/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub")
+"""The machine's own key, private and public, of Ubuntu's shim-signed and of dkms elsewhere."""
 
 AGAIN = "install the driver again, so that module and library are of one version"
 
@@ -120,9 +126,15 @@ def old_enterprise_linux(snapshot: HostSnapshot) -> bool:
 def origin(snapshot: HostSnapshot) -> DriverOrigin | None:
     """Where the driver comes from, or would on this system; None: not known."""
     names = [package.name for package in snapshot.driver.packages]
-    if not names and (snapshot.driver.runfile or snapshot.driver.module):
+    if not names and snapshot.driver.runfile:
         return runfile()
     return _system_origin(snapshot, names)
+
+
+def by_hand(snapshot: HostSnapshot) -> bool:
+    """There is a driver, and no package of one: NVIDIA's own installer brought it."""
+    driver = snapshot.driver
+    return not driver.packages and bool(driver.runfile or driver.module or driver.library)
 
 
 def _system_origin(snapshot: HostSnapshot, names: list[str]) -> DriverOrigin | None:
@@ -152,15 +164,24 @@ def _changed(purpose: Purpose) -> Callable[[HostSnapshot, str], str]:
         row = origin(snapshot)
         if row is None:
             return _unknown_origin(snapshot, purpose, about)
-        branch, flavour = branch_of(snapshot)
-        version = snapshot.driver.module or snapshot.driver.library or "VERSION"
-        filled = [
-            command.format(branch=about or branch, flavour=flavour, version=version)
-            for command in row.commands[purpose]
-        ]
-        return as_root(snapshot, *filled)
+        said = _filled(row, purpose, snapshot, about)
+        # Another snapshot than today's may not know of the installer's files.
+        if by_hand(snapshot) and row != runfile() and purpose in ("open", "proprietary"):
+            other = _filled(runfile(), purpose, snapshot, about)
+            return f"{said} (or, where NVIDIA's own installer brought it: {other})"
+        return said
 
     return words
+
+
+def _filled(row: DriverOrigin, purpose: Purpose, snapshot: HostSnapshot, about: str) -> str:
+    branch, flavour = branch_of(snapshot)
+    version = snapshot.driver.module or snapshot.driver.library or "VERSION"
+    commands = (
+        command.format(branch=about or branch, flavour=flavour, version=version)
+        for command in row.commands[purpose]
+    )
+    return as_root(snapshot, *commands)
 
 
 _PURPOSES: dict[Purpose, str] = {
@@ -244,15 +265,35 @@ def _rebuild(snapshot: HostSnapshot, about: str) -> str:
     if any(driver_packages.has(name, "akmod") for name in names):
         built = as_root(snapshot, *headers(snapshot, kernel), f"akmods --force --kernels {kernel}")
         return f"{built}; {seen}"
+    return f"{_installed_again(snapshot, names, kernel)}; {seen}"
+
+
+def _installed_again(snapshot: HostSnapshot, names: list[str], kernel: str) -> str:
+    """The module of packages that bring it built, or of NVIDIA's own installer."""
     row = origin(snapshot)
-    if row is not None and row.id in ("arch", "suse"):
-        update = {"arch": "pacman -Syu", "suse": "zypper update"}[row.id]
-        return f"{as_root(snapshot, update)}; {seen}"
-    if row is not None and row.id == "runfile":
+    kind = row.id if row else ""
+    built = [name for name in names if "-kmp-" in name or driver_packages.has(name, "kernel")]
+    manager = manager_of(snapshot)
+    if kind == "arch" and names:
+        return as_root(snapshot, "pacman -Syu")
+    if kind == "suse" and manager and names:
+        return as_root(snapshot, manager.reinstall.format(" ".join(built or names)))
+    if built and manager:
+        # NVIDIA builds one for each kernel of RHEL, some days after it.
+        other = (
+            ""
+            if kind != "nvidia-modules"
+            else (
+                f" (if there is none for {kernel} yet: "
+                f"{as_root(snapshot, 'dnf module switch-to nvidia-driver:open-dkms')})"
+            )
+        )
+        return as_root(snapshot, manager.upgrade.format("'kmod-nvidia*'")) + other
+    if by_hand(snapshot):
         version = snapshot.driver.library or snapshot.driver.module or "VERSION"
         command = f"sh NVIDIA-Linux-{snapshot.arch}-{version}.run --kernel-name={kernel}"
-        return f"{AGAIN}: {as_root(snapshot, command)}; {seen}"
-    return f"{AGAIN}; {seen}"
+        return f"{AGAIN}: {as_root(snapshot, command)}"
+    return AGAIN
 
 
 def initramfs(snapshot: HostSnapshot, kernel: str) -> str:
@@ -281,33 +322,26 @@ def _sign(snapshot: HostSnapshot, _about: str) -> str:
 
 def _signed(snapshot: HostSnapshot) -> tuple[tuple[str, ...], str]:
     """What signs the module with the machine's key, and where the key's public half lies."""
+    driver = snapshot.driver
+    names = [package.name for package in driver.packages]
     row = origin(snapshot)
-    names = [package.name for package in snapshot.driver.packages]
-    ubuntu = "ubuntu" in (snapshot.os_id, *snapshot.os_like)
-    folder = "/var/lib/shim-signed/mok/MOK" if ubuntu else "/var/lib/dkms/mok"
-    private, public = (
-        (f"{folder}.priv", f"{folder}.der") if ubuntu else (f"{folder}.key", f"{folder}.pub")
-    )
     if any(driver_packages.has(name, "akmod") for name in names):
         kernel = snapshot.kernel or "$(uname -r)"
-        return (
-            ("kmodgenca -a", f"akmods --force --rebuild --kernels {kernel}"),
-            "/etc/pki/akmods/certs/public_key.der",
-        )
-    if row is not None and row.id == "runfile" and not snapshot.driver.dkms:
-        version = snapshot.driver.module_on_disk or "VERSION"
-        made = "update-secureboot-policy --new-key" if ubuntu else "dkms generate_mok"
-        return (
-            (
-                made,
-                f"sh NVIDIA-Linux-{snapshot.arch}-{version}.run "
-                f"--module-signing-secret-key={private} --module-signing-public-key={public}",
-            ),
-            public,
-        )
+        built = ("kmodgenca -a", f"akmods --force --rebuild --kernels {kernel}")
+        return () if driver.module_signer else built, "/etc/pki/akmods/certs/public_key.der"
     if row is not None and row.id == "suse":
         return (), "/var/lib/nvidia-pubkeys/MOK-nvidia-driver-*.der"
-    return (), public
+    ubuntu = "ubuntu" in (snapshot.os_id, *snapshot.os_like)
+    private, public = UBUNTU_KEY if ubuntu else DKMS_KEY
+    if names or driver.dkms or driver.module_signer:
+        return (), public
+    # NVIDIA's installer signs what it builds if it is told a key, and not otherwise.
+    made = "update-secureboot-policy --new-key" if ubuntu else "dkms generate_mok"
+    installer = (
+        f"sh NVIDIA-Linux-{snapshot.arch}-{driver.module_on_disk or 'VERSION'}.run "
+        f"--module-signing-secret-key={private} --module-signing-public-key={public}"
+    )
+    return (made, installer), public
 
 
 def _blacklist(snapshot: HostSnapshot, _about: str) -> str:
@@ -357,6 +391,17 @@ def _give_gpus(_snapshot: HostSnapshot, _about: str) -> str:
     )
 
 
+def _library_of_host(snapshot: HostSnapshot, _about: str) -> str:
+    """Docker and its like get the host's; an LXC container has what was installed in it."""
+    module = snapshot.driver.module
+    command = f"sh NVIDIA-Linux-{snapshot.arch}-{module}.run --no-kernel-modules"
+    by_hand = f": {as_root(snapshot, command)}" if module else ""
+    return (
+        "restart the container, so that it gets the host's library; else install the library of "
+        f"{module or 'that module'} in it{by_hand}"
+    )
+
+
 def _compute_capability(_snapshot: HostSnapshot, _about: str) -> str:
     return (
         "start the container anew with NVIDIA_DRIVER_CAPABILITIES=compute,utility, as docker run "
@@ -371,6 +416,7 @@ def _log(snapshot: HostSnapshot, _about: str) -> str:
 _ANYWHERE: dict[Kind, Callable[[HostSnapshot, str], str]] = {
     "restart-container": _restart_container,
     "give-gpus": _give_gpus,
+    "library-of-host": _library_of_host,
     "compute-capability": _compute_capability,
     "leave-out": _leave_out,
 }
