@@ -25,11 +25,17 @@ class PciGpu:
     """Four hex digits without prefix, as 2684 (RTX 4090)."""
     kernel_driver: str | None
     """nvidia, nouveau, vfio-pci, ... or None: nothing is bound."""
+    unreadable: bool = False
+    """Its configuration space reads as ones, as lspci's "rev ff": it no longer answers."""
+    given: bool | None = None
+    """This system has its device node, as a container that was given the card; None: not known."""
+    excluded: bool = False
+    """The driver was told to leave it out (NVreg_ExcludedGpus)."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver shows it (nvidia-smi, which asks NVML)."""
+    """A GPU as the driver shows it (nvidia-smi, which asks NVML), or a MIG instance of one."""
 
     index: int
     name: str
@@ -39,6 +45,21 @@ class Gpu:
     """As 8.9; None where the driver is too old to tell."""
     vram_mib: int
     """0: not told, as of a GPU that shares the host's memory."""
+    parent: str = ""
+    """Of a MIG instance, whose `uuid` begins with MIG-: the UUID of the GPU that is divided. The
+    instances stand in its place, with its `index` and `pci_address`."""
+    faults: tuple[str, ...] = ()
+    """What nvidia-smi says in place of a figure, as "temperature.gpu: [GPU requires reset]"."""
+    compute_mode: str = ""
+    """Default, Exclusive_Process, Prohibited, ...; "": not told."""
+    recovery: str = ""
+    """The driver's own advice: None, Reset, Reboot, Drain P2P, ...; "": it has no such field."""
+    fabric: str = ""
+    """Of a GPU on NVSwitch, as "Completed, Success" or "In Progress, N/A"; "": it is on none."""
+    divided: bool = False
+    """MIG is on and it has no instance: CUDA can't use it."""
+    warnings: tuple[str, ...] = ()
+    """What wears out, as "Remapped Rows Pending: Yes"."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +118,10 @@ class Driver:
     """ok, absent, failed (non-zero exit), timeout or garbage (exit 0, not understood)."""
     smi_error: str = ""
     """First lines of what a failing nvidia-smi printed."""
+    complaints: tuple[str, ...] = ()
+    """Lines in which nvidia-smi speaks of a GPU that it can't show, whatever its exit status."""
+    open_module: bool | None = None
+    """The loaded kernel module, else that on disk, is the open one; None: not known."""
     packages: tuple[Package, ...] = ()
     """Installed packages of the driver that the verdict looks at, at most 60."""
     parts: tuple[str, ...] = ()
@@ -128,8 +153,13 @@ class Driver:
     secure_boot: bool | None = None
     """None: no UEFI, or it does not tell."""
     kernel_log: tuple[str, ...] | None = None
-    """Lines of this boot's kernel log about the driver: the last 20, and the last failure to start
-    a GPU; None: may not be read."""
+    """Lines of this boot's kernel log about the driver and the cards: the first and the last of
+    each kind for each card; None: may not be read."""
+    switches: int = 0
+    """NVSwitches on the bus."""
+    fabric_manager: str | None = None
+    """State of the unit nvidia-fabricmanager where there are NVSwitches: active, inactive, failed,
+    not-found, ...; None: not known."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def plan_acceleration(
             next=f"{where}; a host without one needs accelerator = 'auto' or 'cpu'",
         )
         return Acceleration("cuda", problems=(problem,))
-    verdict = driver_verdict(snapshot)
+    verdict = driver_verdict(snapshot, settings.gpus)
     state = f"driver verdict: {verdict.state}"
     if verdict.problem:
         said = (state, *verdict.evidence)
@@ -72,7 +72,7 @@ def plan_acceleration(
 
 
 def _divided(snapshot: HostSnapshot) -> tuple[str, ...]:
-    if not snapshot.driver.mig:
+    if not snapshot.driver.mig or any(gpu.parent for gpu in snapshot.gpus):
         return ()
     note = (
         "MIG is on: CUDA uses a divided GPU by its first instance alone, and its memory here is "

@@ -39,6 +39,8 @@ Kind = Literal[
     "library-of-host",
     "compute-capability",
     "compute-mode",
+    "divide-gpu",
+    "firmware-settings",
     "leave-out",
     "read-log",
 ]
@@ -64,6 +66,8 @@ give-gpus           the container was started without GPUs
 library-of-host     the container has another library than its host's module
 compute-capability  the container was given nvidia-smi and no CUDA
 compute-mode        Prohibited or exclusive: back to Default; `about`: the card's bus address
+divide-gpu          MIG is on and has no instance; `about`: the card's bus address
+firmware-settings   the firmware gives the card no memory region
 leave-out           the setting `gpus`; `about`: the bus addresses of the cards that stay
 read-log            nothing more is known
 """
@@ -370,6 +374,20 @@ def _compute_mode(snapshot: HostSnapshot, about: str) -> str:
     return as_root(snapshot, f"nvidia-smi {f'-i {about} ' if about else ''}-c DEFAULT")
 
 
+def _divide(snapshot: HostSnapshot, about: str) -> str:
+    chosen = f"-i {about} " if about else ""
+    off = as_root(snapshot, f"nvidia-smi {chosen}-mig 0")
+    made = as_root(snapshot, f"nvidia-smi mig {chosen}-cgi PROFILE -C")
+    return f"nvidia-smi mig -lgip; {made}, or {off}"
+
+
+def _firmware_settings(_snapshot: HostSnapshot, _about: str) -> str:
+    return (
+        "in the machine's firmware (BIOS) switch on Above 4G Decoding, and Resizable BAR if it is "
+        "there; in a virtual machine widen the host's 64-bit PCI window; then power it off and on"
+    )
+
+
 def _leave_out(_snapshot: HostSnapshot, about: str) -> str:
     listed = ", ".join(f'"{address}"' for address in about.replace(",", " ").split())
     return f"to go on without it: gpus = [{listed}]"
@@ -440,6 +458,8 @@ _ON_HOST: dict[Kind, Callable[[HostSnapshot, str], str]] = {
     "install-driver": _rebooted(_changed("install")),
     "install-tools": _changed("tools"),
     "compute-mode": _compute_mode,
+    "divide-gpu": _divide,
+    "firmware-settings": _firmware_settings,
     "read-log": _log,
 }
 
@@ -461,6 +481,8 @@ _OF_HOST: dict[Kind, str] = {
     "install-driver": "install NVIDIA's driver",
     "install-tools": "install the driver's utilities, then start the container with its GPUs",
     "compute-mode": "nvidia-smi -c DEFAULT",
+    "divide-gpu": "make MIG instances, or nvidia-smi -mig 0",
+    "firmware-settings": "Above 4G Decoding in its firmware, then power it off and on",
     "read-log": "nvidia-smi; dmesg | grep -iE 'nvrm|xid'",
 }
 """What its administrator has to do: which system that is can't be seen from inside."""

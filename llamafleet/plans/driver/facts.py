@@ -9,6 +9,10 @@ from llamafleet.facts.host import Driver, HostSnapshot, Package
 from llamafleet.tables import driver_packages, parse_version
 
 
+MOST_OF_LOG = 12
+"""Lines of the kernel's log that people are shown from its beginning and from its end."""
+
+
 def newest(a: str, b: str) -> str:
     return max(a, b, key=parse_version)
 
@@ -100,10 +104,19 @@ def evidence(snapshot: HostSnapshot) -> tuple[str, ...]:
         ("secure boot", {True: "on", False: "off", None: ""}[driver.secure_boot]),
         ("signer of the module", "none" if driver.module_signer == "" else driver.module_signer),
         *(("dkms", line) for line in driver.dkms),
-        *(("kernel log", line) for line in driver.kernel_log or ()),
+        *(("kernel log", line) for line in _shortened(driver.kernel_log or ())),
         ("kernel log", "may not be read by this user" if driver.kernel_log is None else ""),
     ]
     return tuple(f"{source}: {said}" for source, said in lines if said)
+
+
+def _shortened(lines: tuple[str, ...]) -> list[str]:
+    """The first and the last of many: the causes come first, and what holds now last."""
+    left_out = len(lines) - 2 * MOST_OF_LOG
+    if left_out <= 0:
+        return list(lines)
+    middle = f"... {left_out} lines more"
+    return [*lines[:MOST_OF_LOG], middle, *lines[-MOST_OF_LOG:]]
 
 
 def _unowned(driver: Driver) -> list[str]:

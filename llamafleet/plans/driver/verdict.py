@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.cure import cure
+from llamafleet.plans.driver.cure import Kind, cure
 from llamafleet.plans.driver.facts import (
     coming_module,
     disk_sentence,
@@ -23,7 +23,16 @@ from llamafleet.plans.driver.facts import (
     versions_sentence,
 )
 from llamafleet.plans.driver.foreign import culprit
-from llamafleet.plans.driver.gpus import describe, lost_gpu, old_xids, unseen_cards
+from llamafleet.plans.driver.gpus import (
+    Sick,
+    chosen_addresses,
+    describe,
+    full_address,
+    notes_of_use,
+    old_xids,
+    sick_cards,
+    unseen_cards,
+)
 from llamafleet.plans.driver.known import MISMATCH, is_known, known, known_of
 from llamafleet.plans.driver.libcuda import compat_note, other_libcuda, without_cuda
 from llamafleet.plans.driver.platform import lost_devices, windows
@@ -35,6 +44,9 @@ from llamafleet.protocol.diagnose import Match
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import toolkits
 
+MOST_SICK = 4
+"""Cards of which a problem tells all; of more it tells the number."""
+
 State = Literal[
     "ok",
     "reboot needed",
@@ -44,6 +56,12 @@ State = Literal[
     "module not signed",
     "no driver",
     "GPU lost",
+    "open module required",
+    "GPU not supported",
+    "vGPU guest driver needed",
+    "GPU not started",
+    "fabric not ready",
+    "closed to CUDA",
     "too old",
     "card not bound",
     "no answer",
@@ -66,18 +84,26 @@ class Verdict:
     """What does not stop the host, and should be seen all the same."""
     evidence: tuple[str, ...] = ()
     """What each source says, a line each."""
+    cure: Kind | None = None
+    """Which kind of cure a sick card needs; None: it is not about a card."""
 
 
 Blocked = tuple[State, Problem] | None
 
 
-def driver_verdict(snapshot: HostSnapshot) -> Verdict:
-    """The first thing that is wrong, from the most specific cause to the least."""
+def driver_verdict(snapshot: HostSnapshot, gpus: tuple[str, ...] | None = None) -> Verdict:
+    """The first thing that is wrong, from the most specific cause to the least.
+
+    `gpus`: the setting of that name. A card that it leaves out stops nothing, whatever it has.
+    """
+    sick, left_out = _parted(snapshot, chosen_addresses(gpus, snapshot))
+    said = evidence(snapshot)
+    snapshot = _without(snapshot, left_out)
     looks: tuple[Callable[[HostSnapshot], Blocked], ...] = (
         _windows,
         _foreign,
         _mismatch,
-        _lost,
+        lambda snapshot: _sick(snapshot, sick),
         _lost_devices,
         _not_bound,
         _no_answer,
@@ -85,19 +111,21 @@ def driver_verdict(snapshot: HostSnapshot) -> Verdict:
         _too_old,
         _pending,
     )
-    said = evidence(snapshot)
     for look in looks:
         blocked = look(snapshot)
         if blocked:
             state, problem = _finish_first(snapshot, *blocked)
-            return Verdict(state, problem, evidence=said)
+            by_card = sick[0].cure if sick and state == sick[0].state else None
+            return Verdict(state, problem, evidence=said, cure=by_card)
     state, after = _next_boot(snapshot)
     notes = (
         *after,
         *_odd_packages(snapshot),
         *compat_note(snapshot),
         *old_xids(snapshot),
+        *(f"left out by the setting gpus: {one.found}" for one in left_out),
         *unseen_cards(snapshot),
+        *notes_of_use(snapshot),
     )
     return Verdict(state, None, notes, said)
 
@@ -287,16 +315,44 @@ def _missing_problem(snapshot: HostSnapshot, found: str) -> Problem:
     )
 
 
-def _lost(snapshot: HostSnapshot) -> Blocked:
-    found = lost_gpu(snapshot)
-    if not found:
-        return None
-    match = known(found)
-    return "GPU lost", _problem(
-        _and_known(found, match),
-        "no fatal Xid error and every GPU on the bus",
-        match.fix if match else "sudo reboot",
+def _parted(
+    snapshot: HostSnapshot, chosen: frozenset[str] | None
+) -> tuple[tuple[Sick, ...], tuple[Sick, ...]]:
+    """Sick cards that stop the host, and those that the setting `gpus` leaves out."""
+    found = sick_cards(snapshot)
+    out = tuple(
+        one for one in found if chosen is not None and one.address and one.address not in chosen
     )
+    return tuple(one for one in found if one not in out), out
+
+
+def _without(snapshot: HostSnapshot, left_out: tuple[Sick, ...]) -> HostSnapshot:
+    """nvidia-smi fails as a whole over one card: without that card it has answered."""
+    places = [one.address.rpartition(".")[0] for one in left_out]
+    driver = snapshot.driver
+    explained = driver.complaints and all(
+        any(place in said.lower() for place in places) for said in driver.complaints
+    )
+    if driver.smi_state != "failed" or not snapshot.gpus or not explained:
+        return snapshot
+    return replace(snapshot, driver=replace(driver, smi_state="ok"))
+
+
+def _sick(snapshot: HostSnapshot, sick: tuple[Sick, ...]) -> Blocked:
+    """Cards that are gone, ill, refused or closed; the others go on only if `gpus` says so."""
+    if not sick:
+        return None
+    first = sick[0]
+    found = "; ".join(one.found for one in sick[:MOST_SICK])
+    if len(sick) > MOST_SICK:
+        found += f"; and {len(sick) - MOST_SICK} more"
+    fix = cure(first.cure, snapshot, first.about)
+    ill = {one.address for one in sick}
+    shown = dict.fromkeys(full_address(gpu.pci_address) for gpu in snapshot.gpus)
+    stay = [address for address in shown if address not in ill]
+    if stay and "" not in ill:
+        fix += f"; {cure('leave-out', snapshot, ' '.join(stay))}"
+    return first.state, _problem(_and_known(found, known(first.found)), first.expected, fix)
 
 
 def _not_bound(snapshot: HostSnapshot) -> Blocked:
