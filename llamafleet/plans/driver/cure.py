@@ -394,10 +394,15 @@ def _leave_out(_snapshot: HostSnapshot, about: str) -> str:
 
 
 def _restart_container(snapshot: HostSnapshot, _about: str) -> str:
+    if snapshot.container in ("lxc", "systemd-nspawn"):
+        return (
+            "on its host: allow it the devices of the driver (lxc.cgroup2.devices.allow: c 195:* "
+            "rwm, and those of nvidia-uvm by /proc/devices), then restart it"
+        )
     again = {"docker": "docker restart", "podman": "podman restart"}.get(snapshot.container or "")
-    by_hand = f"on its host: {again} CONTAINER" if again else "restart the container from its host"
+    restart = f"on its host: {again} CONTAINER" if again else "restart the container from its host"
     return (
-        f"{by_hand}; it loses its GPUs again at each systemctl daemon-reload of the host unless "
+        f"{restart}; it loses its GPUs again at each systemctl daemon-reload of the host unless "
         "they are given by CDI or as --device, or Docker's cgroup driver is cgroupfs"
     )
 

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from llamafleet.facts.host import Driver, HostSnapshot, Package
 from llamafleet.tables import driver_packages, parse_version
 
-
 MOST_OF_LOG = 12
 """Lines of the kernel's log that people are shown from its beginning and from its end."""
 
