@@ -35,6 +35,7 @@ def test_each_row_speaks_of_its_own_manager(row: driver_origins.DriverOrigin) ->
         ("dnf", ["akmod-nvidia", "nvidia-driver"], ("rhel", ("fedora",), "9.6"), "negativo17"),
         ("dnf", [], ("rocky", ("rhel", "centos", "fedora"), "9.5"), "nvidia-modules"),
         ("dnf", [], ("rhel", ("centos", "fedora"), "10.0"), "nvidia-dnf"),
+        ("dnf", ["nvidia-driver"], ("rhel", ("fedora",), "8.10"), "nvidia-modules"),
         ("dnf", ["nvidia-driver", "nvidia-open"], ("fedora", (), "44"), "nvidia-dnf"),
         ("dnf", [], ("amzn", ("fedora",), "2023"), "nvidia-modules"),
         ("yum", [], ("centos", ("rhel", "fedora"), "7"), "rhel7"),

@@ -415,8 +415,16 @@ def _give_gpus(_snapshot: HostSnapshot, _about: str) -> str:
 
 
 def _library_of_host(snapshot: HostSnapshot, _about: str) -> str:
-    """Docker and its like get the host's; an LXC container has what was installed in it."""
-    module = snapshot.driver.module
+    """Docker and its like get the host's, unless the image brings one; LXC has its own."""
+    module, manager = snapshot.driver.module, manager_of(snapshot)
+    names = [package.name for package in snapshot.driver.packages]
+    brought = [name for name in names if driver_packages.has(name, "library")]
+    if brought and manager and snapshot.container in ("docker", "podman"):
+        remove = as_root(snapshot, manager.remove.format(" ".join(brought)))
+        return (
+            "take the driver's library out of the image, which hides the one of its host: "
+            f"{remove}; then restart the container"
+        )
     command = f"sh NVIDIA-Linux-{snapshot.arch}-{module}.run --no-kernel-modules"
     by_hand = f": {as_root(snapshot, command)}" if module else ""
     return (

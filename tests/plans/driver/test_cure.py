@@ -66,14 +66,18 @@ def test_no_cure_speaks_of_another_package_manager(kind: Kind, name: str) -> Non
             assert not any(word in text for word in words), text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+IN_THE_CONTAINER: Kind = "library-of-host"
+"""What it has itself is at fault, and is mended in it."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != IN_THE_CONTAINER])
 @pytest.mark.parametrize("container", ["docker", "podman", "lxc", "systemd-nspawn"])
 def test_in_a_container_nothing_is_done_to_the_host(kind: Kind, container: str) -> None:
     text = cure(kind, replace(host(), container=container), ABOUT.get(kind, ""))
     assert not any(word in text for word in ("sudo", "apt", "modprobe", "dkms", "mokutil")), text
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "library-of-host"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != IN_THE_CONTAINER])
 def test_in_wsl_no_linux_driver_is_touched(kind: Kind) -> None:
     text = cure(kind, replace(host(), container="wsl"), ABOUT.get(kind, ""))
     assert "sudo" not in text and "apt" not in text, text
@@ -119,6 +123,9 @@ SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570
         (host(), "compute-mode", "0000:01:00.0", "sudo nvidia-smi -i 0000:01:00.0 -c DEFAULT"),
         (host(), "leave-out", "0000:01:00.0", 'gpus = ["0000:01:00.0"]'),
         (replace(host(), container="docker"), "reboot", "", "not in it: reboot it"),
+        (replace(host(), container="docker"), "library-of-host", "", ": apt-get purge libnvidia-"),
+        (replace(host(packages=()), container="lxc"), "library-of-host", "", f"{OLD}.run --no-ker"),
+        (replace(host(), container="lxc"), "restart-container", "", "lxc.cgroup2.devices.allow"),
         (replace(host(), container="docker"), "restart-container", "", "docker restart"),
         (replace(host(), container="wsl"), "reboot", "", "wsl --shutdown"),
     ],
