@@ -219,8 +219,9 @@ def _reset_gpu(snapshot: HostSnapshot, about: str) -> str:
 
 def _power_cycle(snapshot: HostSnapshot, _about: str) -> str:
     return (
-        f"{as_root(snapshot, 'poweroff')}, cut the power for a minute and start it again; if it "
-        "comes back: power cables, seat, riser and cooling of the card, and "
+        "power the host off and on, a reboot alone may not bring the card back: "
+        f"{as_root(snapshot, 'poweroff')}, cut the power for a minute, start it again; if it comes "
+        "back: power cables, seat, riser and cooling of the card, and "
         f"{as_root(snapshot, 'nvidia-bug-report.sh')}"
     )
 

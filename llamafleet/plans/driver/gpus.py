@@ -91,10 +91,11 @@ def full_address(address: str) -> str:
 
 def unseen_cards(snapshot: HostSnapshot) -> tuple[str, ...]:
     """Cards on the bus that the driver does not show: spared for others, or broken."""
+    shown = _places(snapshot)
     return tuple(
         f"the driver does not show {describe(card)}, bound to {card.kernel_driver or 'nothing'}"
         for card in snapshot.pci_gpus
-        if not _shown(snapshot, card)
+        if place_of(card.address) not in shown
     )
 
 
@@ -119,8 +120,7 @@ def _cards(snapshot: HostSnapshot, log: Log) -> Iterator[PciGpu]:
     # The log is the whole machine's: a container sees the errors of GPUs that are not its own.
     if snapshot.container and snapshot.gpus:
         return
-    known = {place_of(card.address) for card in snapshot.pci_gpus}
-    known |= {place_of(gpu.pci_address) for gpu in snapshot.gpus}
+    known = _places(snapshot) | {place_of(card.address) for card in snapshot.pci_gpus}
     for place in log.places:
         told = log.fatal(place) or log.why_not_started(place, alone=False)
         if place not in known and told and not log.passed_on(place):
@@ -133,9 +133,11 @@ def sick_cards(snapshot: HostSnapshot) -> tuple[Sick, ...]:
     found = [*_fabric(snapshot), *_unnamed(snapshot, log)]
     for gpu in _whole_gpus(snapshot):
         found += [sick] if (sick := _listed(gpu, log)) else []
-    for card in _cards(snapshot, log):
-        if not _shown(snapshot, card) and _ours(snapshot, card):
-            found += [sick] if (sick := _missing(snapshot, card, log)) else []
+    shown = _places(snapshot)
+    lacking = [card for card in _cards(snapshot, log) if place_of(card.address) not in shown]
+    for card in lacking:
+        if _ours(snapshot, card):
+            found += [sick] if (sick := _missing(snapshot, card, log, len(lacking) == 1)) else []
     found += _nameless(snapshot) if not found else []
     order = get_args(SickState)
     return tuple(sorted(found, key=lambda sick: order.index(sick.state)))
@@ -147,8 +149,9 @@ def _whole_gpus(snapshot: HostSnapshot) -> Iterator[Gpu]:
         yield replace(gpu, pci_address=full_address(gpu.pci_address))
 
 
-def _shown(snapshot: HostSnapshot, card: PciGpu) -> bool:
-    return any(place_of(gpu.pci_address) == place_of(card.address) for gpu in snapshot.gpus)
+def _places(snapshot: HostSnapshot) -> frozenset[str]:
+    """Of the GPUs that nvidia-smi lists."""
+    return frozenset(place_of(gpu.pci_address) for gpu in snapshot.gpus)
 
 
 def _ours(snapshot: HostSnapshot, card: PciGpu) -> bool:
@@ -212,7 +215,7 @@ def _ill(gpu: Gpu, log: Log) -> Sick | None:
     return Sick(gpu.pci_address, "GPU lost", found, _WELL, kind, gpu.pci_address)
 
 
-def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
+def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log, alone: bool) -> Sick | None:
     """A card of this host that nvidia-smi does not list."""
     others = bool(snapshot.gpus)
     name = describe(card)
@@ -220,8 +223,7 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
         found = f"the configuration space of {name} reads ff: it does not answer on the bus"
         return _lost(card, found)
     fatal = log.fatal(place_of(card.address))
-    lacking = [one for one in _cards(snapshot, log) if not _shown(snapshot, one)]
-    why = log.why_not_started(place_of(card.address), alone=len(lacking) == 1)
+    why = log.why_not_started(place_of(card.address), alone)
     if why and why[0] == "legacy" and not _meant(card, why[1]):
         why = None
     if fatal and not (why and why[0] in BY_CHOICE):
@@ -246,7 +248,7 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log) -> Sick | None:
 def _otherwise_numbered(snapshot: HostSnapshot) -> bool:
     """The driver shows GPUs at addresses that the bus does not have: the two can't be compared."""
     places = {place_of(card.address) for card in snapshot.pci_gpus}
-    return any(place_of(gpu.pci_address) not in places for gpu in snapshot.gpus)
+    return not _places(snapshot) <= places
 
 
 def _complaints(snapshot: HostSnapshot) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
@@ -29,6 +30,9 @@ _XID = re.compile(
     re.IGNORECASE,
 )
 _PLACE = re.compile(r"\b[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}(?:\.[0-7])?\b", re.IGNORECASE)
+_ADDRESS = re.compile(
+    r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}:[0-9a-f]{2})(?:\.[0-7])?$", re.IGNORECASE | re.ASCII
+)
 _DEVICE = re.compile(r"\(PCI ID: 10de:([0-9a-f]{4})\)", re.IGNORECASE)
 _LOST = re.compile(r"fallen off the bus|GPU is lost\b", re.IGNORECASE)
 _ACTION = re.compile(r"recovery action changed .{0,60}?to 0x(\d)", re.IGNORECASE)
@@ -110,9 +114,46 @@ class Message:
     place: str = ""
     """Of the card, as 0000:01:00; "": it names none."""
 
-    @property
+    number: int = 0
+    """Its place in the log."""
+
+    @cached_property
     def reason(self) -> Reason | None:
+        """Why a card was not started; None: it tells of no such thing."""
         return next((name for name, pattern in _REASONS if pattern.search(self.text)), None)
+
+    @cached_property
+    def code(self) -> int:
+        """Of an Xid; 0: it is none."""
+        found = _XID.search(self.text)
+        return int(found["code"]) if found else 0
+
+    @cached_property
+    def asked(self) -> str:
+        """What Xid 154 asks for; "": nothing."""
+        action = _ACTION.search(self.text)
+        if not action or action[1] == "0":
+            return ""
+        return "reboot" if action[1] == "2" else "reset"
+
+    @cached_property
+    def heals(self) -> bool:
+        """The card was reset, or needs no recovery any more."""
+        action = _ACTION.search(self.text)
+        return bool(_RESET.search(self.text) or (action and action[1] == "0"))
+
+    @cached_property
+    def fatal(self) -> Fatal | None:
+        if not self.code:
+            return _without_xid(self)
+        if self.code == RECOVERY:
+            return Fatal(self.code, self.asked, self) if self.asked else None
+        row = xid(self.code)
+        if row is None or row.action == "watch":
+            return None
+        if row.only and not re.search(rf"\b{re.escape(row.only)}\b", self.text):
+            return None
+        return Fatal(self.code, row.action, self)
 
     @property
     def shown(self) -> str:
@@ -137,37 +178,55 @@ class Log:
 
     messages: tuple[Message, ...]
 
+    @cached_property
+    def _by_place(self) -> dict[str, tuple[Message, ...]]:
+        found: dict[str, list[Message]] = {}
+        for message in self.messages:
+            found.setdefault(message.place, []).append(message)
+        return {place: tuple(of) for place, of in found.items()}
+
+    @cached_property
+    def _last_start(self) -> int:
+        """Number of the message with which the driver was last started anew; -1: none."""
+        found = [one.number for one in self.messages if _RELOADED.search(one.text)]
+        return max(found, default=-1)
+
+    @cached_property
+    def _last_search(self) -> int:
+        """Number of the message with which the module last began to look for cards; -1: none."""
+        found = [one.number for one in self.messages if _STARTS.search(one.text)]
+        return max(found, default=-1)
+
     def of(self, place: str) -> tuple[Message, ...]:
-        return tuple(one for one in self.messages if one.place == place)
+        return self._by_place.get(place, ())
 
     @property
     def places(self) -> tuple[str, ...]:
         """Of cards that the log speaks of."""
-        return tuple(dict.fromkeys(one.place for one in self.messages if one.place))
+        return tuple(place for place in self._by_place if place)
 
     def fatal(self, place: str) -> Fatal | None:
         """The first error of that card which no reset and no new start of the driver followed."""
         found: Fatal | None = None
-        for message in self.messages:
-            if _heals(message, place):
+        for message in self.of(place):
+            if message.number < self._last_start:
+                continue
+            if message.heals:
                 found = None
-            elif message.place == place:
-                found = found or _fatal(message)
-                # The driver's own word on what it takes goes before the table's.
-                asked = _asked(message)
-                if found and asked == "reboot":
-                    found = Fatal(found.code, asked, found.message)
+                continue
+            found = found or message.fatal
+            # The driver's own word on what it takes goes before the table's.
+            if found and message.asked == "reboot":
+                found = Fatal(found.code, message.asked, found.message)
         return found
 
     def past(self, place: str) -> tuple[Fatal, ...]:
         """All of them, whatever has followed."""
-        found = (_fatal(one) for one in self.of(place))
-        return tuple(one for one in found if one)
+        return tuple(one.fatal for one in self.of(place) if one.fatal)
 
     def passed_on(self, place: str) -> bool:
         """Another driver has said something of it last: it was given to a virtual machine."""
-        last = next((one for one in reversed(self.messages) if one.place == place), None)
-        return last is not None and "vfio-pci" in last.text
+        return bool(self.of(place)) and "vfio-pci" in self.of(place)[-1].text
 
     def device_id(self, place: str) -> str:
         """As 2684, where a message names it; "": none does."""
@@ -176,16 +235,15 @@ class Log:
 
     def asked(self, place: str) -> bool:
         """The driver itself said that the card needs something (Xid 154)."""
-        return any(_asked(one) for one in self.of(place))
+        return any(one.asked for one in self.of(place))
 
     def watched(self, place: str) -> tuple[Message, ...]:
         """Errors that leave the card at work, one of each code."""
         found: dict[int, Message] = {}
         for message in self.of(place):
-            code = _code(message)
-            row = xid(code) if code else None
-            if code and row and row.action == "watch":
-                found.setdefault(code, message)
+            row = xid(message.code) if message.code else None
+            if row and row.action == "watch":
+                found.setdefault(message.code, message)
         return tuple(found.values())
 
     def why_not_started(self, place: str, alone: bool) -> tuple[Reason, Message] | None:
@@ -193,16 +251,16 @@ class Log:
 
         `alone`: it is the only card that lacks, so that what names no card is about this one.
         """
-        begins = [n for n, one in enumerate(self.messages) if _STARTS.search(one.text)]
-        last = self.messages[begins[-1] if begins else 0 :]
-        found = _narrowest(one for one in last if one.place == place)
-        nameless = [one for one in last if not one.place]
+        found = _narrowest(one for one in self.of(place) if one.number > self._last_search)
+        if found and found[0] != "not started":
+            return found
+        nameless = [one for one in self.of("") if one.number > self._last_search]
         if found is None:
             return _narrowest(one for one in nameless if alone or one.reason == "legacy")
         # What the firmware says on the way names no card.
-        return found if found[0] != "not started" else _narrowest([*nameless, found[1]])
+        return _narrowest([*nameless, found[1]])
 
-    @property
+    @cached_property
     def open_module(self) -> bool | None:
         """The module that was loaded last is the open one; None: the log does not tell."""
         kinds = [found for one in self.messages if (found := _KIND.search(one.text))]
@@ -216,49 +274,23 @@ def _narrowest(messages: Iterable[Message]) -> tuple[Reason, Message] | None:
     return min(known, key=lambda pair: order.index(pair[0]), default=None)
 
 
-def _code(message: Message) -> int | None:
-    found = _XID.search(message.text)
-    return int(found["code"]) if found else None
-
-
-def _asked(message: Message) -> str:
-    """What Xid 154 asks for; "": nothing."""
-    action = _ACTION.search(message.text)
-    if not action or action[1] == "0":
-        return ""
-    return "reboot" if action[1] == "2" else "reset"
-
-
-def _fatal(message: Message) -> Fatal | None:
-    code = _code(message)
-    if code is None:
-        if _LOST.search(message.text) and message.place:
-            return Fatal(OFF_THE_BUS, "reboot", message)
-        asked = next((word for pattern, word in _DEMANDS if pattern.search(message.text)), "")
-        return Fatal(0, asked, message) if asked and not message.place else None
-    if code == RECOVERY:
-        asked = _asked(message)
-        return Fatal(code, asked, message) if asked else None
-    row = xid(code)
-    if row is None or row.action == "watch":
-        return None
-    if row.only and not re.search(rf"\b{re.escape(row.only)}\b", message.text):
-        return None
-    return Fatal(code, row.action, message)
-
-
-def _heals(message: Message, place: str) -> bool:
-    """The driver was started anew, or that card was reset."""
-    if _RELOADED.search(message.text):
-        return True
-    if message.place != place:
-        return False
-    action = _ACTION.search(message.text)
-    return bool(_RESET.search(message.text) or (action and action[1] == "0"))
+def _without_xid(message: Message) -> Fatal | None:
+    if message.place:
+        lost = _LOST.search(message.text)
+        return Fatal(OFF_THE_BUS, "reboot", message) if lost else None
+    asked = next((word for pattern, word in _DEMANDS if pattern.search(message.text)), "")
+    return Fatal(0, asked, message) if asked else None
 
 
 def read_log(snapshot: HostSnapshot) -> Log:
-    return Log(tuple(_messages(snapshot.driver.kernel_log or ())))
+    return _log(snapshot.driver.kernel_log or ())
+
+
+@lru_cache(maxsize=8)
+def _log(lines: tuple[str, ...]) -> Log:
+    """Asked for once for each card."""
+    found = (replace(one, number=number) for number, one in enumerate(_messages(lines)))
+    return Log(tuple(found))
 
 
 def _messages(lines: tuple[str, ...]) -> Iterator[Message]:
@@ -298,7 +330,6 @@ def _message(text: str, line: str) -> Message:
 
 
 def place_of(address: str) -> str:
-    """As the kernel's log names a card: 0000:01:00 of 00000000:01:00.0."""
-    bare = address.lower().partition(".")[0]
-    domain, _, rest = bare.rpartition(":")[0].rpartition(":")
-    return f"{int(domain or '0', 16):04x}:{rest}:{bare.rpartition(':')[2]}"
+    """As the kernel's log names a card: 0000:01:00 of 00000000:01:00.0; else the text itself."""
+    found = _ADDRESS.match(address)
+    return f"{int(found[1] or '0', 16):04x}:{found[2].lower()}" if found else address
