@@ -603,21 +603,25 @@ owner() (
     if have dpkg-query; then
         # It knows a file below /usr by the name that its package has for it.
         limited 3 dpkg-query -S "/usr${1#/usr}" "${1#/usr}"
-        out=$(printf '%s\n' "$out" |
+        told=$(printf '%s\n' "$out" |
             sed -n -e '/^diversion by /d' -e 's/^\([^ ,:]*\)[^/]*: \/.*$/\1/p')
     elif have rpm; then
         limited 3 rpm -qf --qf '%{NAME}\n' "$1"
-        [ "$rc" = 0 ] || out=
+        told=$out
     elif have pacman; then
         limited 3 pacman -Qqo "$1"
-        [ "$rc" = 0 ] || out=
+        told=$out
     else
         return
     fi
-    case $rc,$out in
-        [01],?*) printf '%s' "${out%%"$nl"*}" ;;
-        1,) printf '%s' - ;;
+    # Only dpkg finds some of what it is asked for, and ends with 1.
+    case $rc in
+        0) [ -n "$told" ] || return ;;
+        1) have dpkg-query || told= ;;
+        *) return ;;
     esac
+    told=${told%%"$nl"*}
+    printf '%s' "${told:--}"
 )
 
 # What tells of a driver that no package brought, of a virtual GPU's host, and of a container's rights.
