@@ -1,8 +1,10 @@
-"""What may be said or kept of any text: no secret, and no character that can't be seen."""
+"""What may be said or kept of any text: no secret, and no character that can't be seen; and how
+many columns of a terminal it takes."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from llamafleet.protocol.redact import MASK, redacted
@@ -56,3 +58,31 @@ def printable(text: str) -> str:
     """
     text = masked(text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+ELLIPSIS = "…"
+
+
+def columns(text: str) -> int:
+    """Columns of a terminal that a printable text takes: two for a wide character, none for one
+    that goes over the one before."""
+    return sum(map(_columns, text))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) == "Me":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, most: int) -> str:
+    """The text in at most so many columns, one or more; an ellipsis stands for what is left out."""
+    if columns(text) <= most:
+        return text
+    kept, left = [], most - columns(ELLIPSIS)
+    for character in text:
+        left -= _columns(character)
+        if left < 0:
+            break
+        kept.append(character)
+    return "".join(kept) + ELLIPSIS

@@ -12,10 +12,10 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-from llamafleet.onhost.diagnose import TABLE
+from llamafleet.onhost import diagnose, nvcc
 from llamafleet.onhost.toolkit import changes
 from llamafleet.protocol.pythons import PYTHONS
-from llamafleet.tables import driver_packages, failures
+from llamafleet.tables import driver_packages, failures, miscompiles
 
 PACKAGE = Path(__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -69,7 +69,9 @@ def host_zipapp() -> bytes:
         for path in (PACKAGE / room).rglob("*.py")
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
-    files[f"llamafleet/onhost/{TABLE}"] = json.dumps(failures.rows(), indent=1).encode()
+    tables = {diagnose.TABLE: failures.rows(), nvcc.TABLE: miscompiles.rows()}
+    for name, rows in tables.items():
+        files[f"llamafleet/onhost/{name}"] = json.dumps(rows, indent=1).encode()
     refused = json.dumps(driver_packages.expression("refused")).encode()
     files[f"llamafleet/onhost/toolkit/{changes.REFUSED}"] = refused
     files["__main__.py"] = HOST_MAIN

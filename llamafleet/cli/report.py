@@ -32,8 +32,8 @@ def report(context: click.Context, wanted: str | None, in_json: bool, results: P
     """Print the last run again, or another one.
 
     The last run is the newest by its start, whatever its hosts were. Exit code 0: all PASS, or
-    CPU ONLY; 1: something is not; 2: no such run, or one that can't be read. A list of all judges
-    nothing: 0 or 2.
+    CPU ONLY or BUSY where that is allowed; 1: something is not; 2: no such run, or one that can't
+    be read. A list of all judges nothing: 0 or 2.
     """
     runs = Runs(results)
     try:

@@ -7,13 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llamafleet.history.runs import Run, RunState
-from llamafleet.history.store import Built, GpuLine, Row
+from llamafleet.history.store import Built, Row
+from llamafleet.history.table import counted_gpus, table
 from llamafleet.history.update import describe
-from llamafleet.protocol.result import CPU_ONLY, GOOD
+from llamafleet.protocol.result import BUSY, CPU_ONLY
 from llamafleet.terminal import printable
-
-HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s", "changed")
-NUMBERS = frozenset({"pp t/s", "tg t/s"})
 
 ENDS: dict[RunState, str] = {
     "running": "NO END: it still runs, or was killed",
@@ -53,74 +51,59 @@ def _end(run: Run) -> list[str]:
 
 
 def render(rows: Sequence[Row]) -> str:
-    """The table, why hosts are not PASS, what a driver update changed, and what builds cost."""
+    """The table, and below it: why hosts are not PASS, whose figures count for nothing, which GPUs
+    were left out, changes that the table has no room for, what a driver update changed, and what
+    builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
-    parts = _table([cells for row in rows for cells in (_cells(row), *_gpu_cells(row))])
+    lines, whole = table(rows)
     for row in rows:
-        if row.verdict == CPU_ONLY:
-            parts.append(
-                f"!!! {row.host}: CPU ONLY. No GPU was used and nothing here proves offload. !!!"
-            )
-        parts += [f"{row.host} {row.verdict}  {' '.join(line.split())}" for line in row.reason]
-    parts += [f"{r.host} {line}" for r in rows if r.update for line in describe(r.update)]
+        lines += _reasons(row)
+    lines += [f"{row.host} {_left_out(row)}" for row in rows if row.left_out]
+    if not whole:
+        lines += [f"{row.host} changed: {', '.join(row.changed)}" for row in rows if row.changed]
+    lines += [f"{r.host} {line}" for r in rows if r.update for line in describe(r.update)]
     costs = [(row, _cost(row.built) if row.built else "") for row in rows]
-    parts += [f"{row.host} build {row.build}: {cost}" for row, cost in costs if cost]
-    return "\n".join(map(printable, parts))
+    lines += [f"{row.host} build {row.build}: {cost}" for row, cost in costs if cost]
+    return "\n".join(map(printable, lines))
+
+
+def _reasons(row: Row) -> list[str]:
+    lines = []
+    if row.verdict == CPU_ONLY:
+        lines.append(
+            f"!!! {row.host}: CPU ONLY. No GPU was used and nothing here proves offload. !!!"
+        )
+    lines += [f"{row.host} {row.verdict}  {_joined(line)}" for line in row.reason]
+    lines += [f"{row.host} {BUSY}  {_joined(line)}" for line in row.busy]
+    if row.verdict == BUSY and row.allowed:
+        lines.append(f"{row.host} {BUSY}  is taken for good: the setting allow_busy says so")
+    return lines
+
+
+def _joined(text: str) -> str:
+    """On one line."""
+    return " ".join(text.split())
+
+
+def _left_out(row: Row) -> str:
+    return (
+        f"{counted_gpus(row)} GPUs: not verified, as the setting gpus says: "
+        f"{', '.join(row.left_out)}"
+    )
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """0 where every host is PASS, or CPU ONLY: that is given only where settings allow it.
+    """0 where every host is PASS, or CPU ONLY or BUSY where its settings allow that.
 
     1 otherwise; also without any host, since then nothing is proven.
     """
-    return 0 if rows and all(row.verdict in GOOD for row in rows) else 1
+    return 0 if rows and all(row.good for row in rows) else 1
 
 
 def exit_code_of(run: Run) -> int:
     """The same of a whole run: of one that was cut off not everything was done, be it all PASS."""
     return exit_code(run.rows) if run.state == "complete" else 1
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.host,
-        row.gpu or "-",
-        row.driver or "-",
-        row.toolkit or "-",
-        row.build[:8] or "-",
-        row.verdict,
-        *_rates(row),
-        ", ".join(row.changed) or "nothing",
-    )
-
-
-def _gpu_cells(row: Row) -> list[tuple[str, ...]]:
-    """A line for each GPU, where there are several: the host's own is of all of them together."""
-    if len(row.gpus) < 2:
-        return []
-    return [
-        ("", f"- {gpu.name} {gpu.uuid[:12]}", "", "", "", gpu.verdict, *_rates(gpu), "")
-        for gpu in row.gpus
-    ]
-
-
-def _rates(of: Row | GpuLine) -> tuple[str, ...]:
-    """pp and tg."""
-    return tuple("-" if rate is None else f"{rate:.1f}" for rate in (of.pp, of.tg))
-
-
-def _table(cells: Sequence[tuple[str, ...]]) -> list[str]:
-    cells = [tuple(map(printable, line)) for line in cells]  # Before their widths are taken.
-    widths = [max(map(len, column)) for column in zip(HEADERS, *cells, strict=True)]
-    lines = [HEADERS, tuple("-" * width for width in widths), *cells]
-    return [
-        "  ".join(
-            text.rjust(width) if header in NUMBERS else text.ljust(width)
-            for header, text, width in zip(HEADERS, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
 
 
 def _cost(built: Built) -> str:

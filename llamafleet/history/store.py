@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from llamafleet.history.files import write_json
 from llamafleet.history.update import Update, find_update
-from llamafleet.protocol.result import FAIL, GOOD, NOT_VERIFIED, Result, Verdict
+from llamafleet.protocol.result import BUSY, FAIL, GOOD, NOT_VERIFIED, PASS, Result, Verdict
 from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
 
@@ -47,6 +47,8 @@ class GpuLine:
     verdict: Verdict
     pp: float | None = None
     tg: float | None = None
+    busy: bool = False
+    """The figures are not those of a free and healthy GPU."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,14 @@ class Row:
     changed: tuple[str, ...] = ()
     reason: tuple[str, ...] = ()
     """Why it is not PASS, one line each: found, expected, next."""
+    busy: tuple[str, ...] = ()
+    """Why figures, of the host or of a GPU, are not those of a free and healthy GPU."""
+    figures_busy: bool = False
+    """The host's own pp and tg are such figures."""
+    allowed: bool = False
+    """The settings take a BUSY for good."""
+    left_out: tuple[str, ...] = ()
+    """GPUs of the host that the setting `gpus` leaves out."""
     built: Built | None = None
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
@@ -85,9 +95,9 @@ class Row:
     ) -> Row:
         """A row from a result (None: there is none) and what went wrong around it.
 
-        A failure beside a good verdict makes it FAIL; a result that can't be understood makes
-        it NOT VERIFIED, with the reason. So do failures of which nothing is `known` but that the
-        host, or its job, came to no end.
+        A failure beside a good verdict, or beside BUSY, makes it FAIL; that it is BUSY is none. A
+        result that can't be understood makes it NOT VERIFIED, with the reason. So do failures of
+        which nothing is `known` but that the host, or its job, came to no end.
         """
         failures = list(failures)
         worst = FAIL if known else NOT_VERIFIED
@@ -98,10 +108,18 @@ class Row:
             failures.append(_no_result(host, f"one that can't be understood ({result.reason})"))
         elif not failures:
             failures.append(_no_result(host, "no result"))
-        reason = tuple(dict.fromkeys([*failures, *row.reason]))
+        told = [*failures, *row.reason]
+        reason = tuple(dict.fromkeys(text for text in told if text not in row.busy))
+        if row.verdict == PASS and row.busy:  # A host's word alone is not enough for a PASS.
+            row = replace(row, verdict=BUSY)
         red = FAIL if row.reason else worst
-        verdict = red if reason and row.verdict in GOOD else row.verdict
+        verdict = red if reason and row.verdict in (*GOOD, BUSY) else row.verdict
         return replace(row, verdict=verdict, changed=tuple(changed), reason=reason, update=update)
+
+    @property
+    def good(self) -> bool:
+        """Nothing is left to be wished for, by the settings."""
+        return self.verdict in GOOD or (self.verdict == BUSY and self.allowed)
 
 
 def _no_result(host: str, found: str) -> str:
@@ -138,10 +156,15 @@ def _from_result(host: str, result: Result) -> Row:
                 verdict=gpu.verdict,
                 pp=gpu.benchmark.pp.median_ts if gpu.benchmark else None,
                 tg=gpu.benchmark.tg.median_ts if gpu.benchmark else None,
+                busy=bool(gpu.busy),
             )
             for gpu in result.gpus
         ),
         reason=tuple(f"{where + ': ' if where else ''}{check}" for where, check in result.red),
+        busy=result.busy,
+        figures_busy=result.measured_busy,
+        allowed=result.allow_busy,
+        left_out=result.left_out,
         built=Built(build.wall_s, build.cpu_s, build.wheel_bytes, build.phases or {}),
     )
 

@@ -33,6 +33,8 @@ class Side:
     """Fingerprint."""
     pp: Rate | None = None
     tg: Rate | None = None
+    busy: bool = False
+    """The figures are not those of a free and healthy GPU: nothing is compared with them."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,29 @@ class Update:
     after: Side
     differs: tuple[str, ...] = ()
     """What else changed, so that the figures can't be compared."""
+    passed_over: int = 0
+    """Results since `before` whose figures are no baseline, being BUSY."""
 
 
 def find_update(earlier: Iterable[Result], result: Result) -> Update | None:
     """The update that `result` is the first to be measured after; None: there was none.
 
     `earlier`: the stored results of the host, in any order. Results without a benchmark don't end
-    the search: a failed verification after an update is not the one to compare with.
+    the search: a failed verification after an update is not the one to compare with. Nor do those
+    of a GPU that was not free, unless there are no others.
     """
     driver = result.inputs.driver
     measured = [one for one in earlier if one.measured and one.inputs.driver]
     if not driver or not measured:
         return None
-    before = max(measured, key=lambda one: one.finished)
+    free = [one for one in measured if not one.measured_busy]
+    before = max(free or measured, key=lambda one: one.finished)
+    passed_over = [one for one in measured if one.finished > before.finished]
     # An older result under this driver does not count: going back to it is an update too.
     if before.inputs.driver == driver:
         return None
     differs = tuple(n for n in SAME if getattr(before.inputs, n) != getattr(result.inputs, n))
-    return Update(_side(before), _side(result), differs)
+    return Update(_side(before), _side(result), differs, len(passed_over))
 
 
 def describe(update: Update) -> list[str]:
@@ -69,12 +76,21 @@ def describe(update: Update) -> list[str]:
     lines = [f"driver {before.driver} -> {after.driver}: {before.verdict} -> {after.verdict}"]
     if before.build != after.build:
         lines[0] += f", build {before.build[:8]} -> {after.build[:8]}"
-    if update.differs:
-        return [f"{lines[0]}; not compared: another {', '.join(update.differs)}"]
+    if reasons := _why_not_compared(update):
+        return [f"{lines[0]}; not compared: {', '.join(reasons)}"]
+    if update.passed_over:
+        lines[0] += f"; {update.passed_over} BUSY since then, no baseline"
     for name, old, new in (("pp", before.pp, after.pp), ("tg", before.tg, after.tg)):
         if old and new:
             lines.append(f"{name} {old} -> {new} t/s: {change(old, new)}")
     return lines
+
+
+def _why_not_compared(update: Update) -> list[str]:
+    reasons = [f"another {', '.join(update.differs)}"] if update.differs else []
+    sides = (("before", update.before), ("after", update.after))
+    when = [name for name, side in sides if side.busy]
+    return reasons + ([f"the GPU was BUSY {' and '.join(when)}"] if when else [])
 
 
 def change(old: Rate, new: Rate) -> str:
@@ -94,4 +110,5 @@ def _side(result: Result) -> Side:
         build=result.fingerprint,
         pp=Rate(measured.pp.median_ts, measured.pp.stdev_ts) if measured else None,
         tg=Rate(measured.tg.median_ts, measured.tg.stdev_ts) if measured else None,
+        busy=result.measured_busy,
     )

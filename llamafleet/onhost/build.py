@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from llamafleet.onhost import nvcc
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
     BUILD,
+    NVCC,
     PATH,
     BuildConfig,
     BuildProduct,
@@ -232,6 +234,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
     prefix = Path(config.prefix)
     env = environment(config, variables(config), prefix, tmp)
     job.phase("resolve", "venv")
+    built_by = compiler_of(config, env)
     job.command([config.python, "-I", "-m", "venv", "--without-pip", str(prefix)], env=env)
     python = str(prefix / "bin" / "python")
     pip = pip_install(own_pip(config, tmp), python)
@@ -273,7 +276,24 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
         llama_cpp_python=imported.llama_cpp_python,
         system_info=imported.system_info,
         import_s=imported.import_s,
+        nvcc=built_by,
     )
+
+
+def compiler_of(config: BuildConfig, env: Mapping[str, str]) -> str:
+    """Build of the nvcc that will compile; "" for the CPU, and where it does not tell.
+
+    Raises JobFailed where it is known to make wrong code for these GPUs.
+    """
+    path = env.get(NVCC)
+    if path is None:
+        return ""
+    inputs = config.inputs
+    version, build = nvcc.asked(path, env)
+    wrong = nvcc.miscompiles(build, version or inputs.toolkit or "", inputs.compute_capabilities)
+    if wrong:
+        raise JobFailed(f"{path}: {wrong}; next: run the same command again, with another toolkit")
+    return build
 
 
 def variables(config: BuildConfig) -> dict[str, str]:

@@ -52,6 +52,23 @@ def node(minor: int) -> Path:
     return root() / f"dev/nvidia{minor}"
 
 
+UNIT = "systemctl show -p DevicePolicy -p DeviceAllow llamafleet-verify.service"
+
+
+def closed(card: Card) -> tuple[str, str] | None:
+    """Why this process can't use the card's device file, and what to do; None: it can, as far as
+    that is known."""
+    if card.minor is None or not (problem := node_problem(card.minor)):
+        return None
+    file, make = f"/dev/{node(card.minor).name}", f"sudo nvidia-modprobe -c {card.minor}"
+    # "Operation not permitted" is a cgroup's word, "Permission denied" that of owner and mode.
+    advice = {
+        "Operation not permitted": f"{UNIT}; a container: start it with that GPU",
+        "No such file or directory": make,
+    }
+    return problem, advice.get(problem.rpartition(": ")[2], f"ls -l {file}; sudo rm {file}; {make}")
+
+
 def node_problem(minor: int) -> str:
     """Why this process can't open the card's device file; "": it can.
 

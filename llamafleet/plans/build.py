@@ -16,8 +16,10 @@ from llamafleet.plans.network import plan_network
 from llamafleet.plans.plan import BuildPlan, JobPlan, SwitchPlan, ToolkitPlan
 from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
+from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import BUILD, PATH, STAMP, BuildConfig, BuildInputs, Stamp
+from llamafleet.protocol.job import BUILD, NVCC, PATH, STAMP, BuildConfig, BuildInputs, Stamp
+from llamafleet.protocol.miscompiles import wrong_build
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
 from llamafleet.wheelhouse.manifest import Manifest
@@ -122,7 +124,7 @@ def environment(
         values["CC"] = c_compiler
     if toolkit is not None:
         values |= {
-            "CUDACXX": f"{toolkit.root}/bin/nvcc",
+            NVCC: f"{toolkit.root}/bin/nvcc",
             "CUDAHOSTCXX": compiler.path,
             "GGML_CUDA": "1",
             "LD_LIBRARY_PATH": toolkit.libdir,
@@ -298,7 +300,16 @@ def fault(snapshot: HostSnapshot, name: str) -> str:
     if product is None:
         # An older stamp says by itself what it can.
         return "its proof names no libraries" if own else ""
-    return _differing(product.libraries, build.libraries)
+    return _differing(product.libraries, build.libraries) or _miscompiled(stamp, product.nvcc)
+
+
+def _miscompiled(stamp: Stamp, nvcc: str) -> str:
+    """Why its code is wrong on its GPUs; "": nothing is known against its compiler."""
+    toolkit, gpus = stamp.inputs.get("toolkit"), stamp.inputs.get("compute_capabilities")
+    if not isinstance(toolkit, str) or not isinstance(gpus, list | tuple):
+        return ""
+    wrong = wrong_build(miscompiles(), nvcc, toolkit, [str(gpu) for gpu in gpus])
+    return f"it was compiled by {wrong}" if wrong else ""
 
 
 def _differing(stamped: Mapping[str, str], found: Mapping[str, str]) -> str:

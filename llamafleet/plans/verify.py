@@ -11,7 +11,12 @@ from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, VerifyPlan
 from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
 from llamafleet.protocol.result import BUSY, PASS, WANTED, Backend, Result, Verdict
-from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
+from llamafleet.protocol.verify import (
+    UNIT_S_OWN,
+    BenchSettings,
+    VerifyConfig,
+    VerifyInputs,
+)
 from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
 
@@ -57,7 +62,7 @@ def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
     """
     path = settings.model
     if path not in snapshot.unreadable:
-        return None
+        return _unseen_model(settings, snapshot)
     there = path in snapshot.extra_there
     reader = USER if settings.scope == "system" else snapshot.user
     return Problem(
@@ -67,6 +72,21 @@ def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
         next=f"namei -l {path}; then chmod o+rX those that it needs, or set another model"
         if there
         else "bring the file to the host, or set model to auto",
+    )
+
+
+def _unseen_model(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
+    """A model that the account can read, and not from within the verification's unit."""
+    if settings.scope != "system" or snapshot.init != "systemd":
+        return None
+    own = [folder for folder in UNIT_S_OWN if settings.model.startswith(f"{folder}/")]
+    if not own:
+        return None
+    return Problem(
+        "model",
+        found=f"{settings.model}: the verification's unit has a {own[0]} of its own, without it",
+        expected="a GGUF file elsewhere",
+        next=f"move it out of {own[0]}, as to /srv, and set model to where it is then",
     )
 
 

@@ -28,6 +28,8 @@ PROCESS_NAME = "llamafleet-host"
 """Part of the command line of every process of the zipapp; tells a job from a reused pid."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for, whatever the caller's environment says."""
+NVCC = "CUDACXX"
+"""Variable of a build's environment that names its nvcc."""
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
@@ -164,6 +166,8 @@ class ToolkitConfig(JobConfig):
     root: str
     cxx: str
     """The host compiler that it must work with."""
+    compute_capabilities: tuple[str, ...] = ()
+    """Of the GPUs that it must make right code for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +328,8 @@ class BuildProduct:
     llama_cpp_python: str
     system_info: str
     import_s: float
+    nvcc: str = ""
+    """Build of the nvcc that compiled it, as 13.2.86; "": for the CPU, or it was not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +337,7 @@ class ToolkitProduct:
     """What an installation of a toolkit made."""
 
     nvcc: str = ""
-    """major.minor that it tells."""
+    """Its build, as 13.2.86."""
     download_bytes: int | None = None
     packages: tuple[str, ...] = ()
     """Names and versions."""

@@ -12,8 +12,21 @@ SMALLEST_VRAM_FOR_7B_MIB = 8000
 """A 7B Q4_0 model is 3.8 GB (measured), and its context and CUDA's own memory come on top."""
 
 # Bytes per block and weights per block of the types written here (ggml-common.h).
-BLOCKS = {"f32": (4, 1), "f16": (2, 1), "q4_0": (18, 32), "q8_0": (34, 32), "q6_K": (210, 256)}
+BLOCKS = {
+    "f32": (4, 1),
+    "f16": (2, 1),
+    "q4_0": (18, 32),
+    "q8_0": (34, 32),
+    "mxfp4": (17, 32),
+    "q4_K": (144, 256),
+    "q6_K": (210, 256),
+    "iq2_xs": (74, 256),
+    "iq3_s": (110, 256),
+}
 TYPES = ("q4_0", "q8_0", "f16")
+"""Types that a setting may name."""
+COMPARED = ("q4_0", "q8_0", "q4_K", "q6_K", "iq2_xs", "iq3_s", "mxfp4")
+"""Types in which a GPU is compared with the CPU: one of each family of kernels."""
 
 
 @dataclass(frozen=True)

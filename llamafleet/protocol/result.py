@@ -153,6 +153,14 @@ class Benchmark:
     """What each of its GPUs was like meanwhile."""
 
 
+def _busy(checks: Iterable[Check], benchmark: Benchmark | None) -> tuple[str, ...]:
+    """Why figures are not those of a free GPU: by the checks, and by what else they say of it."""
+    lines = [str(check) for check in checks if check.status == "busy"]
+    told = benchmark.busy if benchmark else ()
+    rest = [f"benchmark: {one}" for one in told if not any(one in line for line in lines)]
+    return (*lines, *rest)
+
+
 @dataclass(frozen=True)
 class GpuRow:
     """One GPU, verified by itself."""
@@ -171,6 +179,11 @@ class GpuRow:
     """The model that it was verified with; "": none was loaded."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds: init_s, load_s, context_s, first_decode_s."""
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Why its figures are not those of a free and healthy GPU, one line each."""
+        return _busy(self.checks, self.benchmark)
 
 
 @dataclass(frozen=True)
@@ -254,6 +267,24 @@ class Result:
         return tuple(
             (where, check) for where, checks in rows for check in checks if check.status == "fail"
         )
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Why figures are not those of a free and healthy GPU, one line each, as `red` names the
+        GPU."""
+        several = len(self.gpus) > 1
+        found = list(_busy(self.checks, self.benchmark))
+        for gpu in self.gpus:
+            where = f"{gpu.name} {gpu.uuid}: " if several else ""
+            found += [f"{where}{line}" for line in gpu.busy]
+        return tuple(found)
+
+    @property
+    def measured_busy(self) -> bool:
+        """The figures of `measured` are not those of a free and healthy GPU: no baseline."""
+        if self.benchmark or len(self.gpus) != 1:
+            return bool(_busy(self.checks, self.benchmark))
+        return bool(self.gpus[0].busy)
 
     @property
     def good(self) -> bool:

@@ -92,6 +92,7 @@ def test_toolkit(fake: FakeHost, shell: str) -> None:
             cccl=True,
             libdir=str(root / "lib64"),
             names=(str(fake.root / "usr/local/cuda"),),
+            build="13.0.88",
         ),
     )
 

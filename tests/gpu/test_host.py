@@ -2,17 +2,18 @@
 
 It provisions this machine by the real command and leaves the deployment in place. What it measured
 is in results/gpu.json. Environment: LLAMAFLEET_GPU_WHEELHOUSE (work without a network),
-LLAMAFLEET_GPU_REPORT, LLAMAFLEET_GPU_WRONG_LIBRARY (a libggml-cuda.so for another capability).
+LLAMAFLEET_GPU_REPORT.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -24,8 +25,8 @@ from llamafleet.layout import AS_ACCOUNT
 from llamafleet.onhost.cards import cards
 from llamafleet.onhost.driver_check import EXIT_OK, EXIT_STALE, EXIT_VERIFY
 from llamafleet.protocol.job import PATH
-from llamafleet.protocol.result import Check, Result
-from tests.gpu import llama_bench, measure
+from llamafleet.protocol.result import Check, GpuRow, Result
+from tests.gpu import faults, llama_bench, measure
 from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
 
 pytestmark = [
@@ -189,13 +190,75 @@ def test_hidden_gpus_are_red(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layers", ["0", "half"])
 def test_a_model_that_stays_on_the_cpu_is_red(tmp_path: Path, layers: str) -> None:
     found = verify(tmp_path, "--n-gpu-layers", layers)
-    planted(f"n_gpu_layers {layers}", found, "offload", "vram")
+    planted(f"n_gpu_layers {layers}", found, "offload", "vram", "logits")
+    said = check(found, "offload").found
+    assert said.startswith("graph: ") and "weights of layers 0-" in said and "; log: " in said
+
+
+def test_memory_that_the_driver_moves_is_red(tmp_path: Path) -> None:
+    """Graph and log show the GPU: the growth of its memory tells."""
+    found = verify(tmp_path, env={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"})
+    planted("unified memory", found, "vram")
 
 
 def test_a_context_far_too_large_is_red_and_the_largest_that_fits_is_named(tmp_path: Path) -> None:
     found = verify(tmp_path, inputs={"context": 1_048_576})
     planted("out of memory", found, "context")
     assert "set context = " in check(found, "context").next
+
+
+def of_a_model(folder: Path) -> Path:
+    """A small model of the user's own."""
+    path = folder / "mine.gguf"
+    measure.synthesise("160m", "q4_0", str(path))
+    return path
+
+
+def skipped(found: Result) -> set[str]:
+    return {check.name for check in measure.checks(found) if check.status == "skip"}
+
+
+NEED_A_MODEL = {"offload", "vram", "busy", "context", "benchmark"}
+
+
+def test_a_model_of_the_user_s_own_passes(tmp_path: Path) -> None:
+    found = verify(tmp_path, inputs={"model": str(of_a_model(tmp_path))})
+    record("own model", verdict=found.verdict, checks=told(found.checks))
+    assert found.verdict in ("PASS", "BUSY") and check(found, "model").status == "pass"
+
+
+def test_a_cut_model_is_one_red_check(tmp_path: Path) -> None:
+    path = of_a_model(tmp_path)
+    os.truncate(path, path.stat().st_size - 1_000_000)
+    found = verify(tmp_path, inputs={"model": str(path)})
+    planted("cut model", found, "model")
+    assert set(reds(found)) == {"model"} and skipped(found) == NEED_A_MODEL
+    assert "1,000,000 are missing" in check(found, "model").found
+
+
+def test_a_model_that_llama_cpp_does_not_know_is_one_red_check(tmp_path: Path) -> None:
+    path = of_a_model(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"blk.3.ffn_up", b"blk.3.ffn_op", 1))
+    found = verify(tmp_path, inputs={"model": str(path)})
+    planted("unknown model", found, "model")
+    assert set(reds(found)) == {"model"} and "blk.3.ffn_up" in check(found, "model").found
+
+
+@pytest.mark.parametrize("code", ["raise ImportError('planted')\n", "__version__ = '0.3.36'\n"])
+def test_a_package_in_front_of_the_build_is_red_by_its_place(tmp_path: Path, code: str) -> None:
+    package = tmp_path / "mine/llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(code)
+    found = verify(tmp_path, env={"PYTHONPATH": str(package.parent)})
+    planted("shadowing package", found, "library_origin")
+    assert set(reds(found)) == {"library_origin"} and skipped(found) >= NEED_A_MODEL
+    assert str(package) in check(found, "library_origin").found
+
+
+def test_memory_that_the_host_lends_is_red_by_its_name(tmp_path: Path) -> None:
+    found = verify(tmp_path, env={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"})
+    planted("unified memory", found, "vram")
+    assert "GGML_CUDA_ENABLE_UNIFIED_MEMORY=1" in check(found, "vram").found
 
 
 def test_a_stale_library_in_front_is_red(tmp_path: Path) -> None:
@@ -247,22 +310,124 @@ def test_a_cpu_build_in_the_cuda_build_s_place_is_red(tmp_path: Path) -> None:
     planted("cpu build", found, "library_cuda", "machine_code", "offload")
 
 
-@pytest.mark.skipif(
-    "LLAMAFLEET_GPU_WRONG_LIBRARY" not in os.environ,
-    reason="LLAMAFLEET_GPU_WRONG_LIBRARY names no library for another capability",
-)
 def test_a_library_for_another_capability_is_red(tmp_path: Path) -> None:
-    """The installed build with only its CUDA library replaced, and a stamp that agrees."""
+    """One translation unit of the installed build is for sm_120 alone, and the stamp agrees."""
     config = json.loads(Path(LAYOUT.verify_config).read_text())
-    stamp = json.loads(Path(config["stamp"]).read_text())
-    prefix = tmp_path / "version"
-    shutil.copytree(config["prefix"], prefix, symlinks=True)
-    name = next(n for n in stamp["libraries"] if n.endswith("/libggml-cuda.so"))
-    shutil.copy(os.environ["LLAMAFLEET_GPU_WRONG_LIBRARY"], prefix / name)
-    stamp["libraries"][name] = hashlib.sha256((prefix / name).read_bytes()).hexdigest()
-    (tmp_path / "stamp.json").write_text(json.dumps(stamp))
-    found = verify(tmp_path, prefix=str(prefix), stamp=str(tmp_path / "stamp.json"))
+    changed, library = faults.copied(config, tmp_path)
+    assert faults.for_another_capability(library, 120)
+    faults.stamped(config, changed, library)
+    found = verify(tmp_path, **changed)
     planted("other capability", found, "machine_code")
+
+
+def test_garbage_of_one_quantisation_is_red_by_its_name(tmp_path: Path) -> None:
+    """mmvq.cu with a mask dropped stands in front of the build's own, for iq3_s alone."""
+    config = json.loads(Path(LAYOUT.verify_config).read_text())
+    library = next(Path(config["prefix"]).resolve().rglob("libggml-cuda.so"))
+    capability = result().gpus[0].compute_capability.replace(".", "")
+    garbage = faults.garbage_of_iq3_s(tmp_path, library, capability)
+    found = verify(tmp_path, env={"LD_PRELOAD": str(garbage)})
+    planted("iq3_s garbage", found, "logits")
+    red = check(found, "logits").found
+    assert "iq3_s" in red and "q4_0" not in red.partition(";")[0], red
+
+
+def test_unified_memory_is_red(tmp_path: Path) -> None:
+    found = verify(tmp_path, env={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"})
+    planted("unified memory", found)
+    assert "GGML_CUDA_ENABLE_UNIFIED_MEMORY" in str(found.red)
+
+
+# -- a GPU that is somebody else's too: BUSY or red, never PASS -----------------------------------
+
+
+def first() -> GpuRow:
+    return result().gpus[0]
+
+
+def verdicts(found: Result) -> dict[str, str]:
+    return {gpu.uuid: gpu.verdict for gpu in found.gpus}
+
+
+def others_pass(found: Result, taken: str) -> bool:
+    return all(gpu.verdict == "PASS" for gpu in found.gpus if gpu.uuid != taken)
+
+
+def shared(name: str, found: Result, taken: str, pid: int) -> None:
+    """That GPU is BUSY with its reason beside the figure; the others are PASS."""
+    row = next(gpu for gpu in found.gpus if gpu.uuid == taken)
+    benchmark = row.benchmark
+    assert benchmark is not None
+    record(
+        f"shared {name}",
+        verdicts=verdicts(found),
+        busy=benchmark.busy,
+        attempts=benchmark.attempts,
+        pp=benchmark.pp.median_ts,
+        tg=benchmark.tg.median_ts,
+    )
+    assert row.verdict == "BUSY" and found.verdict == "BUSY", [str(c) for c in row.checks]
+    assert any(str(pid) in reason for reason in benchmark.busy), benchmark.busy
+    assert others_pass(found, taken), verdicts(found)
+
+
+def test_memory_taken_by_another_process_is_busy(tmp_path: Path) -> None:
+    gpu = first()
+    with faults.another_process(gpu.uuid, mib=10_000) as pid:
+        found = verify(tmp_path, busy_minutes=0)
+    shared("memory", found, gpu.uuid, pid)
+
+
+def test_too_little_memory_left_is_red_on_that_gpu_alone(tmp_path: Path) -> None:
+    gpu = first()
+    with faults.another_process(gpu.uuid, mib=faults.free_mib(gpu.uuid) - 3000):
+        found = verify(tmp_path, busy_minutes=0)
+    planted("memory taken", found)
+    assert verdicts(found)[gpu.uuid] == "FAIL" and others_pass(found, gpu.uuid), verdicts(found)
+
+
+def test_a_computation_beside_it_is_busy_and_named(tmp_path: Path) -> None:
+    gpu = first()
+    with faults.another_process(gpu.uuid, computes=True) as pid:
+        found = verify(tmp_path, busy_minutes=0)
+    shared("computation", found, gpu.uuid, pid)
+
+
+def test_a_load_amid_the_benchmark_is_busy(tmp_path: Path) -> None:
+    gpu = first()
+    progress = tmp_path / "run/progress.json"
+    pids: list[int] = []
+    done = threading.Event()
+
+    def intrude() -> None:
+        while not done.wait(0.05):
+            if progress.exists() and '"benchmark"' in progress.read_text():
+                with faults.another_process(gpu.uuid, computes=True) as pid:
+                    pids.append(pid)
+                    done.wait()
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    try:
+        bench = {"prompt": 512, "gen": 512, "repetitions": 10}
+        found = verify(tmp_path, busy_minutes=0, inputs={"bench": bench})
+    finally:
+        done.set()
+        thread.join()
+    shared("load amid the benchmark", found, gpu.uuid, pids[0])
+
+
+def test_a_load_that_ends_is_waited_for(tmp_path: Path) -> None:
+    gpu = first()
+    with ExitStack() as stack:
+        stack.enter_context(faults.another_process(gpu.uuid, computes=True))
+        timer = threading.Timer(40, stack.close)
+        timer.start()
+        found = verify(tmp_path, busy_minutes=5)
+        timer.cancel()
+    row = next(one for one in found.gpus if one.uuid == gpu.uuid)
+    record("load that ends", attempts=row.benchmark and row.benchmark.attempts)
+    assert found.verdict == "PASS" and row.benchmark and row.benchmark.attempts > 1, row.benchmark
 
 
 # -- several GPUs --------------------------------------------------------------------------------
@@ -279,8 +444,7 @@ def test_one_gpu_of_several_that_is_hidden_is_named(tmp_path: Path) -> None:
     shown, *hidden = result().gpus
     found = verify(tmp_path, env={"CUDA_VISIBLE_DEVICES": shown.uuid})
     planted("one of several hidden", found, "gpus_visible")
-    verdicts = {gpu.uuid: gpu.verdict for gpu in found.gpus}
-    assert verdicts == {shown.uuid: "PASS"} | {gpu.uuid: "FAIL" for gpu in hidden}
+    assert verdicts(found) == {shown.uuid: "PASS"} | {gpu.uuid: "FAIL" for gpu in hidden}
 
 
 COVER = 'mount --bind /dev/null "$1" && shift && exec "$@"'
@@ -325,3 +489,12 @@ def test_each_of_several_gpus_has_figures_of_its_own() -> None:
     for gpu in found.gpus:
         assert gpu.verdict == "PASS" and gpu.benchmark is not None, gpu
         assert gpu.bus_id and gpu.benchmark.gpu and gpu.benchmark.gpu.utilisation_mean
+
+
+def test_the_setting_gpus_leaves_one_out(tmp_path: Path) -> None:
+    if not several():
+        pytest.skip("one GPU")
+    chosen, *rest = result().gpus
+    found = verify(tmp_path, gpus=[chosen.uuid])
+    assert verdicts(found) == {chosen.uuid: "PASS"} and found.verdict == "PASS"
+    assert len(found.left_out) == len(rest)

@@ -54,16 +54,16 @@ BEFORE = replace(RUN, id="last-run", started=None, command=(), fleet=2)
 def test_the_whole_report() -> None:
     assert render([SOUND, LOCAL, BROKEN]) == "\n".join(
         (
-            "host    GPU                      driver     toolkit  build     verdict    pp t/s  "
-            "tg t/s  changed",
-            "------  -----------------------  ---------  -------  --------  --------  -------  "
-            "------  --------------",
-            "gpu-a   NVIDIA GeForce RTX 4090  580.95.05  13.0     01234567  PASS      11536.2  "
-            " 150.5  toolkit, built",
-            "@local  -                        -          -        aaaaaaaa  CPU ONLY     20.0  "
-            "   9.9  nothing",
-            "gpu-b   -                        -          -        -         FAIL            -  "
-            "     -  nothing",
+            "host    GPU               driver     toolkit  build     verdict    pp t/s  tg t/s  "
+            "changed",
+            "------  ----------------  ---------  -------  --------  --------  -------  ------  "
+            "--------------",
+            "gpu-a   GeForce RTX 4090  580.95.05  13.0     01234567  PASS      11536.2   150.5  "
+            "toolkit, built",
+            "@local  -                 -          -        aaaaaaaa  CPU ONLY     20.0     9.9  "
+            "nothing",
+            "gpu-b   -                 -          -        -         FAIL            -       -  "
+            "nothing",
             "!!! @local: CPU ONLY. No GPU was used and nothing here proves offload. !!!",
             "gpu-b FAIL  driver: found no nvidia module; expected 525.60.13 or newer; "
             "next: modprobe nvidia",
@@ -81,7 +81,7 @@ def test_each_of_several_gpus_has_a_line_of_its_own() -> None:
     )
     lines = render([replace(SOUND, verdict="FAIL", gpus=gpus)]).splitlines()
     assert lines[3].split() == [
-        *("-", "NVIDIA", "GeForce", "RTX", "4090", "GPU-11112222", "PASS", "11000.0", "151.0")
+        *("-", "GeForce", "RTX", "4090", "GPU-11112222", "PASS", "11000.0", "151.0")
     ]
     assert lines[4].split()[-3:] == ["FAIL", "-", "-"]
     assert len(render([replace(SOUND, gpus=gpus[:1])]).splitlines()) == 4
@@ -95,6 +95,71 @@ def test_what_a_stamp_does_not_tell_is_left_out() -> None:
     row = Row(host="h", verdict="PASS", build="b", built=Built(wall_s=160.0))
     assert render([row]).endswith("h build b: 160 s wall")
     assert "h build" not in render([replace(row, built=Built())])
+
+
+BUSY = replace(
+    SOUND,
+    verdict="BUSY",
+    gpu="NVIDIA H100 80GB HBM3",
+    tg=64.8,
+    figures_busy=True,
+    busy=("benchmark: found another process (pid 42, 70 GiB); expected none; next: nvidia-smi",),
+    built=None,
+    changed=(),
+)
+
+
+def test_figures_of_a_gpu_that_was_not_free_stand_in_brackets_with_the_reason_below() -> None:
+    _, _, line, reason = render([BUSY]).splitlines()
+    assert line.split()[-4:] == ["BUSY", "(11536.2)", "(64.8)", "nothing"]
+    assert reason == f"gpu-a BUSY  {BUSY.busy[0]}"
+
+
+def test_only_the_busy_one_of_two_gpus_stands_in_brackets() -> None:
+    gpus = (
+        GpuLine("NVIDIA H100 80GB HBM3", "GPU-11112222-x", "PASS", 12501.0, 345.9),
+        GpuLine("NVIDIA H100 80GB HBM3", "GPU-33334444-x", "BUSY", 12343.2, 64.8, busy=True),
+    )
+    row = replace(BUSY, gpu="2x NVIDIA H100 80GB HBM3", gpus=gpus, figures_busy=False)
+    name, blank = "580.95.05  13.0     01234567", " " * 26
+    assert render([row]).splitlines()[2:5] == [
+        f"gpu-a  2x H100 80GB HBM3  {name}  BUSY       11536.2    64.8  nothing",
+        f"- H100 80GB HBM3 GPU-11112222{blank} PASS       12501.0   345.9",
+        f"- H100 80GB HBM3 GPU-33334444{blank} BUSY     (12343.2)  (64.8)",
+    ]
+
+
+def test_that_a_busy_host_is_taken_for_good_is_said() -> None:
+    assert exit_code([BUSY]) == 1 and "allow_busy" not in render([BUSY])
+    allowed = replace(BUSY, allowed=True)
+    assert exit_code([allowed]) == 0 and exit_code([allowed, BROKEN]) == 1
+    assert render([allowed]).endswith(
+        "gpu-a BUSY  is taken for good: the setting allow_busy says so"
+    )
+
+
+def test_gpus_that_are_left_out_are_counted_and_named() -> None:
+    one = replace(
+        SOUND,
+        gpu="NVIDIA H100 80GB HBM3",
+        gpus=(GpuLine("NVIDIA H100 80GB HBM3", "GPU-1", "PASS"),),
+        left_out=("NVIDIA H100 80GB HBM3 GPU-2",),
+    )
+    text = render([one])
+    assert "gpu-a  1 of 2 H100 80GB HBM3  580.95.05" in text
+    assert (
+        "gpu-a 1 of 2 GPUs: not verified, as the setting gpus says: NVIDIA H100 80GB HBM3 GPU-2"
+    ) in text
+    mixed = replace(one, gpu="2x NVIDIA A100, NVIDIA H100", gpus=one.gpus * 3)
+    assert "gpu-a  3 of 4 2x A100, H100  5" in render([mixed])
+
+
+def test_changes_without_room_stand_below() -> None:
+    long = replace(SOUND, changed=("driver held", "toolkit 13.0 installed", "built", "verified"))
+    lines = render([long, replace(BROKEN, changed=())]).splitlines()
+    assert "changed" not in lines[0] and max(map(len, lines[:4])) <= 100
+    assert "gpu-a changed: driver held, toolkit 13.0 installed, built, verified" in lines
+    assert not any(line.startswith("gpu-b changed") for line in lines)
 
 
 @pytest.mark.parametrize(

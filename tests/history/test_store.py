@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llamafleet.history.store import Built, GpuLine, Row, Store, read_result
-from llamafleet.protocol.result import BuildSummary, Check, Result, Verdict
+from llamafleet.protocol.result import BuildSummary, Check, GpuRow, Result, Verdict
 from llamafleet.received import Unreadable
-from tests.history import RESULT, gpu
+from tests.history import OFFLOAD, RESULT, benchmark, gpu
 
 
 def of(result: Result | Unreadable | None = None, failures: list[str] | None = None) -> Row:
@@ -76,6 +76,57 @@ def test_no_good_verdict_beside_a_failed_check_or_a_failure(verdict: Verdict) ->
     assert of(result).verdict == verdict
     assert of(result, failures=["driver: found none"]).verdict == "FAIL"
     assert of(replace(result, checks=(RED,))).verdict == "FAIL"
+
+
+WAITED = Check("benchmark", "busy", "tg 64.8: pid 42 computes there", "a free GPU", "nvidia-smi")
+SENTENCE = "pid 42 computes there"
+
+
+def busy(number: int = 0, *, sentences: tuple[str, ...] = (SENTENCE,)) -> GpuRow:
+    figures = replace(benchmark(tg=64.8), busy=sentences)
+    row = replace(gpu(number), verdict="BUSY", checks=(OFFLOAD, WAITED))
+    return replace(row, benchmark=figures)
+
+
+def test_a_busy_gpu_is_no_failure_and_no_success() -> None:
+    row = of(replace(RESULT, verdict="BUSY", gpus=(busy(),)))
+    assert (row.verdict, row.reason, row.figures_busy, row.allowed) == ("BUSY", (), True, False)
+    assert row.busy == (str(WAITED),) and row.gpus[0].busy and not row.good
+    assert of(replace(RESULT, verdict="BUSY", gpus=(busy(),), allow_busy=True)).good
+    # The run may tell it as the host's failure, in these words.
+    assert of(replace(RESULT, verdict="BUSY", gpus=(busy(),)), failures=[str(WAITED)]) == row
+
+
+def test_no_pass_beside_a_busy_gpu() -> None:
+    assert of(replace(RESULT, gpus=(replace(busy(), verdict="PASS"),))).verdict == "BUSY"
+
+
+def test_what_the_check_does_not_say_the_benchmark_does() -> None:
+    more = busy(sentences=(SENTENCE, "its power is capped"))
+    row = of(replace(RESULT, verdict="BUSY", gpus=(more,)))
+    assert row.busy == (str(WAITED), "benchmark: its power is capped")
+
+
+def test_of_several_gpus_the_busy_one_is_named() -> None:
+    result = replace(RESULT, verdict="BUSY", gpus=(gpu(), busy(1)), benchmark=benchmark())
+    row = of(result)
+    assert row.busy == (f"NVIDIA GeForce RTX 4090 GPU-1: {WAITED}",)
+    assert [line.busy for line in row.gpus] == [False, True]
+    assert not row.figures_busy, "those of both together are good ones"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_failure_beside_busy_is_a_fail_allowed_or_not(allowed: bool) -> None:
+    result = replace(RESULT, verdict="BUSY", gpus=(busy(),), allow_busy=allowed)
+    row = of(result, failures=["switch: found none"])
+    assert (row.verdict, row.good, row.reason) == ("FAIL", False, ("switch: found none",))
+    red = replace(result, checks=(RED,))
+    assert of(red).verdict == "FAIL"
+
+
+def test_gpus_that_are_left_out_are_told() -> None:
+    left = ("NVIDIA H100 GPU-9",)
+    assert of(replace(RESULT, left_out=left)).left_out == left
 
 
 def test_without_a_result() -> None:
@@ -188,7 +239,8 @@ def test_a_host_of_which_nothing_is_known_is_not_verified_whatever_it_said_befor
         (None, True, "FAIL"),
         (RESULT, False, "NOT VERIFIED"),
         (RESULT, True, "FAIL"),
-        (replace(RESULT, verdict="BUSY"), False, "BUSY"),
+        (replace(RESULT, verdict="BUSY"), False, "NOT VERIFIED"),
+        (replace(RESULT, verdict="BUSY"), True, "FAIL"),
     ):
         row = Row.of("gpu-a", result, [], lost, known=known)
         assert (row.verdict, row.reason) == (verdict, tuple(lost))

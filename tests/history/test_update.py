@@ -96,6 +96,46 @@ def test_no_update(earlier: list[Result], driver: str | None) -> None:
     assert find_update(earlier, result(driver, finished=2.0)) is None
 
 
+def busy(driver: str, finished: float) -> Result:
+    """Of a GPU that was not free."""
+    one = result(driver, tg=64.8, finished=finished, verdict="BUSY")
+    (row,) = one.gpus
+    assert row.benchmark is not None
+    figures = replace(row.benchmark, busy=("pid 42 computes there",))
+    return replace(one, gpus=(replace(row, benchmark=figures),))
+
+
+def test_a_busy_result_is_no_baseline() -> None:
+    found = find_update([OLD, busy("570.86.10", 1.5)], result("580.95.05", finished=2.0))
+    assert found is not None
+    assert describe(found) == [
+        "driver 570.86.10 -> 580.95.05: PASS -> PASS; 1 BUSY since then, no baseline",
+        "pp 12,439.3 ± 165.2 -> 12,439.3 ± 165.2 t/s: +0.0 %, within the spread",
+        "tg 341.5 ± 2.8 -> 341.5 ± 2.8 t/s: +0.0 %, within the spread",
+    ]
+
+
+def test_the_update_is_told_until_there_are_figures_to_compare() -> None:
+    first = busy("580.95.05", 2.0)
+    found = find_update([OLD], first)
+    assert found is not None
+    assert describe(found) == [
+        "driver 570.86.10 -> 580.95.05: PASS -> BUSY; not compared: the GPU was BUSY after"
+    ]
+    second = find_update([OLD, first], result("580.95.05", tg=310.2, finished=3.0))
+    assert second is not None and "SLOWER" in describe(second)[2]
+
+
+def test_where_there_was_never_a_free_gpu_nothing_is_compared() -> None:
+    found = find_update([busy("570.86.10", 1.0)], result("580.95.05", finished=2.0))
+    assert found is not None
+    assert describe(found) == [
+        "driver 570.86.10 -> 580.95.05: BUSY -> PASS; not compared: the GPU was BUSY before"
+    ]
+    both = find_update([busy("570.86.10", 1.0)], busy("580.95.05", 2.0))
+    assert both is not None and describe(both)[0].endswith("BUSY before and after")
+
+
 def test_figures_of_another_model_are_not_compared() -> None:
     found = find_update([OLD], result("580.95.05", model="/m.gguf"))
     assert found is not None

@@ -329,6 +329,38 @@ def test_cuda_build_without_its_library_fails(runner: Runner, wheelhouse: Path) 
     assert (error["phase"], error["signature"]) == ("check", "library-without-cuda")
 
 
+def nvcc(folder: Path, build: str) -> dict[str, str]:
+    """The environment of a build whose nvcc tells that."""
+    path = folder / "nvcc"
+    path.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release 13.2, V{build}'\n")
+    path.chmod(0o755)
+    return {"CUDACXX": str(path)}
+
+
+def test_a_compiler_of_wrong_code_builds_nothing(
+    runner: Runner, wheelhouse: Path, tmp_path: Path
+) -> None:
+    inputs = CUDA_INPUTS | {"toolkit": "13.2", "compute_capabilities": ["12.0"]}
+    toy = Build(runner, wheelhouse, inputs=inputs, environment=nvcc(tmp_path, "13.2.78"))
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert "nvcc 13.2.78 computes iq1_s, iq2_s, iq3_s wrongly" in error["lines"][0]
+    assert (error["phase"], toy.prefix.exists()) == ("resolve", False)
+
+
+def test_a_build_tells_its_compiler(runner: Runner, wheelhouse: Path, tmp_path: Path) -> None:
+    inputs = CUDA_INPUTS | {"toolkit": "13.2", "compute_capabilities": ["12.0"]}
+    toy = Build(
+        runner,
+        wheelhouse,
+        inputs=inputs,
+        environment=nvcc(tmp_path, "13.2.86"),
+        cmake_args=["-DGGML_CUDA=on"],
+    )
+    assert toy.run().returncode == 0, toy.stamp
+    assert toy.stamp["nvcc"] == "13.2.86"
+
+
 def test_broken_import_fails(runner: Runner, wheelhouse: Path) -> None:
     toy = Build(runner, wheelhouse, cmake_args=["-DCMAKE_C_FLAGS=-Dinfo=other"])
     assert toy.run().returncode == job.EXIT_FAILED

@@ -15,7 +15,7 @@ import pytest
 
 from llamafleet import zipapps
 from llamafleet.protocol.pythons import PYTHONS
-from llamafleet.tables import failures
+from llamafleet.tables import failures, miscompiles
 from tests.onhost.runner import PYTHON, Runner
 
 HASHES = """
@@ -82,7 +82,9 @@ def test_zipapp_holds_the_table_and_no_leftovers() -> None:
     with zipfile.ZipFile(BytesIO(zipapps.host_zipapp())) as archive:
         names = archive.namelist()
         table = json.loads(archive.read("llamafleet/onhost/failures.json"))
+        compilers = json.loads(archive.read("llamafleet/onhost/miscompiles.json"))
     assert table == list(failures.rows())
+    assert compilers == miscompiles.rows() != []
     assert not [n for n in names if "__pycache__" in n]
     assert "llamafleet/settings.py" not in names
 

@@ -19,7 +19,9 @@ from tests.plans.hosts import (
     build_of,
     built,
     clang,
+    driver,
     gcc,
+    gpu,
     installed,
     plan,
     proven,
@@ -282,6 +284,28 @@ def test_a_damaged_build_is_built_again_beside_it(damage: str) -> None:
     again = build_of(with_builds(HOST, build, there(BUILD, f"{KEY}-2"), current=KEY))
     assert (again.action, again.name) == ("none", f"{KEY}-2")
     assert again.reason == f"built; current is {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "capability", "again"),
+    [("13.2.78", "12.0", True), ("", "12.0", True), ("13.2.86", "12.0", False), ("", "8.9", False)],
+)
+def test_a_build_of_a_compiler_that_makes_wrong_code_is_built_again(
+    nvcc: str, capability: str, again: bool
+) -> None:
+    """With the same options, so with the same fingerprint: the toolkit of that version is another
+    now. Where the compiler was not told, it may have been one of them."""
+    host = replace(
+        HOST,
+        gpus=(gpu(capability),),
+        driver=driver("590", cuda="13.2"),
+        toolkits=(replace(toolkit("13.2"), build="13.2.86"),),
+    )
+    build = there(build_of(host))
+    assert build.product is not None
+    made = build_of(with_builds(host, replace(build, product=replace(build.product, nvcc=nvcc))))
+    assert made.action == ("build" if again else "none")
+    assert ("it was compiled by" in made.reason and "iq3_s" in made.reason) is again
 
 
 @pytest.mark.parametrize("damage", DAMAGED)

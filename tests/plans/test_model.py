@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.plans.hosts import GPU_HOST, plan
 
 MODEL = "/srv/models/m.gguf"
@@ -24,3 +26,15 @@ def test_a_model_that_the_account_can_t_read() -> None:
 def test_a_host_that_was_recorded_for_other_settings_says_nothing_of_it() -> None:
     assert plan(GPU_HOST, model=MODEL).problems == ()
     assert plan(replace(GPU_HOST, unreadable=("/opt/cuda",)), model=MODEL).problems == ()
+
+
+@pytest.mark.parametrize("folder", ["/tmp", "/var/tmp"])
+def test_a_model_that_the_unit_of_the_verification_does_not_see(folder: str) -> None:
+    model = f"{folder}/m.gguf"
+    (problem,) = plan(replace(GPU_HOST, init="systemd"), model=model).problems
+    assert f"{model}: the verification's unit has a {folder} of its own" in problem.found
+    assert problem.next.startswith(f"move it out of {folder}")
+    assert plan(replace(GPU_HOST, init="none"), model=model).problems == ()
+    assert plan(replace(GPU_HOST, init="systemd"), model=f"/srv{model}").problems == ()
+    user = plan(replace(GPU_HOST, init="systemd"), model=model, scope="user")
+    assert "model" not in {problem.check for problem in user.problems}

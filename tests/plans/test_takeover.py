@@ -154,6 +154,7 @@ def test_a_toolkit_is_told_what_it_was_told(
     made = make_plan("gpu-a", settings, snapshot, LAYOUT, supplies=supplies)
     assert made.toolkit is not None, made.problems
     now, then = written(toolkit_config(made.toolkit)), recorded(f"{method}-config")
+    assert now.pop("compute_capabilities") == [gpu.compute_capability for gpu in snapshot.gpus][:1]
     for config in (now, then):
         # What wrote the pins, and in which order, is no part of what is installed.
         lines = config.get("requirements", "").splitlines()

@@ -6,11 +6,11 @@ it is proven. Packages go where the package manager puts them.
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from llamafleet.onhost import nvcc
 from llamafleet.onhost.build import environment
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import packages as toolkit_packages
@@ -25,9 +25,6 @@ from llamafleet.protocol.job import (
     ToolkitProduct,
     WheelsConfig,
 )
-
-ANSWER_S = 60.0
-"""For nvcc to tell its version."""
 
 PROBE = """\
 #include <cublas_v2.h>
@@ -94,22 +91,23 @@ def check(job: Job, config: ToolkitConfig, root: Path, tmp: Path, account: Accou
     """
     job.phase(CHECK)
     with bench(job, account, tmp) as tried:
-        version = nvcc_release(tried, root)
+        version, build = nvcc_version(tried, root)
         if version != config.cuda:
             raise JobFailed(f"nvcc --version: found {version!r}; expected {config.cuda}")
+        if wrong := nvcc.miscompiles(build, version, config.compute_capabilities):
+            raise JobFailed(f"{root}: {wrong}; next: install one of those that are right")
         probe(tried, root, config.cxx, tmp)
-    return version
+    return build or version
 
 
-def nvcc_release(tried: Bench, root: Path) -> str:
-    """major.minor that nvcc tells; "" where it does not run or tells none."""
+def nvcc_version(tried: Bench, root: Path) -> tuple[str, str]:
+    """As `nvcc.told`; "" each where it does not run."""
+    argv = [str(root / "bin" / "nvcc"), "--version"]
     try:
-        said = tried.run([str(root / "bin" / "nvcc"), "--version"], tried.environment(), ANSWER_S)
+        return nvcc.told(tried.run(argv, tried.environment(), nvcc.ANSWER_S))
     except JobFailed as error:
         tried.job.log(str(error))
-        return ""
-    found = re.search(r"release (\d{1,4}\.\d{1,4})", said)
-    return found[1] if found else ""
+        return "", ""
 
 
 def probe(tried: Bench, root: Path, cxx: str, tmp: Path) -> None:
@@ -120,6 +118,6 @@ def probe(tried: Bench, root: Path, cxx: str, tmp: Path) -> None:
     """
     source, output = tmp / "probe.cu", tried.folder / "probe"
     source.write_text(PROBE, encoding="utf-8")
-    nvcc = [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major"]
-    argv = [*nvcc, "-o", str(output), str(source), "-lcublas", "-lcuda"]
+    compiler = [str(root / "bin" / "nvcc"), "-ccbin", cxx, "-arch=all-major"]
+    argv = [*compiler, "-o", str(output), str(source), "-lcublas", "-lcuda"]
     tried.run(argv, tried.environment(root / "bin"))

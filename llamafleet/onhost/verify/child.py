@@ -46,6 +46,8 @@ class Outcome:
     log_path: Path
     wall_s: float
     recording: Recording = field(default_factory=Recording)
+    imported: object = None
+    """What the worker said of itself before it imported llama_cpp, to be read as `Imported`."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -136,6 +138,7 @@ class Children:
             log_path=path,
             wall_s=round(time.monotonic() - start, 3),
             recording=recording,
+            imported=messages.get("imported"),
         )
 
     def _talk(
@@ -155,7 +158,7 @@ class Children:
                 elif "step" in message:
                     self.on_step(message["step"], message["steps"], message["line"])
                 else:
-                    last = message
+                    last |= message
         except BrokenPipeError:
             # It died; its exit status and its log say how.
             pass

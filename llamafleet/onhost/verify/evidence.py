@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Any, Literal, TypeVar
 
-from llamafleet.onhost.diagnose import diagnose
 from llamafleet.onhost.verify import gpu, known, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
+from llamafleet.onhost.verify.imported import Imported, is_foreign, own_folder
 from llamafleet.onhost.verify.measuring import Measured, Patience, at_rest, judged, until_free
 from llamafleet.onhost.verify.present import Missing, Present, is_instance
 from llamafleet.protocol import models
@@ -26,12 +26,16 @@ from llamafleet.protocol.verify import VerifyConfig
 MIB = 1 << 20
 EVIDENCE_CONTEXT = 1024
 """Context of the run that offload, vram and busy look at."""
-SMALL_MODEL = ("tiny", "q4_0")
-"""For logits and control: q4_0 takes the kernels that the big synthetic models take."""
+SMALL = "tiny"
+"""Shape of the models for logits and control; all its rows are whole blocks of every type."""
 FREE_SHARE = 0.95
 """Of the free memory, what weights and KV cache may take in an estimate."""
-HANG_S = 60.0
-"""A process that saw all GPUs and ended later did not end by one that takes no process."""
+CUDA_ERROR = "CUDA error"
+"""How llama.cpp begins the last words of a process that CUDA refuses something (ggml-cuda.cu)."""
+
+Need = Literal["model", "small model"]
+"""What a check can't do without, and the library with it, which loads a model."""
+NO_LIBRARY = "not tried: the library can't be loaded"
 
 Kind = Literal["gpu", "all", "unnamed", "cpu"]
 """One GPU; all of several together; what CUDA shows where NVML names none; the CPU."""
@@ -101,7 +105,7 @@ class Model:
         return self.sha256 is not None
 
     def described(self) -> ModelFile:
-        size = sum(part.stat().st_size for part in weights.parts(self.path))
+        size = sum(file.stat().st_size for file in self.weights.files)
         return ModelFile(self.name, str(self.path), size, self.sha256, self.weights.layers)
 
 
@@ -153,6 +157,8 @@ class Evidence:
         self.gpus = self.there.gpus
         """Those to judge that NVML gives."""
         self.stamp, self.product = _stamped(Path(config.stamp))
+        self.refused = False
+        """The check `model` is red: nothing is tried with that model."""
         self.patience = Patience(60.0 * config.busy_minutes)
 
     def build(self) -> BuildSummary:
@@ -182,7 +188,7 @@ class Evidence:
         it ends by a GPU that takes no process (compute mode). Empty where it can.
         """
         whole = self.whole()
-        died = whole.reply is None and whole.wall_s < HANG_S
+        died = whole.reply is None and CUDA_ERROR in whole.log
         if not died and not any(map(is_instance, self.gpus)):
             return {}
         return {one.uuid: self._probed(one) for one in self.gpus}
@@ -203,6 +209,43 @@ class Evidence:
         return outcome
 
     @once
+    def imported(self) -> Imported:
+        """Which llama_cpp the worker imports; nothing where it does not say."""
+        try:
+            return decode(Imported, self.probe().imported or {})
+        except DecodeError:
+            return Imported()
+
+    def package(self) -> Path:
+        """Where the build's own llama_cpp lies."""
+        made = self.product.libraries if self.product else {}
+        return own_folder(Path(self.config.prefix), made)
+
+    def foreign(self) -> bool:
+        """Another llama_cpp is in front of the build's own."""
+        return is_foreign(self.imported(), self.package())
+
+    def variables(self) -> dict[str, str]:
+        """Of the worker's environment, those that steer llama.cpp and CUDA."""
+        return self.config.environment | self.imported().variables
+
+    def no_library(self) -> str:
+        """Why nothing can be tried with the build's llama.cpp; "": it can."""
+        if self.foreign():
+            return "not tried: llama_cpp is not the build's own, see library_origin"
+        return "" if self.probe().reply is not None else NO_LIBRARY
+
+    def missing(self, needs: Collection[Need]) -> str:
+        """Why what a check needs is not there; "": it is."""
+        if why := self.no_library() if needs else "":
+            return why
+        if "model" in needs and (self.refused or quietly(self.model) is None):
+            return "not tried: the model can't be used, see model"
+        if "small model" in needs and quietly(self.compared) is None:
+            return "not tried: there are no small models, see model"
+        return ""
+
+    @once
     def probed_libraries(self) -> dict[str, str]:
         """sha256 by path of the libraries in the process; none where it did not answer."""
         found = {}
@@ -211,8 +254,14 @@ class Evidence:
             found[path] = _sha256_of(path) if real == path else "replaced on disk"
         return found
 
+    def made_libraries(self) -> dict[str, str]:
+        """sha256 by path of the libraries that the build made, as they lie there now."""
+        prefix = Path(self.config.prefix).resolve()
+        made = self.product.libraries if self.product else {}
+        return {str(prefix / name): _sha256_of(str(prefix / name)) for name in made}
+
     def libraries(self) -> dict[str, str]:
-        """The same. Raises TaskProblem where the process did not answer."""
+        """Of those in the process. Raises TaskProblem where the process did not answer."""
         _ = self.probe().result
         return self.probed_libraries()
 
@@ -254,16 +303,38 @@ class Evidence:
     def model(self) -> Model:
         """That of the settings. Raises ModelError."""
         try:
-            return self._model(self.config.inputs.model)
-        except (OSError, ValueError, ImportError) as error:
-            match = diagnose(str(error), stages=("runtime",))
-            found = f"{error}; {match}" if match else str(error)
-            advice = f"set model to a whole GGUF file or to {models.PREFIX}<shape>-<type>"
-            raise synth.ModelError(found, match.fix if match else advice) from error
+            model = self._model(self.config.inputs.model)
+        except ImportError as error:
+            found = f"the build's own package gguf can't be imported: {error}"
+            raise synth.ModelError(
+                found, f"remove {self.config.prefix} and deploy again"
+            ) from error
+        except OSError as error:
+            path = self.config.inputs.model
+            advice = f"read it by hand: `cksum {path}`; look at `dmesg`"
+            raise synth.ModelError(f"{path} can't be read: {error}", advice) from error
+        if not model.synthetic:
+            self._loadable(model)
+        return model
+
+    def _loadable(self, model: Model) -> None:
+        """Raises ModelError where llama.cpp itself refuses the model, be it never so whole."""
+        if self.no_library():
+            return
+        ended = self.children.run("outline", model=str(model.path))
+        if ended.reply is not None:
+            return
+        match = known.of_task(ended)
+        raise synth.ModelError(
+            f"{ended.problem}{f'; {match}' if match else ''}",
+            match.fix if match else f"read {ended.log_path}; set another model",
+            "a model that this llama.cpp can load",
+        )
 
     @once
-    def small(self) -> Model:
-        return self._model(models.name(*SMALL_MODEL))
+    def compared(self) -> tuple[Model, ...]:
+        """A small model of each type in which a GPU is compared with the CPU."""
+        return tuple(self._synthetic(SMALL, type_) for type_ in models.COMPARED)
 
     def model_for(self, gpus: tuple[Gpu, ...]) -> Model:
         """That of the settings; where it is too big for one GPU of several: a synthetic one."""
@@ -281,23 +352,25 @@ class Evidence:
         if named is None:
             path = Path(name)
             return Model(path.name, path, None, weights.read(path))
+        return self._synthetic(*named)
 
+    def _synthetic(self, shape: str, type_: str) -> Model:
         def on_tensor(done: int, of: int) -> None:
-            self.children.on_step(done, of, f"writing the synthetic model {' '.join(named)}")
+            self.children.on_step(done, of, f"writing the synthetic model {shape} {type_}")
 
         with self._writing:
-            path, about = synth.ensure(Path(self.config.models), *named, on_tensor)
-        return Model(name, path, about["sha256"], weights.read(path))
+            path, about = synth.ensure(Path(self.config.models), shape, type_, on_tensor)
+        return Model(models.name(shape, type_), path, about["sha256"], weights.read(path))
 
     @once
     def control(self) -> Outcome:
-        """The small model on the CPU."""
-        model = str(self.small().path)
+        """The small models on the CPU."""
+        paths = [str(model.path) for model in self.compared()]
         fault = self.faults.request("control")
         # One that is limited to none would end as `whole` did.
         seen = [gpu for gpu in self.gpus if self.shows(gpu)] if self.whole().reply is None else []
         one = next(iter(seen), None)
-        return self.children.run("logits", "control", one, model=model, n_gpu_layers=0, **fault)
+        return self.children.run("logits", "control", one, models=paths, n_gpu_layers=0, **fault)
 
     def first_after_build(self) -> bool:
         """No verification of this build has ended: kernels may still be compiled or paged in."""
@@ -362,7 +435,9 @@ class Place:
 
     @once
     def logits(self) -> Outcome:
-        return self._run("logits", self.evidence.small())
+        """The small models here."""
+        compared = self.evidence.compared()
+        return self._run("logits", compared[0], models=[str(one.path) for one in compared])
 
     def context(self, n_ctx: int) -> Outcome:
         limit = not self.evidence.cuda_devices()

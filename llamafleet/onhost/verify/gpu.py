@@ -19,6 +19,8 @@ from llamafleet.onhost.verify import owners
 from llamafleet.protocol.result import Load
 
 MIB = 1 << 20
+NO_PERMISSION = 4
+"""NVML_ERROR_NO_PERMISSION of nvml.h. nvmlDeviceGetCount_v2 counts such GPUs too, says its text."""
 INTERVAL_S = 0.2
 """Time between two samples; NVML's own utilisation is a mean over 1/6 s to 1 s."""
 
@@ -174,7 +176,8 @@ class Nvml:
         except self._nvml.NVMLError as error:
             raise NvmlUnavailable(f"NVML does not start: {error}") from error
         self.lost: dict[int, str] = {}
-        """GPUs that NVML counts and does not give, by index: why. The others are not to suffer."""
+        """GPUs of this host that NVML counts and does not give, by index: why. The others are not
+        to suffer."""
         self._devices = self._open_devices()
 
     def _open_devices(self) -> dict[int, _Device]:
@@ -200,7 +203,10 @@ class Nvml:
         try:
             return self._nvml.nvmlDeviceGetHandleByIndex(index)
         except self._nvml.NVMLError as error:
-            self.lost[index] = str(error)
+            # NVML counts all of the machine's: one that was not given to this container is none of
+            # this host's. Of a unit of the machine itself the PCI bus tells.
+            if getattr(error, "value", None) != NO_PERMISSION:
+                self.lost[index] = str(error)
             return None
 
     def _instances(self, card: Any) -> list[Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from llamafleet.onhost.cards import cards, node_problem
+from llamafleet.onhost.cards import cards, closed
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
 from llamafleet.onhost.verify.present import is_instance
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-UNIT = "systemctl show -p DevicePolicy -p DeviceAllow llamafleet-verify.service"
 
 
 def named(value: str, gpu: Gpu) -> bool:
@@ -23,27 +22,10 @@ def cause(gpu: Gpu, variable: str | None, nvml: Nvml | None) -> tuple[str, str] 
     """
     if variable is not None and not named(variable, gpu):
         return f"{VARIABLE}={variable!r}", f"unset {VARIABLE}"
-    problem = _device_file(gpu)
-    if problem:
+    card = next((card for card in cards() if card.bus_id == gpu.bus_id), None)
+    if problem := closed(card) if card else None:
         return problem
     return _mode(gpu, nvml) if nvml else None
-
-
-def _device_file(gpu: Gpu) -> tuple[str, str] | None:
-    card = next((card for card in cards() if card.bus_id == gpu.bus_id), None)
-    if card is None or card.minor is None:
-        return None
-    problem = node_problem(card.minor)
-    if not problem:
-        return None
-    file = f"/dev/nvidia{card.minor}"
-    # "Operation not permitted" is a cgroup's word, "Permission denied" that of owner and mode.
-    advice = {
-        "Operation not permitted": f"{UNIT}; a container: start it with that GPU",
-        "No such file or directory": f"sudo nvidia-modprobe -c {card.minor}",
-    }
-    default = f"ls -l {file}; sudo rm {file}; sudo nvidia-modprobe -c {card.minor}"
-    return problem, advice.get(problem.rpartition(": ")[2], default)
 
 
 def _mode(gpu: Gpu, nvml: Nvml) -> tuple[str, str] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llamafleet.onhost.cards import Card
+from llamafleet.onhost.cards import Card, closed
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.protocol.verify import VerifyConfig
 
@@ -126,7 +126,9 @@ def _why(card: Card, words: str) -> tuple[str, str]:
     if card.excluded:
         advice = "take it out of NVreg_ExcludedGpus, or name the others in the setting gpus"
         return "the module nvidia was told to leave it alone", advice
-    return _and("the PCI bus shows it bound to nvidia, and NVML does not list it", words), LOOK
+    found = "the PCI bus shows it bound to nvidia, and NVML does not list it"
+    problem, advice = closed(card) or ("", LOOK)
+    return _and(_and(found, problem), words), advice
 
 
 def _and(found: str, words: str) -> str:

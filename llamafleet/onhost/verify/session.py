@@ -56,7 +56,7 @@ class Verification:
         nvml = None if isinstance(opened, str) else opened
         # Asked now: NVML is closed before the result is written.
         self.system = System(nvml.driver() if nvml else None, nvml.cuda() if nvml else None)
-        self.there = present(nvml.gpus(), cards(), config, nvml.lost) if nvml else Present()
+        self.there = _present(nvml, config) if nvml else Present()
         self.inputs = self._inputs(nvml)
         self.key = fingerprint(asdict(self.inputs))
         self.progress = ProgressFile(Path(config.job), "verify", self.key)
@@ -85,7 +85,7 @@ class Verification:
     def run(self) -> None:
         for spec in REGISTRY:
             if spec.host:
-                check = self._check(spec.name, partial(spec.host, self.evidence))
+                check = self._check(spec, partial(spec.host, self.evidence))
                 self.checks[spec.name] = check
                 print(check.line(), flush=True)
         each = [place for place in self.places if place.gpu]
@@ -113,18 +113,19 @@ class Verification:
         for spec in specs:
             if spec.place and spec.name in checks.of(place.kind):
                 label, judge_it = _label(place), partial(spec.place, place)
-                check = self._check(spec.name, judge_it, label, _untried(place, spec))
+                check = self._check(spec, judge_it, label, _untried(place, spec))
                 place.checks[spec.name] = check
                 place.lines.append(f"{label + ': ' if label else ''}{check.line()}")
 
     def _check(
-        self, name: str, judge_it: Callable[[], Check], label: str = "", untried: str = ""
+        self, spec: Spec, judge_it: Callable[[], Check], label: str = "", untried: str = ""
     ) -> Check:
         """One check; a crash is its failure. `untried`: why it is not made."""
+        name = spec.name
         self.progress.phase(name, label)
         if self.config.backend == "cpu" and name not in checks.ON_CPU:
             return self._without_gpu(name)
-        if untried:
+        if untried := untried or quietly(partial(self.evidence.missing, spec.needs)) or "":
             return skipped(name, untried)
         return self._guarded(name, judge_it)
 
@@ -136,7 +137,7 @@ class Verification:
         except gpu.NvmlUnavailable as error:
             return failed(name, str(error), "figures from NVML", "see gpus_visible")
         except synth.ModelError as error:
-            return failed(name, str(error), "a model that is whole", error.next)
+            return failed(name, str(error), error.expected, error.next)
         except Exception as error:
             return failed(
                 name,
@@ -225,6 +226,14 @@ class Verification:
             return found.get(name) or failed(name, said, "an answer", f"read {self.config.job}")
 
         return tuple(of(name) for name in checks.NAMES if name in names)
+
+
+def _present(nvml: gpu.Nvml, config: VerifyConfig) -> Present:
+    """One of which NVML tells not even the UUID is as good as lost."""
+    listed = nvml.gpus()
+    silent = {one.index: nvml.why_silent(one) or "no UUID" for one in listed if not one.uuid}
+    told = [one for one in listed if one.uuid]
+    return present(told, cards(), config, nvml.lost | silent)
 
 
 def _limited(config: VerifyConfig) -> VerifyConfig:

@@ -34,15 +34,40 @@ SEED = 1
 CHUNK_BYTES = 32 << 20
 """Peak memory of the writer: about twice this."""
 
+SPREADS = {
+    # Each is sqrt(E(scale^2) * E(quant^2)) of a block of random bytes whose own scale is 1.
+    "q4_0": math.sqrt((16**2 - 1) / 12),  # q - 8, q in 0..15
+    "q8_0": math.sqrt((256**2 - 1) / 12),  # q in -128..127
+    "q6_K": math.sqrt((64**2 - 1) / 12) * 47.5,  # s * (q - 32), q in 0..63, s in 32..63
+    # s * q - 7.5 * m, with s and m in 0..63 and q in 0..15
+    "q4_K": math.sqrt(1333.5 * 77.5 + 7.5**2 * 1333.5 - 2 * 7.5**2 * 31.5**2),
+    "iq2_xs": math.sqrt(85.25 * 586.476) / 4,  # (s + 0.5) / 4 * g, s in 0..15, g of iq2xs_grid
+    "iq3_s": math.sqrt(341 * 57.6719),  # (2 * s + 1) * g, s in 0..15, g of iq3s_grid
+    "mxfp4": math.sqrt(274 / 8),  # 0, 1, 2, 3, 4, 6, 8, 12 and their negatives
+}
+"""Standard deviation of the weights of a block of random bytes, all of which are valid
+(ggml-common.h), by a scale of 1."""
+
+_SCALES = {
+    "q4_0": ((0, 1.0),),
+    "q8_0": ((0, 1.0),),
+    "q6_K": ((208, 1.0),),
+    "q4_K": ((0, 1.0), (2, 7.5)),  # of the quants, and of the minimum that is taken off them
+    "iq2_xs": ((0, 1.0),),
+    "iq3_s": ((0, 1.0),),
+    "mxfp4": (),
+}
+"""Where the 16-bit scales of a block lie, and what each is a multiple of."""
+
 _WORDS = ("the", "a", "of", "and", "to", "in", "is", "it", "you", "that", "was", "for", "on")
 
 
 class ModelError(Exception):
     """The model can't be had; the text says why."""
 
-    def __init__(self, found: str, next: str) -> None:
+    def __init__(self, found: str, next: str, expected: str = "a model that is whole") -> None:
         super().__init__(found)
-        self.next = next
+        self.next, self.expected = next, expected
 
 
 def vocabulary(size: int) -> tuple[list[bytes], list[float], list[int]]:
@@ -71,17 +96,27 @@ def _rows(tensor: Tensor, rows: int, rng: Any) -> Any:
     size, weights = BLOCKS[tensor.type]
     count = rows * tensor.columns // weights
     blocks = np.frombuffer(rng.bytes(count * size), dtype=np.uint8).reshape(count, size).copy()
-    # Random quants of a block have a known spread; its 16-bit scale brings them to tensor.std.
-    if tensor.type == "q4_0":  # d, 16 bytes of nibbles: w = d * (q - 8), q uniform in 0..15
-        spread, place = math.sqrt((16**2 - 1) / 12), slice(0, 2)
-    elif tensor.type == "q8_0":  # d, 32 signed bytes: w = d * q, q uniform in -128..127
-        spread, place = math.sqrt((256**2 - 1) / 12), slice(0, 2)
-    else:  # q6_K: 192 bytes of quants, 16 sub-scales, d: w = d * s * (q - 32), q in 0..63
+    if tensor.type == "q6_K":
         blocks[:, 192:208] = 32 + blocks[:, 192:208] % 32
-        spread, place = math.sqrt((64**2 - 1) / 12) * 47.5, slice(208, 210)
-    scale = tensor.std / spread * (0.8 + 0.4 * rng.random(count, dtype=np.float32))
-    blocks[:, place] = scale.astype(np.float16).view(np.uint8).reshape(count, 2)
+    jitter = 0.8 + 0.4 * rng.random(count, dtype=np.float32)
+    scale = tensor.std / SPREADS[tensor.type] * jitter
+    if tensor.type == "mxfp4":
+        blocks[:, 0] = _exponents(scale, rng)
+    for start, share in _SCALES[tensor.type]:
+        halves = (scale * np.float32(share)).astype(np.float16)
+        blocks[:, start : start + 2] = halves.view(np.uint8).reshape(count, 2)
     return blocks.reshape(rows, tensor.row_bytes)
+
+
+def _exponents(scale: Any, rng: Any) -> Any:
+    """E8M0 bytes, powers of two, whose mean square is that of `scale`: each is rounded up as often
+    as that needs. A byte e means 2 ** (e - 128), as the weights of the type are doubled."""
+    import numpy as np
+
+    exact = np.log2(scale)
+    lower = np.floor(exact)
+    up = rng.random(len(scale), dtype=np.float32) < (4.0 ** (exact - lower) - 1) / 3
+    return (lower + up + 128).astype(np.uint8)
 
 
 def _chunks(tensor: Tensor, rng: Any) -> Iterator[Any]:
@@ -97,6 +132,11 @@ def _header(writer: Any, name: str, type_: str, shape: Shape) -> None:
         "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
         "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
+        "q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_S,
+        "q6_K": gguf.LlamaFileType.MOSTLY_Q6_K,
+        "iq2_xs": gguf.LlamaFileType.MOSTLY_IQ2_XS,
+        "iq3_s": gguf.LlamaFileType.MOSTLY_IQ3_S,
+        "mxfp4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
     }
     writer.add_name(name)
     writer.add_description("random weights, made to measure a host; it has nothing to say")

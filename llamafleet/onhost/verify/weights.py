@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from statistics import StatisticsError, fmean
 
-_PART = re.compile(r"-00001-of-(\d{5})\.gguf$")
+from llamafleet.onhost.verify import modelfile
+from llamafleet.onhost.verify.gguffile import FETCH, WHOLE, Value
+from llamafleet.onhost.verify.synth import ModelError
 
 _SHAPE = (
     ".block_count",
@@ -17,14 +19,17 @@ _SHAPE = (
     ".attention.head_count_kv",
     ".attention.key_length",
     ".attention.value_length",
+    ".nextn_predict_layers",
 )
 
 LARGEST = 1e9
 """More than any figure of a model's shape."""
 
-_INPUT = ("token_embd", "token_types", "position_embd", "per_layer_token_embd")
+INPUT = frozenset({"token_embd", "token_types", "position_embd", "per_layer_token_embd"})
 """First parts of the names of the tensors of the input layer: llama.cpp keeps it on the CPU also
-with every layer offloaded (load_tensors in src/llama-model.cpp)."""
+with every layer offloaded (load_tensors in src/llama-model.cpp, LLM_TENSOR_LAYER_INPUT in
+src/llama-arch.cpp)."""
+_LAYER = re.compile(r"blk\.([0-9]{1,4})\.")
 
 
 @dataclass(frozen=True)
@@ -35,45 +40,51 @@ class Weights:
     """Repeating layers; llama.cpp counts the output layer in addition."""
     total_bytes: int
     device_bytes: int
-    """What a full offload puts on the GPU: all but the input layer. A model whose output matrix is
-    its input embedding has that on the GPU as well."""
+    """What a full offload puts on the GPU: all but the input layer, and but the layers that predict
+    further tokens, which llama.cpp leaves out where it is not asked for them (load_mtp). A model
+    whose output matrix is its input embedding has that on the GPU as well."""
     kv_bytes_per_token: float
     """Of a KV cache in 16 bit, all layers; an estimate, from above where a layer sees only a
     window. At least 1."""
+    computed: frozenset[int] = frozenset()
+    """Numbers of the layers that take part in every decode: those that hold a tensor, without
+    those that predict further tokens, the last."""
+    files: tuple[Path, ...] = ()
+    """All parts of the model."""
 
 
 def read(path: Path) -> Weights:
-    """Read all parts of a model. Raises OSError, ImportError, and ValueError for a file that is
-    no whole GGUF file."""
-    from gguf import GGUFReader
-
+    """Read all parts of a model. Raises ModelError, ImportError, and OSError."""
     total = on_input = embedding = 0
     shape: dict[str, float] = {}
+    of_layer: Counter[int] = Counter()
     has_output = False
-    for part in parts(path):
-        try:
-            reader = GGUFReader(part)
-            for key, field in reader.fields.items():
-                if key.endswith(_SHAPE):
-                    shape[key.rsplit(".", 1)[-1]] = _figure(field.contents())
-        except OSError:
-            raise
-        # The library checks little, and anything in it may stumble.
-        except Exception as error:
-            raise ValueError(f"{part} can't be read as GGUF: {str(error)[:300]}") from error
-        for tensor in reader.tensors:
-            size, name = int(tensor.n_bytes), str(tensor.name)
-            total += size
-            has_output |= name == "output.weight"
-            if name.startswith(_INPUT):
-                on_input += size
-            if name == "token_embd.weight":
-                embedding = size
+    files = modelfile.read(path)
+    for file in files:
+        for key, value in file.fields.items():
+            if key.endswith(_SHAPE):
+                shape[key.rsplit(".", 1)[-1]] = _figure(path, key, value)
+        for tensor in file.tensors:
+            total += tensor.bytes
+            has_output |= tensor.name == "output.weight"
+            if tensor.name.partition(".")[0] in INPUT:
+                on_input += tensor.bytes
+            if layer := _LAYER.match(tensor.name):
+                of_layer[int(layer[1])] += tensor.bytes
+            if tensor.name == "token_embd.weight":
+                embedding = tensor.bytes
     layers = int(shape.get("block_count", 0))
-    if layers <= 0:
-        raise ValueError(f"{path} states no number of layers: not a language model")
-    device = total - on_input + (0 if has_output else embedding)
-    return Weights(layers, total, device, max(1.0, layers * _kv_bytes(shape)))
+    trunk = layers - int(shape.get("nextn_predict_layers", 0))
+    left_out = sum(size for layer, size in of_layer.items() if layer >= trunk)
+    device = total - on_input - left_out + (0 if has_output else embedding)
+    return Weights(
+        layers,
+        total,
+        device,
+        max(1.0, layers * _kv_bytes(shape)),
+        frozenset(layer for layer in of_layer if layer < trunk),
+        tuple(file.path for file in files),
+    )
 
 
 def _kv_bytes(shape: dict[str, float]) -> float:
@@ -84,18 +95,14 @@ def _kv_bytes(shape: dict[str, float]) -> float:
     return 2 * shape.get("head_count_kv", heads) * lengths
 
 
-def _figure(value: Any) -> float:
-    """A figure that some models give per layer: their mean then. Raises ValueError, TypeError."""
-    figure = fmean(value) if isinstance(value, list) else float(value)
+def _figure(path: Path, key: str, value: Value) -> float:
+    """A figure that some models give per layer: their mean then. Raises ModelError."""
+    numbers = value if isinstance(value, list) else [value]
+    try:
+        figure = fmean(number for number in numbers if not isinstance(number, str))
+    except StatisticsError:
+        figure = -1.0
     if not 0 <= figure <= LARGEST:
-        raise ValueError(f"found {figure!r} in the model's shape")
+        found = f"the header of {path} is damaged: it says {key} = {value!a:.60}"
+        raise ModelError(found, FETCH.format(path=path), WHOLE)
     return figure
-
-
-def parts(path: Path) -> list[Path]:
-    """The files of a model that is split as NAME-00001-of-0000N.gguf; else the file alone."""
-    match = _PART.search(path.name)
-    if not match:
-        return [path]
-    stem, count = path.name[: match.start()], int(match.group(1))
-    return [path.with_name(f"{stem}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]

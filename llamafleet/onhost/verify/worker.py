@@ -3,7 +3,8 @@
 A CUDA error ends a process by abort(), so each task has a process of its own; the parent is
 child.py. Standard input: one line of JSON, the request, then one line for every mark.
 Standard output: lines of JSON, {"mark": NAME} (the worker waits for an answer before it goes on)
-and at last {"reply": {...}} or {"error": TEXT}. Standard error: llama.cpp's log, as it comes, so
+and at last {"reply": {...}} or {"error": TEXT}; first of all {"imported": {...}}, which llama_cpp
+it is about to import. Standard error: llama.cpp's log, as it comes, so
 that it is there even after an abort.
 """
 
@@ -18,16 +19,20 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamafleet.onhost.verify import bench
+from llamafleet.onhost.verify import bench, ggml, imported, llama_log
+from llamafleet.onhost.verify.graph import Graph, Recorder
 
 GENERATE_S = 3.0
 """Time to generate tokens while the parent watches the GPU's utilisation."""
 PROMPT = 64
 """At 32 and more tokens the kernels for matrices run, below those for vectors."""
-LOGITS_PROMPT, LOGITS_STEPS = 96, 16
+LOGITS_PROMPT, LOGITS_STEPS = 48, 16
+"""From 64 tokens on a GPU without integer tensor cores leaves its own kernels for cuBLAS
+(ggml_cuda_should_use_mmq)."""
 
 _DEVICE_TYPES = {0: "CPU", 1: "GPU", 2: "IGPU", 3: "ACCEL", 4: "META"}  # ggml_backend_dev_type
 _OURS = ("libllama", "libggml", "libmtmd")
@@ -159,6 +164,37 @@ class Llama:
         self.lib.llama_set_n_threads(context, threads, threads)
         return context
 
+    def graph(self, model: Any, n_ctx: int) -> Request:
+        """What a decode of one token shows, a `Graph`; in a context of its own, as no timed run
+        has the callback. Raises TaskFailed and DecodeFailed."""
+        lib, start = self.lib, time.perf_counter()
+        try:
+            recorder = Recorder(ggml.opened(self._ggml))
+        except ggml.Unreadable as error:
+            return asdict(Graph(problem=str(error)))
+        os.write(2, f"\n{llama_log.GRAPH_MARK}\n".encode())
+        callback = lib.ggml_backend_sched_eval_callback(recorder.see)
+        params = bench.context_params(lib, n_ctx)
+        params.cb_eval = callback
+        context = lib.llama_init_from_model(model, params)
+        if not context:
+            raise TaskFailed(f"llama.cpp can't make a second context of {n_ctx} tokens")
+        recorder.on = True
+        bench.generate(lib, context, bench.Tokens(lib, model).singles(1))
+        recorder.on = False
+        lib.llama_free(context)
+        found = Graph(
+            nodes=recorder.nodes,
+            seen=recorder.seen(),
+            devices={one["name"]: one["bus_id"] for one in self.devices if one["type"] == "GPU"},
+            n_layer=lib.llama_model_n_layer(model),
+            # Not there in older versions, which count all layers as one kind.
+            n_layer_nextn=getattr(lib, "llama_model_n_layer_nextn", lambda _: 0)(model),
+            seconds=_since(start),
+            problem=recorder.problem,
+        )
+        return asdict(found)
+
 
 def probe(llama: Llama, request: Request, channel: Channel) -> Request:
     """What is loaded and which devices it has; no model."""
@@ -197,14 +233,30 @@ def generate(llama: Llama, request: Request, channel: Channel) -> Request:
         bench.generate(lib, context, tokens.singles(8))
         made += 8
     channel.mark("generated")
-    reply = {"n_layer": lib.llama_model_n_layer(model), "tokens": made}
     lib.llama_free(context)
+    reply = {"tokens": made, "graph": llama.graph(model, n_ctx)}
     lib.llama_model_free(model)
     return reply
 
 
 def logits(llama: Llama, request: Request, channel: Channel) -> Request:
-    """Logits of every position of a fixed text: a prompt at once, then token by token."""
+    """Logits of several models, each in turn; one that fails does not keep the others back.
+
+    A line of the log marks where each begins.
+    """
+    found = []
+    for number, path in enumerate(request["models"]):
+        os.write(2, llama_log.mark(number).encode())
+        try:
+            found.append(_logits_of(llama, request | {"model": path}))
+        except (TaskFailed, bench.DecodeFailed) as error:
+            found.append({"error": str(error)})
+    return {"models": found}
+
+
+def _logits_of(llama: Llama, request: Request) -> Request:
+    """Of every position of a fixed text: a prompt at once, for the kernels that multiply matrices,
+    then token by token, for those that multiply a matrix with a vector."""
     lib = llama.lib
     model = llama.load(request)
     context = llama.context(
@@ -229,14 +281,11 @@ def logits(llama: Llama, request: Request, channel: Channel) -> Request:
     for token in tokens[LOGITS_PROMPT:]:
         bench.generate(lib, context, [token])
         rows.append(_logits_row(lib, context, -1, size))
-    reply = {
-        "n_layer": lib.llama_model_n_layer(model),
-        "n_vocab": size,
-        "logits": base64.b64encode(b"".join(rows)).decode(),
-    }
     lib.llama_free(context)
+    seen = llama.graph(model, LOGITS_PROMPT + LOGITS_STEPS)
     lib.llama_model_free(model)
-    return reply
+    encoded = base64.b64encode(b"".join(rows)).decode()
+    return {"n_vocab": size, "logits": encoded, "graph": seen}
 
 
 def context(llama: Llama, request: Request, channel: Channel) -> Request:
@@ -277,8 +326,26 @@ def benchmark(llama: Llama, request: Request, channel: Channel) -> Request:
     return report
 
 
+def outline(llama: Llama, request: Request, channel: Channel) -> Request:
+    """Read a model's tables and no weights: does this llama.cpp know it, and miss nothing?"""
+    lib = llama.lib
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = 0
+    if hasattr(params, "no_alloc"):
+        # Memory that is mapped would be that of the weights.
+        params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE
+    else:
+        params.vocab_only = True
+    model = lib.llama_model_load_from_file(os.fsencode(request["model"]), params)
+    if not model:
+        raise TaskFailed(f"llama.cpp can't load {request['model']}")
+    lib.llama_model_free(model)
+    return {}
+
+
 TASKS: dict[str, Callable[[Llama, Request, Channel], Request]] = {
     "probe": probe,
+    "outline": outline,
     "generate": generate,
     "logits": logits,
     "context": context,
@@ -293,6 +360,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         request = json.loads(sys.stdin.readline())
+        channel.send({"imported": asdict(imported.look())})
         llama = Llama()
         reply = TASKS[request["task"]](llama, request, channel)
     except Exception as error:

@@ -8,11 +8,18 @@ from dataclasses import dataclass, replace
 from llamafleet.facts.host import HostSnapshot, Job, Toolkit
 from llamafleet.layout import Layout
 from llamafleet.plans.plan import Problem, ToolkitPlan
-from llamafleet.plans.toolkit.compatibility import Blockers, Case, blockers, newest_cuda
+from llamafleet.plans.toolkit.compatibility import (
+    Blockers,
+    Case,
+    blockers,
+    miscompiles,
+    newest_cuda,
+)
 from llamafleet.plans.toolkit.compiler import installable
 from llamafleet.plans.toolkit.methods import Offer, offers, unoffered
 from llamafleet.plans.toolkit.refusal import no_cuda, no_toolkit, nothing_offered
 from llamafleet.protocol.job import UNPROVEN
+from llamafleet.protocol.miscompiles import wrong_build, wrong_release
 from llamafleet.settings import Settings
 from llamafleet.tables import UNVERIFIED, parse_version
 from llamafleet.tables.toolkits import toolkit as toolkit_row
@@ -27,7 +34,21 @@ class _Judge:
     snapshot: HostSnapshot
     settings: Settings
     house: Manifest | None
+    capabilities: tuple[str, ...]
     against: dict[str, Blockers]
+
+    def miscompiled(self, found: Toolkit | Offer) -> str:
+        """Why it makes wrong code for these GPUs, known of one that fits otherwise; "": it does
+        not. Of packages that are there already the nvcc is asked, of a file its name tells."""
+        if found.version not in self.against or not self.fits(found.version):
+            return ""
+        if isinstance(found, Offer) and found.release:
+            return wrong_release(miscompiles(), found.release, self.capabilities)
+        there = next((tk for tk in self.snapshot.toolkits if tk.root == found.root), None)
+        build = there.build if there else None
+        if build is None:
+            return ""
+        return wrong_build(miscompiles(), build, found.version, self.capabilities)
 
     def fits(self, version: str) -> bool:
         """Nothing speaks against it, but for a compiler that can be installed."""
@@ -60,13 +81,14 @@ def choose_toolkit(
     cuda, source = newest
     against = {r.version: blockers(r, snapshot, settings, cuda, capabilities) for r in toolkits()}
     manifest = house.manifest if house else None
-    judge = _Judge(snapshot, settings, manifest, against)
+    judge = _Judge(snapshot, settings, manifest, tuple(capabilities), against)
     offered = offers(snapshot, settings, layout, manifest)
+    usable = [o for o in offered if judge.fits(o.version) and not judge.miscompiled(o)]
 
     present, unfit = _sort(snapshot, judge, layout, offered)
-    ours = [_installed(o) for o in offered if judge.fits(o.version) and installed(snapshot, o)]
+    ours = [_installed(o) for o in usable if installed(snapshot, o)]
     there = ours + present
-    to_install = [o for o in offered if judge.fits(o.version) and _available(snapshot, o)]
+    to_install = [o for o in usable if _available(snapshot, o)]
     if there:
         # One for which a compiler must be installed comes last.
         plan = max(there, key=lambda p: (not judge.compiler(p.version), parse_version(p.version)))
@@ -74,8 +96,11 @@ def choose_toolkit(
         plan = _to_install(snapshot, to_install[0])
     else:
         left = {v: {} if judge.fits(v) else why for v, why in against.items()}
-        case = Case(snapshot, settings, house, cuda, tuple(capabilities), left, tuple(unfit))
+        wrong = tuple(_miscompiled(judge, offered))
+        case = Case(snapshot, settings, house, cuda, judge.capabilities, left, tuple(unfit), wrong)
         return no_toolkit(case)
+    told = {plan.version, *(version for version, _ in unfit)}
+    unfit += [row for row in _miscompiled(judge, offered) if row[0] not in told]
     plan = replace(
         plan,
         reason=f"{plan.reason}; driver runs CUDA up to {cuda} ({source})",
@@ -169,7 +194,20 @@ def _unfit(tk: Toolkit, judge: _Judge, roots: set[str]) -> str:
         return f"incomplete, lacks {', '.join(tk.missing)}"
     if tk.version not in judge.against:
         return f"CUDA {tk.version} is not among the known versions"
-    return "" if judge.fits(tk.version) else "; ".join(judge.against[tk.version].values())
+    if not judge.fits(tk.version):
+        return "; ".join(judge.against[tk.version].values())
+    return judge.miscompiled(tk)
+
+
+def _miscompiled(judge: _Judge, offered: Sequence[Offer]) -> Iterator[tuple[str, str]]:
+    """(version, "where from: why not") of what would be taken but for its compiler."""
+    for tk in judge.snapshot.toolkits:
+        why = judge.miscompiled(tk)
+        if why and _unfit(tk, judge, {offer.root for offer in offered}) == why:
+            yield tk.version, f"{tk.root}: {why}"
+    for offer in offered:
+        if why := judge.miscompiled(offer):
+            yield offer.version, f"{_by(offer)}: {why}"
 
 
 def _installed(offer: Offer) -> ToolkitPlan:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from llamafleet.facts.host import Driver, HostSnapshot
 from llamafleet.plans.toolkit.architectures import architecture
 from llamafleet.plans.toolkit.compiler import candidates, fitting, refusal
+from llamafleet.protocol.miscompiles import Miscompile, from_rows
 from llamafleet.settings import Settings
+from llamafleet.tables import miscompiles as table
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import ToolkitRow, driver_floors
 from llamafleet.wheelhouse.manifest import Wheelhouse
@@ -31,6 +33,13 @@ class Case:
     """By toolkit version, newest first; an empty entry: nothing speaks against it."""
     unfit: tuple[tuple[str, str], ...]
     """(version, "root: why not") of each toolkit on the host that can't be used."""
+    miscompiled: tuple[tuple[str, str], ...] = ()
+    """(version, "where from: why not") of those that would be taken but for their compiler."""
+
+
+def miscompiles() -> tuple[Miscompile, ...]:
+    """What is known against builds of nvcc."""
+    return from_rows(table.rows())
 
 
 def newest_cuda(driver: Driver) -> tuple[str, str] | None:

@@ -46,17 +46,20 @@ def plan_installation(
     snapshot: HostSnapshot,
     layout: Layout,
     *,
+    capabilities: tuple[str, ...],
     cxx: str,
     python: str,
     supplies: Supplies,
 ) -> ToolkitPlan | Problem:
     """The same plan with the job that installs the toolkit, if it must be.
 
-    `cxx`: the host compiler that it must work with; `python`: the interpreter that runs the job.
+    `capabilities`: of the GPUs that it must make right code for; `cxx`: the host compiler that it
+    must work with; `python`: the interpreter that runs the job.
     """
     if not toolkit.install:
         return toolkit
-    config = _config(toolkit, settings, snapshot, layout, cxx=cxx, python=python, supplies=supplies)
+    made = _config(toolkit, settings, snapshot, layout, cxx=cxx, python=python, supplies=supplies)
+    config = replace(made, compute_capabilities=capabilities)
     # Only a package manager needs root.
     root = isinstance(config, PackagesConfig)
     by = root_python(snapshot, python) if root else python

@@ -37,6 +37,8 @@ class Offer:
     """None: wheels."""
     lacking: str = ""
     """Why it can't be installed now, though it may have been: the wheelhouse is without it."""
+    release: str = ""
+    """As 13.2.1; "": of the same minor version what is newest there."""
 
     @property
     def key(self) -> str:
@@ -155,7 +157,15 @@ def _runfiles(snapshot: HostSnapshot, settings: Settings, layout: Layout) -> Ite
         if file:
             root = layout.toolkit(f"{row.version}-runfile")
             source = Source(url=f"{_base(settings)}/{file.path}", sha256=file.sha256)
-            yield Offer(row.version, "runfile", root, f"{root}/lib64", file.source, source)
+            yield Offer(
+                row.version,
+                "runfile",
+                root,
+                f"{root}/lib64",
+                file.source,
+                source,
+                release=file.version,
+            )
 
 
 def _repository(snapshot: HostSnapshot, settings: Settings) -> Iterator[Offer]:

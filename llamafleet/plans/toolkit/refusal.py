@@ -29,8 +29,24 @@ def _update_driver(cuda: str) -> str:
     return f"install a driver whose nvidia-smi shows CUDA {cuda} or newer{known}"
 
 
+def _miscompiled(case: Case) -> Problem:
+    """The only toolkits that fit make wrong code."""
+    named = ("toolkit_root", "toolkit_version", "toolkit_method")
+    values = {name: getattr(case.settings, name) for name in named}
+    asked = [name for name, value in values.items() if value not in (None, "auto")]
+    return Problem(
+        "toolkit",
+        found="; ".join(f"CUDA {version}, {why}" for version, why in case.miscompiled),
+        expected=f"an nvcc that makes right code for {', '.join(case.capabilities)}",
+        next="install one of those that are right"
+        + (f", or remove {' and '.join(asked)} to let another be taken" if asked else ""),
+    )
+
+
 def no_toolkit(case: Case) -> Problem:
     """Name the one thing to change: settings, driver, compiler, or the toolkit to install."""
+    if case.miscompiled:
+        return _miscompiled(case)
     snapshot, settings, against = case.snapshot, case.settings, case.against
     seen = "; ".join(f"{version} at {why}" for version, why in case.unfit)
     host = f"driver of CUDA {case.cuda}, compute capability {', '.join(case.capabilities)}"

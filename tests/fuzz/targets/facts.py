@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.scrub import scrub
 from llamafleet.facts.summary import summarize
 from llamafleet.plans.make import explain, layout_for, make_plan
 from llamafleet.settings import Settings
@@ -45,7 +46,56 @@ compiler=/usr/bin/g++-13\tgcc\t13.2.0
 cmake=/usr/bin/cmake\tcmake version 3.28.3
 systemctl=0
 kernel_module=6.1.0-41-amd64\t1\t1\t580.95.05
-library=/usr/lib/libnvidia-ml.so.1\t/usr/lib/libnvidia-ml.so.580.95.05
+library=/usr/lib/libnvidia-ml.so.1\t/usr/lib/libnvidia-ml.so.580.95.05\tlibnvidia-compute-580
+library=/usr/local/cuda/compat/libcuda.so.1\t/usr/local/cuda/compat/libcuda.so.590.44.01\t-
+module_file=/usr/lib/modules/6.1.0-41-amd64/updates/dkms/nvidia.ko.xz\t-\t1795500000
+runfile=/usr/bin/nvidia-uninstall
+vgpu_host=1
+driver_capabilities=utility
+board=NVIDIA Jetson Orin Nano
+tegra=# R36 (release), REVISION: 4.3
+ostree=1
+no_sudo=1
+pci=0000:41:00.0\t0x2b85\tnvidia\t1
+switches=2
+module_kind=proprietary
+gpu_nodes= 0 1
+@begin driver_gpus
+ /proc/driver/nvidia/gpus/0000:01:00.0/information:Device Minor: 0
+ /proc/driver/nvidia/gpus/0000:41:00.0/information:GPU Excluded: Yes
+
+@end
+@begin fabric_manager
+ LoadState=loaded
+ ActiveState=failed
+
+@end
+smi_details=0
+@begin smi_details
+ GPU 00000000:01:00.0
+     MIG Mode
+         Current : Enabled
+     Compute Mode : Prohibited
+     GPU Recovery Action : Reset
+     Fabric
+         State : In Progress
+
+@end
+smi_list=0
+@begin smi_list
+ GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-00000000-0000-0000-0000-000000000001)
+   MIG 1g.5gb     Device  0: (UUID: MIG-00000000-0000-0000-0000-000000000001)
+
+@end
+@begin kernel_log
+ [    1.0] nvidia-nvlink: Nvlink Core is being initialized, major device number 1
+ [    2.0] NVRM: The NVIDIA GPU 0000:41:00.0 (PCI ID: 10de:2b85)
+                NVRM: installed in this system requires use of the NVIDIA open kernel modules.
+ [    3.0] NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x0 to 0x1
+ [    4.0] NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.
+ [    5.0] nvidia 0000:01:00.0: reset done
+
+@end
 smi_banner=0
 @begin smi_banner
  | NVIDIA-SMI 580.95.05    Driver Version: 580.95.05   CUDA Version: 13.0   |
@@ -116,6 +166,16 @@ def _read(text: str, _: Path) -> object:
     return parse(text.split("\n"))
 
 
+def _scrub(text: str, _: Path) -> object:
+    """A snapshot stays one, with the same faults."""
+    scrubbed = scrub(text).text
+    try:
+        parse(text.split("\n"))
+    except SnapshotError:
+        return scrubbed
+    return parse(scrubbed.split("\n"))
+
+
 def _plan(text: str, _: Path) -> object:
     """Nothing of it may end a run: the snapshot's own error alone is that host's."""
     host = parse(text.split("\n"))
@@ -135,6 +195,14 @@ TARGETS = (
         _read,
         (SnapshotError,),
         KNOWN,
+    ),
+    Target(
+        "a snapshot without names",
+        ("facts.scrub:scrub",),
+        texts(BASES),
+        _scrub,
+        known=KNOWN,
+        printable=False,
     ),
     Target(
         "the plan of a snapshot",

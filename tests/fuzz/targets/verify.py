@@ -11,14 +11,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamafleet.onhost.verify import fatbin, gpu, llama_log, weights
+from llamafleet.onhost.verify.checks.control import judge_control
+from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem
 from llamafleet.onhost.verify.evidence import Evidence, Faults
 from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable
+from llamafleet.onhost.verify.synth import ModelError
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.verify import VerifyConfig
 from tests.fuzz import Target
 from tests.fuzz.material import binaries, objects, texts, words
 from tests.fuzz.targets.jobs import DATA, VERIFY, lines_of
+from tests.onhost.verify.graphs import HALF, card, sent, w160m
 
 LOGS = lines_of(
     *(f"logs/{name}.log" for name in ("cuda-full", "cuda-two-gpus", "cuda-init-error", "cpu-160m"))
@@ -74,7 +78,8 @@ UINT, TEXT = (struct.pack("<I", kind) for kind in (4, 8))
 def _model(data: bytes, folder: Path) -> object:
     path = folder / "m.gguf"
     path.write_bytes(data)
-    return weights.read(path)
+    found = weights.read(path)
+    return [found.layers, found.total_bytes, found.device_bytes, found.kv_bytes_per_token]
 
 
 # -- NVML ------------------------------------------------------------------------------------------
@@ -170,6 +175,7 @@ def _nvml(answers: list[Any], _: Path) -> object:
 REPLY = {
     "libraries": ["/lib/a.so", "/lib/b.so (deleted)"],
     "devices": [{"name": "CUDA0", "description": "RTX", "bus_id": "0000:01:00.0"}],
+    "imported": {"file": "/v/llama_cpp/__init__.py", "entry": "/v", "variables": {"GGML_X": "1"}},
 }
 
 
@@ -181,7 +187,8 @@ class Replies(Children):
         self.reply = reply
 
     def run(self, task: str, name: str = "", gpu: Any = None, **request: Any) -> Outcome:
-        return Outcome(task, self.reply, None, "", Path("x.log"), 0.0)
+        imported = (self.reply or {}).get("imported")
+        return Outcome(task, self.reply, None, "", Path("x.log"), 0.0, imported=imported)
 
 
 def _reply(data: Any, folder: Path) -> object:
@@ -191,7 +198,21 @@ def _reply(data: Any, folder: Path) -> object:
         Replies(folder, data if isinstance(data, dict) else None),
         None,
     )
-    return [evidence.libraries(), evidence.cuda_devices(), evidence.cuda_bus_ids()]
+    told = evidence.imported()
+    found = [evidence.libraries(), evidence.cuda_devices(), evidence.cuda_bus_ids()]
+    return [*found, told, evidence.foreign(), evidence.variables()]
+
+
+GRAPH = {"graph": sent(HALF) | {"seen": sent(HALF)["seen"][:6]}}
+
+
+def _graph(data: Any, _: Path) -> object:
+    graph = graph_of(data if isinstance(data, dict) else None)
+    placement = llama_log.parse("")
+    return [
+        judge_offload(graph, placement, w160m(), (card(0), card(1))),
+        judge_control(graph, placement, w160m()),
+    ]
 
 
 TARGETS = (
@@ -228,10 +249,14 @@ TARGETS = (
     ),
     Target(
         "a model's file",
-        ("onhost.verify.weights:read",),
+        (
+            "onhost.verify.weights:read",
+            "onhost.verify.gguffile:read",
+            "onhost.verify.modelfile:read",
+        ),
         binaries([gguf(), gguf(0), gguf(2**31)], head=len(gguf())),
         _model,
-        (ValueError,),
+        (ModelError,),
         known=(
             b"",
             b"GGUF",
@@ -240,6 +265,14 @@ TARGETS = (
             gguf().replace(b"embedding_length" + UINT, b"embedding_length" + TEXT),
             gguf().replace(b"head_count" + UINT, b"head_count" + TEXT),
             gguf()[:8] + b"\xff" * 16 + gguf()[24:],
+            gguf()[:-1],
+            gguf().replace(b"general.architecture", b"x" * 20),
+            # A list of more texts than the file has bytes, and of as many as it may have.
+            gguf().replace(struct.pack("<IIQ", 9, 4, 2), struct.pack("<IIQ", 9, 8, 2**61)),
+            gguf().replace(struct.pack("<IIQ", 9, 4, 2), struct.pack("<IIQ", 9, 8, 2**28))
+            + b"\0" * 2**22,
+            *(gguf()[:4] + struct.pack(">I", version) + gguf()[8:] for version in (1, 2, 3)),
+            *(b"version https://git-lfs", b"<html>", b"{}", b"PK\x03\x04", b"\0" * 600, b"\x1b[2J"),
         ),
     ),
     Target(
@@ -257,6 +290,14 @@ TARGETS = (
         _reply,
         (TaskProblem,),
         known=({"devices": [{}]}, {"libraries": [5]}, {"devices": 5}, {"devices": [5]}),
+        printable=False,
+    ),
+    Target(
+        "a worker's graph",
+        ("onhost.verify.checks.offload:graph_of",),
+        objects([GRAPH]),
+        _graph,
+        known=({"graph": {"seen": [{**GRAPH["graph"]["seen"][0], "layer": "\u00b2"}]}},),
         printable=False,
     ),
 )

@@ -53,7 +53,7 @@ def small_wheel(folder: Path, nvcc: str | None) -> Path:
 
 ANSWERS = """#!/bin/sh
 case "$*" in
-  --version) echo "Cuda compilation tools, release {release}, V{release}.88" ;;
+  --version) echo "Cuda compilation tools, release {release}, V{release}.{build}" ;;
   *) echo "{text}"; exit {status} ;;
 esac
 """
@@ -62,7 +62,9 @@ esac
 class Install:
     """A toolkit job over the small wheel."""
 
-    def __init__(self, tmp_path: Path, nvcc: str | None, cxx: str = CXX) -> None:
+    def __init__(
+        self, tmp_path: Path, nvcc: str | None, cxx: str = CXX, cuda: str = "13.0", **more: Any
+    ) -> None:
         self.runner = Runner(tmp_path)
         self.root = tmp_path / "toolkits" / "cuda-13.0"
         self.root.parent.mkdir()
@@ -72,12 +74,13 @@ class Install:
         config = {
             "inputs": {"method": "wheels"},
             "method": "wheels",
-            "cuda": "13.0",
+            "cuda": cuda,
             "root": str(self.root),
             "requirements": f"nvidia-cuda-nvcc==13.0.88 {hash_option(wheel)}\n",
             "cxx": cxx,
             "index_url": None,
             "find_links": str(wheels),
+            **more,
         }
         self.folder = self.runner.job("toolkit", "13.0", config)
 
@@ -94,7 +97,7 @@ class Install:
 
 
 def test_small_toolkit_is_laid_out(tmp_path: Path) -> None:
-    small = Install(tmp_path, ANSWERS.format(release="13.0", text="compiled", status=0))
+    small = Install(tmp_path, ANSWERS.format(release="13.0", build=88, text="compiled", status=0))
     small.root.mkdir()
     (small.root / "leftover").write_text("of an unfinished run")
     answer = small.run()
@@ -106,7 +109,7 @@ def test_small_toolkit_is_laid_out(tmp_path: Path) -> None:
     assert [p.name for p in (small.root / "wheels").iterdir()] == [
         "nvidia_cuda_nvcc-13.0.88.dist-info"
     ]
-    assert (small.stamp["nvcc"], small.stamp["download_bytes"]) == ("13.0", 0)
+    assert (small.stamp["nvcc"], small.stamp["download_bytes"]) == ("13.0.88", 0)
     assert list(small.stamp["phases"]) == ["start", "download", "layout", "check", "activate"]
     assert not small.root.with_name("cuda-13.0.partial").exists()
     assert "done already" in small.run().stdout
@@ -114,7 +117,7 @@ def test_small_toolkit_is_laid_out(tmp_path: Path) -> None:
 
 def test_pip_may_be_replaced_while_it_runs(tmp_path: Path) -> None:
     """As a deploy by another version does."""
-    small = Install(tmp_path, ANSWERS.format(release="13.0", text="", status=0))
+    small = Install(tmp_path, ANSWERS.format(release="13.0", build=88, text="", status=0))
     assert small.run().returncode == 0
     log = (small.folder / "toolkit.log").read_text()
     assert f" {small.folder}/tmp/pip.pyz " in log and f" {small.runner.pip} " not in log
@@ -137,7 +140,7 @@ def test_an_index_that_refuses_is_in_the_log_with_its_status(tmp_path: Path) -> 
 
 
 def test_stub_has_the_drivers_names_and_asks_for_the_real_one(tmp_path: Path) -> None:
-    small = Install(tmp_path, ANSWERS.format(release="13.0", text="", status=0))
+    small = Install(tmp_path, ANSWERS.format(release="13.0", build=88, text="", status=0))
     assert small.run().returncode == 0
     stub = small.root / "lib" / "stubs" / "libcuda.so"
     source = tmp_path / "main.c"
@@ -154,11 +157,35 @@ def test_stub_has_the_drivers_names_and_asks_for_the_real_one(tmp_path: Path) ->
 
 
 def test_another_release_is_refused(tmp_path: Path) -> None:
-    small = Install(tmp_path, ANSWERS.format(release="12.9", text="", status=0))
+    small = Install(tmp_path, ANSWERS.format(release="12.9", build=88, text="", status=0))
     assert small.run().returncode == job.EXIT_FAILED
     assert small.stamp["error"]["phase"] == "check"
     line = small.stamp["error"]["lines"][0]
     assert line == "nvcc --version: found '12.9'; expected 13.0"
+    assert small.nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("build", "capabilities", "ok"),
+    [
+        ("78", ["8.9", "12.0"], False),
+        ("51", ["10.0"], False),
+        ("86", ["8.9", "12.0"], True),
+        ("78", ["8.9"], True),
+    ],
+)
+def test_a_compiler_of_wrong_code_is_refused(
+    tmp_path: Path, build: str, capabilities: list[str], ok: bool
+) -> None:
+    script = ANSWERS.format(release="13.2", build=build, text="compiled", status=0)
+    small = Install(tmp_path, script, cuda="13.2", compute_capabilities=capabilities)
+    assert (small.run().returncode == 0) is ok
+    if ok:
+        assert small.stamp["nvcc"] == f"13.2.{build}"
+        return
+    assert small.stamp["error"]["phase"] == "check"
+    line = small.stamp["error"]["lines"][0]
+    assert f"nvcc 13.2.{build} computes iq1_s, iq2_s, iq3_s wrongly" in line
     assert small.nothing_is_left()
 
 
@@ -171,7 +198,7 @@ def test_nvcc_that_does_not_run_is_refused(tmp_path: Path) -> None:
 
 def test_host_compiler_too_new_is_diagnosed(tmp_path: Path) -> None:
     text = "error: #error -- unsupported GNU version! gcc versions later than 15 are not supported!"
-    small = Install(tmp_path, ANSWERS.format(release="13.0", text=text, status=1))
+    small = Install(tmp_path, ANSWERS.format(release="13.0", build=88, text=text, status=1))
     assert small.run().returncode == job.EXIT_FAILED
     error = small.stamp["error"]
     assert (error["phase"], error["signature"]) == ("check", "unsupported-gnu-version")
@@ -186,13 +213,15 @@ def test_wheels_without_nvcc_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_host_compiler_is_named(tmp_path: Path) -> None:
-    small = Install(tmp_path, ANSWERS.format(release="13.0", text="", status=0), "/no/such/g++")
+    small = Install(
+        tmp_path, ANSWERS.format(release="13.0", build=88, text="", status=0), "/no/such/g++"
+    )
     assert small.run().returncode == job.EXIT_FAILED
     assert "can't run /no/such/g++" in small.stamp["error"]["lines"][0]
 
 
 def test_altered_wheel_is_refused(tmp_path: Path) -> None:
-    small = Install(tmp_path, ANSWERS.format(release="13.0", text="", status=0))
+    small = Install(tmp_path, ANSWERS.format(release="13.0", build=88, text="", status=0))
     small_wheel(tmp_path / "wheels", "something else")
     assert small.run().returncode == job.EXIT_FAILED
     assert small.stamp["error"]["signature"] == "pip-hash-mismatch"
@@ -341,6 +370,6 @@ def test_real_toolkit_is_complete_and_not_installed_twice(cache: Path, cuda: Pat
     assert not list((cuda / "lib" / "stubs").glob("libcuda.so.*"))
     runner, version = Runner(cache), cuda.name.removeprefix("cuda-")
     stamp = json.loads((cache / "toolkit" / version / "stamp.json").read_text())
-    assert stamp["nvcc"] == version
+    assert stamp["nvcc"].startswith(f"{version}.")
     again = runner.run(*runner.command(cache / "toolkit" / version))
     assert "done already" in again.stdout

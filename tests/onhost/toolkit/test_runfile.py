@@ -89,7 +89,7 @@ class Install:
 
 
 def runfile(release: str = "12.8", folder: str = "bin", status: int = 0) -> str:
-    nvcc = ANSWERS.format(release=release, text="compiled", status=status)
+    nvcc = ANSWERS.format(release=release, build=88, text="compiled", status=status)
     return RUNFILE.format(folder=folder, nvcc=nvcc)
 
 
@@ -99,7 +99,7 @@ def test_the_toolkit_alone_in_a_folder_of_our_own(tmp_path: Path, site: tuple[Pa
     answer = done.run()
     assert answer.returncode == 0, answer.stderr
     assert (done.root / "bin/nvcc").exists()
-    assert (done.stamp["nvcc"], done.stamp["download_bytes"]) == ("12.8", len(text))
+    assert (done.stamp["nvcc"], done.stamp["download_bytes"]) == ("12.8.88", len(text))
     assert list(done.stamp["phases"]) == ["start", "download", "unpack", "check", "activate"]
     shutil.rmtree(site[0])
     assert "done already" in done.run().stdout

@@ -95,26 +95,7 @@ def test_the_worker_tells_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     messages = worker(
         {"task": "bench", "model": missing, "n_gpu_layers": 0, "bench": sizes, "discard": 0}
     )
-    assert messages == [{"error": f"TaskFailed: llama.cpp can't load {missing}"}]
-
-
-@needs_llama
-def test_logits_of_two_models_differ(models: Path) -> None:
-    """The comparison is of the model's work, not of something constant."""
-    from llamafleet.onhost.verify.checks.logits import compare_logits, floats, judge_logits
-
-    values = {}
-    for type_ in ("q4_0", "q8_0"):
-        path, _ = synth.ensure(models, "tiny", type_)
-        reply = worker({"task": "logits", "model": str(path), "n_gpu_layers": 0})[-1]["reply"]
-        assert reply["n_vocab"] == 512
-        values[type_] = floats(reply["logits"])
-        again = worker({"task": "logits", "model": str(path), "n_gpu_layers": 0})[-1]["reply"]
-        same = compare_logits(values[type_], floats(again["logits"]), 512)
-        assert judge_logits(same).status == "pass"
-        assert same.positions == 112
-    other = compare_logits(values["q4_0"], values["q8_0"], 512)
-    assert judge_logits(other).status == "fail"
+    assert messages[1:] == [{"error": f"TaskFailed: llama.cpp can't load {missing}"}]
 
 
 def test_physical_cores_are_at_most_the_usable_ones() -> None:

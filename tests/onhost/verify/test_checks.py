@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import chain
-from random import Random
-
 import pytest
 
 from llamafleet.onhost.verify import checks
@@ -14,7 +10,6 @@ from llamafleet.onhost.verify.checks.busy import judge_busy
 from llamafleet.onhost.verify.checks.gpus_visible import judge_gpus
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
 from llamafleet.onhost.verify.checks.library_origin import judge_origin
-from llamafleet.onhost.verify.checks.logits import compare_logits, judge_logits
 from llamafleet.onhost.verify.checks.vram import judge_vram
 from llamafleet.protocol.result import (
     Benchmark,
@@ -135,50 +130,6 @@ def test_vram(load: float, all_: float, status: str) -> None:
 )
 def test_busy(samples: list[float], status: str) -> None:
     assert judge_busy(samples).status == status
-
-
-VOCABULARY = 100
-
-
-def logits(noise: float, seed: int = 1) -> list[float]:
-    values, error = Random(seed), Random(2)
-    return [values.gauss(0, 1) + noise * error.uniform(-1, 1) for _ in range(10 * VOCABULARY)]
-
-
-def test_equal_logits_pass() -> None:
-    difference = compare_logits(logits(0), logits(0.01), VOCABULARY)
-    assert difference.positions == 10
-    assert 0.005 < difference.relative < 0.011
-    check = judge_logits(difference)
-    assert check.status == "pass"
-    assert "0.0" in check.found
-
-
-@pytest.mark.parametrize("other", [logits(0.2), logits(0, seed=3)])
-def test_other_logits_are_red(other: list[float]) -> None:
-    difference = compare_logits(logits(0), other, VOCABULARY)
-    assert judge_logits(difference).status == "fail"
-
-
-def test_one_wrong_position_is_red() -> None:
-    rows = [logits(0)[start : start + VOCABULARY] for start in range(0, 1000, VOCABULARY)]
-    rows[7] = rows[7][::-1]
-    difference = compare_logits(logits(0), list(chain(*rows)), VOCABULARY)
-    assert difference.top1 == 0.9
-    assert judge_logits(difference).status == "fail"
-
-
-def test_constant_logits_are_red() -> None:
-    difference = compare_logits([0.0] * VOCABULARY, [0.0] * VOCABULARY, VOCABULARY)
-    assert judge_logits(difference).status == "fail"
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_no_numbers_are_told(bad: float) -> None:
-    with pytest.raises(ValueError, match="not a finite"):
-        compare_logits(logits(0), [bad, *logits(0)[1:]], VOCABULARY)
-    with pytest.raises(ValueError, match="vocabulary"):
-        compare_logits(logits(0), logits(0)[1:], VOCABULARY)
 
 
 def report(samples: int) -> Benchmark:

@@ -127,6 +127,47 @@ def test_one_that_nvml_counts_and_loses_fails_and_the_other_is_judged(
     assert (alone["verdict"], rows(alone)) == ("PASS", {"GPU-1": "PASS"})
 
 
+def test_one_of_which_nvml_tells_nothing_is_lost(
+    two: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a card that fell off the bus after NVML was opened."""
+
+    def silent(self: Recorded, device: int) -> bytes:
+        if device == 0:
+            raise self.NVMLError("GPU is lost")
+        return f"GPU-{device}".encode()
+
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetUUID", silent)
+    result = two[1](gpus=BOTH)
+    assert rows(result) == {"GPU-0": "FAIL", "GPU-1": "PASS"} and result["verdict"] == "FAIL"
+    assert "GPU is lost" in red(row(result, "uuid", "GPU-0"))["gpus_visible"]
+
+
+def test_one_that_was_given_to_another_container_is_none_of_this_host_s(
+    two: Host, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVML counts it, and /sys shows it. On the machine itself it is a unit's own limit."""
+
+    class NoPermission(Recorded.NVMLError):
+        value = 4
+
+    def refuse(self: Recorded, index: int) -> int:
+        if index == 0:
+            raise NoPermission("Insufficient Permissions")
+        return index
+
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetHandleByIndex", refuse)
+    shows(two[0], 1)
+    bus.card(bus_id(0), 0, "0")
+    result = two[1](gpus=BOTH[1:])
+    (sick,) = [row for row in result["gpus"] if row["bus_id"] == bus_id(0)]
+    assert (sick["verdict"], result["verdict"]) == ("FAIL", "FAIL")
+    assert "/dev/nvidia0 can't be opened" in red(sick)["gpus_visible"]
+    bus.container()
+    result = two[1](gpus=BOTH[1:])
+    assert (result["verdict"], rows(result)) == ("PASS", {"GPU-1": "PASS"})
+
+
 def test_a_gpu_of_the_plan_that_is_gone_fails(two: Host) -> None:
     result = two[1](gpus=(*BOTH, f"{NAME} GPU-9"))
     assert rows(result) == {"GPU-0": "PASS", "GPU-1": "PASS", "GPU-9": "FAIL"}

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import gpu, known, synth
-from llamafleet.onhost.verify.child import Children, Outcome
-from llamafleet.onhost.verify.evidence import Evidence, Faults, task_failed
+from llamafleet.onhost.verify import gpu, known
+from llamafleet.onhost.verify.child import Outcome
+from llamafleet.onhost.verify.evidence import task_failed
 from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.protocol.result import Check
-from llamafleet.protocol.verify import parse
 from llamafleet.tables import failures
 from tests.onhost.llama import models
 from tests.onhost.verify.test_child import children
 from tests.onhost.verify.test_session import Host, every, host, log, said, status
-from tests.protocol.test_verify import good
 
 __all__ = ["host", "models"]
 
@@ -227,45 +225,6 @@ def test_a_benchmark_without_flash_attention_is_a_warning(host: Host) -> None:
     line = "resolve_fused_ops: Flash Attention not supported, set to disabled"
     assert warned(host, "bench", line) == {"benchmark"}
     assert warned(host, "bench", "resolve_fused_ops: Flash Attention enabled") == set()
-
-
-# -- the user's model ----------------------------------------------------------------------------
-
-
-def refused(folder: Path, content: bytes | None) -> synth.ModelError:
-    """What is said of a model with that content; None: there is no such file."""
-    file = folder / "mine.gguf"
-    if content is not None:
-        file.write_bytes(content)
-    data = good()
-    data["inputs"] |= {"model": str(file)}
-    evidence = Evidence(parse(folder / "verify.json", data), Faults(), Children(folder, None), None)
-    with pytest.raises(synth.ModelError, match=str(file)) as error:
-        evidence.model()
-    return error.value
-
-
-@pytest.mark.parametrize(
-    ("content", "id"),
-    [
-        (None, "model-path"),
-        (b"", "model-truncated"),
-        (b"GGUF\x03", "model-truncated"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "model-not-gguf"),
-    ],
-)
-def test_a_model_that_cannot_be_read_is_explained(
-    tmp_path: Path, content: bytes | None, id: str
-) -> None:
-    error = refused(tmp_path, content)
-    fix = next(row["fix"] for row in failures.rows() if row["id"] == id)
-    assert f"known as {id}: " in str(error) and error.next == fix
-
-
-def test_a_model_cut_anywhere_is_explained(tmp_path: Path, models: Path) -> None:
-    whole = synth.ensure(models, "tiny", "q4_0")[0].read_bytes()
-    for cut in (100, 5000, len(whole) // 2, len(whole) - 10):
-        assert "known as model-truncated: " in str(refused(tmp_path, whole[:cut]))
 
 
 def test_an_outcome_without_a_problem_is_not_known(tmp_path: Path) -> None:

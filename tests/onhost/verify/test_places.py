@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import checks
+from llamafleet.onhost.verify import checks, llama_log
 from llamafleet.onhost.verify.checks import (
     benchmark,
     context,
@@ -24,14 +25,16 @@ from llamafleet.onhost.verify.checks import (
     vram,
 )
 from llamafleet.onhost.verify.checks.logits import compare_logits
-from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome, TaskProblem
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
-from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.onhost.verify.graph import UNSEEN, Graph, Seen
 from llamafleet.onhost.verify.measuring import Measured
 from llamafleet.onhost.verify.present import Present
+from llamafleet.plans.toolkit.compatibility import miscompiles
+from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Benchmark, Check, Rates
+from tests.onhost.verify.graphs import HALF, ON_CPU, ON_GPU, like, sent, w160m
 
 DATA = Path(__file__).parents[1] / "data"
 LAYERS, DEVICE_BYTES = 12, 68012544
@@ -133,43 +136,50 @@ def test_a_context_that_fails_otherwise_is_the_task_s_failure() -> None:
 # -- offload, control, logits ------------------------------------------------------------------
 
 
-def seen(task: str, name: str, reply: dict[str, Any] | None = None) -> SimpleNamespace:
-    outcome = ended(task, reply, log(name))
-    small = {"small": model, "control": lambda: ended("logits", LOGITS)}
+def seen(name: str, graph: Graph | None) -> SimpleNamespace:
+    """A place where the model generated, as log and graph tell; None: it died."""
+    outcome = ended("generate", None if graph is None else {"graph": sent(graph)}, log(name))
     return SimpleNamespace(
         offloaded=False,
-        model=model,
+        gpus=(),
+        model=lambda: SimpleNamespace(weights=w160m()),
         generate=lambda: outcome,
-        logits=lambda: outcome,
-        evidence=SimpleNamespace(**small),
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "reply", "status", "offloaded"),
+    ("name", "graph", "status", "offloaded"),
     [
-        ("cuda-full", {}, "pass", True),
-        ("cuda-half", {}, "fail", False),
+        ("cuda-full", ON_GPU, "pass", True),
+        ("cuda-half", HALF, "fail", False),
+        ("cuda-half", ON_GPU, "fail", False),
+        ("cuda-full", HALF, "fail", False),
         ("cuda-full", None, "fail", False),
         ("cuda-half", None, "fail", False),
     ],
 )
 def test_only_a_run_that_ended_well_proves_offload(
-    name: str, reply: dict[str, Any] | None, status: str, offloaded: bool
+    name: str, graph: Graph | None, status: str, offloaded: bool
 ) -> None:
-    place = seen("generate", name, reply)
+    place = seen(name, graph)
     check = of_place(offload.SPEC, place)
     assert (check.status, place.offloaded) == (status, offloaded)
-    died = reply is None and name == "cuda-full"
-    assert check.found.startswith("it died") is died
+    assert check.found.startswith("it died") is (graph is None)
+    half = "6 of 13 layers on CUDA devices (CPU 7, CUDA0 6)"
+    assert (half in check.found) is (name == "cuda-half")
 
 
-def test_buffers_may_be_rounded_and_no_more() -> None:
-    """Half a hundredth of a MiB for each buffer that the log tells."""
-    full = parse(log("cuda-full"))
-    assert full.cuda_model_mib == 64.86 and len(full.model_mib) == 2
-    assert judge_offload(full, LAYERS, int(64.8699 * (1 << 20))).status == "pass"
-    assert judge_offload(full, LAYERS, int(64.8701 * (1 << 20))).status == "fail"
+def test_an_operation_without_a_kernel_leaves_the_rest_to_be_tried() -> None:
+    row = Seen("3", "refused", "CUDA_Host", 1, 0, ("SSM_SCAN node_7",))
+    place = seen("cuda-full", replace(ON_GPU, seen=(*ON_GPU.seen, row)))
+    assert of_place(offload.SPEC, place).status == "warn" and place.offloaded
+
+
+def test_a_place_s_own_gpu_must_be_the_one() -> None:
+    place = seen("cuda-full", like(["CUDA0"] * 13, {"CUDA0": "0000:02:00.0"}))
+    place.gpus = (card(0),)
+    check = of_place(offload.SPEC, place)
+    assert check.status == "fail" and "on another GPU, at 0000:02:00.0" in check.found
 
 
 LOGITS = {
@@ -178,28 +188,72 @@ LOGITS = {
 }
 
 
+def compared(name: str, graph: Graph, task: str = "logits") -> Outcome:
+    """A run of the models in which GPU and CPU are compared."""
+    text = "".join(llama_log.mark(number) + log(name) for number in range(len(COMPARED)))
+    return ended(task, {"models": [LOGITS | {"graph": sent(graph)}] * len(COMPARED)}, text)
+
+
+def computing(gpu: Outcome, cpu: Outcome) -> SimpleNamespace:
+    models = tuple(SimpleNamespace(name=f"tiny-{one}", weights=w160m()) for one in COMPARED)
+    evidence = SimpleNamespace(compared=lambda: models, control=lambda: cpu)
+    return SimpleNamespace(gpus=(), logits=lambda: gpu, evidence=evidence)
+
+
 def test_equal_logits_of_the_gpu_pass() -> None:
-    check = of_place(logits.SPEC, seen("logits", "cuda-full", LOGITS))
-    assert check.status == "pass" and "100.0% of 2 positions" in check.found
+    place = computing(compared("cuda-full", ON_GPU), compared("cuda-zero", ON_CPU))
+    assert of_place(logits.SPEC, place).status == "pass"
 
 
-def test_logits_of_the_cpu_prove_nothing() -> None:
-    check = of_place(logits.SPEC, seen("logits", "cuda-zero", LOGITS))
-    assert check == Check(
-        "logits",
-        "fail",
-        "the run to compare was not on the GPU: 0 of 13 layers on CUDA devices (CPU 13), CUDA "
-        "model buffers 0.00 MiB (CPU_Mapped 78.05)",
-        "13 of 13 layers on CUDA devices, at least 64.86 MiB in their buffers",
-        "see offload",
-    )
+@pytest.mark.parametrize(
+    ("gpu", "cpu", "said", "next_"),
+    [
+        (("cuda-zero", ON_CPU), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-full", ON_CPU), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-zero", ON_GPU), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-full", UNSEEN), ("cuda-zero", ON_CPU), "was not on the GPU: ", "see offload"),
+        (("cuda-full", ON_GPU), ("cuda-full", ON_GPU), "was not on the CPU: ", "see control"),
+        (("cuda-full", ON_GPU), ("cuda-zero", ON_GPU), "was not on the CPU: ", "see control"),
+    ],
+)
+def test_logits_of_another_place_prove_nothing(
+    gpu: tuple[str, Graph], cpu: tuple[str, Graph], said: str, next_: str
+) -> None:
+    check = of_place(logits.SPEC, computing(compared(*gpu), compared(*cpu)))
+    assert check.status == "fail" and check.next == next_
+    assert said in check.found and COMPARED[0] in check.found
+
+
+def test_the_type_at_which_a_run_died_is_named() -> None:
+    whole = compared("cuda-full", ON_GPU)
+    marks = "".join(llama_log.mark(number) for number in range(COMPARED.index("mxfp4") + 1))
+    died = replace(whole, reply=None, problem="ended by SIGABRT", log=marks + OOM)
+    check = of_place(logits.SPEC, computing(died, compared("cuda-zero", ON_CPU)))
+    assert check.status == "fail" and check.found.startswith("at tiny-mxfp4: ended by SIGABRT")
+
+
+def test_an_answer_without_its_log_is_no_comparison() -> None:
+    cut = replace(compared("cuda-full", ON_GPU), log=llama_log.mark(0))
+    with pytest.raises(ValueError, match="7 answers and 1 logs of 7 models"):
+        of_place(logits.SPEC, computing(cut, compared("cuda-zero", ON_CPU)))
+
+
+@pytest.mark.parametrize("broken", COMPARED)
+def test_one_type_that_is_computed_wrongly_is_red_by_name(broken: str) -> None:
+    whole = compared("cuda-full", ON_GPU)
+    other = base64.b64encode(array("f", [3.0, 1.0, 2.0, 0.0] * 2).tobytes()).decode()
+    answers = [LOGITS | {"graph": sent(ON_GPU)} for _ in COMPARED]
+    answers[COMPARED.index(broken)]["logits"] = other
+    wrong = replace(whole, reply={"models": answers})
+    check = of_place(logits.SPEC, computing(wrong, compared("cuda-zero", ON_CPU)))
+    assert check.status == "fail" and check.found.startswith(f"wrong: {broken}; ")
 
 
 def test_logits_are_compared_position_by_position() -> None:
     found = compare_logits([0.0, 1.0, 2.0, 1.0], [0.0, 1.5, 0.0, 1.0], 2)
     assert (found.max_abs, found.top1, found.positions) == (2.0, 0.5, 2)
     assert found.std == pytest.approx(0.7071068)
-    assert found.relative == pytest.approx(2.8284271)
+    assert found.largest == pytest.approx(2.8284271)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +278,19 @@ def test_a_vocabulary_of_one_can_be_compared() -> None:
     assert compare_logits([1.0, 2.0], [1.0, 2.0], 1).positions == 2
 
 
-@pytest.mark.parametrize(("name", "status"), [("cuda-zero", "pass"), ("cuda-full", "fail")])
-def test_the_control_is_a_run_that_ended(name: str, status: str) -> None:
-    evidence = SimpleNamespace(small=model, control=lambda: ended("logits", {}, log(name)))
+@pytest.mark.parametrize(
+    ("name", "graph", "status"),
+    [("cuda-zero", ON_CPU, "pass"), ("cuda-full", ON_GPU, "fail"), ("cuda-zero", ON_GPU, "fail")],
+)
+def test_the_control_is_a_run_that_ended(name: str, graph: Graph, status: str) -> None:
+    run = compared(name, graph)
+    evidence = computing(run, run).evidence
     assert of_host(control.SPEC, evidence).status == status
+
+
+def test_a_control_of_no_model_is_none() -> None:
+    run = ended("logits", {"models": []})
+    assert of_host(control.SPEC, computing(run, run).evidence).status == "fail"
 
 
 # -- GPUs and libraries ------------------------------------------------------------------------
@@ -241,7 +304,7 @@ def card(number: int = 0) -> Gpu:
 def probed(name: str = "cuda-full", **more: Any) -> SimpleNamespace:
     reply = {"libraries": ["/v/libggml-cuda.so"], "system_info": "CUDA : ARCHS = 890 | "}
     outcome = ended("probe", reply | {"supports_gpu_offload": True}, log(name))
-    return SimpleNamespace(probe=lambda: outcome, **more)
+    return SimpleNamespace(probe=lambda: outcome, foreign=lambda: False, **more)
 
 
 def told(visible: str | None = None) -> SimpleNamespace:
@@ -266,6 +329,7 @@ def gpus_of(
         nvml=None,
         nvml_problem=problem,
         whole=lambda: outcome,
+        probe=lambda: outcome,
         singles=dict,
         log_of=lambda gpu: outcome.log,
         shows=lambda gpu: gpu.bus_id in ids,
@@ -324,7 +388,7 @@ def test_the_backend_is_judged_by_what_was_probed() -> None:
 def test_libraries_are_judged_by_where_the_build_really_lies(tmp_path: Path) -> None:
     (tmp_path / "f00").mkdir()
     (tmp_path / "current").symlink_to("f00")
-    evidence = SimpleNamespace(
+    evidence = probed(
         config=SimpleNamespace(prefix=str(tmp_path / "current"), stamp="/job/stamp.json"),
         product=SimpleNamespace(libraries={"libllama.so": "aa"}),
         libraries=lambda: {str(tmp_path / "f00/libllama.so"): "aa"},
@@ -336,10 +400,21 @@ def test_libraries_are_judged_by_where_the_build_really_lies(tmp_path: Path) -> 
 
 
 def code_of(
-    prefix: Path, *loaded: str, gpus: tuple[Gpu, ...] = (), name: str = "cuda-full"
+    prefix: Path,
+    *loaded: str,
+    gpus: tuple[Gpu, ...] = (),
+    name: str = "cuda-full",
+    nvcc: str = "13.0.88",
 ) -> Check:
-    config = SimpleNamespace(prefix=str(prefix), compute_capabilities=("7.5",))
-    evidence = probed(name, config=config, probed_libraries=lambda: dict.fromkeys(loaded, "aa"))
+    config = SimpleNamespace(
+        prefix=str(prefix), compute_capabilities=("7.5",), toolkit=nvcc.rpartition(".")[0]
+    )
+    evidence = probed(
+        name,
+        config=config,
+        probed_libraries=lambda: dict.fromkeys(loaded, "aa"),
+        product=SimpleNamespace(nvcc=nvcc),
+    )
     return of_place(machine_code.SPEC, SimpleNamespace(evidence=evidence, gpus=gpus))
 
 
@@ -355,6 +430,43 @@ def test_code_is_that_of_the_loaded_library_or_of_the_one_that_is_there(tmp_path
     loaded.parent.mkdir()
     loaded.write_bytes(LIBRARY.read_bytes())
     assert code_of(tmp_path, "/v/libllama.so", str(loaded)).status == "pass"
+
+
+BLACKWELL = DATA / "fatbin/sm120a-sm90a-sm100f.so"
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "capability", "status"),
+    [
+        ("13.2.78", "12.0", "fail"),
+        ("13.2.86", "12.0", "pass"),
+        ("13.2.78", "9.0", "pass"),
+        # Not told by an older build: what it computes decides.
+        ("", "12.0", "pass"),
+    ],
+)
+def test_code_of_a_compiler_that_makes_it_wrong_is_red_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvcc: str, capability: str, status: str
+) -> None:
+    monkeypatch.setattr("llamafleet.onhost.nvcc.shipped", miscompiles)
+    loaded = tmp_path / "libggml-cuda.so"
+    loaded.write_bytes(BLACKWELL.read_bytes())
+    one = replace(card(), compute_capability=capability)
+    check = code_of(tmp_path, str(loaded), gpus=(one,), nvcc=nvcc)
+    assert check.status == status
+    if status == "fail":
+        assert check.found.startswith("compiled by nvcc 13.2.78 computes iq1_s, iq2_s, iq3_s wrong")
+
+
+def test_code_of_an_older_capability_is_right_by_any_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library with PTX of 8.0 alone, on a GPU of 12.0: slow to start, and no fault."""
+    monkeypatch.setattr("llamafleet.onhost.nvcc.shipped", miscompiles)
+    loaded = tmp_path / "libggml-cuda.so"
+    loaded.write_bytes((DATA / "fatbin/compute80.so").read_bytes())
+    one = replace(card(), compute_capability="12.0")
+    assert code_of(tmp_path, str(loaded), gpus=(one,), nvcc="13.2.78").status == "warn"
 
 
 def test_code_that_is_missing_or_unreadable_is_named(tmp_path: Path) -> None:
@@ -399,7 +511,16 @@ def grown(loaded: float | None, ready: float | None) -> SimpleNamespace:
 
     marks = {"initialised": at(400.0), "loaded": at(loaded), "ready": at(ready)}
     outcome = ended("generate", {}, log("cuda-full"), recording=Recording([], marks))
-    return SimpleNamespace(watched=lambda: outcome, model=model)
+    evidence = SimpleNamespace(variables=dict)
+    return SimpleNamespace(watched=lambda: outcome, model=model, evidence=evidence)
+
+
+def test_the_cache_s_size_is_the_graph_s_where_the_log_is_silent() -> None:
+    place = grown(465.0, 490.0)
+    silent = replace(place.watched(), log="", reply={"graph": sent(ON_GPU)})
+    place.watched = lambda: silent
+    check = of_place(vram.SPEC, place)
+    assert "(weights 65, weights and KV cache 101)" in check.found
 
 
 def test_memory_grows_by_the_weights_and_by_the_cache() -> None:
@@ -409,6 +530,16 @@ def test_memory_grows_by_the_weights_and_by_the_cache() -> None:
         "65 MiB by loading the model, 90 MiB with the context "
         "(weights 65, weights and KV cache 83)",
     )
+
+
+@pytest.mark.parametrize("value", ["1", "0", ""])
+def test_memory_that_the_host_lends_is_red_however_its_figures_look(value: str) -> None:
+    """llama.cpp asks whether the variable is set, and not to what."""
+    place = grown(465.0, 490.0)
+    place.evidence.variables = lambda: {"GGML_CUDA_ENABLE_UNIFIED_MEMORY": value}
+    check = of_place(vram.SPEC, place)
+    assert check.status == "fail" and f"GGML_CUDA_ENABLE_UNIFIED_MEMORY={value}" in check.found
+    assert "unset GGML_CUDA_ENABLE_UNIFIED_MEMORY" in check.next
 
 
 @pytest.mark.parametrize(("loaded", "ready"), [(None, 490.0), (465.0, None)])
@@ -443,10 +574,10 @@ def test_each_kind_of_place_has_its_checks() -> None:
     assert checks.of("unnamed") == (*gpu[1:], "context", "benchmark")
     assert checks.of("cpu") == (*gpu[1:], "context", "benchmark", "health")
     assert checks.of("all") == every
-    assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "control")
+    assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "model", "control")
 
 
 def test_a_control_that_died_is_none_however_well_its_log_reads() -> None:
-    evidence = SimpleNamespace(small=model, control=lambda: ended("logits", None, log("cuda-zero")))
+    run = ended("logits", None, compared("cuda-zero", ON_CPU).log)
     with pytest.raises(TaskProblem, match="it died"):
-        of_host(control.SPEC, evidence)
+        of_host(control.SPEC, computing(run, run).evidence)

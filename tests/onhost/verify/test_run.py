@@ -204,9 +204,19 @@ def test_a_damaged_synthetic_model_is_red(host: Host, tmp_path: Path) -> None:
     data[-100] ^= 0xFF
     model.write_bytes(data)
     assert host.verify().returncode == 1
-    assert host.red() == {"control", "context", "benchmark"}
-    assert "damaged" in host.checks()["benchmark"]["found"]
-    assert f"rm {model}" in host.checks()["benchmark"]["next"]
+    assert host.red() == {"model"}
+    assert "damaged" in host.checks()["model"]["found"]
+    assert f"rm {model}" in host.checks()["model"]["next"]
+
+
+def test_a_model_of_the_user_s_own_is_measured(host: Host, tmp_path: Path, models: Path) -> None:
+    host.verify()
+    model = tmp_path / "mine.gguf"
+    shutil.copy(models / "synthetic-tiny-q4_0.gguf", model)
+    host.config["inputs"]["model"] = str(model)
+    assert host.verify().returncode == 0
+    assert host.latest["verdict"] == "CPU ONLY" and host.latest["model"]["path"] == str(model)
+    assert "mine.gguf: 1 MiB of weights" in host.checks()["model"]["found"]
 
 
 @pytest.mark.parametrize("content", [None, b"no model"])
@@ -218,21 +228,31 @@ def test_a_given_model_that_is_none_is_red(
         model.write_bytes(content)
     host.config["inputs"]["model"] = str(model)
     assert host.verify().returncode == 1
-    assert host.red() == {"context", "benchmark"}
-    assert "mine.gguf" in host.checks()["context"]["found"]
+    assert host.red() == {"model"}
+    assert "mine.gguf" in host.checks()["model"]["found"]
     assert host.latest["model"] is None
 
 
-def test_a_model_that_llama_cpp_rejects_is_red(host: Host, tmp_path: Path, models: Path) -> None:
-    """Whole for the reader, and yet wrong: the architecture's name is another."""
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llomo", "architecture: 'llomo'"),
+        (b"blk.3.ffn_up", b"blk.3.ffn_op", "tensor 'blk.3.ffn_up.weight' not found"),
+    ],
+)
+def test_a_model_that_llama_cpp_rejects_is_red(
+    host: Host, tmp_path: Path, models: Path, *, old: bytes, new: bytes, said: str
+) -> None:
+    """Whole for the reader, and yet wrong: no architecture of that name, or a tensor too few."""
     host.verify()
     model = tmp_path / "mine.gguf"
     data = (models / "synthetic-tiny-q4_0.gguf").read_bytes()
-    model.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0llomo", 1))
+    model.write_bytes(data.replace(old, new, 1))
     host.config["inputs"]["model"] = str(model)
     assert host.verify().returncode == 1
-    assert host.red() == {"context", "benchmark"}
-    assert "unknown model architecture" in host.checks()["benchmark"]["found"]
+    assert host.red() == {"model"}
+    assert said in host.checks()["model"]["found"]
+    assert "newer llama_version" in host.checks()["model"]["next"]
 
 
 def test_a_context_that_does_not_fit_is_red_and_a_smaller_one_is_named(host: Host) -> None:
@@ -245,21 +265,82 @@ def test_a_context_that_does_not_fit_is_red_and_a_smaller_one_is_named(host: Hos
     assert 0 < number < 100_000_000 and number % 256 == 0
 
 
-def test_a_library_that_cannot_be_loaded_still_gives_a_result(host: Host, tmp_path: Path) -> None:
-    """A folder first on the path that has a llama_cpp whose library misses one of CUDA's."""
-    package = tmp_path / "llama_cpp"
-    package.mkdir()
-    error = "libcublas.so.13: cannot open shared object file: No such file or directory"
-    (package / "__init__.py").write_text(f"raise RuntimeError({error!r})\n")
-    host.config["backend"] = "cuda"
-    host.config["environment"] = {"PYTHONPATH": str(tmp_path)}
+LOADED = {"offload", "vram", "busy", "control", "logits", "context", "benchmark"}
+"""Checks that load a model."""
+
+
+def skipped(host: Host) -> set[str]:
+    return {name for name, check in host.checks().items() if check["status"] == "skip"}
+
+
+def shadowing(folder: Path, code: str) -> Path:
+    """A package of the build's name that is `code`."""
+    package = folder / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(code)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_a_library_that_cannot_be_loaded_is_one_red_check(
+    host: Host, tmp_path: Path, backend: str
+) -> None:
+    """Of the build itself: one that it needs is broken in front of the system's."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/libgomp.so.1").write_text("no library")
+    host.config["backend"] = backend
+    host.config["environment"] = {"LD_LIBRARY_PATH": str(tmp_path / "broken")}
     run = host.verify()
     assert run.returncode == 1, run.stderr
-    assert host.latest["verdict"] == "FAIL"
-    check = host.checks()["library_cuda"]
-    assert "libcublas.so.13" in check["found"]
-    assert "known as import-cuda-runtime" in check["found"] and "deploy again" in check["next"]
-    assert {"library_origin", "offload", "control", "logits"} <= host.red()
+    name = "library_cuda" if backend == "cuda" else "library_origin"
+    assert host.red() - {"gpus_visible", "machine_code"} == {name}, "of what is loaded"
+    assert "libgomp.so.1" in host.checks()[name]["found"]
+    assert skipped(host) >= LOADED
+    assert host.checks()["context"]["found"] == "not tried: the library can't be loaded"
+
+
+@pytest.mark.parametrize("code", ["raise ImportError('planted')\n", "__version__ = '0.3.36'\n"])
+def test_a_package_in_front_of_the_build_is_named(host: Host, tmp_path: Path, code: str) -> None:
+    """It was "ImportError" in nine checks; or nothing, where it could be imported."""
+    folder = shadowing(tmp_path / "mine", code)
+    host.config["environment"] = {"PYTHONPATH": f"/none:{folder}"}
+    assert host.verify().returncode == 1
+    assert host.red() == {"library_origin"} and skipped(host) >= LOADED
+    check = host.checks()["library_origin"]
+    assert f"llama_cpp is imported from {folder}/llama_cpp/__init__.py" in check["found"]
+    assert f"by {folder} of sys.path, which PYTHONPATH=/none:{folder} " in check["found"]
+    assert ("planted" in check["found"]) is ("planted" in code)
+    assert f"below {library_folder().parent}" in check["expected"]
+    assert "without PYTHONPATH" in check["next"]
+
+
+def test_a_package_that_loads_the_build_s_libraries_is_red_too(host: Host, tmp_path: Path) -> None:
+    """Its libraries are the build's own, by path and content; its code is not. It was a pass."""
+    folder = tmp_path / "mine"
+    shutil.copytree(library_folder().parent, folder / "llama_cpp", ignore=lambda *_: ["lib"])
+    (folder / "llama_cpp/lib").symlink_to(library_folder())
+    host.config["environment"] = {"PYTHONPATH": str(folder)}
+    assert host.verify().returncode == 1
+    assert host.red() == {"library_origin"}
+    assert f"imported from {folder}/llama_cpp" in host.checks()["library_origin"]["found"]
+
+
+def test_libraries_that_a_variable_puts_elsewhere_are_named(host: Host, tmp_path: Path) -> None:
+    host.config["environment"] = {"LLAMA_CPP_LIB_PATH": str(tmp_path)}
+    assert host.verify().returncode == 1
+    assert host.red() == {"library_origin"} and skipped(host) >= LOADED
+    check = host.checks()["library_origin"]
+    assert f"LLAMA_CPP_LIB_PATH={tmp_path}" in check["found"]
+    assert "unset LLAMA_CPP_LIB_PATH" in check["next"]
+
+
+def test_a_user_s_own_package_is_not_seen(host: Host, tmp_path: Path) -> None:
+    """Of ~/.local, wherever the home is: the worker has none."""
+    version = library_folder().parents[2].parent.name
+    for home in (host.job, tmp_path / "home"):
+        shadowing(home / f".local/lib/{version}/site-packages", "raise SystemExit('planted')\n")
+    run = host.verify(env={"HOME": str(tmp_path / "home"), "PYTHONUSERBASE": str(tmp_path)})
+    assert run.returncode == 0, run.stdout
 
 
 def test_an_old_verdict_is_gone_before_the_new_one_is_there(host: Host) -> None:

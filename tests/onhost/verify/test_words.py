@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
@@ -15,18 +16,31 @@ from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus, judge_missing
 from llamafleet.onhost.verify.checks.health import judge_health
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
-from llamafleet.onhost.verify.checks.library_origin import judge_origin
-from llamafleet.onhost.verify.checks.logits import LogitsDifference, judge_logits
+from llamafleet.onhost.verify.checks.library_origin import judge_origin, judge_package
+from llamafleet.onhost.verify.checks.logits import Limit, LogitsDifference, judge_logits
 from llamafleet.onhost.verify.checks.machine_code import judge_machine_code
+from llamafleet.onhost.verify.checks.model import judge_room
 from llamafleet.onhost.verify.checks.offload import judge_offload
-from llamafleet.onhost.verify.checks.vram import judge_vram
+from llamafleet.onhost.verify.checks.vram import judge_unified, judge_vram
 from llamafleet.onhost.verify.fatbin import Code, MachineCode
 from llamafleet.onhost.verify.freedom import Finding
 from llamafleet.onhost.verify.gpu import Gpu
-from llamafleet.onhost.verify.llama_log import parse
+from llamafleet.onhost.verify.graph import UNSEEN, Seen
+from llamafleet.onhost.verify.imported import Imported
+from llamafleet.onhost.verify.llama_log import Placement, parse
 from llamafleet.onhost.verify.present import Missing
 from llamafleet.protocol.conditions import Health
 from llamafleet.protocol.result import Benchmark, Check, Rates
+from tests.onhost.verify.graphs import (
+    HALF,
+    ON_CPU,
+    ON_GPU,
+    ON_TWO,
+    card,
+    graph_of,
+    tiny,
+    w160m,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = DATA / "checks.txt"
@@ -72,6 +86,21 @@ def library_origin() -> Iterator[Check]:
     yield judge_origin(own, "/v/f00", {"lib/libllama.so": "c" * 64}, "stamp.json")
 
 
+def packages() -> Iterator[Check]:
+    file, own = "/mine/llama_cpp/__init__.py", Path("/v/f00/lib/python3.12/site-packages/llama_cpp")
+    told = {"PYTHONPATH": "/none:/mine"}
+    yield judge_package(Imported(file, "/mine", "PYTHONPATH", told), own)
+    yield judge_package(Imported(file, "/mine", "/v/f00/lib/mine.pth"), own)
+    yield judge_package(Imported(file, "/mine", "/v/f00/pyvenv.cfg"), own)
+    yield judge_package(Imported("/mine/llama_cpp.py"), own)
+
+
+def model() -> Iterator[Check]:
+    yield judge_room("m.gguf", 3577.6, 24000, 24564, 1)
+    yield judge_room("m.gguf", 30000, 24000, 49128, 2)
+    yield judge_room("m.gguf", 50000, 24000, 49128, 2)
+
+
 def library_cuda() -> Iterator[Check]:
     info = "CUDA : ARCHS = 890 | CPU : AVX = 1 | "
     cuda, cpu = ["/v/lib/libllama.so", "/v/lib/libggml-cuda.so.0"], ["/libggml-cuda/libllama.so"]
@@ -82,11 +111,10 @@ def library_cuda() -> Iterator[Check]:
 
 
 def control() -> Iterator[Check]:
-    zero, full = (parse((DATA / f"logs/cuda-{name}.log").read_text()) for name in ("zero", "full"))
-    yield judge_control(zero, 12, 68012544)
-    yield judge_control(zero, 13, 68012544)
-    yield judge_control(full, 12, 68012544)
-    yield judge_control(parse(""), 12, 68012544)
+    zero, full = placed("zero"), placed("full")
+    for graph, log in ((ON_CPU, zero), (ON_CPU, parse("")), (ON_CPU, full), (ON_GPU, full)):
+        yield judge_control(graph, log, w160m())
+    yield judge_control(UNSEEN, zero, w160m())
 
 
 def machine_code() -> Iterator[Check]:
@@ -102,21 +130,30 @@ def machine_code() -> Iterator[Check]:
     yield judge_machine_code(MachineCode((frozenset({sass}),)), [])
 
 
+def placed(name: str) -> Placement:
+    return parse((DATA / f"logs/cuda-{name}.log").read_text())
+
+
 def offload() -> Iterator[Check]:
-    for name in ("full", "two-gpus", "half", "zero", "init-error"):
-        yield judge_offload(parse((DATA / f"logs/cuda-{name}.log").read_text()), 12, 68012544)
-    full = parse((DATA / "logs/cuda-full.log").read_text())
-    yield judge_offload(full, 11, 68012544)
-    yield judge_offload(full, 12, 2 * 68012544)
-    yield judge_offload(parse(""), 12, 68012544)
-    yield judge_offload(parse(LOG_OF.format(NEWER)), 12, 68012544)
-    yield judge_offload(parse(LOG_OF.format(UNKNOWN)), 12, 68012544)
+    for name, graph in (("full", ON_GPU), ("two-gpus", ON_TWO), ("half", HALF), ("zero", ON_CPU)):
+        yield judge_offload(graph, placed(name), w160m())
+    for name in ("half", "init-error"):
+        yield judge_offload(ON_GPU, placed(name), w160m())
+    yield judge_offload(ON_GPU, placed("full"), replace(w160m(), device_bytes=2 * 68012544))
+    yield judge_offload(ON_GPU, placed("full"), w160m(), (card(0), card(1)))
+    for text in ("", LOG_OF.format(NEWER), LOG_OF.format(UNKNOWN)):
+        yield judge_offload(ON_GPU, parse(text), w160m())
+        yield judge_offload(UNSEEN, parse(text), w160m())
+    yield judge_offload(graph_of("zero-64-tokens"), parse(""), tiny())
+    refused = Seen("3", "refused", "CUDA_Host", 1, 0, ("SSM_SCAN node_7",))
+    yield judge_offload(replace(ON_GPU, seen=(*ON_GPU.seen, refused)), parse(""), w160m())
 
 
 def vram() -> Iterator[Check]:
     yield judge_vram(1000, 900, 2000, 1800)
     yield judge_vram(1000, 899, 2000, 1800)
     yield judge_vram(1000, 900, 2000, 1799)
+    yield judge_unified("1")
 
 
 def busy() -> Iterator[Check]:
@@ -126,10 +163,14 @@ def busy() -> Iterator[Check]:
 
 
 def logits() -> Iterator[Check]:
-    yield judge_logits(LogitsDifference(0.05, 1.0, 0.875, 8))
-    yield judge_logits(LogitsDifference(0.0501, 1.0, 1.0, 8))
-    yield judge_logits(LogitsDifference(0.0, 0.0, 1.0, 8))
-    yield judge_logits(LogitsDifference(0.02, 0.5, 1.0, 8))
+    allowed = {"q4_0": Limit(0.05, 0.02), "iq3_s": Limit(0.2, 0.05)}
+    good, edge = LogitsDifference(0.02, 0.005, 0.5, 1.0, 8), LogitsDifference(0.1, 0.01, 0.5, 1, 8)
+    garbage = LogitsDifference(6.0, 1.4, 1.0, 0.125, 8)
+    yield judge_logits({"q4_0": good, "iq3_s": edge}, allowed)
+    yield judge_logits({"q4_0": good, "iq3_s": garbage}, allowed)
+    yield judge_logits({"q4_0": LogitsDifference(0.0, 0.0, 0.0, 1.0, 8), "iq3_s": good}, allowed)
+    yield judge_logits({"q4_0": good, "iq3_s": "llama.cpp can't load it"}, allowed)
+    yield judge_logits({"q4_0": good}, allowed)
 
 
 def benchmark() -> Iterator[Check]:
@@ -157,7 +198,7 @@ def health() -> Iterator[Check]:
 
 JUDGEMENTS = (
     *(gpus_visible, library_origin, library_cuda, control, machine_code, offload, vram, busy),
-    *(logits, benchmark, health),
+    *(logits, benchmark, health, packages, model),
 )
 
 

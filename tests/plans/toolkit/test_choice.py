@@ -434,3 +434,68 @@ def test_a_host_that_will_get_no_toolkit_is_told_so_before_it_is_rebooted() -> N
     assert problem.next.startswith("change the setting named there")
     there = replace(waiting, toolkits=(toolkit("12.8"),))
     assert plan(there, reboot="allow", toolkit_method="present").reboot
+
+
+# -- compilers that make wrong code ----------------------------------------------------------------
+
+BLACKWELL = replace(
+    GPU_HOST, gpus=(gpu("12.0"),), driver=driver("590", cuda="13.2"), compilers=gcc(13)
+)
+"""A host whose newest toolkit is 13.2, and whose GPU is one that two builds of it are wrong for."""
+
+
+def of_build(build: str, root: str = "") -> Toolkit:
+    return replace(toolkit("13.2", root), build=build)
+
+
+@pytest.mark.parametrize("build", ["13.2.51", "13.2.78", ""])
+def test_a_toolkit_that_makes_wrong_code_for_this_gpu_is_left(build: str) -> None:
+    host = replace(BLACKWELL, toolkits=(toolkit("13.1"), of_build(build)))
+    made = chosen(host)
+    assert (made.version, made.root) == ("13.1", "/usr/local/cuda-13.1")
+    why = dict(made.ruled_out)["13.2"]
+    assert why.startswith("/usr/local/cuda-13.2: ") and "iq3_s" in why and "12.0" in why
+
+
+def test_the_good_build_of_the_same_version_is_taken() -> None:
+    host = replace(BLACKWELL, toolkits=(toolkit("13.1"), of_build("13.2.86")))
+    assert chosen(host).root == "/usr/local/cuda-13.2"
+
+
+@pytest.mark.parametrize("build", ["13.2.51", "13.2.78", ""])
+def test_other_gpus_are_not_concerned(build: str) -> None:
+    host = replace(BLACKWELL, gpus=(gpu("8.9"),), toolkits=(of_build(build),))
+    assert chosen(host).root == "/usr/local/cuda-13.2"
+
+
+def test_one_such_gpu_among_others_is_enough() -> None:
+    host = replace(
+        BLACKWELL, gpus=(gpu("8.9"), gpu("12.0", index=1)), toolkits=(of_build("13.2.78"),)
+    )
+    made = chosen(host)
+    assert (made.version, made.method, made.install) == ("13.2", "wheels", True)
+    assert "nvcc 13.2.78" in dict(made.ruled_out)["13.2"]
+
+
+def test_a_toolkit_that_was_asked_for_and_makes_wrong_code_is_a_problem() -> None:
+    host = replace(BLACKWELL, toolkits=(of_build("13.2.78", "/opt/cuda"),))
+    problem = refused(host, toolkit_root="/opt/cuda")
+    assert problem.check == "toolkit"
+    assert problem.found.startswith("CUDA 13.2, /opt/cuda: nvcc 13.2.78 computes iq1_s")
+    assert problem.expected == "an nvcc that makes right code for 12.0"
+    assert problem.next == (
+        "install one of those that are right, or remove toolkit_root to let another be taken"
+    )
+    only = refused(host, toolkit_method="present")
+    assert only.found == problem.found and "remove toolkit_method" in only.next
+
+
+def test_the_runfile_of_a_release_that_makes_wrong_code_is_not_offered() -> None:
+    problem = refused(BLACKWELL, toolkit_method="runfile", toolkit_version="13.2")
+    assert problem.found.startswith("CUDA 13.2, by runfile: nvcc 13.2.78 computes")
+    assert "remove toolkit_version and toolkit_method" in problem.next
+    older = chosen(BLACKWELL, toolkit_method="runfile")
+    assert (older.version, older.install) == ("13.1", True)
+    assert dict(older.ruled_out)["13.2"].startswith("by runfile: nvcc 13.2.78 computes")
+    elsewhere = replace(BLACKWELL, gpus=(gpu("8.9"),))
+    assert chosen(elsewhere, toolkit_method="runfile").version == "13.2"

@@ -379,3 +379,15 @@ def test_only_a_compiler_that_the_toolkit_accepts_is_installed(row: ToolkitRow) 
     assert installable(JAMMY, Settings(), row) is not None
     assert installable(MINT, Settings(), row) is None
     assert installable(JAMMY, Settings(host_compiler="/usr/bin/g++-9"), row) is None
+
+
+def test_packages_that_brought_a_compiler_of_wrong_code_are_not_asked_again() -> None:
+    """The package manager's newest is known once it is there: the job failed, its files stay."""
+    failed = installed("apt-13.2", ok=False, error=JobError(phase="check"))
+    bad = replace(there("13.2"), build="13.2.78")
+    newest = driver("590", cuda="13.2")
+    host = replace(NOBLE, gpus=(gpu("12.0"),), driver=newest)
+    assert chosen(host, toolkit_method="apt").version == "13.2"
+    made = chosen(replace(host, toolkits=(bad,), jobs=(failed,)), toolkit_method="apt")
+    assert (made.version, made.method, made.install) == ("13.1", "apt", True)
+    assert "nvcc 13.2.78" in dict(made.ruled_out)["13.2"]

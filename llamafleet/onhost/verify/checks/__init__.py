@@ -13,6 +13,7 @@ from llamafleet.onhost.verify.checks import (
     library_origin,
     logits,
     machine_code,
+    model,
     offload,
     vram,
 )
@@ -23,6 +24,7 @@ REGISTRY: tuple[Spec, ...] = (
     gpus_visible.SPEC,
     library_origin.SPEC,
     library_cuda.SPEC,
+    model.SPEC,
     control.SPEC,
     machine_code.SPEC,
     offload.SPEC,
@@ -37,7 +39,7 @@ REGISTRY: tuple[Spec, ...] = (
 NAMES = tuple(spec.name for spec in REGISTRY)
 OF_HOST = tuple(spec.name for spec in REGISTRY if spec.host)
 
-ON_CPU = frozenset({library_origin.NAME, control.NAME, context.NAME, benchmark.NAME})
+ON_CPU = frozenset({library_origin.NAME, model.NAME, control.NAME, context.NAME, benchmark.NAME})
 """Checks that say something about a CPU build; the others are skipped there."""
 
 

@@ -57,4 +57,10 @@ def _place(place: Place) -> Check:
     return known.priced(check, place.bench().log)
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), alone=True)
+SPEC = Spec(
+    NAME,
+    place=_place,
+    on=frozenset({"gpu", "all", "unnamed"}),
+    needs=frozenset({"model"}),
+    alone=True,
+)

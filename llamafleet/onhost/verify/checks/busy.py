@@ -67,4 +67,4 @@ def _place(place: Place) -> Check:
     return judge_busy((), MigWork(ended.result["tokens"], held or 0.0, max(clocks, default=None)))
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), needs=frozenset({"model"}))

@@ -71,4 +71,4 @@ def _smaller(place: Place, wanted: int, match: Match) -> tuple[str, str]:
     return found, f"set context = {fits}"
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), needs=frozenset({"model"}))

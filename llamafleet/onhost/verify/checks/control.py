@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from llamafleet.onhost.verify import llama_log
-from llamafleet.onhost.verify.checks.offload import judge_offload
+from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Evidence
-from llamafleet.onhost.verify.llama_log import Placement, listed
+from llamafleet.onhost.verify.graph import Graph
+from llamafleet.onhost.verify.llama_log import Placement, is_cuda, listed
+from llamafleet.onhost.verify.weights import Weights
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "control"
 
 
-def judge_control(placed: Placement, n_layer: int, device_bytes: int) -> Check:
+def judge_control(seen: Graph, placed: Placement, held: Weights) -> Check:
     """Of a run with n_gpu_layers=0.
 
-    Red alone is not enough, an unreadable log is red too: the log must say of every layer that it
-    is on the CPU.
+    Red alone is not enough, a graph that can't be read is red too: the graph must show everything
+    on the CPU, and the log must not say otherwise of any layer.
     """
-    verdict = judge_offload(placed, n_layer, device_bytes)
-    expected = "with n_gpu_layers=0 the offload check is red and all layers are on the CPU"
+    verdict = judge_offload(seen, placed, held)
+    expected = "with n_gpu_layers=0 the offload check is red, and graph and log show the CPU alone"
+    shown: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for row in seen.seen:
+        shown[is_cuda(row.buffer)][row.kind] += row.count
+    told = listed(placed.layers_per_device) if placed.layers else "says nothing of layers"
+    graph = f"{listed(shown[False])} on the CPU, {listed(shown[True])} on CUDA devices"
     found = (
         f"offload is {'red' if verdict.status == 'fail' else 'not red: ' + verdict.status}, "
-        f"layers: {listed(placed.layers_per_device)}"
+        f"graph: {seen.problem or graph}; log: {told}"
     )
-    on_cpu = placed.layers_per_device == {"CPU": n_layer + 1}
-    if verdict.status == "fail" and on_cpu:
+    whole = shown[False].keys() >= {"weight", "cache", "operation"}
+    on_cpu = not shown[True] and set(placed.layers.values()) <= {"CPU"}
+    if verdict.status == "fail" and whole and on_cpu and not seen.problem:
         return passed(NAME, found, expected)
     return failed(
         NAME,
@@ -36,10 +46,12 @@ def judge_control(placed: Placement, n_layer: int, device_bytes: int) -> Check:
 
 
 def _host(evidence: Evidence) -> Check:
-    small, run = evidence.small(), evidence.control()
-    _ = run.result
-    placed = llama_log.parse(run.log)
-    return judge_control(placed, small.weights.layers, small.weights.device_bytes)
+    run = evidence.control()
+    # Of the first model: that every one of them was on the CPU is asked where they are compared.
+    first = run.result["models"][0] if run.result.get("models") else None
+    log = next(iter(llama_log.by_model(run.log)), "")
+    held = evidence.compared()[0].weights
+    return judge_control(graph_of(first), llama_log.parse(log), held)
 
 
-SPEC = Spec(NAME, host=_host)
+SPEC = Spec(NAME, host=_host, needs=frozenset({"small model"}))

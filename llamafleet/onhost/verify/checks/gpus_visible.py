@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from llamafleet.onhost.verify import hidden, known
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Evidence, Place
+from llamafleet.onhost.verify.evidence import NO_LIBRARY, Evidence, Place
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.hidden import VARIABLE
 from llamafleet.onhost.verify.present import Missing, is_instance
-from llamafleet.protocol.result import Check, failed, passed
+from llamafleet.protocol.result import Check, failed, passed, skipped
 
 NAME = "gpus_visible"
 
@@ -98,6 +98,10 @@ def _names(gpus: Sequence[str]) -> str:
 
 
 def _host(evidence: Evidence) -> Check:
+    causes = [hidden.cause(gpu, _visible(evidence), evidence.nvml) for gpu in evidence.gpus]
+    seen = evidence.there.missing or any(causes)
+    if evidence.nvml_problem is None and evidence.probe().reply is None and not seen:
+        return skipped(NAME, NO_LIBRARY)
     visible, there = _visible(evidence), evidence.there
     if visible is not None and all(hidden.named(visible, gpu) for gpu in evidence.gpus):
         visible = None
@@ -130,6 +134,8 @@ def _place(place: Place) -> Check:
     evidence = place.evidence
     there, visible = _shown(evidence, gpu), _visible(evidence)
     why = None if there else hidden.cause(gpu, visible, evidence.nvml)
+    if why is None and evidence.probe().reply is None:
+        return skipped(NAME, NO_LIBRARY)
     check = judge_gpu(str(gpu), gpu.bus_id, evidence.cuda_bus_ids(), there=there, why=why)
     place.hidden = not there
     return check if why else known.explained(check, evidence.log_of(gpu))

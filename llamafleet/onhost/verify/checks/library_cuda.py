@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llamafleet.onhost.verify import known
+from llamafleet.onhost.verify.checks import library_origin
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Evidence
-from llamafleet.protocol.result import Check, failed, passed
+from llamafleet.protocol.result import Check, failed, passed, skipped
 
 NAME = "library_cuda"
 
@@ -41,6 +42,8 @@ def judge_cuda(libraries: Iterable[str], system_info: str, supports_offload: boo
 
 
 def _host(evidence: Evidence) -> Check:
+    if library_origin.cause(evidence):
+        return skipped(NAME, "not tried: see library_origin")
     probe, log = evidence.probe().result, evidence.probe().log
     info = probe["system_info"]
     check = judge_cuda(probe["libraries"], info, probe["supports_gpu_offload"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Evidence
-from llamafleet.protocol.result import Check, failed, passed
+from llamafleet.onhost.verify.evidence import NO_LIBRARY, Evidence, task_failed
+from llamafleet.onhost.verify.imported import LIBRARY_PATH, PACKAGE, PYTHON_PATH, Imported
+from llamafleet.protocol.result import Check, failed, passed, skipped
 
 NAME = "library_origin"
 
@@ -56,10 +58,64 @@ def judge_origin(
     return passed(NAME, f"{len(loaded)} libraries, all of this build", expected)
 
 
-def _host(evidence: Evidence) -> Check:
+def judge_package(imported: Imported, folder: Path) -> Check:
+    """A llama_cpp that is not the build's own, in `folder`: who put it in front."""
+    found = f"{PACKAGE} is imported from {imported.file}"
+    if imported.entry:
+        found += f", by {imported.entry} of sys.path"
+    if imported.by == PYTHON_PATH:
+        value = imported.variables.get(PYTHON_PATH, "")
+        found += f", which {PYTHON_PATH}={value} of the settings' environment puts there"
+    elif imported.by:
+        found += f", which {imported.by} puts there"
+    return failed(NAME, found, f"{PACKAGE} of the build, below {folder}", _cure(imported))
+
+
+def _cure(imported: Imported) -> str:
+    if imported.by == PYTHON_PATH:
+        return f"deploy again: it writes the settings without {PYTHON_PATH}"
+    if imported.by.endswith("/pyvenv.cfg"):
+        return f"set include-system-site-packages = false in {imported.by}"
+    file = Path(imported.file)
+    package = file.parent if file.name == "__init__.py" else file
+    return f"remove {imported.by or package}, or move it away"
+
+
+def cause(evidence: Evidence) -> Check | None:
+    """Why what is loaded is another package, or can't be loaded, where this check tells it.
+
+    None: it is the build's own, or what keeps it from being loaded is nothing of ours.
+    """
+    if evidence.foreign():
+        red = judge_package(evidence.imported(), evidence.package())
+        problem = evidence.probe().problem
+        return replace(red, found=f"{red.found}; {problem}") if problem else red
+    if evidence.probe().reply is not None:
+        return None
+    path = evidence.variables().get(LIBRARY_PATH)
+    if path is not None:
+        found = f"{evidence.probe().problem}; {LIBRARY_PATH}={path} in its environment"
+        expected = "the libraries of the build, which lie beside its Python code"
+        advice = f"unset {LIBRARY_PATH}, and deploy again: it writes the settings without it"
+        return failed(NAME, found, expected, advice)
+    there = judge_origin(evidence.made_libraries(), *_made(evidence))
+    if there.status == "fail":
+        return there
+    return task_failed(NAME, evidence.probe()) if evidence.config.backend == "cpu" else None
+
+
+def _made(evidence: Evidence) -> tuple[str, dict[str, str] | None, str]:
     prefix = str(Path(evidence.config.prefix).resolve())
     made = evidence.product.libraries if evidence.product else None
-    return judge_origin(evidence.libraries(), prefix, made, evidence.config.stamp)
+    return prefix, made, evidence.config.stamp
+
+
+def _host(evidence: Evidence) -> Check:
+    if red := cause(evidence):
+        return red
+    if evidence.probe().reply is None:
+        return skipped(NAME, f"{NO_LIBRARY}, see library_cuda")
+    return judge_origin(evidence.libraries(), *_made(evidence))
 
 
 SPEC = Spec(NAME, host=_host)

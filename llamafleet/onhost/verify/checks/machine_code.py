@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from llamafleet.onhost import nvcc
 from llamafleet.onhost.verify import fatbin, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Place
+from llamafleet.onhost.verify.evidence import Evidence, Place
 from llamafleet.onhost.verify.fatbin import MachineCode, parse_capability
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "machine_code"
+BUILD = "deploy again: it builds with another toolkit"
 
 
 def judge_machine_code(code: MachineCode, capabilities: Sequence[str]) -> Check:
@@ -68,7 +70,21 @@ def _place(place: Place) -> Check:
         code = fatbin.read(Path((loaded or there)[0]))
     except fatbin.FatbinError as error:
         return failed(NAME, str(error), expected, cure)
-    return judge_machine_code(code, capabilities)
+    check = judge_machine_code(code, capabilities)
+    wrong = _miscompiled(place.evidence, code, capabilities)
+    if wrong and check.status != "fail":
+        return failed(NAME, f"compiled by {wrong}", "code of a compiler that makes it right", BUILD)
+    return check
+
+
+def _miscompiled(evidence: Evidence, code: MachineCode, capabilities: Sequence[str]) -> str:
+    """What is known against the nvcc of this build, if its proof tells which it was: a small model
+    may look right by luck. It is the code that runs on a GPU that is wrong, as PTX of an older
+    capability is not."""
+    build = evidence.product.nvcc if evidence.product else ""
+    runs = [c for c in code.codes if any(c.runs_on(parse_capability(gpu)) for gpu in capabilities)]
+    of = [f"{c.major}.{c.minor}" for c in runs]
+    return nvcc.miscompiles(build, evidence.config.toolkit or "", of) if build else ""
 
 
 def _capabilities(place: Place) -> tuple[str, ...]:

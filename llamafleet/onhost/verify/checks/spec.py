@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamafleet.onhost.verify.evidence import Evidence, Kind, Place
+from llamafleet.onhost.verify.evidence import Evidence, Kind, Need, Place
 from llamafleet.protocol.result import Check
 
 
@@ -22,5 +22,7 @@ class Spec:
     """The kinds of places that it judges, beside the CPU."""
     of_hidden: bool = False
     """It needs no CUDA: it judges a GPU that CUDA does not show too."""
+    needs: frozenset[Need] = frozenset()
+    """Without these it is skipped: the check that is about them is red."""
     alone: bool = False
     """It measures: nothing else of the verification may run beside it."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from llamafleet.onhost.verify import llama_log
+from llamafleet.onhost.verify.checks.offload import graph_of
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import MIB, Place
 from llamafleet.onhost.verify.gpu import NvmlUnavailable
+from llamafleet.onhost.verify.imported import UNIFIED_MEMORY
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "vram"
@@ -41,15 +43,30 @@ def judge_vram(weights_mib: float, growth_load: float, needed_mib: float, growth
     return passed(NAME, found, expected)
 
 
+def judge_unified(value: str) -> Check:
+    """Memory that the host lends: no figure tells any more where a weight lies."""
+    return failed(
+        NAME,
+        f"{UNIFIED_MEMORY}={value} in the environment of llama.cpp",
+        "that variable unset: with it, set to whatever, what does not fit on the GPU is silently "
+        "the host's memory",
+        f"unset {UNIFIED_MEMORY}, and deploy again: it writes the settings without it",
+    )
+
+
 def _place(place: Place) -> Check:
+    unified = place.evidence.variables().get(UNIFIED_MEMORY)
+    if unified is not None:
+        return judge_unified(unified)
     ended = place.watched()
     needed = place.model().weights.device_bytes / MIB
     at_load = ended.recording.growth_mib("initialised", "loaded")
     at_end = ended.recording.growth_mib("initialised", "ready")
     if at_load is None or at_end is None:
         raise NvmlUnavailable("NVML tells no memory figures")
-    kv = sum(llama_log.parse(ended.log).kv_mib.values())
+    logged = sum(llama_log.parse(ended.log).kv_mib.values())
+    kv = max(logged, sum(row.bytes for row in graph_of(ended.reply).of("cache")) / MIB)
     return judge_vram(needed, at_load, needed + kv, at_end)
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}))
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all", "unnamed"}), needs=frozenset({"model"}))

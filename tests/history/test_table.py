@@ -1,0 +1,121 @@
+"""The table: whatever the rows hold, it fits a terminal and stays a table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamafleet.history.store import GpuLine, Row
+from llamafleet.history.table import HEADERS, WIDTH, table
+from llamafleet.protocol.result import Verdict
+from llamafleet.terminal import columns
+
+VERDICTS: tuple[Verdict, ...] = ("PASS", "FAIL", "BUSY", "CPU ONLY", "NOT VERIFIED")
+WORDS = (
+    "",
+    "gpu-a",
+    "計算機一号",
+    "e\u0301" * 9,
+    "NVIDIA " * 9,
+    "\x1b[2J",
+    "x" * 300,
+    "👩‍🔬",
+    "\ud800",
+)
+
+text = st.sampled_from(WORDS) | st.text(max_size=50)
+rate = st.none() | st.floats() | st.sampled_from([0.0, 12343.2, 999_999.96, 1e300, -1e9])
+verdict = st.sampled_from(VERDICTS)
+gpu_line = st.builds(
+    GpuLine, name=text, uuid=text, verdict=verdict, pp=rate, tg=rate, busy=st.booleans()
+)
+row = st.builds(
+    Row,
+    host=text,
+    verdict=verdict,
+    gpu=text,
+    driver=text,
+    toolkit=text,
+    build=text,
+    pp=rate,
+    tg=rate,
+    gpus=st.lists(gpu_line, max_size=4).map(tuple),
+    changed=st.lists(text, max_size=4).map(tuple),
+    figures_busy=st.booleans(),
+    left_out=st.lists(text, max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.lists(row, min_size=1, max_size=5))
+def test_no_line_is_wider_than_a_terminal(rows: list[Row]) -> None:
+    lines, _ = table(rows)
+    assert len(lines) == 2 + sum(1 + (len(r.gpus) if len(r.gpus) > 1 else 0) for r in rows)
+    for line in lines:
+        assert columns(line) <= WIDTH, line
+        assert line.isprintable() and line == line.rstrip()
+    assert set(lines[1]) == {"-", " "}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.lists(row, min_size=1, max_size=5))
+def test_verdict_and_rates_are_whole_and_in_their_columns(rows: list[Row]) -> None:
+    lines, _ = table(rows)
+    head = lines[0]
+    at = columns(head[: head.index("verdict")])
+    told = [one for r in rows for one in (r, *(r.gpus if len(r.gpus) > 1 else ()))]
+    for line, one in zip(lines[2:], told, strict=True):
+        begins, seen = 0, 0
+        while begins < at:
+            begins += columns(line[seen])
+            seen += 1
+        assert line[seen:].startswith(one.verdict), line
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+ROW = Row(
+    host="gpu-a.lab.example",
+    verdict="PASS",
+    gpu=f"2x {H100}",
+    driver="580.159.04",
+    toolkit="13.0",
+    build="0123456789abcdef",
+    pp=12343.2,
+    tg=344.3,
+    gpus=(
+        GpuLine(H100, "GPU-11112222-3333", "PASS", 12501.0, 345.9),
+        GpuLine(H100, "MIG-55556666-7777", "PASS", 12538.0, 345.8),
+    ),
+    changed=("verified",),
+)
+
+
+def test_a_host_of_two_gpus_has_room() -> None:
+    lines, whole = table([ROW])
+    name, blank = "580.159.04  13.0     01234567", " " * 40
+    assert not whole and lines[2:] == [
+        f"gpu-a.lab.example  2x H100 80GB HBM3  {name}  PASS     12343.2   344.3",
+        f"- H100 80GB HBM3 GPU-11112222{blank}PASS     12501.0   345.9",
+        f"- H100 80GB HBM3 MIG-55556666{blank}PASS     12538.0   345.8",
+    ]
+    lines, whole = table([replace(ROW, host="gpu-a")])
+    assert whole and lines[2].endswith("344.3  verified")
+
+
+@pytest.mark.parametrize("host", ["x" * 60, "計" * 40])
+def test_long_names_are_cut_and_the_uuid_is_not(host: str) -> None:
+    gpus = tuple(replace(gpu, name="G" * 90) for gpu in ROW.gpus)
+    lines, _ = table([replace(ROW, host=host, gpu="G" * 90, gpus=gpus)])
+    assert max(map(columns, lines)) == WIDTH
+    assert lines[2].startswith(host[0]) and "…" in lines[2]
+    assert lines[3].startswith("- GGG") and "… GPU-11112222  " in lines[3]
+
+
+def test_every_column_has_a_name() -> None:
+    lines, _ = table([replace(ROW, host="a")])
+    assert lines[0].replace("pp t/s", "pp_t/s").replace("tg t/s", "tg_t/s").split() == [
+        header.replace(" ", "_") for header in HEADERS
+    ]
