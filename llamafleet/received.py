@@ -114,8 +114,8 @@ def _contradiction(found: Result) -> str:
     """How a verdict is more than its rows hold; what an older version did not judge is no word."""
     if found.verdict not in (PASS, BUSY):
         return ""
-    fitting = (PASS, NOT_VERIFIED, found.verdict)
-    worse = [gpu.uuid for gpu in found.gpus if gpu.verdict not in fitting]
+    held = {found.verdict, PASS, NOT_VERIFIED}
+    worse = [gpu.uuid for gpu in found.gpus if gpu.verdict not in held]
     if found.gpus and not worse:
         return ""
     return f"found {found.verdict} beside {_quoted(', '.join(worse)) if worse else 'no GPU'}"

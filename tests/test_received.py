@@ -186,11 +186,8 @@ def test_a_verdict_that_its_rows_do_not_hold_is_no_result() -> None:
     for path, value in (("gpus.0.verdict", "FAIL"), ("gpus", [])):
         found = received_result(changed(path, value))
         assert isinstance(found, Unreadable) and found.reason.startswith("found PASS beside")
-    busy = changed("verdict", "BUSY", changed("gpus.0.verdict", "BUSY"))
-    assert isinstance(received_result(busy), Result)
-    for path, value in (("gpus.0.verdict", "FAIL"), ("gpus", [])):
-        found = received_result(changed(path, value, busy))
-        assert isinstance(found, Unreadable) and found.reason.startswith("found BUSY beside")
-    # What stands in a row alone is no PASS of the host.
-    found = received_result(changed("gpus.0.verdict", "BUSY"))
-    assert isinstance(found, Unreadable)
+        busy = received_result({**changed(path, value), "verdict": "BUSY"})
+        assert isinstance(busy, Unreadable) and busy.reason.startswith("found BUSY beside")
+    good = received_result({**changed("gpus.0.verdict", "BUSY"), "verdict": "BUSY"})
+    assert not isinstance(good, Unreadable)
+    assert isinstance(received_result(changed("gpus.0.verdict", "BUSY")), Unreadable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llamafleet.terminal import printable
+from llamafleet.terminal import columns, cut, printable
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,35 @@ def test_what_can_t_be_seen_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(shown) == shown
     assert shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "wide"),
+    [
+        ("", 0),
+        ("gpu-a", 5),
+        ("測試", 4),
+        ("e\u0301", 1),
+        ("…±", 2),
+        ("１", 2),
+        ("🎉", 2),
+        ("a\u20dd", 1),
+    ],
+)
+def test_columns_are_those_of_a_terminal(text: str, wide: int) -> None:
+    assert columns(text) == wide
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        ("gpu-a", 5, "gpu-a"),
+        ("gpu-a", 4, "gpu…"),
+        ("測試機", 5, "測試…"),
+        ("測試機", 4, "測…"),
+        ("e\u0301e\u0301e\u0301", 2, "e\u0301…"),
+        ("gpu", 1, "…"),
+    ],
+)
+def test_what_is_cut_says_so_and_fits(text: str, most: int, shown: str) -> None:
+    assert cut(text, most) == shown and columns(shown) <= most

@@ -17,6 +17,7 @@ import yaml
 from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.scrub import scrub
 from llamafleet.facts.summary import summarize
 from llamafleet.terminal import masked, masked_data, printable
 
@@ -135,13 +136,21 @@ def plan(
 @click.argument("host", required=False)
 @click.option("--script", is_flag=True, help="Print the script that reads a host, and run nothing.")
 @click.option(
+    "--scrub",
+    "scrubbed",
+    is_flag=True,
+    help="Put made-up names in the place of hosts, users, addresses, UUIDs and serial numbers.",
+)
+@click.option(
     *("-o", "--output"), type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file."
 )
 @set_option
 @inventory_option
 def snapshot(
+    *,
     host: str | None,
     script: bool,
+    scrubbed: bool,
     output: Path | None,
     settings: dict[str, object],
     inventory: Path,
@@ -169,6 +178,7 @@ def snapshot(
     if not script:
         text = masked(text)
         _parse(str(host), text)
+        text = scrub(text).text if scrubbed else text
     if output is None:
         told = text.split("\n")
         if not script and sys.stdout.isatty():

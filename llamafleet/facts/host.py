@@ -25,11 +25,17 @@ class PciGpu:
     """Four hex digits without prefix, as 2684 (RTX 4090)."""
     kernel_driver: str | None
     """nvidia, nouveau, vfio-pci, ... or None: nothing is bound."""
+    unreadable: bool = False
+    """Its configuration space reads as ones, as lspci's "rev ff": it no longer answers."""
+    given: bool | None = None
+    """This system has its device node, as a container that was given the card; None: not known."""
+    excluded: bool = False
+    """The driver was told to leave it out (NVreg_ExcludedGpus)."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver shows it (nvidia-smi, which asks NVML)."""
+    """A GPU as the driver shows it (nvidia-smi, which asks NVML), or a MIG instance of one."""
 
     index: int
     name: str
@@ -39,6 +45,21 @@ class Gpu:
     """As 8.9; None where the driver is too old to tell."""
     vram_mib: int
     """0: not told, as of a GPU that shares the host's memory."""
+    parent: str = ""
+    """Of a MIG instance, whose `uuid` begins with MIG-: the UUID of the GPU that is divided. The
+    instances stand in its place, with its `index` and `pci_address`."""
+    faults: tuple[str, ...] = ()
+    """What nvidia-smi says in place of a figure, as "temperature.gpu: [GPU requires reset]"."""
+    compute_mode: str = ""
+    """Default, Exclusive_Process, Prohibited, ...; "": not told."""
+    recovery: str = ""
+    """The driver's own advice: None, Reset, Reboot, Drain P2P, ...; "": it has no such field."""
+    fabric: str = ""
+    """Of a GPU on NVSwitch, as "Completed, Success" or "In Progress, N/A"; "": it is on none."""
+    divided: bool = False
+    """MIG is on and it has no instance: CUDA can't use it."""
+    warnings: tuple[str, ...] = ()
+    """What wears out, as "Remapped Rows Pending: Yes"."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,17 @@ class Package:
 
 
 @dataclass(frozen=True)
+class DriverFile:
+    """A file of the driver as it lies on the disk, links followed."""
+
+    path: str
+    owner: str | None = None
+    """The package that brought it; "": none did; None: not told."""
+    changed: int | None = None
+    """Its ctime, seconds since 1970, which only the kernel sets; None: not told."""
+
+
+@dataclass(frozen=True)
 class Driver:
     """The driver by its sources. None: that source is not there."""
 
@@ -68,16 +100,28 @@ class Driver:
     """Version of the module that modprobe would load for the running kernel."""
     library: str | None = None
     """Version in the file name that libnvidia-ml.so.1 (or else libcuda.so.1) resolves to."""
+    library_file: DriverFile | None = None
+    libcuda: str | None = None
+    """Version in the file name that libcuda.so.1 resolves to; None in WSL, where it has none."""
+    libcuda_file: DriverFile | None = None
+    module_file: DriverFile | None = None
+    """What modprobe would load for the running kernel."""
     package: str | None = None
     """Upstream version of the installed driver package (dpkg or rpm)."""
     smi: str | None = None
     """Version that nvidia-smi reports."""
     cuda: str | None = None
     """Newest CUDA version of the driver by nvidia-smi, as 13.0."""
+    cuda_unknown: str = ""
+    """What nvidia-smi says in place of a CUDA version, as N/A: it can't load libcuda."""
     smi_state: str = "absent"
     """ok, absent, failed (non-zero exit), timeout or garbage (exit 0, not understood)."""
     smi_error: str = ""
     """First lines of what a failing nvidia-smi printed."""
+    complaints: tuple[str, ...] = ()
+    """Lines in which nvidia-smi speaks of a GPU that it can't show, whatever its exit status."""
+    open_module: bool | None = None
+    """The loaded kernel module, else that on disk, is the open one; None: not known."""
     packages: tuple[Package, ...] = ()
     """Installed packages of the driver that the verdict looks at, at most 60."""
     parts: tuple[str, ...] = ()
@@ -96,6 +140,12 @@ class Driver:
     """Who signed the module on disk; "": nobody; None: no module."""
     dkms: tuple[str, ...] = ()
     """Lines of `dkms status` about the driver."""
+    runfile: tuple[str, ...] = ()
+    """Paths that NVIDIA's own installer leaves behind; /usr/bin/nvidia-uninstall goes with it."""
+    vgpu_host: bool = False
+    """The module that hands out virtual GPUs is loaded: nvidia_vgpu_vfio."""
+    capabilities: str = ""
+    """NVIDIA_DRIVER_CAPABILITIES of a container, as utility or compute,utility; "": not told."""
     mig: bool = False
     """A GPU is divided into instances, by nvidia-smi."""
     nouveau: bool = False
@@ -103,8 +153,13 @@ class Driver:
     secure_boot: bool | None = None
     """None: no UEFI, or it does not tell."""
     kernel_log: tuple[str, ...] | None = None
-    """Lines of this boot's kernel log about the driver: the last 20, and the last failure to start
-    a GPU; None: may not be read."""
+    """Lines of this boot's kernel log about the driver and the cards: the first and the last of
+    each kind for each card; None: may not be read."""
+    switches: int = 0
+    """NVSwitches on the bus."""
+    fabric_manager: str | None = None
+    """State of the unit nvidia-fabricmanager where there are NVSwitches: active, inactive, failed,
+    not-found, ...; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +332,8 @@ class HostSnapshot:
     uid: int = 0
     user: str = "root"
     home: str = "/root"
+    no_sudo: bool = False
+    """Whoever logs in there types no sudo: it is root, or there is none."""
     machine_id: str = ""
     """/etc/machine-id; "" where it is empty or missing."""
     account: bool = False
@@ -310,7 +367,13 @@ class HostSnapshot:
     container: str | None = None
     """docker, podman, systemd-nspawn, wsl, ...; None: none seen."""
     package_manager: str | None = None
-    """apt, dnf, pacman, zypper, apk; None: none of them."""
+    """apt, dnf, yum, pacman, zypper, apk; None: none of them."""
+    ostree: bool = False
+    """Booted from an image (rpm-ostree, bootc): packages are not installed one by one."""
+    board: str = ""
+    """What the device tree calls the machine, as NVIDIA Jetson Orin Nano Developer Kit."""
+    tegra: str = ""
+    """First line of /etc/nv_tegra_release: the release of NVIDIA's Linux for Tegra."""
 
     cuda_repository: str | None = None
     """File that names a package repository with CUDA Toolkits, other than llamafleet's own."""

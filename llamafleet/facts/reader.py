@@ -6,11 +6,12 @@ import calendar
 import re
 import shlex
 
-from llamafleet.facts import own
+from llamafleet.facts import own, smi
 from llamafleet.facts.host import (
     DRIVER_VERSION,
     Compiler,
     Driver,
+    DriverFile,
     Gpu,
     HostSnapshot,
     Package,
@@ -28,22 +29,21 @@ __all__ = ["TELLING", "SnapshotError", "parse"]
 # Drivers from 610 or so print "CUDA UMD Version".
 CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(\d{1,3}\.\d{1,3})(?!\d)")
 
+# What stands there where nvidia-smi can't load libcuda.
+NO_CUDA_VERSION = re.compile(r"CUDA(?:\s+\w+)?\s+Version\s*:\s*(N/A|ERR!)")
+
+LIBRARY_VERSION = re.compile(r"\.so\.(\d{3,6}\.\d{1,6}(?:\.\d{1,6})?)$")
+
 NOT_INSTALLED = ("not-installed", "config-files")
 """States of dpkg in which a package has no files of its own, beside those of its settings."""
-
-# The column of a GPU that tells of MIG; no other one of the banner has this word.
-MIG_ON = re.compile(r"\| +Enabled\*? +\|$", re.MULTILINE)
 
 TELLING: tuple[driver_packages.Role, ...] = ("version", "prebuilt")
 """What the verdict looks at packages for: their version, and how they bring the module."""
 
-TIMED_OUT = 124
 LONGEST_LOCK = 300
 """Characters of a line of dnf's locks."""
 MOST_CORES = 8192
 """What Linux can be built for, x86_64: CONFIG_NR_CPUS."""
-INFOROM_CORRUPTED = 14
-"""Exit status of nvidia-smi whose output is right all the same (nvidia-smi(1), RETURN VALUE)."""
 
 COMPILER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,4}")
 """A version of gcc or clang; anything else that answers is no compiler for a build."""
@@ -74,6 +74,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         uid=record.number("uid"),
         user=record.text("user"),
         home=record.text("home"),
+        no_sudo=record.text("no_sudo") == "1",
         machine_id=_machine_id(record.text("machine_id")),
         account=record.text("account") == "1",
         account_groups=tuple(record.text("account_groups").split()),
@@ -92,6 +93,9 @@ def parse(lines: list[str]) -> HostSnapshot:
         glibc=_glibc(record.text("glibc")),
         container=record.text("container") or None,
         package_manager=record.text("package_manager") or None,
+        ostree=record.text("ostree") == "1",
+        board=record.text("board")[:200],
+        tegra=record.text("tegra")[:200],
         cuda_repository=record.text("cuda_repository") or None,
         cpu=cpu.get("model name", ""),
         # x86 says flags, Arm says Features.
@@ -103,10 +107,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         real_paths={name: real for name, _, real in record.rows("real", 3) if real},
         extra_there=tuple(row[0] for row in record.rows("extra", 1) if row[0]),
         unreadable=tuple(row[0] for row in account.rows("unreadable", 1)),
-        pci_gpus=tuple(
-            PciGpu(address, device.removeprefix("0x"), bound or None)
-            for address, device, bound in record.rows("pci", 3)
-        ),
+        pci_gpus=_cards(record),
         gpus=gpus,
         driver=driver,
         compilers=tuple(
@@ -200,16 +201,12 @@ def _memory_available(record: Record, memory: dict[str, str]) -> int:
 
 
 def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
-    gpus, smi_version, state, error = _smi(record)
+    told = smi.read(record)
     banner = "\n".join(record.block("smi_banner"))
     cuda = CUDA_VERSION.search(banner)
-    library = None
-    for path, resolved in record.rows("library", 2):
-        name = re.search(r"\.so\.(\d{3,6}\.\d{1,6}(?:\.\d{1,6})?)$", resolved or path)
-        if name and (library is None or "libnvidia-ml" in path):
-            library = name[1]
-            if "libnvidia-ml" in path:
-                break
+    unknown = NO_CUDA_VERSION.search(banner)
+    ml, libcuda = _library(record, "libnvidia-ml"), _library(record, "libcuda")
+    library = ml if ml[0] else libcuda
     packages = _packages(record.block("packages"))
     rows = [line.split() for line in record.block("parts")]
     wanted = [row for row in rows if len(row) == 3 and row[0] in ("install", "hold")]
@@ -218,12 +215,19 @@ def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
     driver = Driver(
         module=_driver_version(record.text("module")),
         module_on_disk=_driver_version(record.text("module_on_disk")),
-        library=library,
+        library=library[0],
+        library_file=library[1],
+        libcuda=libcuda[0],
+        libcuda_file=libcuda[1],
+        module_file=_module_file(record),
         package=_package(packages),
-        smi=smi_version,
+        smi=told.version,
         cuda=cuda[1] if cuda else None,
-        smi_state=state,
-        smi_error=error,
+        cuda_unknown=unknown[1] if unknown and not cuda else "",
+        smi_state=told.state,
+        smi_error=told.error,
+        complaints=told.complaints,
+        open_module={"open": True, "proprietary": False}.get(record.text("module_kind")),
         packages=packages,
         parts=_parts(wanted),
         held=(*(name for want, _, name in wanted if want == "hold"), *_locked(record)),
@@ -231,12 +235,77 @@ def _driver(record: Record) -> tuple[tuple[Gpu, ...], Driver]:
         module_next=module_next,
         module_signer=record.text("module_signer") if "module_signer" in record.values else None,
         dkms=_lines(record.block("dkms")),
-        mig=bool(MIG_ON.search(banner)),
+        runfile=tuple(row[0] for row in record.rows("runfile", 1) if row[0]),
+        vgpu_host=record.text("vgpu_host") == "1",
+        capabilities=record.text("driver_capabilities")[:200],
+        mig=told.mig,
         nouveau=record.text("nouveau") == "1",
         secure_boot={"0": False, "1": True}.get(record.text("secure_boot")),
         kernel_log=None if log is None else _lines(log),
+        switches=record.number("switches"),
+        fabric_manager=_unit_state(record, "fabric_manager"),
     )
-    return gpus, driver
+    return told.gpus, driver
+
+
+def _cards(record: Record) -> tuple[PciGpu, ...]:
+    """Cards on the bus, with what the driver and the device nodes say of each."""
+    nodes = set(record.text("gpu_nodes").split())
+    minors, excluded = _driver_gpus(record.block("driver_gpus"))
+    return tuple(
+        PciGpu(
+            address,
+            device.removeprefix("0x"),
+            bound or None,
+            unreadable=unreadable == "1",
+            given=minors.get(address) in nodes if minors else None,
+            excluded=address in excluded,
+        )
+        for address, device, bound, unreadable in record.rows("pci", 4)
+    )
+
+
+def _driver_gpus(lines: list[str]) -> tuple[dict[str, str], set[str]]:
+    """Minor numbers by address, and the GPUs that are left out, of /proc/driver/nvidia/gpus."""
+    minors: dict[str, str] = {}
+    excluded = set()
+    for line in lines:
+        path, colon, value = (part.strip() for part in line[:LONGEST_LOCK].rpartition(":"))
+        address = re.search(r"/gpus/([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/", path)
+        if colon and address and path.endswith("Device Minor"):
+            minors[address[1]] = value
+        elif colon and address and path.endswith("GPU Excluded") and value == "Yes":
+            excluded.add(address[1])
+    return minors, excluded
+
+
+def _unit_state(record: Record, name: str) -> str | None:
+    """One word for a unit that is not ours; None: systemd was not asked or is silent."""
+    told = dict(line.partition("=")[::2] for line in record.block(name))
+    if not told:
+        return None
+    return "not-found" if told.get("LoadState") == "not-found" else told.get("ActiveState", "")
+
+
+def _library(record: Record, name: str) -> tuple[str | None, DriverFile | None]:
+    """Version and file of the first library of that name: the one that the loader takes."""
+    for path, resolved, owner in record.rows("library", 3):
+        real = resolved or path
+        if path.rpartition("/")[2].startswith(f"{name}.so"):
+            version = LIBRARY_VERSION.search(real)
+            return version[1] if version else None, DriverFile(real, _owner(owner))
+    return None, None
+
+
+def _module_file(record: Record) -> DriverFile | None:
+    for path, owner, changed in record.rows("module_file", 3):
+        return DriverFile(path, _owner(owner), number(changed) or None) if path else None
+    return None
+
+
+def _owner(text: str) -> str | None:
+    """Of a file: the script writes "-" for no package, and nothing where it was not told."""
+    return {"-": "", "": None}.get(text, text)
 
 
 def _lines(block: list[str]) -> tuple[str, ...]:
@@ -267,58 +336,6 @@ def _kernel_order(kernel: str) -> list[tuple[bool, int, str]]:
 def _driver_version(text: str) -> str | None:
     found = DRIVER_VERSION.search(text)
     return found[0] if found else None
-
-
-def _smi(record: Record) -> tuple[tuple[Gpu, ...], str | None, str, str]:
-    """GPUs, driver version, state and error of nvidia-smi."""
-    if "smi" not in record.values:
-        return (), None, "absent", ""
-    gpus: list[Gpu] = []
-    version = None
-    other: list[str] = []
-    for line in record.block("smi_query"):
-        if row := _smi_row(line):
-            gpus.append(row[0])
-            version = row[1]
-        elif line.strip():
-            other.append(line.strip())
-    state = _smi_state(record.number("smi_query", 1), record.number("smi_banner"), gpus, other)
-    return tuple(gpus), version, state, "; ".join(other[:3])
-
-
-def _smi_state(query: int, banner: int, gpus: list[Gpu], other: list[str]) -> str:
-    if TIMED_OUT in (query, banner):
-        return "timeout"
-    if gpus and query in (0, INFOROM_CORRUPTED):
-        return "ok"
-    # Some drivers exit with 0 here.
-    if query != 0 or any("No devices were found" in line for line in other):
-        return "failed"
-    return "garbage"
-
-
-def _smi_row(line: str) -> tuple[Gpu, str] | None:
-    """One line of --format=csv,noheader,nounits, with or without the compute capability."""
-    match = re.fullmatch(
-        r"(?P<index>\d{1,4}), (?P<name>.{1,200}), (?P<uuid>GPU-[^,]{1,100}), "
-        r"(?P<domain>[0-9A-Fa-f]{4,8}):(?P<place>[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]), "
-        r"(?P<vram>[^,]{1,40}), (?P<driver>\d{1,6}(?:\.\d{1,6}){1,3})"
-        r"(?:, (?P<capability>[^,]{1,20}))?",
-        line.strip(),
-    )
-    if not match:
-        return None
-    capability = match["capability"] or ""
-    gpu = Gpu(
-        index=int(match["index"]),
-        name=match["name"],
-        uuid=match["uuid"],
-        pci_address=f"{int(match['domain'], 16):04x}:{match['place'].lower()}",
-        compute_capability=capability if re.fullmatch(r"\d{1,3}\.\d{1,3}", capability) else None,
-        # [N/A] where GPU and CPU share their memory.
-        vram_mib=number(match["vram"].strip()),
-    )
-    return gpu, match["driver"]
 
 
 def _packages(lines: list[str]) -> tuple[Package, ...]:

@@ -16,6 +16,7 @@ from llamafleet.layout import AS_ACCOUNT, USER, Layout
 from llamafleet.managed import unit_names
 from llamafleet.protocol.pythons import MODULES, PYTHONS
 from llamafleet.tables import driver_packages
+from llamafleet.tables.gpus import telling_xids
 from llamafleet.terminal import printable
 from llamafleet.wheelhouse.manifest import MANIFEST
 
@@ -23,8 +24,9 @@ __all__ = ["Snapshot", "SnapshotText", "arguments", "forget", "parse", "render",
 
 TIMEOUT_S = 240
 """A script that takes longer hangs, on a dead network file system say. It needs about a second, and
-at most 75 s more for an nvidia-smi that hangs, 60 s for programs and folders of the account that
-do, 10 s for files, 5 s for dkms, 5 s for systemd and 6 s for the kernel's log."""
+at most 100 s more for an nvidia-smi that hangs, 60 s for programs and folders of the account that
+do, 10 s for files, 9 s for whose the driver's are, 5 s for dkms, 8 s for systemd, 3 s for the
+driver's own files and 9 s for the kernel's log."""
 
 NOBODY = "65534"
 """The number of user and group nobody: user_namespaces(7), overflowuid."""
@@ -76,6 +78,7 @@ def render(
         "LF_UNITS": " ".join(unit_names()),
         "LF_DRIVER": "\n".join(driver_packages.patterns(*TELLING)),
         "LF_HELD": "\n".join(driver_packages.patterns("held")),
+        "LF_XIDS": "|".join(map(str, sorted(telling_xids()))),
         "LF_PYTHONS": " ".join(reversed(PYTHONS)),
     }
     script = package_files("llamafleet.facts").joinpath("snapshot.sh").read_text("utf-8")

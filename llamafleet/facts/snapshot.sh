@@ -29,8 +29,9 @@
 #   LF_DRIVER     packages of the driver that the verdict looks at, one a line; "*" is any text
 #   LF_HELD       packages that a hold of the driver is about, likewise
 #   LF_PYTHONS    versions of Python to look for, as "3.13 3.12"
-#   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (75: without persistence one of them
+#   LF_SMI_LIMIT  seconds for all calls of nvidia-smi together (100: without persistence one of them
 #                 may take 25)
+#   LF_XIDS       Xid errors after which a GPU is not to be trusted, as "48|79"
 #   LF_LIMIT      seconds for the second part (60)
 #   LF_MOST       bytes of the second part's output that are read (8 MiB)
 #   LF_ROOT       put before every well-known path: reads a recorded host
@@ -206,6 +207,8 @@ read_system() {
     put uid "$(id -u)"
     put user "$(id -un)"
     put home "$HOME"
+    # Whoever logs in as root types no sudo, and where there is none nobody does.
+    have sudo && { [ "$(id -u)" != 0 ] || [ -n "${SUDO_UID:-}" ]; } || put no_sudo 1
     [ -e "$R/var/lib/systemd/linger/$(id -un)" ] && put linger 1
     put machine_id "$(first "$R/etc/machine-id")"
     account=
@@ -237,7 +240,11 @@ read_system() {
         fi
     fi
     put container "$container"
-    for pair in apt-get:apt dnf:dnf pacman:pacman zypper:zypper apk:apk; do
+    [ -e "$R/run/ostree-booted" ] && put ostree 1
+    # Boards without ACPI tell their name here, which ends in a zero byte.
+    [ -r "$R/proc/device-tree/model" ] && put board "$(tr -d '\0' <"$R/proc/device-tree/model")"
+    put tegra "$(first "$R/etc/nv_tegra_release")"
+    for pair in apt-get:apt dnf:dnf yum:yum pacman:pacman zypper:zypper apk:apk; do
         have "${pair%:*}" && put package_manager "${pair#*:}" && break
     done
     for file in "$R"/etc/apt/sources.list "$R"/etc/apt/sources.list.d/* "$R"/etc/yum.repos.d/*.repo; do
@@ -424,17 +431,35 @@ named_pythons() {
     extra_files 'python*'
 }
 
+# read_gpus: the cards on the bus, what the driver's own files say of them, and nvidia-smi.
 read_gpus() {
+    places= switches=0
     for device in "$R"/sys/bus/pci/devices/*; do
-        [ "$(first "$device/vendor")" = 0x10de ] || continue
-        case $(first "$device/class") in 0x0300* | 0x0302*) ;; *) continue ;; esac
+        vendor=$(first "$device/vendor")
+        case $vendor in 0x10de | 0xffff) ;; *) continue ;; esac
         driver=$(readlink "$device/driver")
-        put pci "${device##*/}" "$(first "$device/device")" "${driver##*/}"
+        driver=${driver##*/}
+        case $vendor,$(first "$device/class"),$driver,$device in
+            0x10de,0x0300* | 0x10de,0x0302*) ;;
+            0x10de,0x0680*) switches=$((switches + 1)) && continue ;;
+            # One that the kernel could not read either; its other functions are no GPU.
+            0x10de,0xffff*,*.0 | 0xffff,*,nvidia,*.0) ;;
+            *) continue ;;
+        esac
+        unreadable=0
+        [ "$vendor" = 0xffff ] || [ "$(first "$device/revision")" = 0xff ] ||
+            [ "$(dd if="$device/config" bs=4 count=1)" = "$(printf '\377\377\377\377')" ] &&
+            unreadable=1
+        put pci "${device##*/}" "$(first "$device/device")" "$driver" $unreadable
+        places="$places ${device##*/}"
     done
+    read_fabric
+    read_device_nodes
+    read_module_kind
 
     smi=$(command -v nvidia-smi) || return 0
     put smi "$smi"
-    left=${LF_SMI_LIMIT:-75}
+    left=${LF_SMI_LIMIT:-100}
     ask_smi query --query-gpu=index,name,uuid,pci.bus_id,memory.total,driver_version,compute_cap \
         --format=csv,noheader,nounits
     case $rc,$out in
@@ -446,6 +471,12 @@ read_gpus() {
     esac
     # The CUDA version has no query field.
     [ "$rc" = 124 ] || ask_smi banner
+    # A field that this nvidia-smi does not know would fail a query; here it is just not there.
+    [ "$rc" = 124 ] || ask_smi details -q
+    # The instances of a divided GPU are in no other answer.
+    [ "$rc" = 124 ] || case $(printf '%s\n' "$out" | sed -n '/MIG Mode/{n;p;}') in
+        *Enabled*) ask_smi list -L ;;
+    esac
 }
 
 # ask_smi NAME ARGUMENT...: one call within what is left of the common limit.
@@ -460,7 +491,54 @@ ask_smi() {
         rc=124 out=
     fi
     put "smi_$name" "$rc"
-    printf '%s\n' "$out" | sed 60q | block "smi_$name"
+    printf '%s\n' "$out" | told_of "$name" | block "smi_$name"
+}
+
+# told_of NAME: what of an answer is wanted. The details of one GPU are 250 lines: of these the
+# beginnings of GPUs and sections, and the lines that a verdict looks at.
+told_of() {
+    case $1 in
+        details) sed -n -e '/^GPU /p' -e '/^ *[A-Za-z][A-Za-z0-9 \/-]*$/p' \
+            -e '/^ *\(Current\|State\|Status\|Pending\|Pending Page Blacklist\|Compute Mode\) *:/p' \
+            -e '/^ *\(Remapping Failure Occurred\|Reset Required\|GPU Recovery Action\) *:/p' \
+            -e '/Unknown Error/p' -e '/requires reset/p' -e '/GPU is lost/p' -e '/ERR!/p' \
+            -e '/Unable to determine/p' | sed 3000q ;;
+        *) sed 400q ;;
+    esac
+}
+
+# NVSwitches without their manager: every CUDA call ends with error 802.
+read_fabric() {
+    [ $switches = 0 ] && return
+    put switches $switches
+    [ -d "$R/run/systemd/system" ] && have systemctl || return
+    limited 3 systemctl show --property=LoadState,ActiveState nvidia-fabricmanager.service
+    [ "$rc" = 0 ] && printf '%s\n' "$out" | block fabric_manager
+}
+
+# A container sees the bus of the whole machine, and the nodes of its own GPUs.
+read_device_nodes() {
+    nodes=
+    for node in "$R"/dev/nvidia[0-9]*; do [ -e "$node" ] && nodes="$nodes ${node##*/nvidia}"; done
+    put gpu_nodes "$nodes"
+    set -- "$R"/proc/driver/nvidia/gpus/*/information
+    [ -e "$1" ] || return
+    # The driver may hold its lock for good. /dev/null: with one file grep would not name it.
+    limited 3 grep -E '^(Device Minor|GPU Excluded):' "$@" /dev/null
+    printf '%s\n' "$out" | sed 400q | block driver_gpus
+}
+
+read_module_kind() {
+    case $(first "$R/proc/driver/nvidia/version") in
+        *'Open Kernel Module'*) put module_kind open && return ;;
+        *'Kernel Module'*) put module_kind proprietary && return ;;
+    esac
+    for name in nvidia nvidia-current; do
+        case $(modinfo -F license $name) in
+            *GPL*) put module_kind open && return ;;
+            NVIDIA) put module_kind proprietary && return ;;
+        esac
+    done
 }
 
 read_driver() {
@@ -475,11 +553,15 @@ read_driver() {
         put module_on_disk "$version"
         # An unsigned module has none.
         put module_signer "$(modinfo -F signer $name)"
+        path=$(readlink -f "$(modinfo -n $name)") && [ -n "$path" ] &&
+            put module_file "$path" "$(owner "$path")" "$(stat -c %Z "$path")"
         break
     done
     [ -d "$R/sys/module/nouveau" ] && put nouveau 1
 
-    paths=$(ldconfig -p | sed -n -e 's/^.*libnvidia-ml\.so\.1 .*=> //p' -e 's/^.*libcuda\.so\.1 .*=> //p')
+    # Not those of a 32-bit PC, which have the bare name of the C library.
+    paths=$(ldconfig -p | sed -n -e '/(libc6[),] /d' -e 's/^.*libnvidia-ml\.so\.1 .*=> //p' \
+        -e 's/^.*libcuda\.so\.1 .*=> //p')
     if [ -z "$paths" ]; then
         for path in "$R"/usr/lib/*-linux-gnu "$R/usr/lib64" "$R/usr/lib" \
             "$R/usr/local/nvidia/lib64" "$R/usr/lib/wsl/lib"; do
@@ -489,8 +571,11 @@ read_driver() {
         done
     fi
     printf '%s\n' "$paths" | while IFS= read -r path; do
-        [ -n "$path" ] && put library "$path" "$(readlink -f "$path")"
+        [ -n "$path" ] || continue
+        real=$(readlink -f "$path")
+        put library "$path" "$real" "$(owner "${real:-$path}")"
     done
+    read_foreign
 
     # The patterns stand unquoted, as words, and are no names of files.
     set -f
@@ -511,6 +596,42 @@ read_driver() {
         done
     fi | sed 60q | block packages
     set +f
+}
+
+# owner FILE: the package that brought it, "-" where none did, nothing where that is not told.
+owner() (
+    if have dpkg-query; then
+        # It knows a file below /usr by the name that its package has for it.
+        limited 3 dpkg-query -S "/usr${1#/usr}" "${1#/usr}"
+        out=$(printf '%s\n' "$out" |
+            sed -n -e '/^diversion by /d' -e 's/^\([^ ,:]*\)[^/]*: \/.*$/\1/p')
+    elif have rpm; then
+        limited 3 rpm -qf --qf '%{NAME}\n' "$1"
+        [ "$rc" = 0 ] || out=
+    elif have pacman; then
+        limited 3 pacman -Qqo "$1"
+        [ "$rc" = 0 ] || out=
+    else
+        return
+    fi
+    case $rc,$out in
+        [01],?*) printf '%s' "${out%%"$nl"*}" ;;
+        1,) printf '%s' - ;;
+    esac
+)
+
+# What tells of a driver that no package brought, of a virtual GPU's host, and of a container's rights.
+read_foreign() {
+    for path in "$R/usr/bin/nvidia-uninstall" "$R/var/log/nvidia-installer.log"; do
+        [ -e "$path" ] && put runfile "${path#"$R"}"
+    done
+    [ -d "$R/sys/module/nvidia_vgpu_vfio" ] && put vgpu_host 1
+    # A login does not inherit what the container was started with.
+    value=${NVIDIA_DRIVER_CAPABILITIES:-}
+    [ -n "$value" ] || value=$(tr '\0' '\n' <"$R/proc/1/environ" |
+        sed -n 's/^NVIDIA_DRIVER_CAPABILITIES=//p')
+    [ -n "$value" ] && put driver_capabilities "$value"
+    return 0
 }
 
 # All installed packages of the driver, and what is held: more than the verdict looks at. A row is
@@ -583,25 +704,74 @@ read_secure_boot() {
     esac
 }
 
+# What the kernel says of the driver and the cards. Often only root may read its buffer; members of
+# some groups may read the journal. A buffer that has run over has lost the first cause; the journal
+# keeps it.
 read_kernel_log() {
     put uptime "$(first "$R/proc/uptime")"
-    # Often only root may read the kernel's buffer; members of some groups may read the journal.
-    kernel_log dmesg ||
-        kernel_log journalctl -k -b -q -n 2000 -o short-monotonic --no-pager
+    picked= known=
+    kernel_log 3 dmesg && picked=$out known=1
+    case $picked in
+        *"$nl@whole"*) ;;
+        *)
+            if kernel_log 4 journalctl -k -b -q -o short-monotonic --no-pager; then
+                [ -n "$out" ] && picked=$out
+                known=1
+            elif [ -z "$known" ]; then
+                kernel_log 2 journalctl -k -b -q -n 5000 -o short-monotonic --no-pager &&
+                    picked=$out known=1
+            fi
+            ;;
+    esac
+    [ -n "$known" ] && printf '%s\n' "$picked" | sed '/^@whole$/d' | block kernel_log
 }
 
-# kernel_log COMMAND...: the lines about the driver of the log that it prints.
+# kernel_log SECONDS COMMAND...: of the log that it prints the first and the last lines of each kind
+# for each card, in $out, and the line @whole where the log has its beginning. First what is about
+# the driver, then the windows: thousands of lines that follow a fault must not push it out.
 kernel_log() {
-    have "$1" || return
+    have "$2" || return
+    patience=$1
+    shift
+    # Double quotes only: it is a word of this shell.
     # shellcheck disable=SC2016 # expanded by the inner shell
-    limited 3 sh -c 'log=$("$@") || exit
-        log=$(printf "%s\n" "$log" | tail -n 2000)
-        printf "%s\n" "$log" | grep -E "NVRM: Xid|fallen off the bus|API mismatch|\
-NVRM:.* has the version|module verification failed|Key was rejected|Loading of .* is rejected|\
-module loading is restricted" | tail -n 20
-        # Said again at each attempt: it would push out the others.
-        printf "%s\n" "$log" | grep "RmInitAdapter failed" | tail -n 1' sh "$@"
-    [ "$rc" = 0 ] && printf '%s\n' "$out" | block kernel_log
+    limited "$patience" env "LF_PLACES=$places" "LF_XIDS=${LF_XIDS:-0}" sh -c '
+log=$("$@") || exit
+beginning=$(printf "%s\n" "$log" | grep -c "Linux version")
+log=$(printf "%s\n" "$log" | grep -a -i -E "NVRM|nvidia|nouveau|key was rejected|is rejected|\
+module verification failed|module loading is restricted|power state|config space" |
+    sed "s/^\(.\{400\}\).*/\1/")
+# pick COUNT PATTERN: adds the numbers of the lines.
+wanted=
+pick() {
+    hits=$(printf "%s\n" "$log" | grep -n -i -E "$2")
+    [ -n "$hits" ] || return
+    for place in "" $LF_PLACES; do
+        # Xids leave out the function.
+        some=$(printf "%s\n" "$hits" | grep -F "${place%.*}")
+        for line in $(printf "%s\n" "$some" | sed -n "s/^\([0-9]*\):.*/\1/p" | sed "${1}q") \
+            $(printf "%s\n" "$some" | sed -n "s/^\([0-9]*\):.*/\1/p" | tail -n "$1"); do
+            wanted="$wanted$line{p;d;}
+"
+        done
+    done
+}
+pick 6 "Xid \([^)]*\): ($LF_XIDS)([^0-9]|$)"
+pick 4 "NVRM: Xid"
+pick 6 "fallen off the bus|GPU is lost|GPU lost from the bus"
+pick 6 "RmInitAdapter|Direct firmware load for nvidia|no firmware image found|power cables|BAR[0-9]* is 0M|\
+I/O region assigned|wait for GFW"
+pick 24 "The NVIDIA|installed in|supported|has$|driver will ignore|open kernel modules|System Processor|\
+nvidia.ko because|driver release|vGPU|Data Center GPUs"
+pick 4 "API mismatch|has the version"
+pick 4 "module verification failed|key was rejected|is rejected|module loading is restricted"
+pick 4 "power state|config space|reset done|RESET_REQUIRED|requiring os reboot"
+pick 4 "probe.* failed|none of the NVIDIA|No NVIDIA|ownership"
+pick 4 "NVRM: loading NVIDIA|Nvlink Core is being initialized"
+pick 4 "SXid"
+printf "%s\n" "$log" | sed -n "$wanted" | sed 600q
+[ "$beginning" = 0 ] || printf "\n@whole\n"' sh "$@"
+    [ "$rc" = 0 ]
 }
 
 read_compilers() {
@@ -1027,7 +1197,7 @@ main() {
         /usr/local/nvidia/bin /opt/nvidia/bin /usr/lib/wsl/lib; do
         case :$PATH: in *":$R$folder:"*) ;; *) PATH=$PATH:$R$folder ;; esac
     done
-    for folder in "$R"/opt/rh/gcc-toolset-*/root/usr/bin; do
+    for folder in "$R"/opt/rh/gcc-toolset-*/root/usr/bin "$R"/opt/rh/devtoolset-*/root/usr/bin; do
         [ -d "$folder" ] && PATH=$PATH:$folder
     done
     export PATH

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from llamafleet.history.files import write_json
 from llamafleet.history.update import Update, find_update
-from llamafleet.protocol.result import BUSY, FAIL, GOOD, NOT_VERIFIED, Result, Verdict
+from llamafleet.protocol.result import BUSY, FAIL, GOOD, NOT_VERIFIED, PASS, Result, Verdict
 from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
 
@@ -110,6 +110,8 @@ class Row:
             failures.append(_no_result(host, "no result"))
         told = [*failures, *row.reason]
         reason = tuple(dict.fromkeys(text for text in told if text not in row.busy))
+        if row.verdict == PASS and row.busy:  # A host's word alone is not enough for a PASS.
+            row = replace(row, verdict=BUSY)
         red = FAIL if row.reason else worst
         verdict = red if reason and row.verdict in (*GOOD, BUSY) else row.verdict
         return replace(row, verdict=verdict, changed=tuple(changed), reason=reason, update=update)

@@ -288,8 +288,10 @@ def compiler_of(config: BuildConfig, env: Mapping[str, str]) -> str:
     path = env.get(NVCC)
     if path is None:
         return ""
+    inputs = config.inputs
     version, build = nvcc.asked(path, env)
-    if wrong := nvcc.miscompiles(build, version, config.inputs.compute_capabilities):
+    wrong = nvcc.miscompiles(build, version or inputs.toolkit or "", inputs.compute_capabilities)
+    if wrong:
         raise JobFailed(f"{path}: {wrong}; next: run the same command again, with another toolkit")
     return build
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.layout import USER, Layout
 from llamafleet.plans.plan import Problem, ToolkitPlan
@@ -32,6 +34,9 @@ TOOLKIT_MIB: dict[str, dict[str, int]] = {
 """Free space by method; package managers look for themselves. Wheels: 0.9 GB unpacked and 0.6 GB
 of downloads (measured). Runfile: files of 4 to 6 GB that unpack to about twice that (estimated)."""
 
+
+_SUDO = re.compile(r"\bsudo (?=[a-z/])")
+"""In front of a command that is advised."""
 
 HOMES = ("/home/", "/root/", "/run/user/")
 """What ProtectHome= of systemd.exec(5) hides from a unit."""
@@ -74,6 +79,11 @@ def _told_problem(error: str) -> Problem:
         next="log in as the same user and run: sh -c 'echo ok'; where sudo wants a terminal: "
         "_get_pty = True for this host",
     )
+
+
+def as_typed(snapshot: HostSnapshot, text: str) -> str:
+    """Advice as whoever logs in there types it: without sudo where that is root or has none."""
+    return _SUDO.sub("", text) if snapshot.no_sudo else text
 
 
 def rights_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:

@@ -18,6 +18,7 @@ from llamafleet.plans.driver.reboot import Barred
 from llamafleet.plans.files import Sha256, masked_units, plan_files, units_note
 from llamafleet.plans.gpus import chosen
 from llamafleet.plans.host import (
+    as_typed,
     choose_python,
     disk_needs,
     disk_problems,
@@ -233,6 +234,7 @@ def make_plan(
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
+    notes = tuple(as_typed(snapshot, note) for note in notes)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
@@ -255,7 +257,8 @@ def make_plan(
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
         packages = draft.take(job)
     if draft.problems or packages is None:
-        return Plan(host, backend, tuple(draft.problems), notes, hold)
+        problems = (replace(p, next=as_typed(snapshot, p.next)) for p in draft.problems)
+        return Plan(host, backend, tuple(problems), notes, hold)
     plan = Plan(
         host,
         backend,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOCK_S = 600
 """Seconds for which another package manager is waited for: a host that has just booted updates
@@ -26,6 +26,9 @@ class Manager:
     """For a person to type, as root, like the ones below: by exact names."""
     upgrade: str
     """Brings packages that are there to their newest version."""
+    reinstall: str
+    """Writes the files of packages that are there again."""
+    remove: str
     hold: tuple[str, ...] = ()
     """The beginning of the command that keeps packages as they are; none: it has no such."""
     release: tuple[str, ...] = ()
@@ -63,6 +66,8 @@ MANAGERS = {
         # apt(8) takes no name for a pattern, unlike apt-get(8).
         install="apt install {}",
         upgrade="apt-get install --only-upgrade {}",
+        reinstall="apt-get install --reinstall {}",
+        remove="apt-get purge {}",
         hold=("apt-mark", "hold"),
         release=("apt-mark", "unhold"),
         release_by_hand="apt-mark unhold {}",
@@ -73,6 +78,8 @@ MANAGERS = {
         compiler="gcc-c++",
         install="dnf install {}",
         upgrade="dnf upgrade {}",
+        reinstall="dnf reinstall {}",
+        remove="dnf remove {}",
         hold=(*_LOCK, "add"),
         release=(*_LOCK, "delete"),
         release_by_hand="dnf versionlock delete {}",
@@ -84,6 +91,8 @@ MANAGERS = {
         install="pacman -S {}",
         # Single packages are not upgraded there.
         upgrade="pacman -Syu",
+        reinstall="pacman -S {}",
+        remove="pacman -R {}",
         hold_by_hand="name the packages in IgnorePkg in /etc/pacman.conf",
         python="python",
     ),
@@ -92,6 +101,8 @@ MANAGERS = {
         compiler="gcc-c++",
         install="zypper install {}",
         upgrade="zypper update {}",
+        reinstall="zypper install --force {}",
+        remove="zypper remove {}",
         hold_by_hand="sudo zypper addlock with the names of the packages",
     ),
     "apk": Manager(
@@ -99,8 +110,25 @@ MANAGERS = {
         compiler="build-base",
         install="apk add {}",
         upgrade="apk upgrade {}",
+        reinstall="apk fix {}",
+        remove="apk del {}",
     ),
 }
 """By the name that the snapshot gives them."""
 
 APT, DNF = MANAGERS["apt"], MANAGERS["dnf"]
+
+YUM = replace(
+    DNF,
+    program="yum",
+    install="yum install {}",
+    upgrade="yum update {}",
+    reinstall="yum reinstall {}",
+    remove="yum remove {}",
+    hold=(),
+    release=(),
+    release_by_hand="",
+    list_held="",
+    hold_by_hand="name the packages in exclude= in /etc/yum.conf",
+)
+"""Of RHEL 7 and before: for a person to type. No job of llamafleet uses it."""

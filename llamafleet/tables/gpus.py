@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,13 +26,45 @@ class _Gpus(Row):
     gpus: tuple[GpuRow, ...]
 
 
-class Xids(Row):
-    """Which Xid errors of the kernel log speak against a GPU, and for how long."""
+Action = Literal["reset", "reboot", "watch"]
+"""As xid-actions.yaml tells them."""
 
-    fatal: frozenset[int]
-    fatal_source: Origin
-    recent_hours: int
-    recent_source: Origin
+
+class Xid(Row):
+    """Xid errors of the kernel log that ask for the same."""
+
+    codes: frozenset[int]
+    action: Action
+    only: str = ""
+    """A word without which such a line is harmless."""
+    source: Origin
+
+
+class _Xids(Row):
+    xids: tuple[Xid, ...]
+
+
+Range = Annotated[str, Field(pattern=r"^[0-9a-f]{4}-[0-9a-f]{4}$")]
+
+
+class Generation(Row):
+    """GPUs of one generation, and the driver branches that know them."""
+
+    name: str
+    pci: tuple[Range, ...]
+    first: int
+    """The oldest branch that starts one of them."""
+    last: int | None = None
+    """The newest one; None: there is no end yet."""
+    open: Literal["never", "may", "must"]
+    """Whether the open kernel modules start them."""
+    source: Origin
+    branches: Origin
+
+
+class _Generations(Row):
+    sources: tuple[Origin, ...]
+    generations: tuple[Generation, ...]
 
 
 def gpus() -> tuple[GpuRow, ...]:
@@ -49,5 +82,36 @@ def gpu_by_name(name: str) -> GpuRow | None:
     return next((row for row in gpus() if row.name == bare), None)
 
 
-def xids() -> Xids:
-    return load("xids.yaml", Xids)
+def xids() -> tuple[Xid, ...]:
+    return load("xid-actions.yaml", _Xids).xids
+
+
+def xid(code: int) -> Xid | None:
+    """What is known of an Xid; None: it says nothing of the card."""
+    return next((row for row in xids() if code in row.codes), None)
+
+
+RECOVERY = 154
+"""The Xid in which the driver itself says what a GPU needs (the catalogue: XID_154)."""
+
+
+def telling_xids() -> frozenset[int]:
+    """Codes that say something of the card."""
+    return frozenset({RECOVERY}.union(*(row.codes for row in xids())))
+
+
+def generations() -> tuple[Generation, ...]:
+    return load("generations.yaml", _Generations).generations
+
+
+def generation_of(device_id: str) -> Generation | None:
+    """The generation of a card by its PCI device id, as 2684; None: none that is known here."""
+    device = device_id.lower()
+    if not re.fullmatch(r"[0-9a-f]{4}", device):
+        return None
+    return next((row for row in generations() if any(_within(device, r) for r in row.pci)), None)
+
+
+def _within(device: str, ends: str) -> bool:
+    first, _, last = ends.partition("-")
+    return first <= device <= last

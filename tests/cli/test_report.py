@@ -9,7 +9,7 @@ import pytest
 
 from llamafleet.history.report import render_line, render_run
 from llamafleet.history.runs import Run, Runs
-from llamafleet.history.store import Row
+from llamafleet.history.store import GpuLine, Row
 from llamafleet.protocol.result import Verdict
 from tests.cli import run
 
@@ -59,6 +59,23 @@ def test_a_run_that_was_cut_off_is_no_success_whatever_its_rows_say(tmp_path: Pa
     Runs(tmp_path).finish(begun, "interrupted", [Row(host="gpu-a", verdict="PASS")])
     result = run("report", "--results", tmp_path)
     assert result.exit_code == 1 and "INTERRUPTED" in result.output
+
+
+@pytest.mark.parametrize(("allowed", "code"), [(False, 1), (True, 0)])
+def test_a_busy_host_is_no_success_unless_the_settings_say_so(
+    allowed: bool, code: int, tmp_path: Path
+) -> None:
+    busy = ("benchmark: found pid 42; expected none; next: nvidia-smi",)
+    gpus = (GpuLine("NVIDIA H100", "GPU-1", "BUSY", 1.0, 2.0, busy=True),)
+    row = Row("gpu-a", "BUSY", gpus=gpus, busy=busy, figures_busy=True, allowed=allowed,
+              left_out=("NVIDIA H100 GPU-2",))  # fmt: skip
+    begun = Runs(tmp_path).begin(COMMAND, ["gpu-a"], 1, [["gpu-a"]])
+    kept = Runs(tmp_path).finish(begun, "complete", [row])
+    result = run("report", "--results", tmp_path)
+    assert (result.output, result.exit_code) == (render_run(kept) + "\n", code)
+    told = json.loads(run("report", "--results", tmp_path, "--json").output)["rows"][0]
+    assert (told["busy"], told["figures_busy"], told["allowed"]) == ([*busy], True, allowed)
+    assert told["gpus"][0]["busy"] is True and told["left_out"] == ["NVIDIA H100 GPU-2"]
 
 
 def test_an_id_that_is_none_names_those_there_are(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from llamafleet.facts.host import Package
 from tests.facts.fakehost import FakeHost
+from tests.facts.test_gpus import pci
 
 RUNNING = platform.release()
 SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
@@ -217,11 +218,41 @@ def test_log_that_may_not_be_read(fake: FakeHost) -> None:
     assert fake.snapshot().driver.kernel_log is None
 
 
-def test_the_last_lines_of_a_long_log(fake: FakeHost) -> None:
+def repeated(times: int, line: str) -> str:
+    return f'n=0; while [ $n -lt {times} ]; do n=$((n + 1)); echo "{line}"; done'
+
+
+def test_the_first_and_the_last_lines_of_a_kind(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
     line = "NVRM: Xid (PCI:0000:01:00): 62, number $n"
-    fake.program("dmesg", f'n=0; while [ $n -lt 3000 ]; do n=$((n + 1)); echo "{line}"; done')
+    fake.program("dmesg", repeated(3000, line))
     log = fake.snapshot().driver.kernel_log
-    assert log and len(log) == 20 and log[-1].endswith("number 3000")
+    numbers = [int(line.rpartition(" ")[2]) for line in log or ()]
+    assert numbers == [1, 2, 3, 4, 5, 6, 2995, 2996, 2997, 2998, 2999, 3000]
+
+
+FOLLOWING = "NVRM: GPU0 rpcSendMessage failed: [NV_ERR_GPU_IS_LOST] (0x0000000f) number $n"
+
+
+def test_what_follows_a_fault_does_not_push_it_out(fake: FakeHost, shell: str) -> None:
+    """Thousands of lines, as in NVIDIA/open-gpu-kernel-modules#979."""
+    fake.shell = shell
+    lost = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+    harmless = "NVRM: Xid (PCI:0000:02:00): 13, Graphics Exception, number $n"
+    script = f"echo '{lost}'; {repeated(5000, FOLLOWING)}; {repeated(500, harmless)}"
+    fake.program("dmesg", script)
+    log = fake.snapshot().driver.kernel_log or ()
+    assert log[0] == lost and len(log) < 20
+
+
+def test_every_card_has_its_window(fake: FakeHost, shell: str) -> None:
+    fake.shell = shell
+    for place in ("0000:01:00.0", "0000:41:00.0"):
+        pci(fake, place, "0x2684", "nvidia")
+    busy = "NVRM: Xid (PCI:0000:01:00): 119, number $n"
+    once = "NVRM: Xid (PCI:0000:41:00): 119, pid=1, Timeout"
+    fake.program("dmesg", f"{repeated(300, busy)}; echo '{once}'; {repeated(300, busy)}")
+    assert once in (fake.snapshot().driver.kernel_log or ())
 
 
 def test_a_failure_that_is_said_again_and_again_leaves_room(fake: FakeHost, shell: str) -> None:
@@ -229,14 +260,49 @@ def test_a_failure_that_is_said_again_and_again_leaves_room(fake: FakeHost, shel
     fake.shell = shell
     lost = "NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
     line = "NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x24:0x72:$n)"
-    loop = f'n=0; while [ $n -lt 100 ]; do n=$((n + 1)); echo "{line}"; done'
-    fake.program("dmesg", f"echo '{lost}'; {loop}")
-    assert fake.snapshot().driver.kernel_log == (lost, line.replace("$n", "100"))
+    fake.program("dmesg", f"echo '{lost}'; {repeated(100, line)}")
+    log = fake.snapshot().driver.kernel_log or ()
+    assert log[0] == lost and log[-1] == line.replace("$n", "100") and len(log) == 13
 
 
-def test_an_old_line_beyond_the_limit(fake: FakeHost) -> None:
-    noise = "n=0; while [ $n -lt 2000 ]; do n=$((n + 1)); echo noise; done"
-    fake.program("dmesg", f"echo 'NVRM: Xid (PCI:0000:01:00): 62, old'; {noise}")
+def test_a_log_of_several_lines_a_message_is_kept_whole(fake: FakeHost, shell: str) -> None:
+    """As in negativo17/nvidia-driver#158, after which the card is said not to start."""
+    fake.shell = shell
+    fake.write(fake.folder / "log", f"[    0.0] Linux version 6\n{REFUSED}")
+    fake.program("dmesg", f"cat {fake.folder}/log")
+    told = [line.strip() for line in fake.snapshot().driver.kernel_log or ()]
+    whole = [line.strip() for line in REFUSED.splitlines()]
+    assert told == [*whole[:4], *whole[8:]]
+
+
+REFUSED = """\
+[    9.1] NVRM: The NVIDIA GPU 0000:09:00.0 (PCI ID: 10de:1d01)
+              NVRM: installed in this system is not supported by open
+              NVRM: nvidia.ko because it does not include the required GPU
+              NVRM: System Processor (GSP).
+              NVRM: Please see the 'Open Linux Kernel Modules' and 'GSP
+              NVRM: Firmware' sections in the driver README, available on
+              NVRM: the Linux graphics driver download page at
+              NVRM: www.nvidia.com.
+[    9.2] nvidia 0000:09:00.0: probe with driver nvidia failed with error -1
+[    9.3] NVRM: The NVIDIA probe routine failed for 1 device(s).
+[    9.4] NVRM: None of the NVIDIA devices were initialized.
+"""
+
+
+def test_a_buffer_that_has_run_over_is_filled_up_from_the_journal(
+    fake: FakeHost, shell: str
+) -> None:
+    fake.shell = shell
+    fake.program("dmesg", "echo 'NVRM: GPU0 rpcSendMessage failed'")
+    cause = "[ 12.3] host kernel: NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus."
+    fake.program("journalctl", f"echo '{cause}'")
+    assert fake.snapshot().driver.kernel_log == (cause,)
+
+
+def test_a_buffer_that_has_run_over_and_no_journal(fake: FakeHost) -> None:
+    fake.program("dmesg", "echo 'usb 1-1: new device'")
+    fake.program("journalctl", "echo 'No journal files were opened' >&2; exit 1")
     assert fake.snapshot().driver.kernel_log == ()
 
 

@@ -45,6 +45,11 @@ LONG: dict[str, list[str]] = {
     "hashes": block("files", *([f"{'0' * 64}  {'/' * 16000}"] * 1000)),
     "release": block("os-release", *([f"ID='{'x ' * 8000}'"] * 300)),
     "log": block("kernel_log", *(["NVRM: Xid " * 1000] * 300)),
+    "table": block("smi_banner", *(["|   0 " + "| 00000000:01:00.0 " * 900] * 400)),
+    "details": block("smi_details", *(["GPU 00000000:01:00.0", f"  A : ERR! {DIGITS}"] * 300)),
+    "instances": block("smi_list", *([f"GPU 0: (UUID: GPU-{DIGITS})", f"  MIG {' ' * 9000}"] * 99)),
+    "driver's files": block("driver_gpus", *([f"/gpus/{':' * 16000}"] * 999)),
+    "fabric": block("fabric_manager", *([f"{'=' * 16000}"] * 999)),
     "units": block("units", *([f"Id={DIGITS}", f"LastTriggerUSec={'2026-' * 4000}"] * 300)),
     "uptime": with_lines(f"uptime={DIGITS}"),
 }

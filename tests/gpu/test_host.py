@@ -207,6 +207,60 @@ def test_a_context_far_too_large_is_red_and_the_largest_that_fits_is_named(tmp_p
     assert "set context = " in check(found, "context").next
 
 
+def of_a_model(folder: Path) -> Path:
+    """A small model of the user's own."""
+    path = folder / "mine.gguf"
+    measure.synthesise("160m", "q4_0", str(path))
+    return path
+
+
+def skipped(found: Result) -> set[str]:
+    return {check.name for check in measure.checks(found) if check.status == "skip"}
+
+
+NEED_A_MODEL = {"offload", "vram", "busy", "context", "benchmark"}
+
+
+def test_a_model_of_the_user_s_own_passes(tmp_path: Path) -> None:
+    found = verify(tmp_path, inputs={"model": str(of_a_model(tmp_path))})
+    record("own model", verdict=found.verdict, checks=told(found.checks))
+    assert found.verdict in ("PASS", "BUSY") and check(found, "model").status == "pass"
+
+
+def test_a_cut_model_is_one_red_check(tmp_path: Path) -> None:
+    path = of_a_model(tmp_path)
+    os.truncate(path, path.stat().st_size - 1_000_000)
+    found = verify(tmp_path, inputs={"model": str(path)})
+    planted("cut model", found, "model")
+    assert set(reds(found)) == {"model"} and skipped(found) == NEED_A_MODEL
+    assert "1,000,000 are missing" in check(found, "model").found
+
+
+def test_a_model_that_llama_cpp_does_not_know_is_one_red_check(tmp_path: Path) -> None:
+    path = of_a_model(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"blk.3.ffn_up", b"blk.3.ffn_op", 1))
+    found = verify(tmp_path, inputs={"model": str(path)})
+    planted("unknown model", found, "model")
+    assert set(reds(found)) == {"model"} and "blk.3.ffn_up" in check(found, "model").found
+
+
+@pytest.mark.parametrize("code", ["raise ImportError('planted')\n", "__version__ = '0.3.36'\n"])
+def test_a_package_in_front_of_the_build_is_red_by_its_place(tmp_path: Path, code: str) -> None:
+    package = tmp_path / "mine/llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(code)
+    found = verify(tmp_path, env={"PYTHONPATH": str(package.parent)})
+    planted("shadowing package", found, "library_origin")
+    assert set(reds(found)) == {"library_origin"} and skipped(found) >= NEED_A_MODEL
+    assert str(package) in check(found, "library_origin").found
+
+
+def test_memory_that_the_host_lends_is_red_by_its_name(tmp_path: Path) -> None:
+    found = verify(tmp_path, env={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"})
+    planted("unified memory", found, "vram")
+    assert "GGML_CUDA_ENABLE_UNIFIED_MEMORY=1" in check(found, "vram").found
+
+
 def test_a_stale_library_in_front_is_red(tmp_path: Path) -> None:
     stale = tmp_path / "stale"
     stale.mkdir()

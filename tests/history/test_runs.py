@@ -305,3 +305,36 @@ def test_a_number_that_no_figure_is_ends_no_report(tmp_path: Path) -> None:
     first, second = Runs(tmp_path).read(run.id).rows
     assert first.verdict == "NOT VERIFIED" and "1329 bits" in first.reason[0]
     assert second.verdict == row("b").verdict
+
+
+OLDER = {
+    "host": "gpu-a",
+    "verdict": "PASS",
+    "gpu": "2x NVIDIA H100 80GB HBM3",
+    "driver": "580.159.04",
+    "toolkit": "13.0",
+    "build": "0123456789abcdef",
+    "pp": 12343.2,
+    "tg": 344.3,
+    "gpus": [
+        {"name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1", "verdict": "PASS", "pp": 1.0, "tg": 2.0}
+    ],
+    "changed": ["verified"],
+    "reason": [],
+    "built": {"wall_s": 1.0, "cpu_s": None, "wheel_bytes": None, "phases": {}},
+    "update": {
+        "before": {"driver": "570.1", "verdict": "PASS", "build": "0", "pp": None, "tg": None},
+        "after": {"driver": "580.1", "verdict": "PASS", "build": "0", "pp": None, "tg": None},
+        "differs": [],
+    },
+}
+"""A row as it was kept before a GPU could be BUSY or left out."""
+
+
+def test_a_run_of_before_busy_is_read(tmp_path: Path) -> None:
+    run = ended(tmp_path, "gpu-a")
+    change(path_of(tmp_path, run), rows=[OLDER])
+    (found,) = Runs(tmp_path).read(run.id).rows
+    assert (found.verdict, found.tg, found.good, found.busy) == ("PASS", 344.3, True, ())
+    assert (found.figures_busy, found.allowed, found.left_out) == (False, False, ())
+    assert found.update is not None and found.update.passed_over == 0 and not found.gpus[0].busy

@@ -97,6 +97,10 @@ def test_a_busy_gpu_is_no_failure_and_no_success() -> None:
     assert of(replace(RESULT, verdict="BUSY", gpus=(busy(),)), failures=[str(WAITED)]) == row
 
 
+def test_no_pass_beside_a_busy_gpu() -> None:
+    assert of(replace(RESULT, gpus=(replace(busy(), verdict="PASS"),))).verdict == "BUSY"
+
+
 def test_what_the_check_does_not_say_the_benchmark_does() -> None:
     more = busy(sentences=(SENTENCE, "its power is capped"))
     row = of(replace(RESULT, verdict="BUSY", gpus=(more,)))

@@ -37,7 +37,10 @@ KEYS = {
     *("kernel", "hostname", "arch", "uid", "user", "home", "glibc", "container", "package_manager"),
     *("cores", "cgroup_memory", "disk", "pci", "smi", "smi_query", "smi_banner", "module"),
     *("module_on_disk", "library", "compiler", "toolkit", "python", "cmake"),
+    *("smi_details", "smi_list", "module_kind", "switches", "gpu_nodes"),
     *("systemctl", "module_signer", "nouveau", "kernel_module", "secure_boot", "uptime"),
+    *("time", "module_file", "runfile", "vgpu_host", "driver_capabilities", "ostree", "board"),
+    *("tegra", "no_sudo"),
 }
 BLOCKS = {
     "os-release",
@@ -49,6 +52,10 @@ BLOCKS = {
     "parts",
     "hold_record",
     "kernel_log",
+    "smi_details",
+    "smi_list",
+    "driver_gpus",
+    "fabric_manager",
     "dkms",
 }
 

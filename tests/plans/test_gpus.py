@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import Gpu, HostSnapshot, PciGpu
-from llamafleet.plans.gpus import Chosen, address, chosen
+from llamafleet.plans.gpus import Chosen, chosen
 from llamafleet.plans.make import explain
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST, build_of, only_problem, plan, toolkit
@@ -20,7 +20,13 @@ PAIR = replace(GPU_HOST, gpus=(BIG, SMALL), pci_gpus=CARDS, toolkits=(toolkit("1
 SICK = replace(PAIR, gpus=(BIG,))
 """The driver does not show the second card."""
 SLICES = tuple(
-    Gpu(0, "NVIDIA H100 MIG 1g.10gb", f"MIG-{n}000000{n}-cc", BIG.pci_address, "9.0", 9984)
+    replace(
+        BIG,
+        name="NVIDIA H100 MIG 1g.10gb",
+        uuid=f"MIG-{n}000000{n}-cc",
+        vram_mib=9984,
+        parent=BIG.uuid,
+    )
     for n in (1, 2)
 )
 DIVIDED = replace(PAIR, gpus=(*SLICES, SMALL), driver=replace(PAIR.driver, mig=True))
@@ -37,7 +43,7 @@ def uuids(host: HostSnapshot, *names: Any) -> list[str]:
 
 
 def test_without_the_setting_all_are_chosen() -> None:
-    assert choice(PAIR) == Chosen(PAIR.gpus, PAIR.pci_gpus)
+    assert choice(PAIR) == Chosen(PAIR.gpus)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,7 @@ def test_without_the_setting_all_are_chosen() -> None:
 )
 def test_each_form_of_a_name_names_the_same(name: Any) -> None:
     found = choice(PAIR, name)
-    assert (found.gpus, found.cards) == ((SMALL,), CARDS[1:])
+    assert (found.gpus, found.addresses) == ((SMALL,), {"0000:3c:00.0"})
     assert found.left_out == ("NVIDIA H100 80GB HBM3 GPU-aaaa0000-1",)
     assert found.problem is None
 
@@ -76,39 +82,41 @@ def test_a_beginning_that_two_gpus_share_is_a_problem() -> None:
 
 def test_a_card_that_the_driver_does_not_show_is_left_out_where_others_are_named() -> None:
     found = choice(SICK, BIG.uuid)
-    assert (found.cards, found.problem) == (CARDS[:1], None)
+    assert (found.addresses, found.problem) == ({"0000:1b:00.0"}, None)
     assert found.left_out == ("NVIDIA GPU (10de:2531 at 0000:3c:00.0)",)
 
 
-def test_a_card_that_the_driver_does_not_show_is_chosen_where_it_is_named() -> None:
+def test_a_card_that_the_driver_does_not_show_must_work_where_it_is_named() -> None:
     found = choice(SICK, "0", "3c:00.0")
-    assert (found.cards, found.left_out) == (CARDS, ())
+    assert (found.addresses, found.left_out) == ({"0000:1b:00.0", "0000:3c:00.0"}, ())
+    assert found.problem and found.problem.found.startswith("3c:00.0, which no GPU of this host")
 
 
 def test_a_name_that_nobody_has_may_be_the_sick_card_s() -> None:
     found = choice(SICK, BIG.uuid, SMALL.uuid)
-    assert found.cards == CARDS and found.left_out == ()
+    assert found.addresses is None and found.left_out == ()
     assert found.problem and SMALL.uuid in found.problem.found
     assert "which the driver does not show" in found.problem.found
+
+
+def test_a_card_that_was_given_to_a_virtual_machine_is_none_to_use() -> None:
+    away = replace(SICK, pci_gpus=(CARDS[0], replace(CARDS[1], kernel_driver="vfio-pci")))
+    assert plan(away).problems == () and plan(away, gpus=["0"]).problems == ()
+    assert only_problem(plan(away, gpus=["0", "3c:00.0"])).check == "gpus"
+
+
+def test_a_sick_card_stops_its_host_unless_it_is_left_out() -> None:
+    assert [problem.check for problem in plan(SICK).problems] == ["driver"]
+    assert plan(SICK, gpus=[BIG.uuid]).problems == ()
+    for names in ([BIG.uuid, "3c:00.0"], [BIG.uuid, SMALL.uuid]):
+        assert [problem.check for problem in plan(SICK, gpus=names).problems] == ["driver"]
 
 
 def test_a_divided_gpu_is_chosen_by_its_address_or_by_an_instance() -> None:
     assert uuids(DIVIDED, "1b:00.0") == [one.uuid for one in SLICES]
     assert uuids(DIVIDED, SLICES[1].uuid) == [SLICES[1].uuid]
-    assert choice(DIVIDED, SLICES[1].uuid).cards == CARDS[:1]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("00000000:1B:00.0", "0000:1b:00.0"),
-        ("0000:1b:00.0", "0000:1b:00.0"),
-        ("1b:00.0", "0000:1b:00.0"),
-        ("0001:1b:00.0", "0001:1b:00.0"),
-    ],
-)
-def test_addresses(text: str, expected: str) -> None:
-    assert address(text) == expected
+    assert uuids(DIVIDED, BIG.uuid) == [one.uuid for one in SLICES]
+    assert choice(DIVIDED, SLICES[1].uuid).addresses == {"0000:1b:00.0"}
 
 
 # -- what it changes in a plan ----------------------------------------------------------------
@@ -168,5 +176,6 @@ def test_the_model_fits_the_smallest_instance() -> None:
 
 
 def test_the_choice_is_no_part_of_the_machine_code() -> None:
-    same = replace(PAIR, gpus=(BIG, replace(BIG, index=1, uuid=SMALL.uuid)))
+    twin = replace(BIG, index=1, uuid=SMALL.uuid, pci_address=SMALL.pci_address)
+    same = replace(PAIR, gpus=(BIG, twin))
     assert build_of(same).fingerprint == build_of(same, gpus=["0"]).fingerprint

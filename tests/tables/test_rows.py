@@ -11,7 +11,7 @@ import pytest
 from llamafleet import tables
 from llamafleet.tables.distributions import distributions, repository_keys, toolkit_packages
 from llamafleet.tables.failures import failures
-from llamafleet.tables.gpus import gpus, xids
+from llamafleet.tables.gpus import generations, gpus, xids
 from llamafleet.tables.rows import TableError
 from llamafleet.tables.toolkits import runfiles, toolkits
 
@@ -22,7 +22,8 @@ READ: dict[str, Callable[[], object]] = {
     "runfiles.yaml": runfiles,
     "distributions.yaml": distributions,
     "gpus.yaml": gpus,
-    "xids.yaml": xids,
+    "xid-actions.yaml": xids,
+    "generations.yaml": generations,
     "failures.yaml": failures,
 }
 
@@ -64,7 +65,8 @@ def plant(tmp_path: Path) -> Iterator[Plant]:
         ("distributions.yaml", 'name: "cuda-nvcc-{v}"', "name: x, arch: y", "arch: Extra inputs"),
         ("gpus.yaml", 'pci: ["1e89"]', 'pci: ["1E89"]', "pci.0: String should match"),
         ("gpus.yaml", "source: *ids}", "vram_gib: 6}", "source: Field required"),
-        ("xids.yaml", "recent_hours: 2\n", "", "recent_hours: Field required"),
+        ("xid-actions.yaml", "  action: watch\n", "", "action: Field required"),
+        ("generations.yaml", "open: must", "open: maybe", "open: Input should be 'never'"),
         ("failures.yaml", "stage: compile", "stage: Compile", "stage: Input should be 'detection'"),
         ("failures.yaml", r"\[Errno 28\]", "[Errno 28", "no regular expression: unterminated"),
         ("failures.yaml", "  source: '", "  source: ''\n  was: '", "source: String should have at"),
@@ -110,21 +112,21 @@ def test_a_row_is_not_changed_by_its_readers() -> None:
 
 
 def test_a_file_stands_in_for_one_of_the_same_name(tmp_path: Path) -> None:
-    (tmp_path / "xids.yaml").write_text(
-        "{fatal: [1], fatal_source: UNVERIFIED, recent_hours: 3, recent_source: UNVERIFIED}"
+    (tmp_path / "xid-actions.yaml").write_text(
+        "xids: [{codes: [1], action: reset, source: UNVERIFIED}]"
     )
     real, others = xids(), (toolkits(), repository_keys(), toolkit_packages("apt", "12.8"))
     with tables.overlaid(tmp_path):
-        assert xids().fatal == {1} and xids().recent_hours == 3
+        assert [row.codes for row in xids()] == [{1}]
         assert (toolkits(), repository_keys(), toolkit_packages("apt", "12.8")) == others
-    assert xids() == real and 79 in real.fatal
+    assert xids() == real and len(real) > 1
 
 
 def test_what_stood_before_stands_again_after_an_error(tmp_path: Path) -> None:
-    (tmp_path / "xids.yaml").write_text("{}")
+    (tmp_path / "xid-actions.yaml").write_text("{}")
     with pytest.raises(TableError), tables.overlaid(tmp_path):
         xids()
-    assert xids().recent_hours == 2
+    assert len(xids()) > 1
 
 
 def test_an_inner_stand_in_wins(tmp_path: Path) -> None:

@@ -310,8 +310,9 @@ class Evidence:
                 found, f"remove {self.config.prefix} and deploy again"
             ) from error
         except OSError as error:
-            advice = f"read it by hand: `cksum {self.config.inputs.model}`; look at `dmesg`"
-            raise synth.ModelError(str(error), advice) from error
+            path = self.config.inputs.model
+            advice = f"read it by hand: `cksum {path}`; look at `dmesg`"
+            raise synth.ModelError(f"{path} can't be read: {error}", advice) from error
         if not model.synthetic:
             self._loadable(model)
         return model

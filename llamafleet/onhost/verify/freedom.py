@@ -170,7 +170,8 @@ def clocks(seen: Conditions, gpu: Called) -> Iterator[Finding]:
         yield Finding(
             "busy",
             f"the SM clock of {gpu.name} was {seen.sm_clock_mhz:g} of "
-            f"{_told(seen.sm_clock_max_mhz)} MHz under load, and NVML gives no reason: it is locked",
+            f"{_told(seen.sm_clock_max_mhz)} MHz under load, and NVML gives no reason: it is "
+            "locked",
             f"`sudo nvidia-smi -i {gpu.address} -rgc`, or set allow_busy = true",
             standing=True,
         )

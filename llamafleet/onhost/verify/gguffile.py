@@ -89,7 +89,7 @@ def regular_file(path: Path) -> None:
     """Raises ModelError for what is no file that this account can read; a pipe would never end."""
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _missing(path) from error
     except OSError as error:
         raise _no_way(path, error) from error

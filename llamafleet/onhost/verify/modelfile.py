@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _others(path: Path, count: int) -> list[GgufFile]:
         advice = f"give the parts their names again, as {_name(path, 1, count).name}"
         raise ModelError(found, advice, PARTS)
     names = [_name(path, number, count) for number in range(2, count + 1)]
-    missing = [name.name for name in names if not name.exists()]
+    missing = [name.name for name in names if not os.path.lexists(name)]
     if missing:
         listed = f"{', '.join(missing[:SHOWN])}{' and more' if len(missing) > SHOWN else ''}"
         found = f"{len(missing)} of {count} parts are not in {path.parent}: {listed}"

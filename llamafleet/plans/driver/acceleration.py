@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamafleet.facts.host import HostSnapshot
+from llamafleet.plans.driver.cure import WINDOWS
+from llamafleet.plans.driver.gpus import describe
+from llamafleet.plans.driver.platform import tegra
 from llamafleet.plans.driver.reboot import Barred, plan_reboot
 from llamafleet.plans.driver.verdict import driver_verdict
-from llamafleet.plans.gpus import describe
 from llamafleet.plans.plan import Problem, RebootPlan
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
@@ -34,17 +36,29 @@ def plan_acceleration(
         there = [describe(card) for card in snapshot.pci_gpus]
         notes = (f"accelerator = 'cpu': {', '.join(there)} stays unused",) if there else ()
         return Acceleration("cpu", notes=notes)
+    board = tegra(snapshot)
+    if board:
+        problem = Problem(
+            "gpu",
+            found=f"a Tegra board, as a Jetson ({board}), which is not supported: its GPU is on no "
+            "PCI bus, and its driver comes with NVIDIA's Linux for Tegra",
+            expected="an NVIDIA GPU on the PCI bus (or accelerator = 'cpu')",
+            next="on this board build llama-cpp-python by hand with JetPack's CUDA, or take a "
+            "container of dusty-nv/jetson-containers; leave the host out of the inventory",
+        )
+        return Acceleration("cuda", problems=(problem,))
     if not any_sign(snapshot):
         if settings.accelerator == "auto":
             return Acceleration("cpu", notes=("NO NVIDIA GPU FOUND: built for the CPU alone",))
+        where = WINDOWS if snapshot.container == "wsl" else "lspci -d 10de: "
         problem = Problem(
             "gpu",
             found="no NVIDIA GPU on the PCI bus and none from the driver",
             expected="an NVIDIA GPU (accelerator = 'cuda')",
-            next="lspci -d 10de: ; a host without one needs accelerator = 'auto' or 'cpu'",
+            next=f"{where}; a host without one needs accelerator = 'auto' or 'cpu'",
         )
         return Acceleration("cuda", problems=(problem,))
-    verdict = driver_verdict(snapshot)
+    verdict = driver_verdict(snapshot, settings.gpus)
     state = f"driver verdict: {verdict.state}"
     if verdict.problem:
         said = (state, *verdict.evidence)
@@ -58,7 +72,7 @@ def plan_acceleration(
 
 
 def _divided(snapshot: HostSnapshot) -> tuple[str, ...]:
-    if not snapshot.driver.mig:
+    if not snapshot.driver.mig or any(gpu.parent for gpu in snapshot.gpus):
         return ()
     note = (
         "MIG is on: CUDA uses a divided GPU by its first instance alone, and its memory here is "
@@ -71,4 +85,6 @@ def any_sign(snapshot: HostSnapshot) -> bool:
     """A card, a GPU, a loaded driver, or an nvidia-smi whose answer does not rule one out."""
     driver = snapshot.driver
     silent = driver.smi_state in ("timeout", "garbage")
-    return bool(snapshot.pci_gpus or snapshot.gpus or driver.module or silent)
+    # Windows gives it to its WSL only where it has NVIDIA's driver.
+    through = snapshot.container == "wsl" and driver.smi_state != "absent"
+    return bool(snapshot.pci_gpus or snapshot.gpus or driver.module or silent or through)

@@ -6,8 +6,10 @@ import shlex
 from fnmatch import fnmatchcase
 
 from llamafleet.facts.host import Driver, HostSnapshot, Package
-from llamafleet.protocol.managers import APT, MANAGERS
 from llamafleet.tables import driver_packages, parse_version
+
+MOST_OF_LOG = 12
+"""Lines of the kernel's log that people are shown from its beginning and from its end."""
 
 
 def newest(a: str, b: str) -> str:
@@ -83,43 +85,6 @@ def unfinished(snapshot: HostSnapshot) -> str:
     return ", ".join(package.name for package in snapshot.driver.packages if package.state)
 
 
-def repair(snapshot: HostSnapshot) -> str:
-    """The command that brings the driver's parts to one version, or builds the missing module."""
-    driver = snapshot.driver
-    kernel = driver.next_kernel or snapshot.kernel or "$(uname -r)"
-    manager = MANAGERS.get(snapshot.package_manager or "")
-    packages = package_versions(snapshot)
-    half_installed = unfinished(snapshot)
-    if half_installed and manager is APT:
-        return f"sudo dpkg --configure -a (not configured: {half_installed}), then sudo reboot"
-    if len(packages) > 1:
-        late = [name for names in list(packages.values())[1:] for name in names]
-        behind = " ".join(late)
-        if manager is None:
-            return f"bring {behind} to {next(iter(packages))}, then sudo reboot"
-        lift = manager.lift(holds(driver, late))
-        return f"{lift}sudo {manager.upgrade.format(behind)}, then sudo reboot"
-    names = [package.name for package in driver.packages]
-    if driver.dkms or any(driver_packages.has(name, "dkms") for name in names):
-        # Elsewhere the headers have other names, or come with the kernel.
-        headers = f"{APT.install_by_hand(f'linux-headers-{kernel}')}; " if manager is APT else ""
-        return (
-            f"{headers}"
-            f"sudo dkms autoinstall -k {kernel}; dkms status; modinfo -k {kernel} -F version nvidia"
-        )
-    branches = [branch for branch in map(driver_packages.prebuilt_branch, names) if branch]
-    if branches:
-        held = holds(driver, names)
-        modules = APT.install_by_hand(f"linux-modules-nvidia-{branches[0]}-{kernel}")
-        return f"{APT.lift(held) if held else ''}{modules}; modinfo -k {kernel} -F version nvidia"
-    if any(driver_packages.has(name, "akmod") for name in names):
-        return f"sudo akmods --force --kernels {kernel}; modinfo -k {kernel} -F version nvidia"
-    return (
-        "install the driver again, so that module and library are of one version; "
-        f"modinfo -k {kernel} -F version nvidia"
-    )
-
-
 def evidence(snapshot: HostSnapshot) -> tuple[str, ...]:
     """What each source says, a line each; sources that say nothing are left out."""
     driver = snapshot.driver
@@ -128,6 +93,9 @@ def evidence(snapshot: HostSnapshot) -> tuple[str, ...]:
         ("library", driver.library),
         (f"module on disk for {snapshot.kernel or 'the running kernel'}", driver.module_on_disk),
         (f"module for {driver.next_kernel}, which boots next", _next_module(snapshot)),
+        ("libcuda", driver.libcuda if driver.libcuda != driver.library else ""),
+        ("files that no package owns", ", ".join(_unowned(driver))),
+        ("left by NVIDIA's installer", ", ".join(driver.runfile)),
         ("packages", _package_list(snapshot)),
         ("nvidia-smi", _smi(snapshot)),
         ("cards", ", ".join(f"{c.address} {c.kernel_driver or '-'}" for c in snapshot.pci_gpus)),
@@ -135,10 +103,25 @@ def evidence(snapshot: HostSnapshot) -> tuple[str, ...]:
         ("secure boot", {True: "on", False: "off", None: ""}[driver.secure_boot]),
         ("signer of the module", "none" if driver.module_signer == "" else driver.module_signer),
         *(("dkms", line) for line in driver.dkms),
-        *(("kernel log", line) for line in driver.kernel_log or ()),
+        *(("kernel log", line) for line in _shortened(driver.kernel_log or ())),
         ("kernel log", "may not be read by this user" if driver.kernel_log is None else ""),
     ]
     return tuple(f"{source}: {said}" for source, said in lines if said)
+
+
+def _shortened(lines: tuple[str, ...]) -> list[str]:
+    """The first and the last of many: the causes come first, and what holds now last."""
+    left_out = len(lines) - 2 * MOST_OF_LOG
+    if left_out <= 0:
+        return list(lines)
+    middle = f"... {left_out} lines more"
+    return [*lines[:MOST_OF_LOG], middle, *lines[-MOST_OF_LOG:]]
+
+
+def _unowned(driver: Driver) -> list[str]:
+    """Paths; a module that dkms or akmods built is nobody's rightly."""
+    files = (driver.library_file, driver.libcuda_file, driver.module_file)
+    return [file.path for file in files if file and file.owner == ""]
 
 
 def _next_module(snapshot: HostSnapshot) -> str:

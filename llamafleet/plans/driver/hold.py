@@ -44,7 +44,7 @@ def plan_hold(settings: Settings, snapshot: HostSnapshot) -> HoldPlan | Problem 
     parts = driver.parts
     kept = tuple(name for name in ours if name in parts or is_held(driver, name))
     loose = tuple(name for name in parts if not is_held(driver, name))
-    verdict = driver_verdict(snapshot)
+    verdict = driver_verdict(snapshot, settings.gpus)
     if loose and verdict.problem and verdict.state == "packages split":
         reason = f"not held until the packages agree: {', '.join(loose)}"
         return HoldPlan(record=kept, reason=reason)

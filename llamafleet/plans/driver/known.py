@@ -9,7 +9,6 @@ from llamafleet.protocol.diagnose import Match, Signature, diagnose, signatures_
 from llamafleet.tables import failures
 
 MISMATCH = "nvml-driver-library-mismatch"
-LOST = "xid-79-fallen-off-bus"
 
 
 @lru_cache

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.facts import repair
+from llamafleet.plans.driver.repair import repair
 from llamafleet.plans.plan import Problem, RebootPlan
 from llamafleet.settings import Settings
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
+from llamafleet.plans.driver.cure import Kind, cure
 from llamafleet.plans.driver.facts import (
     coming_module,
     disk_sentence,
@@ -18,19 +19,33 @@ from llamafleet.plans.driver.facts import (
     missing_next,
     newest,
     package_versions,
-    repair,
     unfinished,
     versions_sentence,
 )
-from llamafleet.plans.driver.gpus import lost_gpu, old_xids, unseen_cards
+from llamafleet.plans.driver.foreign import culprit
+from llamafleet.plans.driver.gpus import (
+    Sick,
+    describe,
+    full_address,
+    notes_of_use,
+    old_xids,
+    sick_cards,
+    unseen_cards,
+)
 from llamafleet.plans.driver.known import MISMATCH, is_known, known, known_of
-from llamafleet.plans.gpus import describe
+from llamafleet.plans.driver.libcuda import compat_note, other_libcuda, without_cuda
+from llamafleet.plans.driver.platform import lost_devices, windows
+from llamafleet.plans.driver.repair import repair
+from llamafleet.plans.gpus import choose
 from llamafleet.plans.plan import Problem
 from llamafleet.plans.toolkit.compatibility import newest_cuda
 from llamafleet.plans.toolkit.refusal import no_cuda
 from llamafleet.protocol.diagnose import Match
 from llamafleet.tables import parse_version
 from llamafleet.tables.toolkits import toolkits
+
+MOST_SICK = 4
+"""Cards of which a problem tells all; of more it tells the number."""
 
 State = Literal[
     "ok",
@@ -41,9 +56,16 @@ State = Literal[
     "module not signed",
     "no driver",
     "GPU lost",
+    "open module required",
+    "GPU not supported",
+    "vGPU guest driver needed",
+    "GPU not started",
+    "fabric not ready",
+    "closed to CUDA",
     "too old",
     "card not bound",
     "no answer",
+    "no CUDA",
 ]
 
 REFUSED = ("Key was rejected", "is rejected", "module loading is restricted")
@@ -62,29 +84,49 @@ class Verdict:
     """What does not stop the host, and should be seen all the same."""
     evidence: tuple[str, ...] = ()
     """What each source says, a line each."""
+    cure: Kind | None = None
+    """Which kind of cure a sick card needs; None: it is not about a card."""
 
 
 Blocked = tuple[State, Problem] | None
 
 
-def driver_verdict(snapshot: HostSnapshot) -> Verdict:
-    """The first thing that is wrong, from the most specific cause to the least."""
+def driver_verdict(snapshot: HostSnapshot, gpus: tuple[str, ...] | None = None) -> Verdict:
+    """The first thing that is wrong, from the most specific cause to the least.
+
+    `gpus`: the setting of that name. A card that it leaves out stops nothing, whatever it has.
+    """
+    sick, left_out = _parted(snapshot, choose(gpus, snapshot).addresses)
+    said = evidence(snapshot)
+    snapshot = _without(snapshot, left_out)
     looks: tuple[Callable[[HostSnapshot], Blocked], ...] = (
+        _windows,
+        _foreign,
         _mismatch,
-        _lost,
+        lambda snapshot: _sick(snapshot, sick),
+        _lost_devices,
         _not_bound,
         _no_answer,
+        _no_cuda,
         _too_old,
         _pending,
     )
-    said = evidence(snapshot)
     for look in looks:
         blocked = look(snapshot)
         if blocked:
             state, problem = _finish_first(snapshot, *blocked)
-            return Verdict(state, problem, evidence=said)
+            by_card = sick[0].cure if sick and state == sick[0].state else None
+            return Verdict(state, problem, evidence=said, cure=by_card)
     state, after = _next_boot(snapshot)
-    notes = (*after, *_odd_packages(snapshot), *old_xids(snapshot), *unseen_cards(snapshot))
+    notes = (
+        *after,
+        *_odd_packages(snapshot),
+        *compat_note(snapshot),
+        *old_xids(snapshot),
+        *(f"left out by the setting gpus: {one.found}" for one in left_out),
+        *unseen_cards(snapshot),
+        *notes_of_use(snapshot),
+    )
     return Verdict(state, None, notes, said)
 
 
@@ -110,6 +152,47 @@ def _problem(found: str, expected: str, fix: str) -> Problem:
 
 def _and_known(found: str, match: Match | None) -> str:
     return f"{found}; {match}" if match else found
+
+
+def _windows(snapshot: HostSnapshot) -> Blocked:
+    """WSL: the driver is that of Windows."""
+    found = windows(snapshot)
+    if not found:
+        return None
+    return "no answer", _problem(found.found, "nvidia-smi of Windows's driver", found.fix)
+
+
+def _foreign(snapshot: HostSnapshot) -> Blocked:
+    """A file that no package brought differs from all packages."""
+    if missing_next(snapshot) and not snapshot.container:
+        return None
+    found = culprit(snapshot) if _differs_on_this_kernel(snapshot) else None
+    found = found or other_libcuda(snapshot)
+    if not found:
+        return None
+    said = f"{versions_sentence(snapshot)}; {disk_sentence(snapshot)}; {found.found}"
+    return "packages split", _problem(said, _AGREE, found.fix)
+
+
+def _differs_on_this_kernel(snapshot: HostSnapshot) -> bool:
+    """What another kernel would load is a note, not a problem of this boot."""
+    driver = snapshot.driver
+    agree = driver.module == driver.library == driver.module_on_disk
+    return not (agree and _only_another_kernel(snapshot))
+
+
+def _lost_devices(snapshot: HostSnapshot) -> Blocked:
+    found = lost_devices(snapshot)
+    if not found:
+        return None
+    return "no answer", _problem(found.found, "a container that has its GPUs", found.fix)
+
+
+def _no_cuda(snapshot: HostSnapshot) -> Blocked:
+    found = without_cuda(snapshot)
+    if not found:
+        return None
+    return "no CUDA", _problem(found.found, "a CUDA version, which comes from libcuda", found.fix)
 
 
 def _mismatch(snapshot: HostSnapshot) -> Blocked:
@@ -138,7 +221,9 @@ def _mismatch(snapshot: HostSnapshot) -> Blocked:
     wrong = _no_better_after_reboot(snapshot)
     if wrong:
         return "packages split", _problem(f"{found}; {wrong}", _AGREE, repair(snapshot))
-    return "reboot needed", _problem(found, _REBOOT, match.fix if match else "sudo reboot")
+    return "reboot needed", _problem(
+        found, _REBOOT, match.fix if match else cure("reboot", snapshot)
+    )
 
 
 _AGREE = "all parts of the driver of one version; a reboot alone will not help"
@@ -180,7 +265,7 @@ def _pending(snapshot: HostSnapshot) -> Blocked:
             return None
     elif len(packages) > 1 or (driver.library and packages.keys() != {coming}):
         return "packages split", _problem(f"{found}; {on_disk}", _AGREE, repair(snapshot))
-    return "reboot needed", _problem(f"{found}; {on_disk}", _REBOOT, "sudo reboot")
+    return "reboot needed", _problem(f"{found}; {on_disk}", _REBOOT, cure("reboot", snapshot))
 
 
 def _only_another_kernel(snapshot: HostSnapshot) -> bool:
@@ -231,16 +316,44 @@ def _missing_problem(snapshot: HostSnapshot, found: str) -> Problem:
     )
 
 
-def _lost(snapshot: HostSnapshot) -> Blocked:
-    found = lost_gpu(snapshot)
-    if not found:
-        return None
-    match = known(found)
-    return "GPU lost", _problem(
-        _and_known(found, match),
-        "no fatal Xid error and every GPU on the bus",
-        match.fix if match else "sudo reboot",
+def _parted(
+    snapshot: HostSnapshot, chosen: frozenset[str] | None
+) -> tuple[tuple[Sick, ...], tuple[Sick, ...]]:
+    """Sick cards that stop the host, and those that the setting `gpus` leaves out."""
+    found = sick_cards(snapshot)
+    out = tuple(
+        one for one in found if chosen is not None and one.address and one.address not in chosen
     )
+    return tuple(one for one in found if one not in out), out
+
+
+def _without(snapshot: HostSnapshot, left_out: tuple[Sick, ...]) -> HostSnapshot:
+    """nvidia-smi fails as a whole over one card: without that card it has answered."""
+    places = [one.address.rpartition(".")[0] for one in left_out]
+    driver = snapshot.driver
+    explained = driver.complaints and all(
+        any(place in said.lower() for place in places) for said in driver.complaints
+    )
+    if driver.smi_state != "failed" or not snapshot.gpus or not explained:
+        return snapshot
+    return replace(snapshot, driver=replace(driver, smi_state="ok"))
+
+
+def _sick(snapshot: HostSnapshot, sick: tuple[Sick, ...]) -> Blocked:
+    """Cards that are gone, ill, refused or closed; the others go on only if `gpus` says so."""
+    if not sick:
+        return None
+    first = sick[0]
+    found = "; ".join(one.found for one in sick[:MOST_SICK])
+    if len(sick) > MOST_SICK:
+        found += f"; and {len(sick) - MOST_SICK} more"
+    fix = cure(first.cure, snapshot, first.about)
+    ill = {one.address for one in sick}
+    shown = dict.fromkeys(full_address(gpu.pci_address) for gpu in snapshot.gpus)
+    stay = [address for address in shown if address not in ill]
+    if stay and "" not in ill:
+        fix += f"; {cure('leave-out', snapshot, ' '.join(stay))}"
+    return first.state, _problem(_and_known(found, known(first.found)), first.expected, fix)
 
 
 def _not_bound(snapshot: HostSnapshot) -> Blocked:
@@ -253,13 +366,10 @@ def _not_bound(snapshot: HostSnapshot) -> Blocked:
     found = "; ".join(f"{describe(c)} bound to {c.kernel_driver or 'nothing'}" for c in cards)
     expected = "the kernel module nvidia"
     if "nouveau" in bound:
-        fix = "install NVIDIA's driver, which blocks nouveau, then: sudo reboot"
+        fix = f"install NVIDIA's driver, which blocks nouveau: {cure('install-driver', snapshot)}"
         if driver.module_on_disk:
             found += f" (module nvidia {driver.module_on_disk} is on disk)"
-            fix = (
-                "echo 'blacklist nouveau' | sudo tee /etc/modprobe.d/blacklist-nouveau.conf; "
-                "sudo update-initramfs -u (or: sudo dracut --force), then: sudo reboot"
-            )
+            fix = cure("blacklist-nouveau", snapshot)
         return "nouveau in the way", _problem(found, expected, fix)
     if bound != {None}:
         fix = "unbind the card from that driver, or set accelerator = 'cpu'"
@@ -268,10 +378,10 @@ def _not_bound(snapshot: HostSnapshot) -> Blocked:
         return _not_loaded(snapshot, found, expected)
     if driver.module_next is not None and driver.next_kernel != snapshot.kernel:
         found += f"; the module is there for kernel {driver.next_kernel}, {snapshot.kernel} runs"
-        return "reboot needed", _problem(found, expected, "sudo reboot")
+        return "reboot needed", _problem(found, expected, cure("reboot", snapshot))
     if not snapshot.container and (package_versions(snapshot) or driver.dkms):
         return "module missing", _missing_problem(snapshot, found)
-    fix = "install NVIDIA's driver for this kernel; dkms status"
+    fix = f"install NVIDIA's driver for this kernel: {cure('install-driver', snapshot)}"
     return "no driver", _problem(found, expected, fix)
 
 
@@ -287,15 +397,9 @@ def _not_loaded(snapshot: HostSnapshot, found: str, expected: str) -> Blocked:
         return "module not signed", _problem(
             f"{found}; secure boot {boot}, module nvidia {driver.module_on_disk} {signed}{why}",
             "a module signed with a key that this machine accepts",
-            "sudo mokutil --import /var/lib/dkms/mok.pub (Ubuntu: "
-            "/var/lib/shim-signed/mok/MOK.der), sudo reboot and enrol the key there; or switch "
-            "secure boot off in the firmware",
+            cure("sign-module", snapshot),
         )
-    fix = (
-        f"sudo modprobe nvidia (version {driver.module_on_disk} is on disk); "
-        "sudo dmesg | grep -i nvidia"
-    )
-    return "card not bound", _problem(found, expected, fix)
+    return "card not bound", _problem(found, expected, cure("load-module", snapshot))
 
 
 def _too_old(snapshot: HostSnapshot) -> Blocked:
@@ -312,7 +416,8 @@ def _too_old(snapshot: HostSnapshot) -> Blocked:
         return None
     found = f"{base.found}, which runs CUDA up to {cuda[0]} ({cuda[1]})"
     expected = f"CUDA {oldest.version} or newer, the oldest toolkit that is supported"
-    return "too old", replace(base, found=found, expected=expected)
+    fix = base.next if not snapshot.container else f"{base.next}: {cure('newer-branch', snapshot)}"
+    return "too old", replace(base, found=found, expected=expected, next=fix)
 
 
 def _no_answer(snapshot: HostSnapshot) -> Blocked:
@@ -326,28 +431,31 @@ def _no_answer(snapshot: HostSnapshot) -> Blocked:
         fix = (
             "time sudo nvidia-smi; where it ends after all, persistence is off and each call "
             "starts the GPUs anew: sudo nvidia-smi -pm 1, or enable nvidia-persistenced; else "
-            "sudo dmesg | grep -iE 'nvrm|xid'"
+            f"{cure('read-log', snapshot)}"
         )
     elif driver.smi_state == "garbage":
         found = f"nvidia-smi ends well, but its answer is not understood{said}"
         fix = "run nvidia-smi on the host; reinstall the driver's utilities"
     elif driver.smi_state == "failed":
         found = f"nvidia-smi failed{said}"
-        fix = "run nvidia-smi on the host; sudo dmesg | grep -iE 'nvrm|xid'"
+        fix = cure("read-log", snapshot)
     elif driver.smi_state == "ok":
         found = "nvidia-smi answers and shows no GPU"
         fix = "nvidia-smi -L; sudo dmesg | grep -iE 'nvrm|xid'"
     elif snapshot.container:
         found = f"no nvidia-smi in this container ({snapshot.container})"
-        fix = "start the container with its GPUs, as docker run --gpus all"
+        fix = cure("give-gpus", snapshot)
     else:
         found = f"kernel module {driver.module or 'of unknown version'}, but no nvidia-smi"
-        fix = "install the driver's utilities (nvidia-utils, nvidia-smi) of the module's version"
+        fix = (
+            "install the driver's utilities (nvidia-utils, nvidia-smi) of the module's version: "
+            f"{cure('install-tools', snapshot)}"
+        )
     cards = ", ".join(describe(card) for card in snapshot.pci_gpus)
     # Where there is no nvidia-smi, that is the cause, whatever the log of the machine holds.
     match = known_of(snapshot) if driver.smi_state != "absent" else None
     return "no answer", _problem(
         _and_known(f"{found}{f' ({cards} is there)' if cards else ''}", match),
         "nvidia-smi that lists the GPUs",
-        match.fix if match else fix,
+        match.fix if match and not snapshot.container else fix,
     )

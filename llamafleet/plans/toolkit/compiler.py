@@ -5,8 +5,9 @@ from __future__ import annotations
 from llamafleet.facts.host import Compiler, HostSnapshot
 from llamafleet.plans.plan import PackagesPlan, Problem
 from llamafleet.plans.toolkit.methods import system
-from llamafleet.protocol.managers import APT, DNF, MANAGERS
+from llamafleet.protocol.managers import APT, DNF, MANAGERS, YUM
 from llamafleet.settings import Settings
+from llamafleet.tables import parse_version
 from llamafleet.tables.distributions import CompilerPackage
 from llamafleet.tables.toolkits import ToolkitRow
 
@@ -89,14 +90,39 @@ def _may_install(settings: Settings) -> bool:
     return settings.scope == "system" and settings.install_packages
 
 
-def install_version(snapshot: HostSnapshot, major: int) -> str:
-    """What to type to get gcc of one major version, where the packages' names are uniform."""
+def install_version(snapshot: HostSnapshot, newest: int) -> str:
+    """What to type to get a gcc from MIN_MAJOR to that major version: the newest that there is."""
+    here = system(snapshot)
+    if here:
+        fit = [row for row in here.compilers if MIN_MAJOR <= row.major <= newest]
+        if fit:
+            best = max(fit, key=lambda row: row.major)
+            return MANAGERS[here.manager].install_by_hand(best.package)
+        return _elsewhere(snapshot, newest)
+    if snapshot.enterprise_linux and snapshot.os_version.startswith("7"):
+        # The last one that Red Hat's collection for 7 has.
+        return YUM.install_by_hand(f"centos-release-scl devtoolset-{MIN_MAJOR}-gcc-c++")
+    if snapshot.os_id == "ubuntu" and parse_version(snapshot.os_version or "0") < (22,):
+        # Ubuntu 20.04 ends with g++-10: packages.ubuntu.com.
+        ppa = "sudo add-apt-repository ppa:ubuntu-toolchain-r/test"
+        return f"{ppa}; {APT.install_by_hand(f'g++-{min(newest, 13)}')}"
+    if snapshot.os_id == "debian" and parse_version(snapshot.os_version or "12") < (12,):
+        return _elsewhere(snapshot, newest)
     if snapshot.package_manager == "apt":
-        return APT.install_by_hand(f"g++-{major}")
-    if snapshot.enterprise_linux and major <= 15:
-        # From 11 on; the snapshot looks into each toolset's folder, so no setting is needed.
-        return DNF.install_by_hand(f"gcc-toolset-{major}-gcc-c++")
-    return f"install g++-{major} from the distribution and set host_compiler to its path"
+        return APT.install_by_hand(f"g++-{newest}")
+    if snapshot.enterprise_linux and newest <= 15:
+        # The snapshot looks into each toolset's folder, so no setting is needed.
+        return DNF.install_by_hand(f"gcc-toolset-{newest}-gcc-c++")
+    if snapshot.package_manager == "zypper":
+        return MANAGERS["zypper"].install_by_hand(f"gcc{newest}-c++")
+    return f"install g++-{newest} from the distribution and set host_compiler to its path"
+
+
+def _elsewhere(snapshot: HostSnapshot, newest: int) -> str:
+    return (
+        f"{snapshot.os_name or 'this system'} has no g++ {MIN_MAJOR} to {newest}: install one from "
+        "elsewhere (as conda's gxx_linux-64) and set host_compiler to its path"
+    )
 
 
 def plan_packages(snapshot: HostSnapshot, settings: Settings) -> PackagesPlan | Problem:

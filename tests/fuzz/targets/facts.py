@@ -46,6 +46,46 @@ cmake=/usr/bin/cmake\tcmake version 3.28.3
 systemctl=0
 kernel_module=6.1.0-41-amd64\t1\t1\t580.95.05
 library=/usr/lib/libnvidia-ml.so.1\t/usr/lib/libnvidia-ml.so.580.95.05
+pci=0000:41:00.0\t0x2b85\tnvidia\t1
+switches=2
+module_kind=proprietary
+gpu_nodes= 0 1
+@begin driver_gpus
+ /proc/driver/nvidia/gpus/0000:01:00.0/information:Device Minor: 0
+ /proc/driver/nvidia/gpus/0000:41:00.0/information:GPU Excluded: Yes
+
+@end
+@begin fabric_manager
+ LoadState=loaded
+ ActiveState=failed
+
+@end
+smi_details=0
+@begin smi_details
+ GPU 00000000:01:00.0
+     MIG Mode
+         Current : Enabled
+     Compute Mode : Prohibited
+     GPU Recovery Action : Reset
+     Fabric
+         State : In Progress
+
+@end
+smi_list=0
+@begin smi_list
+ GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-00000000-0000-0000-0000-000000000001)
+   MIG 1g.5gb     Device  0: (UUID: MIG-00000000-0000-0000-0000-000000000001)
+
+@end
+@begin kernel_log
+ [    1.0] nvidia-nvlink: Nvlink Core is being initialized, major device number 1
+ [    2.0] NVRM: The NVIDIA GPU 0000:41:00.0 (PCI ID: 10de:2b85)
+                NVRM: installed in this system requires use of the NVIDIA open kernel modules.
+ [    3.0] NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x0 to 0x1
+ [    4.0] NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.
+ [    5.0] nvidia 0000:01:00.0: reset done
+
+@end
 smi_banner=0
 @begin smi_banner
  | NVIDIA-SMI 580.95.05    Driver Version: 580.95.05   CUDA Version: 13.0   |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import statistics
 import subprocess
@@ -78,7 +79,8 @@ def test_the_worker_measures_and_marks(models: Path) -> None:
     messages = worker(
         {"task": "bench", "model": str(path), "n_gpu_layers": -1, "bench": sizes, "discard": 1}
     )
-    assert [m["mark"] for m in messages if "mark" in m] == ["measuring", "measured"]
+    marks = [m["mark"] for m in messages if "mark" in m]
+    assert marks == ["measuring", "pp", "pp done", "tg", "tg done", "measured"]
     steps = [(m["step"], m["steps"]) for m in messages if "step" in m]
     assert steps == [(number, 6) for number in range(6)]
     reply = messages[-1]["reply"]
@@ -113,3 +115,89 @@ def test_a_failed_decode_is_an_error(code: int) -> None:
 
     with pytest.raises(bench.DecodeFailed, match=str(code)):
         bench.process(Failing(bos=False), None, [[1]])
+
+
+# -- warming up, and the loop ----------------------------------------------------------------------
+
+
+def settled(*rates: float, seconds: float = 3.0) -> int:
+    """Repetitions until these were found steady; each takes a second."""
+    made: list[float] = []
+
+    def rate() -> float:
+        made.append(rates[min(len(made), len(rates) - 1)])
+        return made[-1]
+
+    bench.settle(rate, seconds, clock=lambda: float(len(made)))
+    return len(made)
+
+
+def test_a_cold_card_is_warmed_up_until_two_repetitions_agree() -> None:
+    """As recorded: the first prompt of an H200 was 10 % slower than the next."""
+    assert settled(10901.9, 12148.5, 12174.4) == 3
+    assert settled(356.6, 356.5) == 2
+    assert settled(1.0, 2.0, 3.0, 4.0, 5.0, 6.0) == 3, "for a bounded time"
+
+
+DECODED = """
+import base64, ctypes, json, sys
+import llama_cpp as lib
+from llamafleet.onhost.verify import bench
+quiet = lib.llama_log_callback(lambda *_: None)
+lib.llama_log_set(quiet, ctypes.c_void_p(0))
+params = lib.llama_model_default_params()
+model = lib.llama_model_load_from_file(sys.argv[1].encode(), params)
+size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+found = []
+for way in ("one call", "step by step"):
+    context = lib.llama_init_from_model(model, bench.context_params(lib, 64))
+    tokens = bench.Tokens(lib, model)
+    if way == "one call":
+        bench.generate(lib, context, tokens.singles(16))
+    else:
+        with bench._generation(lib, context, tokens, 16) as run:
+            run()
+    row = lib.llama_get_logits_ith(context, -1)
+    found.append(base64.b64encode(ctypes.string_at(row, size * 4)).decode())
+    positions = lib.llama_memory_seq_pos_max(lib.llama_get_memory(context), 0)
+    lib.llama_free(context)
+    assert positions == 15, positions
+print(json.dumps([found[0] == found[1], hasattr(lib, "llama_batch_ext_init")]))
+"""
+
+
+@needs_llama
+def test_batches_that_are_made_ready_compute_the_same(models: Path) -> None:
+    path, _ = synth.ensure(models, "tiny", "q4_0")
+    run = subprocess.run(
+        [PYTHON, "-c", DECODED, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    assert json.loads(run.stdout.splitlines()[-1]) == [True, True]
+
+
+def test_a_version_without_the_newer_batches_decodes_one_by_one() -> None:
+    class Older(Vocabulary):
+        decoded: list[int]
+
+        def llama_batch_get_one(self, tokens: Any, count: int) -> Any:
+            return tokens
+
+        def llama_decode(self, context: object, batch: Any) -> int:
+            self.decoded.append(batch[0])
+            return 0
+
+        def llama_synchronize(self, context: object) -> None:
+            pass
+
+    lib = Older(bos=False)
+    lib.decoded = []
+    lib.llama_token = ctypes.c_int32  # type: ignore[assignment]
+    with bench._generation(lib, None, bench.Tokens(lib, None), 5) as run:
+        assert lib.decoded == []
+        run()
+    assert lib.decoded == bench.Tokens(lib, None).singles(5)

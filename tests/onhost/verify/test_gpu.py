@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost.verify import gpu
+from llamafleet.onhost.verify.checks import busy
 from llamafleet.onhost.verify.gpu import MIB, Nvml, NvmlUnavailable, Recording, Sample, Sampler
+from tests.fakenvml import Fake, fake_nvml, fake_nvml_library
+from tests.fakenvml import uuid as card_uuid
+
+__all__ = ["fake_nvml", "fake_nvml_library"]
 
 PID = 4242
 
@@ -207,3 +212,67 @@ def test_the_sampler_reads_while_a_child_works() -> None:
     count = len(recording.samples)
     time.sleep(0.05)
     assert len(recording.samples) == count
+
+
+# -- divided GPUs, by a fake NVML ------------------------------------------------------------------
+
+INSTANCES = ("MIG-11111111-0000-0000-0000-000000000000", "MIG-22222222-0000-0000-0000-000000000000")
+
+
+@pytest.fixture
+def divided(fake_nvml: Fake) -> Fake:
+    """Two cards, the first of them divided; the numbers of its instances have a gap."""
+    fake_nvml.devices(2)
+    for number, uuid in zip((0, 3), INSTANCES, strict=True):
+        fake_nvml.mig(0, number, uuid, "NVIDIA H200 MIG 1g.18gb", 16384)
+    return fake_nvml
+
+
+def test_instances_stand_in_place_of_a_divided_gpu(divided: Fake) -> None:
+    nvml = Nvml()
+    first, second, whole = nvml.gpus()
+    assert (first.uuid, second.uuid) == INSTANCES
+    assert whole.uuid == card_uuid(1) and whole.index == 1 and not whole.parent
+    assert first.parent == second.parent == card_uuid(0)
+    assert first.bus_id == "0000:01:00.0" and first.compute_capability == "9.0"
+    assert (first.name, first.vram_mib) == ("NVIDIA H200 MIG 1g.18gb", 16384)
+    assert len({gpu.index for gpu in (first, second, whole)}) == 3
+    assert nvml.free_mib((first,)) == 16384 - 12
+
+
+def test_a_divided_gpu_without_instances_is_there_itself(fake_nvml: Fake) -> None:
+    fake_nvml.say("nvmlDeviceGetMigMode", value=(1, 1))
+    fake_nvml.say("nvmlDeviceGetMaxMigDeviceCount", value=7)
+    nvml = Nvml()
+    (gpu,) = nvml.gpus()
+    assert gpu.uuid == card_uuid(0) and nvml.divided(gpu)
+
+
+def test_an_instance_is_read_by_itself_and_its_card_for_the_rest(divided: Fake) -> None:
+    divided.processes("Compute", (77, 900), device="0.0")
+    nvml = Nvml()
+    first, second, _ = nvml.gpus()
+    moment = nvml.moment(first)
+    assert [(one.pid, one.memory_mib) for one in moment.processes or ()] == [(77, 900)]
+    assert nvml.moment(second).processes == ()
+    assert (moment.utilisation, moment.memory_clock_mhz, moment.used_mib) == (None, 3201, 12)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "held", "status"), [(80, 900, "pass"), (0, 900, "fail"), (80, 0, "fail")]
+)
+def test_an_instance_has_no_utilisation_and_is_busy_by_what_it_made(
+    tokens: int, held: float, status: str
+) -> None:
+    check = busy.judge_busy((), busy.MigWork(tokens, held, 1980.0))
+    assert check.status == status
+    assert check.found == f"{tokens} tokens, {held:.0f} MiB held, SM clock of the card 1980 MHz"
+    assert busy.judge_busy((), None).status == "fail", "of a whole GPU this is red"
+
+
+def test_a_card_that_is_lost_while_it_is_read_ends_nothing(fake_nvml: Fake) -> None:
+    nvml = Nvml()
+    (gpu,) = nvml.gpus()
+    fake_nvml.fail("*", code=15)
+    assert nvml.moment(gpu).processes is None
+    assert nvml.why_silent(gpu) == "GPU is lost"

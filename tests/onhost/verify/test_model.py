@@ -263,6 +263,29 @@ def test_no_such_file_names_the_last_folder_that_is_there(tmp_path: Path) -> Non
     assert f"next: `ls {tmp_path}`" in text or "move it out of" in text
 
 
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("")
+    text = refused_elsewhere(tmp_path / "models/m.gguf")
+    assert f"of its folders {tmp_path} is the last that is there" in text
+
+
+def test_a_disk_that_does_not_answer_is_one_red_check(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model(tmp_path, gguf())
+
+    def broken(one: Path) -> Any:
+        if one == path:
+            raise OSError(5, "Input/output error")
+        return read_weights(one)
+
+    monkeypatch.setattr(weights, "read", broken)
+    result = host[1](model=str(path))
+    assert status(result, "fail") == {"model"}
+    assert f"{path} can't be read: [Errno 5] Input/output error" in said(result, "model")
+    assert f"cksum {path}" in said(result, "model")
+
+
 def test_below_tmp_the_unit_s_own_is_the_cause() -> None:
     assert "next: move it out of /tmp: " in refused_elsewhere(Path("/tmp/none-of-that/m.gguf"))
     assert "move it out of /var/tmp" in refused_elsewhere(Path("/var/tmp/none-of-that.gguf"))

@@ -457,6 +457,17 @@ def test_code_of_a_compiler_that_makes_it_wrong_is_red_by_name(
         assert check.found.startswith("compiled by nvcc 13.2.78 computes iq1_s, iq2_s, iq3_s wrong")
 
 
+def test_code_of_an_older_capability_is_right_by_any_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library with PTX of 8.0 alone, on a GPU of 12.0: slow to start, and no fault."""
+    monkeypatch.setattr("llamafleet.onhost.nvcc.shipped", miscompiles)
+    loaded = tmp_path / "libggml-cuda.so"
+    loaded.write_bytes((DATA / "fatbin/compute80.so").read_bytes())
+    one = replace(card(), compute_capability="12.0")
+    assert code_of(tmp_path, str(loaded), gpus=(one,), nvcc="13.2.78").status == "warn"
+
+
 def test_code_that_is_missing_or_unreadable_is_named(tmp_path: Path) -> None:
     check = code_of(tmp_path, "/v/libllama.so")
     assert check == Check(

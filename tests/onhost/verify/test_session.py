@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import checks, gpu, llama_log, synth, weights
+from llamafleet.onhost.verify import checks, conditions, gpu, llama_log, measuring, synth, weights
 from llamafleet.onhost.verify import run as verify
 from llamafleet.onhost.verify import session as verification
 from llamafleet.onhost.verify.child import Outcome
@@ -41,7 +41,7 @@ from tests.onhost.verify.graphs import (
     SMALL_ON_GPU,
     sent,
 )
-from tests.onhost.verify.test_gpu import Recorded
+from tests.onhost.verify.test_gpu import PID, Recorded
 from tests.protocol.test_verify import good
 
 __all__ = ["models"]
@@ -175,16 +175,18 @@ def host(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     data = good() | {key: str(value) for key, value in places.items()}
     data["inputs"] |= {"model": "synthetic:160m-q4_0"}
     data["inputs"] |= {"bench": {"prompt": 8, "gen": 8, "repetitions": 2}}
-    config = verify_config.parse(tmp_path / "verify.json", data | {"busy_minutes": 0})
+    config = verify_config.parse(tmp_path / "verify.json", data)
 
     def run(
         faults: Faults | None = None,
         environment: dict[str, str] | None = None,
         chosen: tuple[str, ...] = (),
+        busy_minutes: int = 0,
         **changes: Any,
     ) -> dict[str, Any]:
         inputs = replace(config.inputs, **changes)
         told = replace(config, inputs=inputs, environment=environment or {}, gpus=chosen)
+        told = replace(told, busy_minutes=busy_minutes)
         code = verify.verify(told, faults or Faults())
         result: dict[str, Any] = json.loads((tmp_path / "results" / "latest.json").read_text())
         assert code == (0 if result["verdict"] == "PASS" else 1)
@@ -440,6 +442,55 @@ def test_a_crash_of_a_step_leaves_a_result(host: Host, monkeypatch: pytest.Monke
     assert result["verdict"] == "FAIL"
     assert "ZeroDivisionError" in json.dumps(every(result))
     assert {check["name"] for check in every(result)} == set(checks.NAMES)
+
+
+# -- a GPU that is not free ----------------------------------------------------------------------
+
+
+def test_another_process_makes_the_verdict_busy(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured before: PASS, tg128 64.8 in place of 343.9 t/s."""
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded()))
+    result = host[1]()
+    assert result["verdict"] == "BUSY"
+    assert status(result, "busy") == {"benchmark"}
+    (row,) = result["gpus"]
+    assert row["verdict"] == "BUSY" and row["benchmark"]["attempts"] == 1
+    assert "another process on GPU 0: pid 1 " in row["benchmark"]["busy"][0]
+    assert [one["pid"] for one in row["benchmark"]["conditions"][0]["others"]] == [1, PID]
+    assert "[pp8 2.00 ± 0.00 t/s, tg8 2.00 ± 0.00 t/s, load 1.0 s]" in said(result, "benchmark")
+    assert "ps -fp 1" in said(result, "benchmark")
+    assert received_result(result) == decode(Result, result)
+
+
+def test_a_busy_gpu_is_measured_again_for_the_minutes_of_the_settings(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, run = host
+    module = Recorded()
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(module))
+    monkeypatch.setattr(conditions, "IDLE_S", 0.0)
+
+    def ends(seconds: float) -> None:
+        if module.pid is not None and ("bench", "GPU-0") in answers.on:
+            module.pid, module.used, module.utilisation = None, 0, 0
+
+    monkeypatch.setattr(measuring, "PAUSE_S", 0.0)
+    monkeypatch.setattr(measuring.time, "sleep", ends)
+    monkeypatch.setattr(measuring.until_free, "__defaults__", (lambda line: None, ends))
+    result = run(busy_minutes=1)
+    assert result["verdict"] == "PASS"
+    (row,) = result["gpus"]
+    assert (row["benchmark"]["attempts"], row["benchmark"]["busy"]) == (2, [])
+
+
+def test_a_sick_card_that_computes_is_red(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Recorded, "nvmlDeviceGetRemappedRows", lambda *_: (0, 1, 1, 0), raising=False
+    )
+    result = host[1]()
+    assert result["verdict"] == "FAIL" and status(result, "fail") == {"health"}
 
 
 # -- several GPUs ------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver import known
+from llamafleet.plans.driver.cure import cure
 from llamafleet.plans.driver.verdict import driver_verdict
 from llamafleet.plans.plan import Problem
 from llamafleet.tables import failures
@@ -42,29 +43,48 @@ def problem_of(snapshot: HostSnapshot) -> Problem:
 
 
 def test_rows_that_the_code_names_are_in_the_table() -> None:
-    assert {known.MISMATCH, known.LOST} <= {row["id"] for row in failures.rows()}
+    assert {known.MISMATCH} <= {row["id"] for row in failures.rows()}
 
 
 @pytest.mark.parametrize(
     ("snapshot", "id"),
     [
         (failing(smi_error=NO_DRIVER), "nvidia-smi-no-driver"),
-        (failing(smi_error=NONE_FOUND, kernel_log=(NOT_STARTED,)), "gpu-not-started"),
         (failing(smi_error=NONE_FOUND, kernel_log=(XID_45,)), "xid-other"),
         (failing(smi_state="timeout", smi_error="", kernel_log=(XID_45,)), "xid-other"),
-        (failing(smi_error=NONE_FOUND, kernel_log=(XID_79,)), "xid-79-fallen-off-bus"),
-        (failing(smi_error="GPU is lost.  Reboot the system"), "xid-79-fallen-off-bus"),
-        (host(kernel_log=(f"[89990.1] {XID_62}",)), "xid-other"),
-        (host(kernel_log=(f"[89990.1] {XID_63}",)), "xid-memory"),
         (failing(**UNTOLD, packages=()), "nvml-driver-library-mismatch"),
         # nvidia-smi's own words are nearer than the log of the whole boot.
-        (failing(smi_error=NO_DRIVER, kernel_log=(NOT_STARTED,)), "nvidia-smi-no-driver"),
+        (failing(smi_error=NO_DRIVER, kernel_log=(XID_45,)), "nvidia-smi-no-driver"),
     ],
 )
 def test_what_is_known_is_said_with_its_fix(snapshot: HostSnapshot, id: str) -> None:
     problem = problem_of(snapshot)
     fix = next(row["fix"] for row in failures.rows() if row["id"] == id)
     assert f"known as {id}: " in problem.found and problem.next == fix
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "id"),
+    [
+        (failing(smi_error=NONE_FOUND, kernel_log=(NOT_STARTED,)), "gpu-not-started"),
+        (failing(smi_error=NONE_FOUND, kernel_log=(XID_79,)), "xid-79-fallen-off-bus"),
+        (failing(smi_error="GPU is lost.  Reboot the system"), "xid-79-fallen-off-bus"),
+        (host(kernel_log=(f"[89990.1] {XID_62}",)), "xid-other"),
+    ],
+)
+def test_what_is_known_of_a_card_is_said_beside_its_own_cure(
+    snapshot: HostSnapshot, id: str
+) -> None:
+    verdict = driver_verdict(snapshot)
+    assert verdict.problem and f"known as {id}: " in verdict.problem.found
+    assert verdict.cure and verdict.problem.next.startswith(
+        cure(verdict.cure, snapshot, "0000:01:00.0")[:20]
+    )
+
+
+def test_a_row_of_memory_that_is_put_out_of_use_is_a_note() -> None:
+    verdict = driver_verdict(host(kernel_log=(f"[89990.1] {XID_63}",)))
+    assert verdict.state == "ok" and verdict.notes == (f"GPU 0000:01:00.0: [89990.1] {XID_63}",)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,75 @@ def unbound(card: PciGpu = BARE, **found: Any) -> HostSnapshot:
     )
 
 
+CARD_5090 = PciGpu("0000:01:00.0", "2b85", "nvidia")
+CARD_1050 = PciGpu("0000:01:00.0", "1c81", None)
+CARD_L40S = PciGpu("0000:05:00.0", "26b9", None)
+LOADED = (
+    "[  900.1] NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build"
+)
+XID_119 = (
+    "[  800.1] NVRM: Xid (PCI:0000:01:00): 119, pid=3119, name=python, Timeout after 45s of "
+    "waiting for RPC response from GPU0 GSP! Expected function 76 (GSP_RM_CONTROL)."
+)
+"""As in NVIDIA/open-gpu-kernel-modules#1045."""
+XID_154 = (
+    "[  801.2] NVRM: Xid (PCI:0000:01:00): 154, GPU recovery action changed from 0x0 (None) to "
+    "0x1 (GPU Reset Required)"
+)
+XID_154_AT_REST = XID_154.replace("0x0 (None) to 0x1 (GPU Reset Required)", "0x1 to 0x0 (None)")
+NVLINK = "NVRM: Xid (PCI:0000:01:00): 149, NETIR_LINK_EVT {} XC0 i0 Link 11 (0x004505c6 0x0)"
+NEEDS_OPEN = (
+    "[    5.559842] NVRM: The NVIDIA GPU 0000:01:00.0 (PCI ID: 10de:2b85)",
+    "               NVRM: installed in this system requires use of the NVIDIA open kernel modules.",
+    "[    5.559858] NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x22:0x56:884)",
+)
+"""NVIDIA/open-gpu-kernel-modules#862."""
+LEGACY = (
+    "[    4.1] NVRM: The NVIDIA NVIDIA GeForce GTX 1050 GPU installed in this system is",
+    "                           NVRM:  supported through the NVIDIA 580.xx Legacy drivers. Please",
+    "                           NVRM:  visit http://www.nvidia.com/object/unix.html for more",
+    "                           NVRM:  information.  The 595.71.05 NVIDIA driver will ignore",
+    "                           NVRM:  this GPU.  Continuing probe...",
+    "[    4.2] NVRM: No NVIDIA GPU found.",
+)
+"""NixOS/nixos-hardware#1880."""
+NO_GSP = (
+    "NVRM: The NVIDIA GPU 0000:01:00.0 (PCI ID: 10de:1c81)",
+    "NVRM: installed in this system is not supported by open",
+    "NVRM: nvidia.ko because it does not include the required GPU",
+    "NVRM: System Processor (GSP).",
+)
+"""As ajvengo quotes it in NVIDIA/open-gpu-kernel-modules#696: without times or blanks."""
+NEWER = (
+    "[    4.1] NVRM: The NVIDIA GPU 0000:01:00.0 (PCI ID: 10de:2b85)",
+    "               NVRM: installed in this system is not supported by the",
+    "               NVRM: NVIDIA 550.144.03 driver release.",
+)
+VGPU = (
+    "[99083.966246] NVRM: The NVIDIA GPU 0000:05:00.0 (PCI ID: 10de:26b9)",
+    "               NVRM: installed in this system is not supported by the",
+    "               NVRM: NVIDIA 570.86.15 driver release.",
+)
+"""NVIDIA/gpu-operator#1371."""
+FALLEN_IN_THREE = (
+    "Jan 11 10:00:00 surface kernel: NVRM: The NVIDIA GPU 0000:01:00.0",
+    "Jan 11 10:00:00 surface kernel: NVRM: (PCI ID: 10de:134b) installed in this system has",
+    "Jan 11 10:00:00 surface kernel: NVRM: fallen off the bus and is not responding to commands.",
+)
+"""The words of linux-surface/linux-surface#376."""
+
+
+def shown(**told: Any) -> HostSnapshot:
+    """The working host, whose nvidia-smi says this of its GPU."""
+    return replace(host(), gpus=(replace(RTX_4090, **told),))
+
+
+def none_found(log: tuple[str, ...], card: PciGpu = CARD_4090) -> HostSnapshot:
+    """The card is bound, and nvidia-smi finds no devices."""
+    down = failing(smi_error="No devices were found", kernel_log=log)
+    return replace(down, pci_gpus=(card,))
+
+
 UPDATED = {"library": NEW, "packages": ubuntu(), "module_on_disk": NEW, "module_next": NEW}
 
 
@@ -198,7 +267,7 @@ CASES = {
         failing(library=NEW, packages=ubuntu()),
         "packages split",
         f"would load module {OLD} beside library {NEW}",
-        f"dkms autoinstall -k {RUNNING}",
+        f"dkms install --force nvidia/{NEW} -k {RUNNING}",
     ),
     "not configured": Case(
         failing(
@@ -312,7 +381,10 @@ CASES = {
     ),
     # GPU lost
     "fell off the bus": Case(
-        failing(smi_error="No devices were found", kernel_log=(XID_79,)), "GPU lost", XID_79, "rebo"
+        failing(smi_error="No devices were found", kernel_log=(XID_79,)),
+        "GPU lost",
+        XID_79,
+        "power",
     ),
     "a recent fatal Xid of a GPU that is shown": Case(
         host(kernel_log=(f"[89000.5] {XID_62}",)), "GPU lost", "Xid 62"
@@ -334,10 +406,229 @@ CASES = {
         "GPU lost",
         "Xid 79",
     ),
-    "a fatal Xid of long ago, the GPU works": works(
-        host(kernel_log=(f"[  100.5] {XID_79}",)), note="Xid 79 earlier in this boot"
+    # No time heals a card: a reset or a new start does.
+    "a fatal Xid of long ago, the GPU is shown": Case(
+        host(kernel_log=(f"[  100.5] {XID_79}",)), "GPU lost", "is listed and not well: Xid 79"
     ),
-    "a fatal Xid of unknown time, the GPU works": works(host(kernel_log=(XID_62,)), note="Xid 62"),
+    "a fatal Xid of unknown time, the GPU is shown": Case(
+        host(kernel_log=(XID_62,)), "GPU lost", "Xid 62", "nvidia-smi --gpu-reset -i 0000:01:00.0"
+    ),
+    "a fatal Xid, then the driver was started anew": works(
+        host(kernel_log=(f"[  100.5] {XID_62}", LOADED)), note="Xid 62 earlier in this boot"
+    ),
+    "a fatal Xid, then the card was reset": works(
+        host(kernel_log=(XID_62, "[  200.1] nvidia 0000:01:00.0: reset done")), note="Xid 62"
+    ),
+    "a fatal Xid, then the reset of another card": Case(
+        host(kernel_log=(XID_62, "[  200.1] nvidia 0000:02:00.0: reset done")), "GPU lost"
+    ),
+    "the driver asks for a reset": Case(
+        host(kernel_log=(XID_154,)), "GPU lost", "Xid 154", "--gpu-reset"
+    ),
+    "the driver asks for a boot": Case(
+        host(kernel_log=(XID_154.replace("0x1 (GPU Reset", "0x2 (Node Reboot"),)),
+        "GPU lost",
+        "Node Reboot Required",
+        "sudo reboot",
+    ),
+    "the driver asked for a reset and asks no longer": works(
+        host(kernel_log=(XID_119, XID_154, XID_154_AT_REST)), note="Xid 119 earlier in this boot"
+    ),
+    "the GSP hangs": Case(host(kernel_log=(XID_119,)), "GPU lost", "Xid 119", "--gpu-reset"),
+    "a fatal error of a link": Case(
+        host(kernel_log=(NVLINK.format("Fatal"),)), "GPU lost", "Xid 149", "--gpu-reset"
+    ),
+    "a harmless error of a link": works(host(kernel_log=(NVLINK.format("Nonfatal"),))),
+    "a row of memory put out of use": works(
+        host(kernel_log=("NVRM: Xid (PCI:0000:01:00): 63, pid=1, Row Remapper: New row",)),
+        note="GPU 0000:01:00.0: NVRM: Xid (PCI:0000:01:00): 63",
+    ),
+    # listed is not working
+    "words in place of a figure": Case(
+        shown(faults=("memory.total: [GPU requires reset]",)),
+        "GPU lost",
+        "GPU 0000:01:00.0 is listed and not well: memory.total: [GPU requires reset]",
+        "--gpu-reset",
+    ),
+    "a lost GPU in the list": Case(
+        shown(faults=("temperature.gpu: [GPU is lost]",)), "GPU lost", "is lost", "poweroff"
+    ),
+    "the driver's recovery action": Case(
+        shown(recovery="Reset"), "GPU lost", "recovery action: Reset", "--gpu-reset"
+    ),
+    "the driver's recovery action is a boot": Case(
+        shown(recovery="Reboot"), "GPU lost", "recovery action: Reboot", "sudo reboot"
+    ),
+    "no recovery action": works(shown(recovery="None")),
+    "no recovery action after one": works(
+        replace(shown(recovery="None"), driver=host(kernel_log=(XID_154,)).driver),
+        note="Xid 154 earlier",
+    ),
+    "compute mode Prohibited": Case(
+        shown(compute_mode="Prohibited"), "closed to CUDA", "Prohibited", "-c DEFAULT"
+    ),
+    "an exclusive compute mode": works(
+        shown(compute_mode="Exclusive_Process"), note="Exclusive_Process: one process at a time"
+    ),
+    "divided without an instance": Case(
+        shown(divided=True), "closed to CUDA", "has no instance", "nvidia-smi mig"
+    ),
+    "memory that waits for a reset": works(
+        shown(warnings=("Remapped Rows Pending: Yes",)), note="Remapped Rows Pending"
+    ),
+    # the fabric
+    "fabric in progress": Case(
+        shown(fabric="In Progress, N/A"), "fabric not ready", "In Progress", "nvidia-fabricmanager"
+    ),
+    "fabric completed": works(shown(fabric="Completed, Success")),
+    "NVSwitches and no manager": Case(
+        host(switches=4, fabric_manager="not-found"), "fabric not ready", "4 NVSwitches"
+    ),
+    "NVSwitches and their manager": works(host(switches=4, fabric_manager="active")),
+    "NVSwitches, and the fabric is told to be ready": works(
+        replace(
+            shown(fabric="Completed, Success"),
+            driver=host(switches=4, fabric_manager="failed").driver,
+        )
+    ),
+    # the kernel's own reason
+    "the open module is required": Case(
+        none_found(NEEDS_OPEN, card=CARD_5090), "open module required", "requires use", "open"
+    ),
+    "the code of a card that wants the open module": Case(
+        none_found(NEEDS_OPEN[2:], card=CARD_5090),
+        "open module required",
+    ),
+    "the same code of a card that runs with either module": Case(
+        # As in Cyridd/cmpunlocker#4.
+        none_found(NEEDS_OPEN[2:]),
+        "GPU not started",
+    ),
+    "a failure that names no card": Case(
+        # As in Bumblebee-Project/Bumblebee#722.
+        none_found(("[87669.726564] NVRM: RmInitAdapter failed! (0x26:0xffff:1375)",)),
+        "GPU not started",
+    ),
+    "the open module of before 560 on a GeForce": Case(
+        # As in NVIDIA/open-gpu-kernel-modules#230.
+        none_found(
+            (
+                "[    3.513141] NVRM: Open nvidia.ko is only ready for use on Data Center GPUs.",
+                "[    3.513144] NVRM: To force use of Open nvidia.ko on other GPUs, see the",
+                "[    3.824916] NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x63:0x0:1905)",
+            )
+        ),
+        "GPU not supported",
+        "only ready for use on Data Center",
+        "install nvidia-driver-580,",
+    ),
+    "a card that is not on the bus and asks for the open module": Case(
+        replace(none_found(NEEDS_OPEN), pci_gpus=()), "open module required", "10de:2b85"
+    ),
+    "a card that is not on the bus and does not wake up": Case(
+        replace(
+            none_found(
+                (
+                    "nvidia 0000:01:00.0: Unable to change power state from D3cold to D0, device "
+                    "inaccessible",
+                )
+            ),
+            pci_gpus=(),
+        ),
+        "GPU lost",
+        "D3cold",
+        "poweroff",
+    ),
+    "firmware that is missing": Case(
+        none_found(
+            (
+                "nvidia 0000:01:00.0: Direct firmware load for nvidia/515.43.04/gsp.bin failed "
+                "with error -2",
+                "NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x61:0x0:1702)",
+            )
+        ),
+        "GPU not started",
+        "firmware load",
+        "install",
+    ),
+    "a card that later branches dropped": Case(
+        unbound(CARD_1050, module_on_disk="595.71.05", module_next="595.71.05", kernel_log=LEGACY),
+        "GPU not supported",
+        "580.xx Legacy drivers",
+        "580",
+    ),
+    "the same by the table": Case(
+        unbound(CARD_1050, module_on_disk="595.71.05", module_next="595.71.05"),
+        "GPU not supported",
+        "generation Pascal",
+        "580",
+    ),
+    "a card without GSP": Case(
+        unbound(CARD_1050, module_on_disk=OLD, module_next=OLD, kernel_log=NO_GSP),
+        "GPU not supported",
+        "not supported by open nvidia.ko",
+        "nvidia-kernel-dkms",
+    ),
+    "a card that is newer than the branch": Case(
+        unbound(CARD_5090, module_on_disk="550.144.03", module_next="550.144.03", kernel_log=NEWER),
+        "GPU not supported",
+        "is not supported by the",
+        "570",
+    ),
+    "a vGPU under the driver of a whole card": Case(
+        unbound(CARD_L40S, module_on_disk="570.86.15", module_next="570.86.15", kernel_log=VGPU),
+        "vGPU guest driver needed",
+        "570.86.15 driver release",
+        "guest driver",
+    ),
+    "a card that does not start": Case(
+        none_found(("NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x24:0x72:1568)",)),
+        "GPU not started",
+        "RmInitAdapter failed! (0x24:0x72:1568)",
+        "poweroff",
+    ),
+    "a card without a memory region": Case(
+        none_found(
+            (
+                "[ 4.2] NVRM: This PCI I/O region assigned to your NVIDIA device is invalid:",
+                "               NVRM: BAR1 is 0M @ 0x0 (PCI:0000:01:00.0)",
+                "[ 4.3] NVRM: GPU 0000:01:00.0: RmInitAdapter failed! (0x25:0x1c:1474)",
+            )
+        ),
+        "GPU not started",
+        "BAR1 is 0M",
+        "Above 4G Decoding",
+    ),
+    "a card without power": Case(
+        none_found(
+            ("NVRM: GPU 0000:01:00.0: GPU does not have the necessary power cables connected.",)
+        ),
+        "GPU lost",
+        "power cables",
+        "power cables",
+    ),
+    "fallen off the bus in three lines": Case(
+        none_found(FALLEN_IN_THREE), "GPU lost", "has fallen off the bus and is not", "poweroff"
+    ),
+    "asleep for good": Case(
+        none_found(
+            (
+                "nvidia 0000:01:00.0: Unable to change power state from D3cold to D0, device "
+                "inaccessible",
+            )
+        ),
+        "GPU lost",
+        "D3cold",
+    ),
+    "a configuration space of ones": Case(
+        replace(failing(smi_error="No devices"), pci_gpus=(replace(CARD_4090, unreadable=True),)),
+        "GPU lost",
+        "reads ff",
+        "poweroff",
+    ),
+    "a reason of before the last start of the module": works(
+        host(kernel_log=(*NEEDS_OPEN, "NVRM: nvidia-nvlink: Nvlink Core is being initialized"))
+    ),
     # too old
     "CUDA before every toolkit": Case(
         replace(GPU_HOST, driver=driver("470")), "too old", "CUDA up to 11.4", "install a driver"
@@ -361,6 +652,9 @@ CASES = {
             packages=(),
             cuda=None,
         )
+    ),
+    "no libcuda": Case(
+        host(cuda=None, cuda_unknown="N/A"), "no CUDA", "CUDA Version: N/A", "libnvidia-compute-580"
     ),
     "no answer": Case(failing(smi_error="boom"), "no answer", "nvidia-smi failed: boom", "dmesg"),
 }
@@ -455,7 +749,7 @@ def test_two_gpus_one_lost() -> None:
     )
     assert driver_verdict(lost).state == "GPU lost"
     both = replace(lost, gpus=(RTX_4090, replace(RTX_4090, pci_address="00000000:02:00.0")))
-    assert driver_verdict(both).state == "ok"
+    assert driver_verdict(both).state == "GPU lost"
 
 
 def test_errors_of_gpus_that_are_not_this_host_s_own() -> None:
@@ -466,6 +760,72 @@ def test_errors_of_gpus_that_are_not_this_host_s_own() -> None:
     assert driver_verdict(replace(other, pci_gpus=(CARD_4090, passed_on))).state == "ok"
     none_left = replace(failing(smi_error="No devices", kernel_log=(XID_79,)), container="docker")
     assert driver_verdict(none_left).state == "GPU lost"
+
+
+HANDLE = "Unable to determine the device handle for GPU0000:02:00.0: Unknown Error"
+SECOND = PciGpu("0000:02:00.0", "2684", "nvidia")
+
+
+def two(state: str = "ok", second: PciGpu = SECOND, **found: Any) -> HostSnapshot:
+    """Two cards, of which nvidia-smi lists the first."""
+    return replace(host(smi_state=state, **found), pci_gpus=(CARD_4090, second))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        two(smi_error=HANDLE, complaints=(HANDLE,)),
+        two("failed", smi_error=HANDLE, complaints=(HANDLE,)),
+        two(),
+        two(second=replace(SECOND, unreadable=True)),
+    ],
+)
+def test_one_of_two_is_not_shown_whatever_the_exit_status(found: HostSnapshot) -> None:
+    verdict = driver_verdict(found)
+    assert verdict.state == "GPU lost" and verdict.problem
+    assert "0000:02:00.0" in verdict.problem.found.lower()
+    assert 'gpus = ["0000:01:00.0"]' in verdict.problem.next
+    for setting in ("0", "0000:01:00.0", RTX_4090.uuid):
+        alone = driver_verdict(found, (setting,))
+        assert alone.problem is None and alone.state == "ok"
+        assert any("left out by the setting gpus" in note for note in alone.notes)
+    assert driver_verdict(found, ("0000:02:00.0", "0")).state == "GPU lost"
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        two(second=replace(SECOND, kernel_driver="vfio-pci")),
+        two(second=replace(SECOND, kernel_driver=None)),
+        two(second=replace(SECOND, excluded=True)),
+        replace(two(), container="docker"),
+        replace(two(second=replace(SECOND, given=False)), container="docker"),
+    ],
+)
+def test_a_card_that_is_not_ours_stops_nothing(found: HostSnapshot) -> None:
+    verdict = driver_verdict(found)
+    assert verdict.problem is None and verdict.state == "ok"
+
+
+def test_a_container_that_was_given_a_card_and_does_not_show_it() -> None:
+    given = replace(two(second=replace(SECOND, given=True)), container="docker")
+    assert driver_verdict(given).state == "GPU lost"
+
+
+def test_a_display_card_that_the_driver_refuses_stops_nothing() -> None:
+    """As in NVIDIA/open-gpu-kernel-modules#696, whose other card works."""
+    log = tuple(line.replace("01:00", "02:00") for line in NO_GSP)
+    old = PciGpu("0000:02:00.0", "1b82", None)
+    assert driver_verdict(two(second=old, kernel_log=log)).problem is None
+    fallen = tuple(line.replace("01:00", "02:00") for line in FALLEN_IN_THREE)
+    assert driver_verdict(two(second=old, kernel_log=fallen)).state == "GPU lost"
+
+
+def test_all_sick_cards_are_named() -> None:
+    third = replace(SECOND, address="0000:03:00.0")
+    verdict = driver_verdict(replace(two(), pci_gpus=(CARD_4090, SECOND, third)))
+    assert verdict.problem
+    assert "0000:02:00.0" in verdict.problem.found and "0000:03:00.0" in verdict.problem.found
 
 
 def test_a_hanging_nvidia_smi_alone() -> None:

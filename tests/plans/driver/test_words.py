@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.facts import repair
+from llamafleet.plans.driver.repair import repair
 from llamafleet.plans.driver.verdict import Verdict, driver_verdict
 from tests.plans.driver.test_verdict import (
     BARE,
@@ -113,7 +113,8 @@ SPLIT = ubuntu(NEW, OLD)
         (
             "apt",
             {"packages": ()},
-            "install the driver again, so that module and library are of one version; "
+            "install the driver again, so that module and library are of one version: "
+            f"sudo sh NVIDIA-Linux-x86_64-{OLD}.run --kernel-name=$(uname -r); "
             "modinfo -k $(uname -r) -F version nvidia",
         ),
     ],

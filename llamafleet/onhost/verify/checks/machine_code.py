@@ -71,18 +71,20 @@ def _place(place: Place) -> Check:
     except fatbin.FatbinError as error:
         return failed(NAME, str(error), expected, cure)
     check = judge_machine_code(code, capabilities)
-    wrong = _miscompiled(place.evidence, capabilities)
+    wrong = _miscompiled(place.evidence, code, capabilities)
     if wrong and check.status != "fail":
         return failed(NAME, f"compiled by {wrong}", "code of a compiler that makes it right", BUILD)
     return check
 
 
-def _miscompiled(evidence: Evidence, capabilities: Sequence[str]) -> str:
+def _miscompiled(evidence: Evidence, code: MachineCode, capabilities: Sequence[str]) -> str:
     """What is known against the nvcc of this build, if its proof tells which it was: a small model
-    may look right by luck."""
+    may look right by luck. It is the code that runs on a GPU that is wrong, as PTX of an older
+    capability is not."""
     build = evidence.product.nvcc if evidence.product else ""
-    version = evidence.config.toolkit or ""
-    return nvcc.miscompiles(build, version, capabilities) if build else ""
+    runs = [c for c in code.codes if any(c.runs_on(parse_capability(gpu)) for gpu in capabilities)]
+    of = [f"{c.major}.{c.minor}" for c in runs]
+    return nvcc.miscompiles(build, evidence.config.toolkit or "", of) if build else ""
 
 
 def _capabilities(place: Place) -> tuple[str, ...]:

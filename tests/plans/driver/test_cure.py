@@ -1,0 +1,158 @@
+"""The words of every cure, by kind and host: each is one that this host can carry out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from llamafleet.facts.host import HostSnapshot, Package
+from llamafleet.plans.driver.cure import Kind, as_root, cure, manager_of, origin
+from llamafleet.plans.host import as_typed
+from tests.hosts.recorded import SYSTEMS
+from tests.plans.driver.test_verdict import NEW, OLD, host, ubuntu
+from tests.plans.hosts import GPU_HOST
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ABOUT: dict[str, str] = {
+    "reset-gpu": "0000:01:00.0",
+    "older-branch": "580",
+    "newer-branch": "570",
+    "leave-out": "0000:01:00.0 0000:41:00.0",
+    "rebuild-module": "6.8.0-45-generic",
+}
+INSTALLS = {
+    "apt": ("apt install", "apt-get", "ubuntu-drivers"),
+    "dnf": ("dnf ",),
+    "yum": ("yum ",),
+    "pacman": ("pacman ",),
+    "zypper": ("zypper ",),
+}
+"""Words that only a host with that manager understands."""
+
+
+def system(name: str, packages: tuple[Package, ...] = ()) -> HostSnapshot:
+    """A GPU host with the system of that name in systems.yaml."""
+    lines = SYSTEMS[name]["lines"]
+    release = dict(
+        line.replace('"', "").split("=", 1) for line in SYSTEMS[name]["blocks"]["os-release"]
+    )
+    found = host(packages=packages)
+    return replace(
+        found,
+        os_id=release["ID"],
+        os_like=tuple(release.get("ID_LIKE", "").split()),
+        os_version=release.get("VERSION_ID", ""),
+        os_name=release.get("PRETTY_NAME", ""),
+        package_manager=lines["package_manager"][0],
+        kernel=lines["kernel"][0],
+        ostree="ostree" in lines,
+        driver=replace(found.driver, next_kernel=lines["kernel"][0], module=None),
+    )
+
+
+OF_A_SYSTEM = sorted(set(SYSTEMS) - {"alpine"})
+
+
+@pytest.mark.parametrize("name", OF_A_SYSTEM)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_cure_speaks_of_another_package_manager(kind: Kind, name: str) -> None:
+    there = system(name)
+    text = cure(kind, there, ABOUT.get(kind, ""))
+    assert text and "{" not in text and "None" not in text
+    for manager, words in INSTALLS.items():
+        if manager != (there.package_manager or ""):
+            assert not any(word in text for word in words), text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("container", ["docker", "podman", "lxc", "systemd-nspawn"])
+def test_in_a_container_nothing_is_done_to_the_host(kind: Kind, container: str) -> None:
+    text = cure(kind, replace(host(), container=container), ABOUT.get(kind, ""))
+    assert not any(word in text for word in ("sudo", "apt", "modprobe", "dkms", "mokutil")), text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_wsl_no_linux_driver_is_touched(kind: Kind) -> None:
+    text = cure(kind, replace(host(), container="wsl"), ABOUT.get(kind, ""))
+    assert "sudo" not in text and "apt" not in text, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_is_root_types_no_sudo(kind: Kind) -> None:
+    there = replace(host(), no_sudo=True)
+    assert "sudo " not in as_typed(there, cure(kind, there, ABOUT.get(kind, "")))
+
+
+FEDORA = (Package("akmod-nvidia", NEW), Package("xorg-x11-drv-nvidia-cuda", NEW))
+DEBIAN = (Package("nvidia-kernel-dkms", f"{NEW}-1"), Package("libcuda1", f"{NEW}-1"))
+SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570-server", NEW))
+
+
+@pytest.mark.parametrize(
+    ("there", "kind", "about", "said"),
+    [
+        (system("ubuntu22"), "install-driver", "", "sudo ubuntu-drivers install, then sudo reb"),
+        (system("ubuntu22", ubuntu()), "open-module", "", "apt install nvidia-driver-580-open, "),
+        (system("ubuntu22", SERVER), "open-module", "", "install nvidia-driver-570-server-open"),
+        (system("ubuntu22", SERVER), "newer-branch", "580", "install nvidia-driver-580-server"),
+        (system("ubuntu22", SERVER), "fabric-manager", "", "install nvidia-fabricmanager-570"),
+        (system("debian12"), "install-driver", "", "nvidia-driver nvidia-smi"),
+        (system("debian12", DEBIAN), "open-module", "", "apt install nvidia-open-kernel-dkms"),
+        (system("debian12", DEBIAN), "install-tools", "", "nvidia-smi libcuda1 libnvidia-ml1"),
+        (system("fedora42"), "install-driver", "", "dnf install akmod-nvidia xorg-x11-drv-nvidia"),
+        (system("fedora42", FEDORA), "open-module", "", "%_with_kmod_nvidia_open 1"),
+        (system("fedora42", FEDORA), "rebuild-module", "k", "akmods --force --kernels k"),
+        (system("fedora42", FEDORA), "sign-module", "", "/etc/pki/akmods/certs/public_key.der"),
+        (system("rhel9"), "open-module", "", "dnf module switch-to nvidia-driver:open-dkms"),
+        (system("rocky8"), "install-driver", "", "dnf module enable nvidia-driver:open-dkms"),
+        (system("centos7"), "install-driver", "", "yum install nvidia-driver-latest-dkms"),
+        (system("arch"), "open-module", "", "pacman -Syu nvidia-open nvidia-utils"),
+        (system("leap15"), "open-module", "", "nvidia-open-driver-G06-signed-kmp-default"),
+        (system("leap15"), "blacklist-nouveau", "", "sudo dracut --force --kver"),
+        (system("arch"), "blacklist-nouveau", "", "sudo mkinitcpio -P"),
+        (system("bazzite42"), "blacklist-nouveau", "", "rpm-ostree kargs"),
+        (system("ubuntu22", ubuntu()), "sign-module", "", "/var/lib/shim-signed/mok/MOK.der"),
+        (system("debian12", DEBIAN), "sign-module", "", "/var/lib/dkms/mok.pub"),
+        (host(), "reset-gpu", "0000:01:00.0", "sudo nvidia-smi --gpu-reset -i 0000:01:00.0"),
+        (host(), "compute-mode", "0000:01:00.0", "sudo nvidia-smi -i 0000:01:00.0 -c DEFAULT"),
+        (host(), "leave-out", "0000:01:00.0", 'gpus = ["0000:01:00.0"]'),
+        (replace(host(), container="docker"), "reboot", "", "not in it: reboot it"),
+        (replace(host(), container="docker"), "restart-container", "", "docker restart"),
+        (replace(host(), container="wsl"), "reboot", "", "wsl --shutdown"),
+    ],
+)
+def test_a_cure_in_the_words_of_its_host(
+    there: HostSnapshot, kind: Kind, about: str, said: str
+) -> None:
+    assert said in cure(kind, there, about)
+
+
+def test_a_driver_of_nvidia_s_installer_is_changed_by_it() -> None:
+    there = host(packages=(), module=OLD)
+    row = origin(there)
+    assert row and row.id == "runfile"
+    assert f"NVIDIA-Linux-$(uname -m)-{OLD}.run -m=kernel-open" in cure("open-module", there)
+
+
+def test_a_system_that_is_not_known_gets_a_sentence() -> None:
+    there = replace(
+        system("arch"), os_id="nixos", os_like=(), package_manager=None, os_name="NixOS"
+    )
+    assert "nixos-rebuild boot" in cure("install-driver", there)
+    void = replace(there, os_id="void", os_name="Void")
+    assert cure("open-module", void).startswith("install the same driver with its open kernel")
+    assert manager_of(void) is None
+
+
+def test_amazon_linux_2_and_oracle_7_have_yum() -> None:
+    for name, version in (("amzn", "2"), ("ol", "7.9")):
+        there = replace(GPU_HOST, os_id=name, os_like=(), os_version=version, package_manager=None)
+        manager = manager_of(there)
+        assert manager and manager.program == "yum"
+    assert manager_of(replace(GPU_HOST, os_id="amzn", os_version="2023", package_manager="dnf"))
+
+
+def test_a_sentence_among_commands_gets_no_sudo() -> None:
+    assert as_root(host(), "one", "!then look") == "sudo one; then look"
