@@ -577,6 +577,13 @@ def test_each_kind_of_place_has_its_checks() -> None:
     assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "model", "control")
 
 
+def test_what_loads_a_model_needs_one() -> None:
+    """And the library with it: without them it is skipped, and one check says why."""
+    needs = {spec.name: set(spec.needs) for spec in checks.REGISTRY if spec.needs}
+    mine = dict.fromkeys(("offload", "vram", "busy", "context", "benchmark"), {"model"})
+    assert needs == mine | dict.fromkeys(("control", "logits"), {"small model"})
+
+
 def test_a_control_that_died_is_none_however_well_its_log_reads() -> None:
     run = ended("logits", None, compared("cuda-zero", ON_CPU).log)
     with pytest.raises(TaskProblem, match="it died"):
