@@ -93,9 +93,13 @@ IPV6 = re.compile(
     r"|(?:[0-9a-fA-F]{1,4}:){1,6}(?::[0-9a-fA-F]{1,4}){1,6}|(?:[0-9a-fA-F]{1,4}:){2,7}:)(?![\w:])"
 )
 SERIAL = re.compile(
-    r"(?i)(\bserial(?:[ _]?(?:number|no))?\.?\"?[ \t]{0,3}[:=#]?[ \t]{0,3}\"?(?<=[:=# \t\"]))"
-    r"([A-Z0-9-]{6,40})\b"
+    r"(?i)(\b(?:serial(?:[ _]?(?:number|no))?|PDI|GUID)\.?\"?[ \t]{0,80}[:=#]?[ \t]{0,3}\"?"
+    r"(?<=[:=# \t\"]))((?:0x)?[A-Z0-9-]{6,40})\b"
 )
+SIGNER = re.compile(r"^(module_signer=)(\S+)(?= Secure Boot Module Signature key)", re.MULTILINE)
+"""As Ubuntu's update-secureboot-policy names the key it makes: the host's name of that time."""
+PROGRAM = re.compile(r"(\s(?:C|G|C\+G|M|M\+C)\s{2,10})(\S[^|\n]{0,200}?)(?=\s+(?:\d+MiB|N/A)\s*\|)")
+"""A process in nvidia-smi's table."""
 HOME = re.compile(r"(/(?:home|Users|export/home|data/home)/)([A-Za-z0-9._-]+)")
 MAIL = re.compile(r"(?<![\w@.+-])([A-Za-z0-9._+-]{1,64})@([A-Za-z0-9][A-Za-z0-9.-]{0,200})")
 UNIT = re.compile(r"\.(?:service|timer|socket|slice|target|path|scope|mount)$")
@@ -216,6 +220,8 @@ def _fields(text: str, names: Names) -> str:
         return match[1] + _user(match[2], names)
 
     text = re.sub(r"^(hostname=)([^\t\r\n]*)", host, text, flags=re.MULTILINE)
+    text = SIGNER.sub(lambda m: m[1] + names.of("host", m[2]), text)
+    text = PROGRAM.sub(r"\1program", text)
     text = re.sub(r"^(user=)([^\t\r\n]*)", user, text, flags=re.MULTILINE)
     text = re.sub(
         r"^(account_groups=)([^\r\n]*)",

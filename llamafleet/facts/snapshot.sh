@@ -603,21 +603,25 @@ owner() (
     if have dpkg-query; then
         # It knows a file below /usr by the name that its package has for it.
         limited 3 dpkg-query -S "/usr${1#/usr}" "${1#/usr}"
-        out=$(printf '%s\n' "$out" |
+        told=$(printf '%s\n' "$out" |
             sed -n -e '/^diversion by /d' -e 's/^\([^ ,:]*\)[^/]*: \/.*$/\1/p')
     elif have rpm; then
         limited 3 rpm -qf --qf '%{NAME}\n' "$1"
-        [ "$rc" = 0 ] || out=
+        told=$out
     elif have pacman; then
         limited 3 pacman -Qqo "$1"
-        [ "$rc" = 0 ] || out=
+        told=$out
     else
         return
     fi
-    case $rc,$out in
-        [01],?*) printf '%s' "${out%%"$nl"*}" ;;
-        1,) printf '%s' - ;;
+    # Only dpkg finds some of what it is asked for, and ends with 1.
+    case $rc in
+        0) [ -n "$told" ] || return ;;
+        1) have dpkg-query || told= ;;
+        *) return ;;
     esac
+    told=${told%%"$nl"*}
+    printf '%s' "${told:--}"
 )
 
 # What tells of a driver that no package brought, of a virtual GPU's host, and of a container's rights.
@@ -736,11 +740,26 @@ kernel_log() {
     # Double quotes only: it is a word of this shell.
     # shellcheck disable=SC2016 # expanded by the inner shell
     limited "$patience" env "LF_PLACES=$places" "LF_XIDS=${LF_XIDS:-0}" sh -c '
-log=$("$@") || exit
+xids="Xid \([^)]*\): ($LF_XIDS)([^0-9]|$)"
+gone="fallen off the bus|GPU is lost"
+start="RmInitAdapter|Direct firmware load for nvidia|firmware/nvidia/.* failed|no firmware image found"
+start="$start|power cables|BAR[0-9]* is 0M|I/O region assigned|wait for GFW"
+refused="The NVIDIA|NVRM: .*(installed in|supported|has$|driver will ignore|open kernel modules|vGPU)"
+refused="$refused|System Processor|nvidia.ko because|driver release|Data Center GPUs"
+differ="API mismatch|has the version"
+signed="module verification failed|key was rejected|is rejected|module loading is restricted"
+power="power state|config space|reset done|RESET_REQUIRED|requiring os reboot"
+probe="nvidia.*probe.* failed|probe.* nvidia.* failed|probe routine|none of the NVIDIA|No NVIDIA"
+loaded="NVRM: loading NVIDIA|Nvlink Core is being initialized"
+log=$({ "$@" || echo "@failed"; } | grep -a -i -E "$xids|NVRM: Xid|SXid|$gone|$start|$refused|\
+$differ|$signed|$power|$probe|$loaded|Linux version|^@failed$" | sed "s/^\(.\{400\}\).*/\1/")
+case $log in *@failed) exit 1 ;; esac
 beginning=$(printf "%s\n" "$log" | grep -c "Linux version")
-log=$(printf "%s\n" "$log" | grep -a -i -E "NVRM|nvidia|nouveau|key was rejected|is rejected|\
-module verification failed|module loading is restricted|power state|config space" |
-    sed "s/^\(.\{400\}\).*/\1/")
+# Of more than these even the search would take too long.
+[ "$(printf "%s\n" "$log" | grep -c "")" -lt 8000 ] || log=$(
+    printf "%s\n" "$log" | sed 4000q
+    printf "%s\n" "$log" | tail -n 4000
+)
 # pick COUNT PATTERN: adds the numbers of the lines.
 wanted=
 pick() {
@@ -748,26 +767,24 @@ pick() {
     [ -n "$hits" ] || return
     for place in "" $LF_PLACES; do
         # Xids leave out the function.
-        some=$(printf "%s\n" "$hits" | grep -F "${place%.*}")
-        for line in $(printf "%s\n" "$some" | sed -n "s/^\([0-9]*\):.*/\1/p" | sed "${1}q") \
-            $(printf "%s\n" "$some" | sed -n "s/^\([0-9]*\):.*/\1/p" | tail -n "$1"); do
+        some=$(printf "%s\n" "$hits" | grep -F "${place%.*}" | sed "s/:.*//")
+        for line in $(printf "%s\n" "$some" | sed "${1}q") \
+            $(printf "%s\n" "$some" | tail -n "$1"); do
             wanted="$wanted$line{p;d;}
 "
         done
     done
 }
-pick 6 "Xid \([^)]*\): ($LF_XIDS)([^0-9]|$)"
+pick 6 "$xids"
 pick 4 "NVRM: Xid"
-pick 6 "fallen off the bus|GPU is lost|GPU lost from the bus"
-pick 6 "RmInitAdapter|Direct firmware load for nvidia|no firmware image found|power cables|BAR[0-9]* is 0M|\
-I/O region assigned|wait for GFW"
-pick 24 "The NVIDIA|installed in|supported|has$|driver will ignore|open kernel modules|System Processor|\
-nvidia.ko because|driver release|vGPU|Data Center GPUs"
-pick 4 "API mismatch|has the version"
-pick 4 "module verification failed|key was rejected|is rejected|module loading is restricted"
-pick 4 "power state|config space|reset done|RESET_REQUIRED|requiring os reboot"
-pick 4 "probe.* failed|none of the NVIDIA|No NVIDIA|ownership"
-pick 4 "NVRM: loading NVIDIA|Nvlink Core is being initialized"
+pick 6 "$gone"
+pick 6 "$start"
+pick 24 "$refused"
+pick 4 "$differ"
+pick 4 "$signed"
+pick 4 "$power"
+pick 4 "$probe"
+pick 4 "$loaded"
 pick 4 "SXid"
 printf "%s\n" "$log" | sed -n "$wanted" | sed 600q
 [ "$beginning" = 0 ] || printf "\n@whole\n"' sh "$@"

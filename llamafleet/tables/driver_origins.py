@@ -53,15 +53,15 @@ def origin_of(
     manager: str, installed: Collection[str], system: str, like: Collection[str], version: str
 ) -> DriverOrigin | None:
     """The row of a host; `version`: VERSION_ID. None: it is not known."""
-    rows = [row for row in origins() if row.manager == manager]
-    by_package = next((row for row in rows if row.has_one_of(installed)), None)
     major = version.partition(".")[0]
+    rows = [row for row in origins() if row.manager == manager]
+    rows = [row for row in rows if not row.versions or major in row.versions]
+    by_package = next((row for row in rows if row.has_one_of(installed)), None)
     return by_package or next(
         (
             row
             for row in rows
-            if (not row.versions or major in row.versions)
-            and (system in row.systems or (row.like and set(like) & set(row.systems)))
+            if system in row.systems or (row.like and set(like) & set(row.systems))
         ),
         None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -245,3 +246,13 @@ def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "found no such file, and no inventory bbb" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_scrubbed_snapshot_names_nobody(tmp_path: Path) -> None:
+    name = platform.node()
+    (tmp_path / "inventory").write_text('lab = ["@local"]\n')
+    file = tmp_path / "here.snapshot"
+    assert command(tmp_path, "snapshot", "@local", "--scrub", "-o", str(file)).returncode == 0
+    text = file.read_text("utf-8")
+    assert "hostname=host-1\n" in text and f"hostname={name}" not in text
+    assert run("plan", file, "--set", "accelerator=cpu").output.startswith("host: host-1")

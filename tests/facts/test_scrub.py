@@ -35,6 +35,9 @@ SECRETS = {
     "domain": "acme-bank",
     "mail": "ops-team",
     "group": "quant-research",
+    "program": "train_secret_model",
+    "signer": "former-name-9",
+    "PDI": "0x8dcf1b7e4a5d5c2e",
 }
 
 
@@ -63,6 +66,14 @@ extra=/home/{SECRETS["another user"]}/cuda
  [    1.5] {SECRETS["host"]} kernel: NVRM: GPU 0000:01:00.0 Serial Number: {SECRETS["serial"]}
  [    2.5] NVRM: Xid (PCI:0000:01:00): 45, pid=2171, name={SECRETS["host, whole"]}
  [    3.5] mlx5 {SECRETS["MAC"]} {SECRETS["address, IPv6"]} {SECRETS["mail"]}@acme-bank.com
+@end
+module_signer={SECRETS["signer"]} Secure Boot Module Signature key
+@begin smi_details
+ GPU 00000000:01:00.0
+     Serial Number                         : {SECRETS["serial"]}
+     GPU PDI                               : {SECRETS["PDI"]}
+ |    0   N/A  N/A            2171      C   .../{SECRETS["program"]}.py       61000MiB |
+ |    0      1206    G   /opt/{SECRETS["program"]}                   175MiB |
 @end
 @begin deploy_lock	/run/llamafleet-deploy.json
  {{"owner": "{SECRETS["user"]}@{SECRETS["host"]}", "controller": "{SECRETS["machine id"]}"}}

@@ -36,6 +36,7 @@ Kind = Literal[
     "install-tools",
     "restart-container",
     "give-gpus",
+    "library-of-host",
     "compute-capability",
     "compute-mode",
     "divide-gpu",
@@ -60,8 +61,9 @@ sign-module         secure boot refuses it
 blacklist-nouveau   nouveau has the card, though NVIDIA's module is on disk
 install-driver      there is none
 install-tools       nvidia-smi and the libraries are missing beside a loaded module
-restart-container   the container lost its devices, or has another library than its host's module
+restart-container   the container lost its devices
 give-gpus           the container was started without GPUs
+library-of-host     the container has another library than its host's module
 compute-capability  the container was given nvidia-smi and no CUDA
 compute-mode        Prohibited or exclusive: back to Default; `about`: the card's bus address
 divide-gpu          MIG is on and has no instance; `about`: the card's bus address
@@ -74,6 +76,10 @@ WINDOWS = (
     "in Windows update NVIDIA's driver, then in PowerShell: wsl --update; wsl --shutdown "
     "(no driver is installed in WSL itself)"
 )
+
+UBUNTU_KEY = ("/var/lib/shim-signed/mok/MOK.priv", "/var/lib/shim-signed/mok/MOK.der")
+DKMS_KEY = ("/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub")
+"""The machine's own key, private and public, of Ubuntu's shim-signed and of dkms elsewhere."""
 
 AGAIN = "install the driver again, so that module and library are of one version"
 
@@ -124,9 +130,15 @@ def old_enterprise_linux(snapshot: HostSnapshot) -> bool:
 def origin(snapshot: HostSnapshot) -> DriverOrigin | None:
     """Where the driver comes from, or would on this system; None: not known."""
     names = [package.name for package in snapshot.driver.packages]
-    if not names and (snapshot.driver.runfile or snapshot.driver.module):
+    if not names and snapshot.driver.runfile:
         return runfile()
     return _system_origin(snapshot, names)
+
+
+def by_hand(snapshot: HostSnapshot) -> bool:
+    """There is a driver, and no package of one: NVIDIA's own installer brought it."""
+    driver = snapshot.driver
+    return not driver.packages and bool(driver.runfile or driver.module or driver.library)
 
 
 def _system_origin(snapshot: HostSnapshot, names: list[str]) -> DriverOrigin | None:
@@ -156,15 +168,24 @@ def _changed(purpose: Purpose) -> Callable[[HostSnapshot, str], str]:
         row = origin(snapshot)
         if row is None:
             return _unknown_origin(snapshot, purpose, about)
-        branch, flavour = branch_of(snapshot)
-        version = snapshot.driver.module or snapshot.driver.library or "VERSION"
-        filled = [
-            command.format(branch=about or branch, flavour=flavour, version=version)
-            for command in row.commands[purpose]
-        ]
-        return as_root(snapshot, *filled)
+        said = _filled(row, purpose, snapshot, about)
+        # Another snapshot than today's may not know of the installer's files.
+        if by_hand(snapshot) and row != runfile() and purpose in ("open", "proprietary"):
+            other = _filled(runfile(), purpose, snapshot, about)
+            return f"{said} (or, where NVIDIA's own installer brought it: {other})"
+        return said
 
     return words
+
+
+def _filled(row: DriverOrigin, purpose: Purpose, snapshot: HostSnapshot, about: str) -> str:
+    branch, flavour = branch_of(snapshot)
+    version = snapshot.driver.module or snapshot.driver.library or "VERSION"
+    commands = (
+        command.format(branch=about or branch, flavour=flavour, version=version)
+        for command in row.commands[purpose]
+    )
+    return as_root(snapshot, *commands)
 
 
 _PURPOSES: dict[Purpose, str] = {
@@ -198,8 +219,9 @@ def _reset_gpu(snapshot: HostSnapshot, about: str) -> str:
 
 def _power_cycle(snapshot: HostSnapshot, _about: str) -> str:
     return (
-        f"{as_root(snapshot, 'poweroff')}, cut the power for a minute and start it again; if it "
-        "comes back: power cables, seat, riser and cooling of the card, and "
+        "power the host off and on, a reboot alone may not bring the card back: "
+        f"{as_root(snapshot, 'poweroff')}, cut the power for a minute, start it again; if it comes "
+        "back: power cables, seat, riser and cooling of the card, and "
         f"{as_root(snapshot, 'nvidia-bug-report.sh')}"
     )
 
@@ -248,15 +270,35 @@ def _rebuild(snapshot: HostSnapshot, about: str) -> str:
     if any(driver_packages.has(name, "akmod") for name in names):
         built = as_root(snapshot, *headers(snapshot, kernel), f"akmods --force --kernels {kernel}")
         return f"{built}; {seen}"
+    return f"{_installed_again(snapshot, names, kernel)}; {seen}"
+
+
+def _installed_again(snapshot: HostSnapshot, names: list[str], kernel: str) -> str:
+    """The module of packages that bring it built, or of NVIDIA's own installer."""
     row = origin(snapshot)
-    if row is not None and row.id in ("arch", "suse"):
-        update = {"arch": "pacman -Syu", "suse": "zypper update"}[row.id]
-        return f"{as_root(snapshot, update)}; {seen}"
-    if row is not None and row.id == "runfile":
+    kind = row.id if row else ""
+    built = [name for name in names if "-kmp-" in name or driver_packages.has(name, "kernel")]
+    manager = manager_of(snapshot)
+    if kind == "arch" and names:
+        return as_root(snapshot, "pacman -Syu")
+    if kind == "suse" and manager and names:
+        return as_root(snapshot, manager.reinstall.format(" ".join(built or names)))
+    if built and manager:
+        # NVIDIA builds one for each kernel of RHEL, some days after it.
+        other = (
+            ""
+            if kind != "nvidia-modules"
+            else (
+                f" (if there is none for {kernel} yet: "
+                f"{as_root(snapshot, 'dnf module switch-to nvidia-driver:open-dkms')})"
+            )
+        )
+        return as_root(snapshot, manager.upgrade.format("'kmod-nvidia*'")) + other
+    if by_hand(snapshot):
         version = snapshot.driver.library or snapshot.driver.module or "VERSION"
         command = f"sh NVIDIA-Linux-{snapshot.arch}-{version}.run --kernel-name={kernel}"
-        return f"{AGAIN}: {as_root(snapshot, command)}; {seen}"
-    return f"{AGAIN}; {seen}"
+        return f"{AGAIN}: {as_root(snapshot, command)}"
+    return AGAIN
 
 
 def initramfs(snapshot: HostSnapshot, kernel: str) -> str:
@@ -285,33 +327,26 @@ def _sign(snapshot: HostSnapshot, _about: str) -> str:
 
 def _signed(snapshot: HostSnapshot) -> tuple[tuple[str, ...], str]:
     """What signs the module with the machine's key, and where the key's public half lies."""
+    driver = snapshot.driver
+    names = [package.name for package in driver.packages]
     row = origin(snapshot)
-    names = [package.name for package in snapshot.driver.packages]
-    ubuntu = "ubuntu" in (snapshot.os_id, *snapshot.os_like)
-    folder = "/var/lib/shim-signed/mok/MOK" if ubuntu else "/var/lib/dkms/mok"
-    private, public = (
-        (f"{folder}.priv", f"{folder}.der") if ubuntu else (f"{folder}.key", f"{folder}.pub")
-    )
     if any(driver_packages.has(name, "akmod") for name in names):
         kernel = snapshot.kernel or "$(uname -r)"
-        return (
-            ("kmodgenca -a", f"akmods --force --rebuild --kernels {kernel}"),
-            "/etc/pki/akmods/certs/public_key.der",
-        )
-    if row is not None and row.id == "runfile" and not snapshot.driver.dkms:
-        version = snapshot.driver.module_on_disk or "VERSION"
-        made = "update-secureboot-policy --new-key" if ubuntu else "dkms generate_mok"
-        return (
-            (
-                made,
-                f"sh NVIDIA-Linux-{snapshot.arch}-{version}.run "
-                f"--module-signing-secret-key={private} --module-signing-public-key={public}",
-            ),
-            public,
-        )
+        built = ("kmodgenca -a", f"akmods --force --rebuild --kernels {kernel}")
+        return () if driver.module_signer else built, "/etc/pki/akmods/certs/public_key.der"
     if row is not None and row.id == "suse":
         return (), "/var/lib/nvidia-pubkeys/MOK-nvidia-driver-*.der"
-    return (), public
+    ubuntu = "ubuntu" in (snapshot.os_id, *snapshot.os_like)
+    private, public = UBUNTU_KEY if ubuntu else DKMS_KEY
+    if names or driver.dkms or driver.module_signer:
+        return (), public
+    # NVIDIA's installer signs what it builds if it is told a key, and not otherwise.
+    made = "update-secureboot-policy --new-key" if ubuntu else "dkms generate_mok"
+    installer = (
+        f"sh NVIDIA-Linux-{snapshot.arch}-{driver.module_on_disk or 'VERSION'}.run "
+        f"--module-signing-secret-key={private} --module-signing-public-key={public}"
+    )
+    return (made, installer), public
 
 
 def _blacklist(snapshot: HostSnapshot, _about: str) -> str:
@@ -360,10 +395,15 @@ def _leave_out(_snapshot: HostSnapshot, about: str) -> str:
 
 
 def _restart_container(snapshot: HostSnapshot, _about: str) -> str:
+    if snapshot.container in ("lxc", "systemd-nspawn"):
+        return (
+            "on its host: allow it the devices of the driver (lxc.cgroup2.devices.allow: c 195:* "
+            "rwm, and those of nvidia-uvm by /proc/devices), then restart it"
+        )
     again = {"docker": "docker restart", "podman": "podman restart"}.get(snapshot.container or "")
-    by_hand = f"on its host: {again} CONTAINER" if again else "restart the container from its host"
+    restart = f"on its host: {again} CONTAINER" if again else "restart the container from its host"
     return (
-        f"{by_hand}; it loses its GPUs again at each systemctl daemon-reload of the host unless "
+        f"{restart}; it loses its GPUs again at each systemctl daemon-reload of the host unless "
         "they are given by CDI or as --device, or Docker's cgroup driver is cgroupfs"
     )
 
@@ -372,6 +412,25 @@ def _give_gpus(_snapshot: HostSnapshot, _about: str) -> str:
     return (
         "start the container with its GPUs, as docker run --gpus all, or podman run --device "
         "nvidia.com/gpu=all; in Kubernetes by the resource nvidia.com/gpu"
+    )
+
+
+def _library_of_host(snapshot: HostSnapshot, _about: str) -> str:
+    """Docker and its like get the host's, unless the image brings one; LXC has its own."""
+    module, manager = snapshot.driver.module, manager_of(snapshot)
+    names = [package.name for package in snapshot.driver.packages]
+    brought = [name for name in names if driver_packages.has(name, "library")]
+    if brought and manager and snapshot.container in ("docker", "podman"):
+        remove = as_root(snapshot, manager.remove.format(" ".join(brought)))
+        return (
+            "take the driver's library out of the image, which hides the one of its host: "
+            f"{remove}; then restart the container"
+        )
+    command = f"sh NVIDIA-Linux-{snapshot.arch}-{module}.run --no-kernel-modules"
+    by_hand = f": {as_root(snapshot, command)}" if module else ""
+    return (
+        "restart the container, so that it gets the host's library; else install the library of "
+        f"{module or 'that module'} in it{by_hand}"
     )
 
 
@@ -389,6 +448,7 @@ def _log(snapshot: HostSnapshot, _about: str) -> str:
 _ANYWHERE: dict[Kind, Callable[[HostSnapshot, str], str]] = {
     "restart-container": _restart_container,
     "give-gpus": _give_gpus,
+    "library-of-host": _library_of_host,
     "compute-capability": _compute_capability,
     "leave-out": _leave_out,
 }

@@ -8,9 +8,9 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver.cure import (
     AGAIN,
     as_root,
+    by_hand,
     cure,
     manager_of,
-    origin,
     then_reboot,
 )
 from llamafleet.plans.driver.facts import coming_module, holds, newest, package_versions, unfinished
@@ -93,15 +93,9 @@ def _of_branch(name: str, label: str) -> str:
 
 def _by_hand(snapshot: HostSnapshot) -> str:
     """A driver of NVIDIA's own installer: its parts come from one file; "": it is none."""
-    row = origin(snapshot)
     driver = snapshot.driver
     coming = coming_module(snapshot)
-    if (
-        row is None
-        or row.id != "runfile"
-        or not (coming and driver.library)
-        or coming == driver.library
-    ):
+    if not by_hand(snapshot) or not (coming and driver.library) or coming == driver.library:
         return ""
     machine = snapshot.arch or "$(uname -m)"
     if newest(coming, driver.library) == coming:

@@ -212,8 +212,7 @@ def _mismatch(snapshot: HostSnapshot) -> Blocked:
         problem = _problem(
             found,
             "the library of the host's module, which a container can't change",
-            f"restart the container, so that it gets the host's library; else install the "
-            f"library of {driver.module or 'that module'} in it",
+            cure("library-of-host", snapshot),
         )
         return "packages split", problem
     if missing_next(snapshot):
@@ -379,7 +378,7 @@ def _not_bound(snapshot: HostSnapshot) -> Blocked:
     if driver.module_next is not None and driver.next_kernel != snapshot.kernel:
         found += f"; the module is there for kernel {driver.next_kernel}, {snapshot.kernel} runs"
         return "reboot needed", _problem(found, expected, cure("reboot", snapshot))
-    if not snapshot.container and (package_versions(snapshot) or driver.dkms):
+    if not snapshot.container and (package_versions(snapshot) or driver.dkms or driver.library):
         return "module missing", _missing_problem(snapshot, found)
     fix = f"install NVIDIA's driver for this kernel: {cure('install-driver', snapshot)}"
     return "no driver", _problem(found, expected, fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamafleet.facts.reader import SnapshotError, parse
+from llamafleet.facts.scrub import scrub
 from llamafleet.facts.summary import summarize
 from llamafleet.plans.make import explain, layout_for, make_plan
 from llamafleet.settings import Settings
@@ -45,7 +46,16 @@ compiler=/usr/bin/g++-13\tgcc\t13.2.0
 cmake=/usr/bin/cmake\tcmake version 3.28.3
 systemctl=0
 kernel_module=6.1.0-41-amd64\t1\t1\t580.95.05
-library=/usr/lib/libnvidia-ml.so.1\t/usr/lib/libnvidia-ml.so.580.95.05
+library=/usr/lib/libnvidia-ml.so.1\t/usr/lib/libnvidia-ml.so.580.95.05\tlibnvidia-compute-580
+library=/usr/local/cuda/compat/libcuda.so.1\t/usr/local/cuda/compat/libcuda.so.590.44.01\t-
+module_file=/usr/lib/modules/6.1.0-41-amd64/updates/dkms/nvidia.ko.xz\t-\t1795500000
+runfile=/usr/bin/nvidia-uninstall
+vgpu_host=1
+driver_capabilities=utility
+board=NVIDIA Jetson Orin Nano
+tegra=# R36 (release), REVISION: 4.3
+ostree=1
+no_sudo=1
 pci=0000:41:00.0\t0x2b85\tnvidia\t1
 switches=2
 module_kind=proprietary
@@ -156,6 +166,16 @@ def _read(text: str, _: Path) -> object:
     return parse(text.split("\n"))
 
 
+def _scrub(text: str, _: Path) -> object:
+    """A snapshot stays one, with the same faults."""
+    scrubbed = scrub(text).text
+    try:
+        parse(text.split("\n"))
+    except SnapshotError:
+        return scrubbed
+    return parse(scrubbed.split("\n"))
+
+
 def _plan(text: str, _: Path) -> object:
     """Nothing of it may end a run: the snapshot's own error alone is that host's."""
     host = parse(text.split("\n"))
@@ -175,6 +195,14 @@ TARGETS = (
         _read,
         (SnapshotError,),
         KNOWN,
+    ),
+    Target(
+        "a snapshot without names",
+        ("facts.scrub:scrub",),
+        texts(BASES),
+        _scrub,
+        known=KNOWN,
+        printable=False,
     ),
     Target(
         "the plan of a snapshot",

@@ -165,6 +165,14 @@ def test_a_model_with_layers_without_tensors_passes() -> None:
     assert check.status == "pass" and check.found.startswith("12 of 12 layers on CUDA devices")
 
 
+def test_a_model_that_only_embeds_texts_passes() -> None:
+    """It has neither a memory nor an output layer; llama.cpp's log assigns one all the same."""
+    embeds = replace(w160m(), output=False)
+    seen = tuple(row for row in without_output(ON_GPU).seen if row.kind != "cache")
+    check = judge_offload(replace(ON_GPU, seen=seen, memory=False), placed("cuda-full"), embeds)
+    assert check.status == "pass" and check.found.startswith("12 of 12 layers on CUDA devices")
+
+
 def test_an_operation_that_no_gpu_can_do_is_a_price_and_no_fault() -> None:
     row = Seen("3", "refused", "CUDA_Host", 2, 0, ("SSM_SCAN node_7", "SSM_SCAN node_9"))
     check = judged(replace(ON_GPU, seen=(*ON_GPU.seen, row)), placed("cuda-full"))

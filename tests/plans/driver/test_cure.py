@@ -66,14 +66,18 @@ def test_no_cure_speaks_of_another_package_manager(kind: Kind, name: str) -> Non
             assert not any(word in text for word in words), text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+IN_THE_CONTAINER: Kind = "library-of-host"
+"""What it has itself is at fault, and is mended in it."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != IN_THE_CONTAINER])
 @pytest.mark.parametrize("container", ["docker", "podman", "lxc", "systemd-nspawn"])
 def test_in_a_container_nothing_is_done_to_the_host(kind: Kind, container: str) -> None:
     text = cure(kind, replace(host(), container=container), ABOUT.get(kind, ""))
     assert not any(word in text for word in ("sudo", "apt", "modprobe", "dkms", "mokutil")), text
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != IN_THE_CONTAINER])
 def test_in_wsl_no_linux_driver_is_touched(kind: Kind) -> None:
     text = cure(kind, replace(host(), container="wsl"), ABOUT.get(kind, ""))
     assert "sudo" not in text and "apt" not in text, text
@@ -119,6 +123,9 @@ SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570
         (host(), "compute-mode", "0000:01:00.0", "sudo nvidia-smi -i 0000:01:00.0 -c DEFAULT"),
         (host(), "leave-out", "0000:01:00.0", 'gpus = ["0000:01:00.0"]'),
         (replace(host(), container="docker"), "reboot", "", "not in it: reboot it"),
+        (replace(host(), container="docker"), "library-of-host", "", ": apt-get purge libnvidia-"),
+        (replace(host(packages=()), container="lxc"), "library-of-host", "", f"{OLD}.run --no-ker"),
+        (replace(host(), container="lxc"), "restart-container", "", "lxc.cgroup2.devices.allow"),
         (replace(host(), container="docker"), "restart-container", "", "docker restart"),
         (replace(host(), container="wsl"), "reboot", "", "wsl --shutdown"),
     ],
@@ -130,7 +137,7 @@ def test_a_cure_in_the_words_of_its_host(
 
 
 def test_a_driver_of_nvidia_s_installer_is_changed_by_it() -> None:
-    there = host(packages=(), module=OLD)
+    there = host(packages=(), module=OLD, runfile=("/usr/bin/nvidia-uninstall",))
     row = origin(there)
     assert row and row.id == "runfile"
     assert f"NVIDIA-Linux-$(uname -m)-{OLD}.run -m=kernel-open" in cure("open-module", there)

@@ -8,7 +8,12 @@ import pytest
 
 from llamafleet.facts.host import Compiler, HostSnapshot
 from llamafleet.plans.plan import PackagesPlan, Problem
-from llamafleet.plans.toolkit.compiler import choose_compiler, plan_packages, refusal
+from llamafleet.plans.toolkit.compiler import (
+    choose_compiler,
+    install_version,
+    plan_packages,
+    refusal,
+)
 from llamafleet.settings import Settings
 from llamafleet.tables.toolkits import ToolkitRow
 from llamafleet.tables.toolkits import toolkit as toolkit_row
@@ -53,6 +58,37 @@ def test_clang_by_toolkit(version: str, major: int, accepted: bool) -> None:
 def test_the_newest_accepted_gcc_before_any_clang() -> None:
     assert chosen(gcc(12, 14, 16) + clang(20), "13.0") == gcc(14)[0]
     assert chosen(gcc(16) + clang(18, 20, 21), "13.0") == clang(20)[0]
+
+
+@pytest.mark.parametrize(
+    ("system", "manager", "newest", "said"),
+    [
+        (("ubuntu", "24.04", ()), "apt", 14, "sudo apt install g++-14"),
+        (("ubuntu", "22.04", ()), "apt", 14, "sudo apt install g++-12"),
+        (("ubuntu", "22.04", ()), "apt", 11, "sudo apt install g++"),
+        (
+            ("ubuntu", "20.04", ()),
+            "apt",
+            13,
+            "ppa:ubuntu-toolchain-r/test; sudo apt install g++-13",
+        ),
+        (("debian", "13", ()), "apt", 11, "has no g++ 11 to 11"),
+        (("debian", "13", ()), "apt", 13, "sudo apt install g++-13"),
+        (("debian", "11", ()), "apt", 13, "has no g++ 11 to 13"),
+        (("rocky", "8.10", ("rhel", "centos", "fedora")), "dnf", 15, "gcc-toolset-14-gcc-c++"),
+        (("centos", "7", ("rhel", "fedora")), None, 13, "sudo yum install centos-release-scl dev"),
+        (("fedora", "42", ()), "dnf", 14, "sudo dnf install gcc14-c++"),
+        (("opensuse-leap", "15.6", ("suse",)), "zypper", 13, "sudo zypper install gcc13-c++"),
+        (("arch", "", ()), "pacman", 14, "install g++-14 from the distribution"),
+        (("debian", "14", ()), "apt", 15, "sudo apt install g++-15"),
+    ],
+)
+def test_a_release_is_told_a_compiler_that_it_has(
+    system: tuple[str, str, tuple[str, ...]], manager: str | None, newest: int, said: str
+) -> None:
+    name, version, like = system
+    there = replace(GPU_HOST, os_id=name, os_version=version, os_like=like, package_manager=manager)
+    assert said in install_version(there, newest)
 
 
 def test_for_the_cpu_any_from_11_on() -> None:

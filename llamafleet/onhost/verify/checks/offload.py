@@ -72,8 +72,8 @@ def judge_offload(seen: Graph, placed: Placement, held: Weights, gpus: Sequence[
 
 
 def _wanted(held: Weights) -> int:
-    """Layers that take part in a decode, the output layer among them."""
-    return len(held.computed) + 1
+    """How many layers take part in a decode, the output layer among them."""
+    return len(_layers(held))
 
 
 # -- the graph -------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def _faults(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
     missing = [layer for layer in _layers(held) if layer not in there]
     if missing:
         yield f"no weight of {_named(missing)} in the graph of {seen.nodes} nodes"
-    if not any(seen.of("cache")):
+    if seen.memory and not any(seen.of("cache")):
         yield f"no KV cache in the graph of {seen.nodes} nodes"
     yield from _astray(seen)
     for layer in _layers(held):
@@ -143,7 +143,7 @@ def _devices_of(seen: Graph, layer: str) -> list[str]:
 
 
 def _layers(held: Weights) -> list[str]:
-    return [*map(str, sorted(held.computed)), OUTPUT]
+    return [*map(str, sorted(held.computed)), *([OUTPUT] if held.output else [])]
 
 
 def _told(seen: Graph, held: Weights) -> str:
