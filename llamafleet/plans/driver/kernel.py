@@ -17,6 +17,9 @@ from llamafleet.tables.gpus import RECOVERY, xid
 
 LONGEST = 1000
 """Characters of a message that are looked at."""
+CLOCKS_DIFFER_S = 300
+"""Between the kernel's clock of its log, which stands still while the machine sleeps, and uptime's:
+only an earlier boot is further ahead."""
 MOST_LINES = 10
 """Of one message: the longest has eight."""
 
@@ -36,7 +39,8 @@ _ADDRESS = re.compile(
 _DEVICE = re.compile(r"\(PCI ID: 10de:([0-9a-f]{4})\)", re.IGNORECASE)
 _LOST = re.compile(r"fallen off the bus|GPU is lost\b", re.IGNORECASE)
 _ACTION = re.compile(r"recovery action changed .{0,60}?to 0x(\d)", re.IGNORECASE)
-_RELOADED = re.compile(r"NVRM: loading NVIDIA", re.IGNORECASE)
+_RELOADED = re.compile(r"NVRM: loading NVIDIA|\bLinux version \d", re.IGNORECASE)
+_SINCE_BOOT = re.compile(r"\[\s{0,12}(\d{1,12})\.\d{1,9}\]")
 _STARTS = re.compile(r"Nvlink Core is being initialized", re.IGNORECASE)
 _KIND = re.compile(r"NVRM: loading NVIDIA UNIX (Open )?", re.IGNORECASE)
 _RESET = re.compile(r"\breset done\b", re.IGNORECASE)
@@ -283,14 +287,23 @@ def _without_xid(message: Message) -> Fatal | None:
 
 
 def read_log(snapshot: HostSnapshot) -> Log:
-    return _log(snapshot.driver.kernel_log or ())
+    return _log(snapshot.driver.kernel_log or (), snapshot.uptime_s)
 
 
 @lru_cache(maxsize=8)
-def _log(lines: tuple[str, ...]) -> Log:
-    """Asked for once for each card."""
+def _log(lines: tuple[str, ...], uptime_s: int | None) -> Log:
+    """Asked for once for each card. Lines of an earlier boot are left out."""
+    lines = tuple(line for line in lines if not _of_before(line, uptime_s))
     found = (replace(one, number=number) for number, one in enumerate(_messages(lines)))
     return Log(tuple(found))
+
+
+def _of_before(line: str, uptime_s: int | None) -> bool:
+    """It is later than now by the seconds since the kernel started: another one's clock."""
+    stamp = _SINCE_BOOT.match(line)
+    if stamp is None or uptime_s is None:
+        return False
+    return int(stamp[1]) > uptime_s + CLOCKS_DIFFER_S
 
 
 def _messages(lines: tuple[str, ...]) -> Iterator[Message]:

@@ -416,6 +416,12 @@ CASES = {
     "a fatal Xid, then the driver was started anew": works(
         host(kernel_log=(f"[  100.5] {XID_62}", LOADED)), note="Xid 62 earlier in this boot"
     ),
+    "a fatal Xid, then another boot": works(
+        host(kernel_log=(XID_62, "[    0.000000] Linux version 6.8.0-45-generic")), note="Xid 62"
+    ),
+    "a fatal Xid of an earlier boot by its clock": works(
+        host(kernel_log=(f"[350735.1] {XID_62}",))
+    ),
     "a fatal Xid, then the card was reset": works(
         host(kernel_log=(XID_62, "[  200.1] nvidia 0000:01:00.0: reset done")), note="Xid 62"
     ),
