@@ -452,6 +452,7 @@ def test_another_process_makes_the_verdict_busy(
 ) -> None:
     """Measured before: PASS, tg128 64.8 in place of 343.9 t/s."""
     monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded()))
+    monkeypatch.setattr(conditions, "IDLE_S", 0.0)
     result = host[1]()
     assert result["verdict"] == "BUSY"
     assert status(result, "busy") == {"benchmark"}
