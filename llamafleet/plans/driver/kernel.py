@@ -74,36 +74,24 @@ Reason = Literal[
 ]
 """Why the kernel's module could not start a card, the narrow before the wide."""
 
-_REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
-    ("open module required", re.compile(r"requires use of the NVIDIA open", re.IGNORECASE)),
-    ("no GSP", re.compile(r"not supported by open nvidia\.ko", re.IGNORECASE)),
-    ("legacy", re.compile(r"supported through the NVIDIA \d", re.IGNORECASE)),
-    (
-        "guest driver",
-        re.compile(r"vGPU.{0,80}(?:mismatch|incompatib|not supported)", re.IGNORECASE),
-    ),
-    ("not supported", re.compile(r"is not supported by the", re.IGNORECASE)),
-    ("data centers only", re.compile(r"only ready for use on Data Center", re.IGNORECASE)),
-    ("fallen off the bus", _LOST),
-    ("no power cable", re.compile(r"power cables? connected|power connector", re.IGNORECASE)),
-    (
-        "no memory region",
-        re.compile(r"I/O region assigned .{0,80}invalid|BAR\d is 0M", re.IGNORECASE),
-    ),
+_REASONS: tuple[tuple[Reason, str], ...] = (
+    ("open module required", r"requires use of the NVIDIA open"),
+    ("no GSP", r"not supported by open nvidia\.ko"),
+    ("legacy", r"supported through the NVIDIA \d"),
+    ("guest driver", r"vGPU.{0,80}(?:mismatch|incompatib|not supported)"),
+    ("not supported", r"is not supported by the"),
+    ("data centers only", r"only ready for use on Data Center"),
+    ("fallen off the bus", _LOST.pattern),
+    ("no power cable", r"power cables? connected|power connector"),
+    ("no memory region", r"I/O region assigned .{0,80}invalid|BAR\d is 0M"),
     (
         "no firmware",
-        re.compile(
-            r"firmware load for nvidia/.{1,80} failed|firmware/nvidia/.{1,80} failed"
-            r"|No firmware image found",
-            re.IGNORECASE,
-        ),
+        r"firmware load for nvidia/.{1,80} failed|firmware/nvidia/.{1,80} failed"
+        r"|No firmware image found",
     ),
-    (
-        "firmware hangs",
-        re.compile(r"wait for GFW|cannot initialize GSP firmware", re.IGNORECASE),
-    ),
-    ("not started", re.compile(r"RmInitAdapter failed|rm_init_adapter failed", re.IGNORECASE)),
-    ("asleep", _ASLEEP),
+    ("firmware hangs", r"wait for GFW|cannot initialize GSP firmware"),
+    ("not started", r"RmInitAdapter failed|rm_init_adapter failed"),
+    ("asleep", _ASLEEP.pattern),
 )
 
 
@@ -124,7 +112,9 @@ class Message:
     @cached_property
     def reason(self) -> Reason | None:
         """Why a card was not started; None: it tells of no such thing."""
-        return next((name for name, pattern in _REASONS if pattern.search(self.text)), None)
+        # Compiled at the first use, and kept by re: most hosts have no such line.
+        found = (name for name, said in _REASONS if re.search(said, self.text, re.IGNORECASE))
+        return next(found, None)
 
     @cached_property
     def code(self) -> int:

@@ -497,6 +497,15 @@ CASES = {
             driver=host(switches=4, fabric_manager="failed").driver,
         )
     ),
+    "a fatal error of an NVSwitch": works(
+        host(
+            kernel_log=(
+                "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up",
+                "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 19084, Non-fatal, Link 30 AN1",
+            )
+        ),
+        note="NVSwitch: nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal",
+    ),
     # the kernel's own reason
     "the open module is required": Case(
         none_found(NEEDS_OPEN, card=CARD_5090), "open module required", "requires use", "open"
@@ -579,7 +588,7 @@ CASES = {
         unbound(CARD_5090, module_on_disk="550.144.03", module_next="550.144.03", kernel_log=NEWER),
         "GPU not supported",
         "is not supported by the",
-        "570",
+        "580",
     ),
     "a vGPU under the driver of a whole card": Case(
         unbound(CARD_L40S, module_on_disk="570.86.15", module_next="570.86.15", kernel_log=VGPU),
