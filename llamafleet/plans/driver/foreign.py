@@ -180,7 +180,7 @@ def _own_module(
     commands: list[str] = []
     if UNINSTALLER in driver.runfile:
         commands.append("nvidia-uninstall")
-    elif not rows and not file:
+    elif not rows and driver.module_file is None:
         commands.append(IF_INSTALLED)
     other = [row for row in rows if row.version == coming]
     commands += [f"dkms remove {row.label} --all" for row in other]
