@@ -90,7 +90,7 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
     values: dict[str, Any] = {
         "layout": layout,
         "system": layout.scope == "system",
-        "timeout_minutes": settings.verify_timeout_minutes,
+        "timeout_minutes": settings.verify_minutes,
         "schedule": settings.verify_schedule,
         "sandbox": partial(sandbox.lines, layout=layout),
         "verify_unit": VERIFY_UNIT,

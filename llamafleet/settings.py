@@ -293,3 +293,8 @@ class Settings(BaseModel):
     """Users and passwords of the index and of the mirror, by the names of their machines."""
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30
+
+    @property
+    def verify_minutes(self) -> int:
+        """How long a verification may take: its own time, and what it may wait for free GPUs."""
+        return self.verify_timeout_minutes + self.busy_minutes

@@ -158,7 +158,7 @@ def plan_verify(
             folder=config.job,
             config=layout.verify_config,
             python=build.config.python,
-            minutes=settings.verify_timeout_minutes,
+            minutes=settings.verify_minutes,
             start=not attach,
         ),
         needed=bool(reason),

@@ -74,7 +74,7 @@ class Conditions:
     memory_clock_mhz: float | None = None
     memory_clock_max_mhz: float | None = None
     power_limit_w: float | None = None
-    """The lower one of what is set and what is enforced."""
+    """The lower one of what is set and what is enforced, at its highest under load."""
     power_default_w: float | None = None
     power_max_w: float | None = None
     temperature_c: float | None = None

@@ -79,6 +79,10 @@ class Fake:
         """The function gives this NVML_ERROR; "*": every function of that device."""
         self._put(device, _key(name, arguments), after, code, "")
 
+    def missing(self, name: str, device: int | str = 0) -> None:
+        """The library lacks this function, as that of an older driver does."""
+        self.fail(name, code=FUNCTION_NOT_FOUND, device=device)
+
     def hang(self, name: str, *arguments: int, device: int | str = 0, after: int = 0) -> None:
         self._put(device, _key(name, arguments), after, "hang", "")
 

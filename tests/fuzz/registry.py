@@ -32,6 +32,7 @@ ELSEWHERE = {
     "onhost.verify.beside": "the kernel's /sys and /proc",
     "onhost.verify.imported": "which .pth file of the build's venv names a folder, in the worker",
     "onhost.verify.checks.machine_code": "by onhost.verify.fatbin",
+    "onhost.verify.owners": "the kernel's /proc",
     "onhost.verify.synth": "models that this code wrote, by their hash",
     "onhost.verify.worker": "its parent's requests",
     "zipapps": "files of this package",

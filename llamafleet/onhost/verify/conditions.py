@@ -165,8 +165,8 @@ def gather(nvml: Nvml, gpu: Gpu, before: Look, seen: Seen, after: Look) -> Condi
     ask = nvml.card_asker(gpu)
     loaded = [moment for row in seen.loaded for moment in row]
     others, unnamed = other_processes(before, seen, after)
-    limits = [ask("nvmlDeviceGetPowerManagementLimit"), ask("nvmlDeviceGetEnforcedPowerLimit")]
-    told = [limit for limit in limits if limit]
+    # Under load: a laptop's limit is lower while it is idle.
+    limits = [m.power_limit_w for m in loaded if m.power_limit_w is not None]
     constraints = ask("nvmlDeviceGetPowerManagementLimitConstraints")
     return Conditions(
         uuid=gpu.uuid,
@@ -185,7 +185,7 @@ def gather(nvml: Nvml, gpu: Gpu, before: Look, seen: Seen, after: Look) -> Condi
         sm_clock_set_mhz=_float(ask("nvmlDeviceGetApplicationsClock", CLOCK_SM)),
         memory_clock_mhz=_median(m.memory_clock_mhz for m in loaded),
         memory_clock_max_mhz=_float(ask("nvmlDeviceGetMaxClockInfo", CLOCK_MEMORY)),
-        power_limit_w=min(told) / 1000 if told else None,
+        power_limit_w=max(limits, default=None),
         power_default_w=_watt(ask("nvmlDeviceGetPowerManagementDefaultLimit")),
         power_max_w=_watt(constraints and constraints[1]),
         temperature_c=max((t for m in loaded if (t := m.temperature_c) is not None), default=None),

@@ -82,6 +82,7 @@ PROCESS_LISTS = {
     GRAPHICS: "nvmlDeviceGetGraphicsRunningProcesses",
     MPS: "nvmlDeviceGetMPSComputeRunningProcesses",
 }
+POWER_LIMITS = ("nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetEnforcedPowerLimit")
 NVML_CLOCK_MEM = 2
 MOST_CARDS, MOST_INSTANCES = 1000, 64
 IDLE = 0x1
@@ -124,6 +125,8 @@ class Moment:
     sm_clock_mhz: float | None = None
     memory_clock_mhz: float | None = None
     power_w: float | None = None
+    power_limit_w: float | None = None
+    """The lower one of what is set and what is enforced."""
     temperature_c: float | None = None
     throttle: int | None = None
     """Bits of THROTTLE_REASONS; 0 while the GPU is idle."""
@@ -358,6 +361,7 @@ class Nvml:
         rates, power = own("nvmlDeviceGetUtilizationRates"), card("nvmlDeviceGetPowerUsage")
         # The name of this call before driver 535; it answers the same in later ones.
         bits = card("nvmlDeviceGetCurrentClocksThrottleReasons")
+        limits = [card(name) for name in POWER_LIMITS]
         return Moment(
             processes=self._processes(own),
             total_used_mib=memory.used / MIB if memory else None,
@@ -366,6 +370,7 @@ class Nvml:
             sm_clock_mhz=_number(card("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)),
             memory_clock_mhz=_number(card("nvmlDeviceGetClockInfo", NVML_CLOCK_MEM)),
             power_w=power / 1000 if power is not None else None,
+            power_limit_w=min((one / 1000 for one in limits if one), default=None),
             temperature_c=_number(card("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)),
             throttle=None if bits is None else 0 if bits & IDLE else bits,
             pcie_generation=card("nvmlDeviceGetCurrPcieLinkGeneration"),

@@ -33,7 +33,7 @@ EXAMPLES = 3
 _NO_BUFFER = "no buffer"
 _VIEWS = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
 """They compute nothing."""
-_LOOKS_UP = "GET_ROWS"
+_EMBEDDING, _MULTIPLIES = "token_embd", "MUL_MAT"
 _LONGEST_CHAIN = 16
 """Views of views; llama.cpp makes two or three."""
 
@@ -75,6 +75,8 @@ class Graph:
     """Layers of the model that take part, as llama.cpp counts them."""
     n_layer_nextn: int = 0
     """Layers after those, for the prediction of further tokens: not in this graph."""
+    memory: bool = True
+    """The context has a KV cache, or another memory: one that only embeds texts has none."""
     seconds: float = 0.0
     """For a context, the decode and what looks at it."""
     problem: str = ""
@@ -213,8 +215,10 @@ def weight_layer(name: str, op: str) -> str:
     if number:
         return number
     stem = name.partition(".")[0]
+    if stem == _EMBEDDING and op == _MULTIPLIES:
+        return OUTPUT
     if stem in weights.INPUT:
-        return INPUT if op == _LOOKS_UP else OUTPUT
+        return INPUT
     return OUTPUT if _OUTPUT_STEM.match(stem) else BETWEEN
 
 

@@ -19,6 +19,7 @@ _SHAPE = (
     ".attention.head_count_kv",
     ".attention.key_length",
     ".attention.value_length",
+    ".attention.causal",
     ".nextn_predict_layers",
 )
 
@@ -51,6 +52,8 @@ class Weights:
     those that predict further tokens, the last."""
     files: tuple[Path, ...] = ()
     """All parts of the model."""
+    output: bool = True
+    """It has an output layer: a model that only embeds texts has none."""
 
 
 def read(path: Path) -> Weights:
@@ -76,7 +79,9 @@ def read(path: Path) -> Weights:
     layers = int(shape.get("block_count", 0))
     trunk = layers - int(shape.get("nextn_predict_layers", 0))
     left_out = sum(size for layer, size in of_layer.items() if layer >= trunk)
-    device = total - on_input - left_out + (0 if has_output else embedding)
+    # One that looks ahead and has no output matrix predicts no token.
+    output = has_output or bool(shape.get("causal", 1))
+    device = total - on_input - left_out + (embedding if output and not has_output else 0)
     return Weights(
         layers,
         total,
@@ -84,6 +89,7 @@ def read(path: Path) -> Weights:
         max(1.0, layers * _kv_bytes(shape)),
         frozenset(layer for layer in of_layer if layer < trunk),
         tuple(file.path for file in files),
+        output,
     )
 
 

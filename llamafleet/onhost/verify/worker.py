@@ -182,6 +182,7 @@ class Llama:
         recorder.on = True
         bench.generate(lib, context, bench.Tokens(lib, model).singles(1))
         recorder.on = False
+        memory = bool(lib.llama_get_memory(context))
         lib.llama_free(context)
         found = Graph(
             nodes=recorder.nodes,
@@ -190,6 +191,7 @@ class Llama:
             n_layer=lib.llama_model_n_layer(model),
             # Not there in older versions, which count all layers as one kind.
             n_layer_nextn=getattr(lib, "llama_model_n_layer_nextn", lambda _: 0)(model),
+            memory=memory,
             seconds=_since(start),
             problem=recorder.problem,
         )

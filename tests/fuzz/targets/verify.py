@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from llamafleet.onhost.verify import fatbin, gpu, llama_log, weights
 from llamafleet.onhost.verify.checks.control import judge_control
+from llamafleet.onhost.verify.checks.health import judge_health
 from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem
+from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.evidence import Evidence, Faults
-from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable
+from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable, Recording
+from llamafleet.onhost.verify.measuring import judged
 from llamafleet.onhost.verify.synth import ModelError
 from llamafleet.protocol.decode import decode
+from llamafleet.protocol.result import Benchmark, Rates
 from llamafleet.protocol.verify import VerifyConfig
 from tests.fuzz import Target
 from tests.fuzz.material import binaries, objects, texts, words
@@ -95,6 +99,7 @@ class Answers(ModuleType):
     NVMLError = NVMLError
     NVML_CLOCK_SM = 1
     NVML_TEMPERATURE_GPU = 0
+    NVML_FI_DEV_GET_GPU_RECOVERY_ACTION = 230
 
     def __init__(self, answers: list[Any]) -> None:
         super().__init__("answers")
@@ -119,10 +124,15 @@ class Answers(ModuleType):
             number, text, missing = self._answers[self._next % len(self._answers)]
             if missing:
                 raise NVMLError(text)
+            value = SimpleNamespace(ullVal=number, uiVal=number % 2**32)
+            field = SimpleNamespace(nvmlReturn=0, valueType=number % 8, value=value)
             return {
                 "text": text,
                 "number": number,
                 "pair": (number, number),
+                "four": (number,) * 4,
+                "violation": SimpleNamespace(violationTime=number),
+                "fields": [field] * 4,
                 "memory": SimpleNamespace(total=number, free=number, used=number),
                 "rates": SimpleNamespace(gpu=number),
                 "pci": SimpleNamespace(busId=text),
@@ -144,7 +154,23 @@ KINDS = {
     "nvmlDeviceGetComputeRunningProcesses_v2": ("processes",),
     "nvmlDeviceGetGraphicsRunningProcesses_v2": ("processes",),
     "nvmlDeviceGetMPSComputeRunningProcesses_v2": ("processes",),
-    "nvmlDeviceGetMigMode": ("pair",),
+    **dict.fromkeys(
+        ("nvmlDeviceGetMigMode", "nvmlDeviceGetPowerManagementLimitConstraints"), ("pair",)
+    ),
+    "nvmlDeviceGetRemappedRows": ("four",),
+    "nvmlDeviceGetViolationStatus": ("violation",),
+    "nvmlDeviceGetFieldValues": ("fields",),
+    **dict.fromkeys(
+        (
+            *("nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetEnforcedPowerLimit"),
+            *("nvmlDeviceGetPowerManagementDefaultLimit", "nvmlDeviceGetMaxClockInfo"),
+            *("nvmlDeviceGetApplicationsClock", "nvmlDeviceGetDefaultApplicationsClock"),
+            *("nvmlDeviceGetMaxPcieLinkGeneration", "nvmlDeviceGetMaxPcieLinkWidth"),
+            *("nvmlDeviceGetDisplayActive", "nvmlDeviceGetPersistenceMode"),
+            *("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetRetiredPagesPendingStatus"),
+        ),
+        ("number",),
+    ),
     "nvmlDeviceGetMaxMigDeviceCount": ("number",),
     "nvmlDeviceGetComputeMode": ("number",),
     "nvmlDeviceGetCurrPcieLinkGeneration": ("number",),
@@ -166,6 +192,13 @@ def _nvml(answers: list[Any], _: Path) -> object:
     nvml = Nvml(Answers(answers))
     sample = nvml.sample(1)
     found = [nvml.driver(), nvml.cuda(), *nvml.gpus(), gpu.summary([sample]), nvml.free_mib()]
+    listed = nvml.gpus()[:1]
+    watch = Watch(nvml, listed, sleep=lambda _: None)
+    marks = {name: nvml.sample(1, listed) for name in ("measuring", "pp", "pp done", "measured")}
+    told = watch.ended(Recording([sample], marks, pid=1))
+    rates = Rates(1, 1.0, 0.0)
+    found += [*judged(Benchmark(rates, rates, conditions=told), listed).findings]
+    found += [judge_health(one.health, "") for one in told]
     nvml.close()
     return found
 
@@ -277,7 +310,10 @@ TARGETS = (
     ),
     Target(
         "NVML's answers",
-        ("onhost.verify.gpu:Nvml", "onhost.verify.gpu:summary"),
+        (
+            *("onhost.verify.gpu:Nvml", "onhost.verify.gpu:summary"),
+            *("onhost.verify.conditions:Watch", "onhost.verify.freedom:judge"),
+        ),
         st.lists(_answer, min_size=1, max_size=6),
         _nvml,
         (NvmlUnavailable,),

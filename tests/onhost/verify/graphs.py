@@ -151,7 +151,7 @@ def graph_of(name: str, leaf: Leaf = lambda name, buffer: buffer, **more: Any) -
     devices: dict[str, str | None] = {"CUDA0": BUS_IDS[0]}
     if name == "two":
         devices["CUDA1"] = BUS_IDS[1]
-    return Graph(recorder.nodes, recorder.seen(), devices, 4, 0, 0.01, recorder.problem)
+    return Graph(recorder.nodes, recorder.seen(), devices, n_layer=4, problem=recorder.problem)
 
 
 def shown(name: str) -> Graph:

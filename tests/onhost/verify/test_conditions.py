@@ -17,7 +17,7 @@ from llamafleet.onhost.verify.gpu import Nvml, Sampler
 from llamafleet.onhost.verify.measuring import at_rest, judged
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.result import Benchmark, Rates
-from tests.fakenvml import FUNCTION_NOT_FOUND, Fake, fake_nvml, fake_nvml_library
+from tests.fakenvml import Fake, fake_nvml, fake_nvml_library
 
 __all__ = ["fake_nvml", "fake_nvml_library"]
 
@@ -340,6 +340,17 @@ def test_a_power_limit_below_the_default_is_a_cap(fake_nvml: Fake, name: str) ->
     assert finding.standing and "sudo nvidia-smi -i 0000:01:00.0 -pl 700" in finding.next
 
 
+def test_a_laptop_s_limit_counts_as_it_is_under_load(fake_nvml: Fake) -> None:
+    name = "nvmlDeviceGetEnforcedPowerLimit"
+    seen = watched(
+        fake_nvml,
+        before=lambda fake: fake.say(name, value=35000),
+        during=lambda fake: fake.say(name, value=700000),
+        after=lambda fake: fake.say(name, value=35000),
+    )
+    assert seen.power_limit_w == 700 and findings(seen, fake_nvml) == []
+
+
 def test_clocks_that_are_held_down_are_named(fake_nvml: Fake) -> None:
     def set_down(fake: Fake) -> None:
         fake.say("nvmlDeviceGetApplicationsClock", 1, value=1200)
@@ -434,8 +445,8 @@ def test_a_card_that_tells_nothing_is_judged_by_nothing(fake_nvml: Fake) -> None
 def test_a_driver_before_510_lists_processes_by_the_second_form(fake_nvml: Fake) -> None:
     """pynvml's word for a missing function is no NVMLError: the sampler died of it."""
     for kind in ("Compute", "Graphics", "MPSCompute"):
-        fake_nvml.fail(f"nvmlDeviceGet{kind}RunningProcesses", code=FUNCTION_NOT_FOUND)
-    fake_nvml.fail("nvmlDeviceGetMemoryInfo_v2", code=FUNCTION_NOT_FOUND)
+        fake_nvml.missing(f"nvmlDeviceGet{kind}RunningProcesses")
+    fake_nvml.missing("nvmlDeviceGetMemoryInfo_v2")
     nvml = Nvml()
     moment = nvml.moment(nvml.gpus()[0])
     assert moment.processes is None and moment.used_mib == moment.total_used_mib

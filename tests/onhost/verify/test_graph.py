@@ -152,6 +152,7 @@ def test_names_of_a_model_can_t_reach_a_terminal_as_commands() -> None:
         ("token_embd.weight", "GET_ROWS", INPUT),
         ("per_layer_token_embd.weight", "GET_ROWS", INPUT),
         ("token_embd.weight", "MUL_MAT", OUTPUT),
+        ("token_types.weight", "ADD", INPUT),
         ("token_embd_norm.weight", "MUL", BETWEEN),
         ("output_norm.weight", "MUL", OUTPUT),
         ("output.weight", "MUL_MAT", OUTPUT),

@@ -165,6 +165,14 @@ def test_a_model_with_layers_without_tensors_passes() -> None:
     assert check.status == "pass" and check.found.startswith("12 of 12 layers on CUDA devices")
 
 
+def test_a_model_that_only_embeds_texts_passes() -> None:
+    """It has neither a memory nor an output layer; llama.cpp's log assigns one all the same."""
+    embeds = replace(w160m(), output=False)
+    seen = tuple(row for row in without_output(ON_GPU).seen if row.kind != "cache")
+    check = judge_offload(replace(ON_GPU, seen=seen, memory=False), placed("cuda-full"), embeds)
+    assert check.status == "pass" and check.found.startswith("12 of 12 layers on CUDA devices")
+
+
 def test_an_operation_that_no_gpu_can_do_is_a_price_and_no_fault() -> None:
     row = Seen("3", "refused", "CUDA_Host", 2, 0, ("SSM_SCAN node_7", "SSM_SCAN node_9"))
     check = judged(replace(ON_GPU, seen=(*ON_GPU.seen, row)), placed("cuda-full"))
@@ -217,7 +225,15 @@ def test_without_addresses_as_many_devices_as_gpus_must_be_used(gpus: tuple[Gpu,
     both = like(["CUDA0"] * 7 + ["CUDA1"] * 6, addresses)
     assert judged(both, placed("cuda-two-gpus"), gpus).status == "pass"
     check = judged(like(["CUDA0"] * 13, {"CUDA0": None}), placed("cuda-full"), gpus)
-    assert check.status == "fail" and "no layer on 1 of them" in check.found
+    assert check.status == "fail" and "no layer on 1 of the GPUs" in check.found
+
+
+def test_a_gpu_whose_share_is_less_than_a_layer_may_have_none() -> None:
+    small = replace(card(1), vram_mib=16_000)
+    graph = like(["CUDA0"] * 13, TWO)
+    assert judged(graph, placed("cuda-full"), (card(0), small)).status == "pass"
+    check = judged(graph, placed("cuda-full"), (card(0), replace(small, vram_mib=20_000)))
+    assert check.status == "fail" and f"at {BUS_IDS[1]}" in check.found
 
 
 def test_more_gpus_than_layers_can_not_all_be_used() -> None:

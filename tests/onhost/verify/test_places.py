@@ -29,6 +29,7 @@ from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome, TaskProblem
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
 from llamafleet.onhost.verify.graph import UNSEEN, Graph, Seen
+from llamafleet.onhost.verify.measuring import Measured
 from llamafleet.onhost.verify.present import Present
 from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.models import COMPARED
@@ -558,7 +559,7 @@ def test_a_benchmark_is_not_made_off_the_gpu_and_counts_its_samples() -> None:
     place = SimpleNamespace(
         offloaded=True,
         evidence=evidence,
-        benchmark=lambda: Benchmark(rates, rates),
+        measuring=lambda: Measured(Benchmark(rates, rates)),
         bench=lambda: ended("bench", {}),
     )
     assert of_place(benchmark.SPEC, place).status == "pass"
@@ -569,10 +570,18 @@ def test_a_benchmark_is_not_made_off_the_gpu_and_counts_its_samples() -> None:
 def test_each_kind_of_place_has_its_checks() -> None:
     every = ("offload", "vram", "busy", "context", "benchmark")
     gpu = ("gpus_visible", "machine_code", "offload", "vram", "busy", "logits")
-    assert checks.of("gpu") == (*gpu, "context", "benchmark")
-    assert checks.of("unnamed") == checks.of("cpu") == (*gpu[1:], "context", "benchmark")
+    assert checks.of("gpu") == (*gpu, "context", "benchmark", "health")
+    assert checks.of("unnamed") == (*gpu[1:], "context", "benchmark")
+    assert checks.of("cpu") == (*gpu[1:], "context", "benchmark", "health")
     assert checks.of("all") == every
     assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "model", "control")
+
+
+def test_what_loads_a_model_needs_one() -> None:
+    """And the library with it: without them it is skipped, and one check says why."""
+    needs = {spec.name: set(spec.needs) for spec in checks.REGISTRY if spec.needs}
+    mine = dict.fromkeys(("offload", "vram", "busy", "context", "benchmark"), {"model"})
+    assert needs == mine | dict.fromkeys(("control", "logits"), {"small model"})
 
 
 def test_a_control_that_died_is_none_however_well_its_log_reads() -> None:

@@ -14,6 +14,7 @@ from llamafleet.onhost.verify.checks.benchmark import judge_benchmark
 from llamafleet.onhost.verify.checks.busy import judge_busy
 from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.gpus_visible import judge_gpu, judge_gpus, judge_missing
+from llamafleet.onhost.verify.checks.health import judge_health
 from llamafleet.onhost.verify.checks.library_cuda import judge_cuda
 from llamafleet.onhost.verify.checks.library_origin import judge_origin, judge_package
 from llamafleet.onhost.verify.checks.logits import Limit, LogitsDifference, judge_logits
@@ -22,11 +23,13 @@ from llamafleet.onhost.verify.checks.model import judge_room
 from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.vram import judge_unified, judge_vram
 from llamafleet.onhost.verify.fatbin import Code, MachineCode
+from llamafleet.onhost.verify.freedom import Finding
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.graph import UNSEEN, Seen
 from llamafleet.onhost.verify.imported import Imported
 from llamafleet.onhost.verify.llama_log import Placement, parse
 from llamafleet.onhost.verify.present import Missing
+from llamafleet.protocol.conditions import Health
 from llamafleet.protocol.result import Benchmark, Check, Rates
 from tests.onhost.verify.graphs import (
     HALF,
@@ -176,11 +179,26 @@ def benchmark() -> Iterator[Check]:
     yield judge_benchmark(Benchmark(whole, whole, load_s=1.5), 5)
     yield judge_benchmark(Benchmark(whole, short, load_s=1.5), 5)
     yield judge_benchmark(Benchmark(short, whole, load_s=None), 5)
+    load = Finding("busy", "another process on GPU 0: pid 7 (bob, train.py)", "end pid 7 of bob")
+    cap = Finding("busy", "the power limit of GPU 0 is 300 W", "`sudo nvidia-smi -pl 450`")
+    link = Finding("warn", "PCIe of GPU 0 under load: x4 of x16", "seat the card again")
+    note = Finding("note", "GPU 0 drives a display")
+    yield judge_benchmark(Benchmark(whole, whole, load_s=1.5, attempts=3), 5, [load, cap, link])
+    yield judge_benchmark(Benchmark(whole, whole, load_s=1.5), 5, [link, note])
+    yield judge_benchmark(Benchmark(whole, whole, load_s=1.5), 5, [note])
+    yield judge_benchmark(Benchmark(whole, short, load_s=1.5), 5, [load])
+
+
+def health() -> Iterator[Check]:
+    yield judge_health(Health(ecc_uncorrected=0, rows_pending=False), "0000:01:00.0")
+    yield judge_health(Health(ecc_uncorrected=2, recovery_action=2), "")
+    yield judge_health(Health(rows_failed=True, rows_pending=True), "0000:01:00.0")
+    yield judge_health(Health(silent="GPU is lost"), "0000:01:00.0")
 
 
 JUDGEMENTS = (
     *(gpus_visible, library_origin, library_cuda, control, machine_code, offload, vram, busy),
-    *(logits, benchmark, packages, model),
+    *(logits, benchmark, health, packages, model),
 )
 
 

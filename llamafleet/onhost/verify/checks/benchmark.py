@@ -33,12 +33,12 @@ def conditional(check: Check, attempts: int, findings: Sequence[Finding]) -> Che
     warn = [one for one in findings if one.weight == "warn"]
     noted = "".join(f"; {one.text}" for one in findings if one.weight != "busy")
     if busy:
-        times = f" ({attempts} times)" if attempts > 1 else ""
+        times = f" measured {attempts} times" if attempts > 1 else ""
         reasons = "; ".join(dict.fromkeys(one.text for one in busy))
         return replace(
             check,
             status="busy",
-            found=f"{reasons}; measured all the same{times}: [{check.found}]{noted}",
+            found=f"[{check.found}]{times}: {reasons}{noted}",
             expected=f"{check.expected} on a GPU that is free and not held back",
             next="; ".join(dict.fromkeys(one.next for one in busy)),
         )

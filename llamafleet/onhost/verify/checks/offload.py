@@ -23,6 +23,10 @@ READ_LOG = "read the worker's log beside progress.json"
 ROUNDING_MIB = 0.005
 """The log gives a buffer's size with two decimals."""
 
+SHARE = 1.5
+"""Layers, by a GPU's share of all memory, from which on it must have one. llama.cpp divides them by
+free memory, and rounds: with less a GPU may have none."""
+
 _MOST = 4
 """Faults that are told of one run."""
 _THINGS: Mapping[Kind, str] = {
@@ -72,8 +76,8 @@ def judge_offload(seen: Graph, placed: Placement, held: Weights, gpus: Sequence[
 
 
 def _wanted(held: Weights) -> int:
-    """Layers that take part in a decode, the output layer among them."""
-    return len(held.computed) + 1
+    """How many layers take part in a decode, the output layer among them."""
+    return len(_layers(held))
 
 
 # -- the graph -------------------------------------------------------------------------------------
@@ -91,7 +95,7 @@ def _faults(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
     missing = [layer for layer in _layers(held) if layer not in there]
     if missing:
         yield f"no weight of {_named(missing)} in the graph of {seen.nodes} nodes"
-    if not any(seen.of("cache")):
+    if seen.memory and not any(seen.of("cache")):
         yield f"no KV cache in the graph of {seen.nodes} nodes"
     yield from _astray(seen)
     for layer in _layers(held):
@@ -120,19 +124,21 @@ def _astray(seen: Graph) -> Iterator[str]:
 
 
 def _unused(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
-    """Each of these GPUs has a layer, where there are enough layers, and no other has one."""
+    """Each of these GPUs has a layer, where its share is one or more, and no other has one."""
     used = {name for layer in _layers(held) for name in _devices_of(seen, layer)}
     told = {seen.devices.get(name) for name in used}
     ids = {gpu.bus_id for gpu in gpus}
+    memory = sum(gpu.vram_mib for gpu in gpus) or 1
+    due = [gpu for gpu in gpus if gpu.vram_mib / memory * _wanted(held) >= SHARE]
     # The MIG devices of a card have one address, and so have GPUs whose address is not told.
     if gpus and None not in told and len(ids - {""}) == len(gpus):
         foreign = sorted(str(one) for one in told - ids)
         if foreign:
             yield f"layers on another GPU, at {', '.join(foreign)}"
-        idle = [f"{gpu} at {gpu.bus_id}" for gpu in gpus if gpu.bus_id not in told]
+        idle = [f"{gpu} at {gpu.bus_id}" for gpu in due if gpu.bus_id not in told]
     else:
-        idle = [f"{len(gpus) - len(used)} of them"] if len(used) < len(gpus) else []
-    if idle and len(used) < _wanted(held):
+        idle = [f"{len(due) - len(used)} of the GPUs"] if len(used) < len(due) else []
+    if idle:
         yield f"no layer on {', '.join(idle)}"
 
 
@@ -143,7 +149,7 @@ def _devices_of(seen: Graph, layer: str) -> list[str]:
 
 
 def _layers(held: Weights) -> list[str]:
-    return [*map(str, sorted(held.computed)), OUTPUT]
+    return [*map(str, sorted(held.computed)), *([OUTPUT] if held.output else [])]
 
 
 def _told(seen: Graph, held: Weights) -> str:

@@ -64,8 +64,9 @@ def _place(place: Place) -> Check:
     at_end = ended.recording.growth_mib("initialised", "ready")
     if at_load is None or at_end is None:
         raise NvmlUnavailable("NVML tells no memory figures")
-    logged = sum(llama_log.parse(ended.log).kv_mib.values())
-    kv = max(logged, sum(row.bytes for row in graph_of(ended.reply).of("cache")) / MIB)
+    kv = sum(llama_log.parse(ended.log).kv_mib.values())
+    if not kv:  # The log says nothing of it.
+        kv = sum(row.bytes for row in graph_of(ended.reply).of("cache")) / MIB
     return judge_vram(needed, at_load, needed + kv, at_end)
 
 
