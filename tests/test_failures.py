@@ -118,6 +118,9 @@ def the_kernel_says(folder: Path, sample: str) -> str:
 
 
 def _planned(fake: FakeHost) -> str:
+    # Whoever came by sudo is told to type it.
+    fake.program("sudo", "exit 1")
+    fake.environment = {"SUDO_UID": "1000"}
     pci(fake, "0000:01:00.0", "0x2684", "nvidia")
     plan = make_plan("gpu-a", Settings(), fake.snapshot(), LAYOUT)
     return "\n".join(str(problem) for problem in plan.problems if problem.check == "driver")
