@@ -434,6 +434,8 @@ named_pythons() {
 # read_gpus: the cards on the bus, what the driver's own files say of them, and nvidia-smi.
 read_gpus() {
     places= switches=0
+    # shellcheck disable=SC2059 # four bytes by their numbers
+    ones=$(printf "$(printf '\\%o' 255 255 255 255)")
     for device in "$R"/sys/bus/pci/devices/*; do
         vendor=$(first "$device/vendor")
         case $vendor in 0x10de | 0xffff) ;; *) continue ;; esac
@@ -448,7 +450,7 @@ read_gpus() {
         esac
         unreadable=0
         [ "$vendor" = 0xffff ] || [ "$(first "$device/revision")" = 0xff ] ||
-            [ "$(dd if="$device/config" bs=4 count=1)" = "$(printf '\377\377\377\377')" ] &&
+            [ "$(dd if="$device/config" bs=4 count=1)" = "$ones" ] &&
             unreadable=1
         put pci "${device##*/}" "$(first "$device/device")" "$driver" $unreadable
         places="$places ${device##*/}"
