@@ -26,6 +26,7 @@ ELSEWHERE = {
     "onhost.diagnose": "the table that is part of the zipapp",
     "onhost.discard": "the kernel's /proc",
     "onhost.job": "the kernel's /proc, and its own log by protocol.diagnose",
+    "onhost.nvcc": "the table that is part of the zipapp",
     "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
     "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
     "onhost.verify.bench": "the kernel's /sys",
