@@ -225,7 +225,15 @@ def test_without_addresses_as_many_devices_as_gpus_must_be_used(gpus: tuple[Gpu,
     both = like(["CUDA0"] * 7 + ["CUDA1"] * 6, addresses)
     assert judged(both, placed("cuda-two-gpus"), gpus).status == "pass"
     check = judged(like(["CUDA0"] * 13, {"CUDA0": None}), placed("cuda-full"), gpus)
-    assert check.status == "fail" and "no layer on 1 of them" in check.found
+    assert check.status == "fail" and "no layer on 1 of the GPUs" in check.found
+
+
+def test_a_gpu_whose_share_is_less_than_a_layer_may_have_none() -> None:
+    small = replace(card(1), vram_mib=16_000)
+    graph = like(["CUDA0"] * 13, TWO)
+    assert judged(graph, placed("cuda-full"), (card(0), small)).status == "pass"
+    check = judged(graph, placed("cuda-full"), (card(0), replace(small, vram_mib=20_000)))
+    assert check.status == "fail" and f"at {BUS_IDS[1]}" in check.found
 
 
 def test_more_gpus_than_layers_can_not_all_be_used() -> None:

@@ -23,6 +23,10 @@ READ_LOG = "read the worker's log beside progress.json"
 ROUNDING_MIB = 0.005
 """The log gives a buffer's size with two decimals."""
 
+SHARE = 1.5
+"""Layers, by a GPU's share of all memory, from which on it must have one. llama.cpp divides them by
+free memory, and rounds: with less a GPU may have none."""
+
 _MOST = 4
 """Faults that are told of one run."""
 _THINGS: Mapping[Kind, str] = {
@@ -120,19 +124,21 @@ def _astray(seen: Graph) -> Iterator[str]:
 
 
 def _unused(seen: Graph, held: Weights, gpus: Sequence[Gpu]) -> Iterator[str]:
-    """Each of these GPUs has a layer, where there are enough layers, and no other has one."""
+    """Each of these GPUs has a layer, where its share is one or more, and no other has one."""
     used = {name for layer in _layers(held) for name in _devices_of(seen, layer)}
     told = {seen.devices.get(name) for name in used}
     ids = {gpu.bus_id for gpu in gpus}
+    memory = sum(gpu.vram_mib for gpu in gpus) or 1
+    due = [gpu for gpu in gpus if gpu.vram_mib / memory * _wanted(held) >= SHARE]
     # The MIG devices of a card have one address, and so have GPUs whose address is not told.
     if gpus and None not in told and len(ids - {""}) == len(gpus):
         foreign = sorted(str(one) for one in told - ids)
         if foreign:
             yield f"layers on another GPU, at {', '.join(foreign)}"
-        idle = [f"{gpu} at {gpu.bus_id}" for gpu in gpus if gpu.bus_id not in told]
+        idle = [f"{gpu} at {gpu.bus_id}" for gpu in due if gpu.bus_id not in told]
     else:
-        idle = [f"{len(gpus) - len(used)} of them"] if len(used) < len(gpus) else []
-    if idle and len(used) < _wanted(held):
+        idle = [f"{len(due) - len(used)} of the GPUs"] if len(used) < len(due) else []
+    if idle:
         yield f"no layer on {', '.join(idle)}"
 
 
