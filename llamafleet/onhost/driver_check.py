@@ -22,7 +22,7 @@ from pathlib import Path
 from llamafleet.onhost import driver
 from llamafleet.onhost.rights import root_problem
 from llamafleet.onhost.verify import gpu
-from llamafleet.onhost.verify.present import chosen
+from llamafleet.onhost.verify.present import as_planned, chosen
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import alive, read_json, read_progress, write_json
 from llamafleet.protocol.result import VerdictOn
@@ -133,7 +133,8 @@ def _ask(config: VerifyConfig) -> _Answer:
     except gpu.NvmlUnavailable as error:
         return _Answer(problem=str(error))
     gpus = chosen(nvml.gpus(), config)
-    answer = _Answer(tuple(one.identity for one in gpus), nvml.cuda())
+    planned = config.inputs.gpus
+    answer = _Answer(tuple(as_planned(one, planned) for one in gpus), nvml.cuda())
     nvml.close()
     return answer
 

@@ -266,8 +266,8 @@ def test_details(fake: FakeHost, shell: str) -> None:
 
 
 H200 = (Path(__file__).parent / "data/smi-q-h200-580.txt").read_text("utf-8")
-"""nvidia-smi -q on a virtual machine with two H200s on NVSwitch, driver 580.159.04, 2026-11-26; UUIDs
-and serial numbers replaced."""
+"""nvidia-smi -q on a virtual machine with two H200s on NVSwitch, driver 580.159.04, 2026-11-26;
+UUIDs and serial numbers replaced."""
 
 
 def test_details_of_a_healthy_host(fake: FakeHost, shell: str) -> None:

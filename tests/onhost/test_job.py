@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import os, sys, time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from llamafleet.onhost import job
@@ -356,3 +358,18 @@ def test_status_command_prints_one_line(tmp_path: Path) -> None:
     assert answer.stdout == (
         '{"state": "absent", "progress": null, "stamp": null, "unreadable": ""}\n'
     )
+
+
+def test_progress_may_be_told_by_several_threads(tmp_path: Path) -> None:
+    """As of GPUs that are looked at side by side: they share one file beside the final one."""
+    progress = job.ProgressFile(tmp_path, "verify", "0" * 16)
+
+    def tell(number: int) -> None:
+        for step in range(40):
+            progress.phase("offload", f"GPU {number}")
+            progress.step(step, 40, f"GPU {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(tell, range(4))) == [None] * 4
+    told = read_progress(tmp_path)
+    assert told is not None and told.phase == "offload" and told.line.startswith("GPU ")

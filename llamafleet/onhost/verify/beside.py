@@ -17,7 +17,8 @@ from llamafleet.onhost.verify.bench import physical_cores
 T = TypeVar("T")
 KIB = 1 << 10
 FACTOR = 2
-"""A worker with a model takes more than one that only looked: by less than this many times."""
+"""A worker with a model may take this many times what one took that only looked. Measured on two
+H200: 480 MiB, and 3,956 MiB with the 7B model, of which 3,648 MiB are its file, mapped."""
 
 
 def shares(count: int, cores: Sequence[int], fitting: int) -> list[frozenset[int]]:

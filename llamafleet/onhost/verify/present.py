@@ -45,13 +45,20 @@ class Present:
 
     def identities(self, planned: Sequence[str]) -> tuple[str, ...]:
         """As a verification's inputs name them: what is there, and what the plan misses."""
-        now = [gpu.identity for gpu in self.gpus]
+        now = [as_planned(gpu, planned) for gpu in self.gpus]
         gone = {missing.gpu.identity for missing in self.missing if missing.planned}
         if not gone:
             return tuple(now)
         # In the plan's order, so that the result is one of that very plan.
         known = [name for name in planned if name in gone or name in now]
         return (*known, *(name for name in now if name not in known))
+
+
+def as_planned(gpu: Gpu, planned: Sequence[str]) -> str:
+    """Its identity. An instance is called by the plan's name: nvidia-smi, which the plan asks, and
+    NVML each put its name together."""
+    known = {name.rpartition(" ")[2]: name for name in planned if is_instance(gpu)}
+    return known.get(gpu.uuid, gpu.identity)
 
 
 def chosen(gpus: Sequence[Gpu], config: VerifyConfig) -> list[Gpu]:

@@ -113,9 +113,16 @@ class Verification:
         for spec in specs:
             if spec.place and spec.name in checks.of(place.kind):
                 label, judge_it = _label(place), partial(spec.place, place)
-                check = self._check(spec, judge_it, label, _untried(place, spec))
+                untried = self._beside_hidden(place) or _untried(place, spec)
+                check = self._check(spec, judge_it, label, untried)
                 place.checks[spec.name] = check
                 place.lines.append(f"{label + ': ' if label else ''}{check.line()}")
+
+    def _beside_hidden(self, place: Place) -> str:
+        """Why all GPUs together are not looked at: one that is hidden is red by itself."""
+        gpus = [one.gpu for one in self.places if one.hidden and not one.missing and one.gpu]
+        names = ", ".join(f"GPU {gpu.index}" for gpu in gpus)
+        return f"not tried: CUDA does not show {names}" if names and place.kind == "all" else ""
 
     def _check(
         self, spec: Spec, judge_it: Callable[[], Check], label: str = "", untried: str = ""

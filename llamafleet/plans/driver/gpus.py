@@ -16,7 +16,7 @@ from llamafleet.plans.driver.cure import Kind
 from llamafleet.plans.driver.facts import package_versions
 from llamafleet.plans.driver.kernel import Log, Message, Reason, place_of, read_log
 from llamafleet.tables import parse_version
-from llamafleet.tables.gpus import Generation, generation_of, gpu_by_pci
+from llamafleet.tables.gpus import Generation, generation_of, generations, gpu_by_pci
 
 SickState = Literal[
     "GPU lost",
@@ -42,6 +42,9 @@ BY_CHOICE = (
     *("no memory region", "no firmware"),
 )
 """Reasons that are not the card's: they say more than an error that they led to."""
+SXID = re.compile(r"SXid \([^)]{1,40}\): \d{1,6}, Fatal\b")
+MOST_NOTES = 4
+"""Of NVSwitches: one fault makes many."""
 NO_MAPPING = "(0x22:0x56:"
 """RmInitAdapter's code where a Blackwell lacks the open module: open-gpu-kernel-modules#862."""
 DRIVER_AT_REST = ("", "None")
@@ -97,6 +100,9 @@ def old_xids(snapshot: HostSnapshot) -> tuple[str, ...]:
         ]
         notes += [f"GPU {gpu.pci_address}: {one.shown}" for one in log.watched(place)]
         notes += [f"GPU {gpu.pci_address}: {warning}" for warning in gpu.warnings]
+    notes += [f"NVSwitch: {one.shown}" for one in log.messages if SXID.search(one.text)][
+        :MOST_NOTES
+    ]
     return tuple(dict.fromkeys(notes))
 
 
@@ -313,12 +319,17 @@ def _unsupported(snapshot: HostSnapshot, card: PciGpu, reason: str, found: str) 
     elif reason in ("no GSP", "data centers only"):
         kind = "proprietary-module"
     elif generation and branch and branch < generation.first:
-        about = str(generation.first)
+        about = str(max(generation.first, _still_made()))
     else:
         # The generation is known to this branch and the card is not: its newest release may.
         kind = "install-driver"
     expected = "a driver that supports this card" + _range(generation)
     return Sick(card.address, "GPU not supported", found, expected, kind, about)
+
+
+def _still_made() -> int:
+    """The newest branch that old cards keep: it is maintained, and package repositories have it."""
+    return max(row.last for row in generations() if row.last)
 
 
 def _legacy_branch(said: str) -> str:

@@ -17,6 +17,9 @@ from llamafleet.tables.gpus import RECOVERY, xid
 
 LONGEST = 1000
 """Characters of a message that are looked at."""
+CLOCKS_DIFFER_S = 300
+"""Between the kernel's clock of its log, which stands still while the machine sleeps, and uptime's:
+only an earlier boot is further ahead."""
 MOST_LINES = 10
 """Of one message: the longest has eight."""
 
@@ -36,7 +39,8 @@ _ADDRESS = re.compile(
 _DEVICE = re.compile(r"\(PCI ID: 10de:([0-9a-f]{4})\)", re.IGNORECASE)
 _LOST = re.compile(r"fallen off the bus|GPU is lost\b", re.IGNORECASE)
 _ACTION = re.compile(r"recovery action changed .{0,60}?to 0x(\d)", re.IGNORECASE)
-_RELOADED = re.compile(r"NVRM: loading NVIDIA", re.IGNORECASE)
+_RELOADED = re.compile(r"NVRM: loading NVIDIA|\bLinux version \d", re.IGNORECASE)
+_SINCE_BOOT = re.compile(r"\[\s{0,12}(\d{1,12})\.\d{1,9}\]")
 _STARTS = re.compile(r"Nvlink Core is being initialized", re.IGNORECASE)
 _KIND = re.compile(r"NVRM: loading NVIDIA UNIX (Open )?", re.IGNORECASE)
 _RESET = re.compile(r"\breset done\b", re.IGNORECASE)
@@ -70,36 +74,24 @@ Reason = Literal[
 ]
 """Why the kernel's module could not start a card, the narrow before the wide."""
 
-_REASONS: tuple[tuple[Reason, re.Pattern[str]], ...] = (
-    ("open module required", re.compile(r"requires use of the NVIDIA open", re.IGNORECASE)),
-    ("no GSP", re.compile(r"not supported by open nvidia\.ko", re.IGNORECASE)),
-    ("legacy", re.compile(r"supported through the NVIDIA \d", re.IGNORECASE)),
-    (
-        "guest driver",
-        re.compile(r"vGPU.{0,80}(?:mismatch|incompatib|not supported)", re.IGNORECASE),
-    ),
-    ("not supported", re.compile(r"is not supported by the", re.IGNORECASE)),
-    ("data centers only", re.compile(r"only ready for use on Data Center", re.IGNORECASE)),
-    ("fallen off the bus", _LOST),
-    ("no power cable", re.compile(r"power cables? connected|power connector", re.IGNORECASE)),
-    (
-        "no memory region",
-        re.compile(r"I/O region assigned .{0,80}invalid|BAR\d is 0M", re.IGNORECASE),
-    ),
+_REASONS: tuple[tuple[Reason, str], ...] = (
+    ("open module required", r"requires use of the NVIDIA open"),
+    ("no GSP", r"not supported by open nvidia\.ko"),
+    ("legacy", r"supported through the NVIDIA \d"),
+    ("guest driver", r"vGPU.{0,80}(?:mismatch|incompatib|not supported)"),
+    ("not supported", r"is not supported by the"),
+    ("data centers only", r"only ready for use on Data Center"),
+    ("fallen off the bus", _LOST.pattern),
+    ("no power cable", r"power cables? connected|power connector"),
+    ("no memory region", r"I/O region assigned .{0,80}invalid|BAR\d is 0M"),
     (
         "no firmware",
-        re.compile(
-            r"firmware load for nvidia/.{1,80} failed|firmware/nvidia/.{1,80} failed"
-            r"|No firmware image found",
-            re.IGNORECASE,
-        ),
+        r"firmware load for nvidia/.{1,80} failed|firmware/nvidia/.{1,80} failed"
+        r"|No firmware image found",
     ),
-    (
-        "firmware hangs",
-        re.compile(r"wait for GFW|cannot initialize GSP firmware", re.IGNORECASE),
-    ),
-    ("not started", re.compile(r"RmInitAdapter failed|rm_init_adapter failed", re.IGNORECASE)),
-    ("asleep", _ASLEEP),
+    ("firmware hangs", r"wait for GFW|cannot initialize GSP firmware"),
+    ("not started", r"RmInitAdapter failed|rm_init_adapter failed"),
+    ("asleep", _ASLEEP.pattern),
 )
 
 
@@ -120,7 +112,9 @@ class Message:
     @cached_property
     def reason(self) -> Reason | None:
         """Why a card was not started; None: it tells of no such thing."""
-        return next((name for name, pattern in _REASONS if pattern.search(self.text)), None)
+        # Compiled at the first use, and kept by re: most hosts have no such line.
+        found = (name for name, said in _REASONS if re.search(said, self.text, re.IGNORECASE))
+        return next(found, None)
 
     @cached_property
     def code(self) -> int:
@@ -283,14 +277,23 @@ def _without_xid(message: Message) -> Fatal | None:
 
 
 def read_log(snapshot: HostSnapshot) -> Log:
-    return _log(snapshot.driver.kernel_log or ())
+    return _log(snapshot.driver.kernel_log or (), snapshot.uptime_s)
 
 
 @lru_cache(maxsize=8)
-def _log(lines: tuple[str, ...]) -> Log:
-    """Asked for once for each card."""
+def _log(lines: tuple[str, ...], uptime_s: int | None) -> Log:
+    """Asked for once for each card. Lines of an earlier boot are left out."""
+    lines = tuple(line for line in lines if not _of_before(line, uptime_s))
     found = (replace(one, number=number) for number, one in enumerate(_messages(lines)))
     return Log(tuple(found))
+
+
+def _of_before(line: str, uptime_s: int | None) -> bool:
+    """It is later than now by the seconds since the kernel started: another one's clock."""
+    stamp = _SINCE_BOOT.match(line)
+    if stamp is None or uptime_s is None:
+        return False
+    return int(stamp[1]) > uptime_s + CLOCKS_DIFFER_S
 
 
 def _messages(lines: tuple[str, ...]) -> Iterator[Message]:

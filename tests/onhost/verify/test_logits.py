@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import chain
 from pathlib import Path
@@ -117,6 +118,39 @@ def test_a_log_is_cut_where_a_model_begins() -> None:
     assert "init" in first and "of the first" in first and "second" not in first
     assert "init" in second and "of the second" in second and "first" not in second
     assert llama_log.by_model("no mark\n") == []
+
+
+# -- what an H200 gave ------------------------------------------------------------------------
+
+
+RECORDED = json.loads((Path(__file__).parents[1] / "data/logits-h200.json").read_text())
+
+
+def measured(pair: list[float]) -> LogitsDifference:
+    return LogitsDifference(*pair, std=1.0, top1=1.0, positions=POSITIONS)
+
+
+@pytest.mark.parametrize("type_", COMPARED)
+def test_a_healthy_gpu_is_within_the_limits(type_: str) -> None:
+    first, *others = map(measured, RECORDED["models"][type_])
+    assert first.within(LIMITS[type_])
+    # One model of q4_0, which no host compares.
+    beyond = [number for number, one in enumerate(others, 2) if not one.within(LIMITS[type_])]
+    assert beyond == ([10] if type_ == "q4_0" else [])
+    assert measured(RECORDED["kernels"]["nothing changed"][type_]) == first
+
+
+@pytest.mark.parametrize("fault", RECORDED["weights"])
+@pytest.mark.parametrize("type_", COMPARED)
+def test_wrong_weights_are_beyond_the_limits(type_: str, fault: str) -> None:
+    assert not measured(RECORDED["weights"][fault][type_]).within(LIMITS[type_])
+
+
+@pytest.mark.parametrize("fault", list(RECORDED["kernels"])[1:])
+def test_a_wrong_kernel_of_one_type_is_red_by_its_name(fault: str) -> None:
+    found = {type_: measured(pair) for type_, pair in RECORDED["kernels"][fault].items()}
+    check = judge_logits(found, LIMITS)
+    assert check.status == "fail" and check.found.startswith("wrong: iq3_s; ")
 
 
 # -- the real thing, on the CPU ----------------------------------------------------------------

@@ -122,3 +122,16 @@ def test_one_that_was_divided_since_the_plan_says_so() -> None:
 def test_one_that_the_module_was_told_to_leave_alone() -> None:
     (missing,) = present(PAIR[:1], (card(0), card(1, excluded=True)), config(planned=(0,))).missing
     assert "told to leave it alone" in missing.found and "NVreg_ExcludedGpus" in missing.advice
+
+
+def test_an_instance_has_the_name_that_the_plan_gave_it() -> None:
+    part = gpu(1, "MIG-a")
+    planned = ("A100 MIG 1g.10gb MIG-a", f"{H100} GPU-0")
+    other = replace(config(), inputs=replace(config().inputs, gpus=planned))
+    found = present((gpu(0), part), (), other)
+    assert found.missing == () and set(found.identities(planned)) == set(planned)
+    assert present((gpu(0), part), (), other).identities(()) == (f"{H100} GPU-0", f"{H100} MIG-a")
+    renamed = replace(gpu(0), name="H200")
+    assert present((renamed,), (), config(planned=(0,))).identities((f"{H100} GPU-0",)) == (
+        "H200 GPU-0",
+    ), "of a whole GPU both ask for one name"

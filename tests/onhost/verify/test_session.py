@@ -69,7 +69,7 @@ def compared(name: str, graph: Graph, logits: str = LOGITS) -> tuple[dict[str, A
     return {"models": [one] * len(COMPARED)}, text
 
 
-def recording(weights: float = 65, all_: float = 90, util: float = 95) -> Recording:
+def recording(weights: float = 65, all_: float = 105, util: float = 95) -> Recording:
     """Figures of a process that takes so many MiB with the model, and with the context."""
     marks = {"initialised": (0, 400), "loaded": (1, 400 + weights), "ready": (2, 400 + all_)}
     marks |= {
@@ -551,6 +551,8 @@ def test_a_gpu_that_cuda_does_not_show_fails_and_is_named(two: Host) -> None:
     assert [check["name"] for check in red] == ["gpus_visible"]
     assert bus_id(1) in red[0]["expected"]
     assert ("generate", "GPU-1") not in answers.on, "nothing can be tried on it"
+    assert ("generate", "") not in answers.on, "nor on all"
+    assert said(result, "offload") == "not tried: CUDA does not show GPU 1 "
 
 
 def test_the_code_for_a_gpu_is_read_where_cuda_does_not_show_it(two: Host, tmp_path: Path) -> None:

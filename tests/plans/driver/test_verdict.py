@@ -416,6 +416,12 @@ CASES = {
     "a fatal Xid, then the driver was started anew": works(
         host(kernel_log=(f"[  100.5] {XID_62}", LOADED)), note="Xid 62 earlier in this boot"
     ),
+    "a fatal Xid, then another boot": works(
+        host(kernel_log=(XID_62, "[    0.000000] Linux version 6.8.0-45-generic")), note="Xid 62"
+    ),
+    "a fatal Xid of an earlier boot by its clock": works(
+        host(kernel_log=(f"[350735.1] {XID_62}",))
+    ),
     "a fatal Xid, then the card was reset": works(
         host(kernel_log=(XID_62, "[  200.1] nvidia 0000:01:00.0: reset done")), note="Xid 62"
     ),
@@ -490,6 +496,15 @@ CASES = {
             shown(fabric="Completed, Success"),
             driver=host(switches=4, fabric_manager="failed").driver,
         )
+    ),
+    "a fatal error of an NVSwitch": works(
+        host(
+            kernel_log=(
+                "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up",
+                "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 19084, Non-fatal, Link 30 AN1",
+            )
+        ),
+        note="NVSwitch: nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal",
     ),
     # the kernel's own reason
     "the open module is required": Case(
@@ -573,7 +588,7 @@ CASES = {
         unbound(CARD_5090, module_on_disk="550.144.03", module_next="550.144.03", kernel_log=NEWER),
         "GPU not supported",
         "is not supported by the",
-        "570",
+        "580",
     ),
     "a vGPU under the driver of a whole card": Case(
         unbound(CARD_L40S, module_on_disk="570.86.15", module_next="570.86.15", kernel_log=VGPU),

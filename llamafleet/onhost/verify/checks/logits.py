@@ -33,15 +33,23 @@ class Limit:
 
 
 LIMITS = {
-    "q4_0": Limit(0.1, 0.011),
+    "q4_0": Limit(0.1, 0.012),
     "q8_0": Limit(0.21, 0.044),
-    "q4_K": Limit(0.55, 0.062),
-    "q6_K": Limit(0.4, 0.068),
-    "iq2_xs": Limit(0.37, 0.072),
-    "iq3_s": Limit(0.52, 0.073),
-    "mxfp4": Limit(0.25, 0.045),
+    "q4_K": Limit(0.71, 0.07),
+    "q6_K": Limit(0.42, 0.07),
+    "iq2_xs": Limit(0.43, 0.077),
+    "iq3_s": Limit(0.52, 0.076),
+    "mxfp4": Limit(0.28, 0.049),
 }
-"""By type of the weights."""
+"""By type of the weights: twice the largest of twelve models on an H200 (CUDA 13.0, 2026-11-26,
+llama-cpp-python 0.3.36; tests/onhost/data/logits-h200.json). Left out is one of q4_0, 0.36: the
+model that is compared here, the first, has 0.023 there as on an H100, and 0.019 between two CPUs.
+
+CPU and GPU add in another order, the GPU's attention works in 16 bit, and activations are rounded
+to 8 bit, on the CPU in blocks of 256 for the types of q4_K to iq3_s, on the GPU of 32; a GPU that
+rounds none of them would differ by at most half of each limit (numpy). With one byte of quants
+wrong in each row of each matrix every type is beyond its limit; a kernel of iq3_s that lacks its
+mask is off by 7 and more."""
 
 FP4_MXFP4 = Limit(4.6, 0.75)
 """Of mxfp4 where the GPU multiplies in 4 bit: activations, too, are then rounded to 4 bit
