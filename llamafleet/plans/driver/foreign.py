@@ -16,6 +16,9 @@ from llamafleet.tables import driver_packages
 
 UNINSTALLER = "/usr/bin/nvidia-uninstall"
 
+IF_INSTALLED = "!where NVIDIA's own installer was run, nvidia-uninstall first"
+"""Where the snapshot does not tell: without a package manager that is asked, or of another day."""
+
 DIFFERS = "Diff between built and installed"
 """dkms's own words. Of a module that is compressed or signed it may say so too: they count only
 beside a version that differs."""
@@ -107,6 +110,8 @@ def _remove_library(snapshot: HostSnapshot, file: DriverFile | None, version: st
         commands.append(manager.remove.format(file.owner))
     elif file:
         folder = file.path.rpartition("/")[0]
+        if file.owner is None:
+            commands.append(IF_INSTALLED)
         commands.append(f"rm {folder}/libcuda.so.{version} {folder}/libnvidia-*.so.{version}")
     else:
         commands.append(f"!ldconfig -p | grep libnvidia-ml, and remove what is of {version}")
@@ -175,6 +180,8 @@ def _own_module(
     commands: list[str] = []
     if UNINSTALLER in driver.runfile:
         commands.append("nvidia-uninstall")
+    elif not rows and driver.module_file is None:
+        commands.append(IF_INSTALLED)
     other = [row for row in rows if row.version == coming]
     commands += [f"dkms remove {row.label} --all" for row in other]
     if file and file.owner == "" and "/dkms/" not in file.path and not other:

@@ -10,6 +10,7 @@ from llamafleet.plans.driver.cure import (
     as_root,
     by_hand,
     cure,
+    initramfs,
     manager_of,
     then_reboot,
 )
@@ -37,7 +38,7 @@ def repair(snapshot: HostSnapshot) -> str:
     foreign = culprit(snapshot)
     if foreign:
         return foreign.fix
-    return _by_hand(snapshot) or cure("rebuild-module", snapshot)
+    return _by_hand(snapshot) or _boot_image(snapshot) or cure("rebuild-module", snapshot)
 
 
 def _akmods(snapshot: HostSnapshot) -> str:
@@ -89,6 +90,20 @@ def _one_branch(snapshot: HostSnapshot) -> str:
 def _of_branch(name: str, label: str) -> str:
     """The package of the same part in another branch."""
     return BRANCH.sub(f"-{label}", name)
+
+
+def _boot_image(snapshot: HostSnapshot) -> str:
+    """Disk and library agree, and a reboot did not help: it loads what is not on the disk.
+
+    The next run reboots once more, where it may.
+    """
+    driver = snapshot.driver
+    coming = coming_module(snapshot)
+    if not coming or coming != driver.library or driver.module in (None, coming):
+        return ""
+    kernel = driver.next_kernel or snapshot.kernel
+    made = as_root(snapshot, f"depmod {kernel}", initramfs(snapshot, kernel))
+    return f"{made}, then run the same command again"
 
 
 def _by_hand(snapshot: HostSnapshot) -> str:

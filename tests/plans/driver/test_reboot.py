@@ -65,6 +65,7 @@ def test_not_twice() -> None:
     problem = only_problem(planned(barred="rebooted"))
     assert problem.found.startswith("after the reboot of this run: loaded kernel module")
     assert "reboot" not in problem.next
+    assert f"sudo update-initramfs -u -k {PENDING.driver.next_kernel}" in problem.next
 
 
 def test_not_for_an_administrator_without_root() -> None:
