@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from llamafleet.plans.driver.kernel import OFF_THE_BUS
@@ -81,7 +83,7 @@ def test_a_device_id_of_no_generation(device: str) -> None:
 def test_no_range_lies_in_another() -> None:
     ranges = sorted(one.split("-") for row in generations() for one in row.pci)
     assert all(first <= last for first, last in ranges)
-    assert all(a[1] < b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(ranges))
 
 
 def test_every_gpu_of_the_other_table_has_its_generation() -> None:
