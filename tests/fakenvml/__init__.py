@@ -1,6 +1,7 @@
 """A fake NVML: a C library under NVML's name that gives recorded answers, changed as a test wants.
 
-    from tests.fakenvml import Fake, fake_nvml      # a fixture; `__all__ = ["fake_nvml"]`
+    from tests.fakenvml import Fake, fake_nvml, fake_nvml_library
+    __all__ = ["fake_nvml", "fake_nvml_library"]          # fixtures
 
     def test_it(fake_nvml: Fake) -> None:
         fake_nvml.devices(2)                                  # two cards as the recorded one

@@ -192,9 +192,9 @@ def _prompt(lib: Any, context: Any, tokens: Tokens, n: int) -> Iterator[Callable
 def _generation(lib: Any, context: Any, tokens: Tokens, n: int) -> Iterator[Callable[[], None]]:
     """One repetition of a generation from an empty cache, made ready.
 
-    llama_decode makes a batch of its own out of the one that it is given, each time. Best of 200 on a
-    CPU, us a token: 124.2 by it, 123.6 so, 121.2 by llama-bench (2026-11-26). A version without the
-    newer batches has but llama_decode.
+    llama_decode makes a batch of its own out of the one that it is given, each time. Best of 200 on
+    a CPU, us a token: 124.2 by it, 123.6 so, 121.2 by llama-bench (2026-11-26). A version without
+    the newer batches has but llama_decode.
     """
     drawn = tokens.singles(n)
     if not hasattr(lib, "llama_batch_ext_init"):
