@@ -226,6 +226,8 @@ def judge_log(placed: Placement, seen: Graph, held: Weights) -> Witness:
     rounding = ROUNDING_MIB * len(placed.model_mib)
     if placed.model_mib and placed.cuda_model_mib + rounding < held.device_bytes / MIB:
         return Witness("no", f"{text}, too little for the weights")
+    if placed.requested and placed.requested[0] < placed.requested[1]:
+        return Witness("no", "offloaded {} of {} layers".format(*placed.requested))
     if not placed.layers:
         return Witness("nothing", "says nothing of layers: llama.cpp's wording may have changed")
     return Witness("yes", text)
