@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,19 @@ def verify(
     *arguments: str,
     env: dict[str, str] | None = None,
     prefix_command: Sequence[str] = (),
-    inputs: dict[str, object] | None = None,
+    inputs: Mapping[str, object] | None = None,
+    alone: bool = False,
     **changes: object,
 ) -> Result:
     """The verification by hand, with its settings changed, its result in `folder`.
 
-    `env`: of llama.cpp's process; the caller's own does not reach it. By whoever runs the tests.
+    `env`: of llama.cpp's process; the caller's own does not reach it. `alone`: of the first GPU,
+    where the fault is not one of a single GPU. By whoever runs the tests.
     """
     config = json.loads(Path(LAYOUT.verify_config).read_text())
+    if alone:
+        config["inputs"]["gpus"] = config["inputs"]["gpus"][:1]
+        config["gpus"] = [name.rpartition(" ")[2] for name in config["inputs"]["gpus"]]
     config |= {"results": str(folder / "results"), "job": str(folder / "run"), **changes}
     config["inputs"] |= inputs or {}
     config["environment"] |= env or {}
