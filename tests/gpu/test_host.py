@@ -396,11 +396,13 @@ def test_a_load_amid_the_benchmark_is_busy(tmp_path: Path) -> None:
             if progress.exists() and '"benchmark"' in progress.read_text():
                 with faults.another_process(gpu.uuid, computes=True) as pid:
                     pids.append(pid)
-                    done.wait()
+                    done.wait(1.5)
+                return
 
     thread = threading.Thread(target=intrude)
     thread.start()
     try:
+        # Some eight seconds where nobody comes.
         bench = {"prompt": 512, "gen": 512, "repetitions": 30}
         found = verify(tmp_path, busy_minutes=0, inputs=SMALL | {"bench": bench})
     finally:
