@@ -172,7 +172,7 @@ def gather(nvml: Nvml, gpu: Gpu, before: Look, seen: Seen, after: Look) -> Condi
         uuid=gpu.uuid,
         others=others,
         others_unnamed=unnamed,
-        idle_utilisation=before.moment.utilisation,
+        idle_utilisation=_most(one.moment.utilisation for one in (before, after)),
         held_mib=held_mib(before.moment),
         came_mib=came_mib(before, seen, after),
         compute_mode=nvml.compute_mode(gpu),
@@ -303,6 +303,10 @@ def _process(one: OnGpu) -> Process:
 def _median(values: Iterable[float | None]) -> float | None:
     told = [value for value in values if value is not None]
     return median(told) if told else None
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _float(value: int | None) -> float | None:

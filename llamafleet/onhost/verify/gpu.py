@@ -21,6 +21,8 @@ from llamafleet.protocol.result import Load
 MIB = 1 << 20
 NO_PERMISSION = 4
 """NVML_ERROR_NO_PERMISSION of nvml.h. nvmlDeviceGetCount_v2 counts such GPUs too, says its text."""
+LOST = frozenset({15, 16})
+"""NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED: whatever is asked then, the card is ill."""
 INTERVAL_S = 0.2
 """Time between two samples; NVML's own utilisation is a mean over 1/6 s to 1 s."""
 
@@ -265,11 +267,25 @@ class Nvml:
         }
 
     def why_silent(self, gpu: Gpu) -> str:
-        """Why NVML does not answer for this card; "": it does."""
+        """Why NVML does not answer for this card; "": it does.
+
+        It keeps a UUID that it has read once: also asked are figures that change.
+        """
+        nvml, card = self._nvml, self._devices[gpu.index].card
         try:
-            self._nvml.nvmlDeviceGetUUID(self._devices[gpu.index].card)
-        except self._nvml.NVMLError as error:
+            nvml.nvmlDeviceGetUUID(card)
+        except nvml.NVMLError as error:
             return _text(str(error)) or "an unknown error"
+        asked = (
+            ("nvmlDeviceGetMemoryInfo",),
+            ("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        )
+        for name, *more in asked:
+            try:
+                getattr(nvml, name)(card, *more)
+            except nvml.NVMLError as error:
+                if getattr(error, "value", None) in LOST:
+                    return _text(str(error))
         return ""
 
     def driver(self) -> str:
