@@ -532,8 +532,26 @@ def test_each_gpu_is_verified_by_itself_and_then_all_together(two: Host) -> None
     assert result["benchmark"] is not None and all(g["benchmark"] for g in result["gpus"])
     assert {c["name"] for c in result["checks"]} == {
         *checks.OF_HOST,
-        *("offload", "vram", "busy", "context", "benchmark"),
+        *("offload", "vram", "busy", "context", "benchmark", "health"),
     }
+
+
+def test_a_gpu_that_sickens_while_all_work_together_is_red(
+    two: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked only behind the work that it did alone."""
+    answers, run = two
+
+    def errors(self: Recorded, device: int, *_: int) -> int:
+        return int(device == 1 and ("bench", "") in answers.on)
+
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetTotalEccErrors", errors, raising=False)
+    result = run()
+    assert rows(result) == {"GPU-0": "PASS", "GPU-1": "PASS"}
+    assert result["verdict"] == "FAIL" and status(result, "fail") == {"health"}
+    assert "GPU 1: 1 uncorrected memory errors" in said(
+        {"checks": result["checks"], "gpus": []}, "health"
+    )
 
 
 def test_a_gpu_that_cuda_does_not_show_fails_and_is_named(two: Host) -> None:
