@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from llamafleet.onhost.verify.gpu import (
@@ -203,14 +203,15 @@ def health(nvml: Nvml, gpu: Gpu) -> Health:
     """Of the card, now."""
     ask = nvml.card_asker(gpu)
     rows = ask("nvmlDeviceGetRemappedRows")
-    return Health(
-        silent=nvml.why_silent(gpu),
+    told = Health(
         ecc_uncorrected=ask("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE),
         rows_pending=bool(rows[2]) if rows else None,
         rows_failed=bool(rows[3]) if rows else None,
         pages_pending=_bool(ask("nvmlDeviceGetRetiredPagesPendingStatus")),
         recovery_action=nvml.fields(gpu, {"action": RECOVERY_FIELD}).get("action"),
     )
+    # Last: one of these questions may be what it has no answer to any more.
+    return replace(told, silent=nvml.why_silent(gpu))
 
 
 def other_processes(before: Look, seen: Seen, after: Look) -> tuple[tuple[Process, ...], int]:

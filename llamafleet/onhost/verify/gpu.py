@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from llamafleet.onhost.verify import owners
+from llamafleet.onhost.verify.answering import Answering
 from llamafleet.protocol.result import Load
 
 MIB = 1 << 20
@@ -52,6 +53,10 @@ The answer is None where this GPU, driver, pynvml or permission gives none."""
 
 class NvmlUnavailable(Exception):
     """NVML can't be used; the text says why."""
+
+
+class NvmlHangs(NvmlUnavailable):
+    """It gave no answer: some GPU is ill."""
 
 
 @dataclass(frozen=True)
@@ -171,15 +176,16 @@ class Nvml:
     Raises NvmlUnavailable where pynvml or the driver is missing.
     """
 
-    def __init__(self, module: ModuleType | None = None) -> None:
+    def __init__(self, module: ModuleType | None = None, answer_s: float | None = None) -> None:
         try:
-            self._nvml: Any = module or importlib.import_module("pynvml")
+            self._nvml: Any = Answering(module or importlib.import_module("pynvml"), answer_s)
         except ImportError as error:
             raise NvmlUnavailable(f"no pynvml: {error}") from error
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
-            raise NvmlUnavailable(f"NVML does not start: {error}") from error
+            kind = NvmlHangs if self._nvml.hung else NvmlUnavailable
+            raise kind(f"NVML does not start: {error}") from error
         self.lost: dict[int, str] = {}
         """GPUs of this host that NVML counts and does not give, by index: why. The others are not
         to suffer."""
@@ -229,6 +235,7 @@ class Nvml:
 
     def close(self) -> None:
         self._call("nvmlShutdown")
+        self._nvml.done()
 
     def _call(self, name: str, *args: Any) -> Any:
         """The answer; None where this GPU, driver, pynvml or permission does not give one."""
@@ -272,6 +279,8 @@ class Nvml:
         It keeps a UUID that it has read once: also asked are figures that change.
         """
         nvml, card = self._nvml, self._devices[gpu.index].card
+        if nvml.hung:
+            return self._hang()
         try:
             nvml.nvmlDeviceGetUUID(card)
         except nvml.NVMLError as error:
@@ -287,6 +296,15 @@ class Nvml:
                 if getattr(error, "value", None) in LOST:
                     return _text(str(error))
         return ""
+
+    def _hang(self) -> str:
+        """With the GPU that was asked about when NVML answered no more."""
+        about = self._nvml.about
+        found = (n for n, d in self._devices.items() if about is d.handle or about is d.card)
+        culprit = next(found, None)
+        return f"{self._nvml.why()}" + (
+            f", asked about GPU {culprit}" if culprit is not None else ""
+        )
 
     def driver(self) -> str:
         return _text(self._call("nvmlSystemGetDriverVersion"))

@@ -128,3 +128,14 @@ def test_a_question_that_a_card_has_no_answer_to_is_no_silence(fake_nvml: Fake) 
         fake.fail("nvmlDeviceGetTemperature", 0, code=999)
 
     assert judged(fake_nvml, little).status == "pass"
+
+
+def test_a_card_that_hangs_at_the_last_question_is_red(
+    fake_nvml: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafleet.onhost.verify.answering.ANSWER_S", 0.3)
+    check = judged(fake_nvml, lambda fake: fake.hang("nvmlDeviceGetTotalEccErrors", 1, 0))
+    assert check.status == "fail"
+    assert check.found.endswith(
+        "no answer to nvmlDeviceGetTotalEccErrors within 0 s, asked about GPU 0"
+    )
