@@ -401,6 +401,15 @@ def test_a_context_too_large_is_named_with_one_that_fits(host: Host) -> None:
     assert fits in [request["n_ctx"] for name, request in answers.asked if name == "context"]
 
 
+def test_a_context_shorter_than_asked_fails(host: Host) -> None:
+    """llama.cpp may make another one than it is asked for, and says no error."""
+    answers, run = host
+    answers.answers["context"] = ({"n_ctx": 2048}, "")
+    result = run()
+    assert result["verdict"] == "FAIL" and status(result, "fail") == {"context"}
+    assert "set context = 2048" in said(result, "context")
+
+
 def test_code_for_another_gpu_fails(host: Host, tmp_path: Path) -> None:
     _, run = host
     library = tmp_path / "prefix" / "lib" / "libggml-cuda.so"
