@@ -476,6 +476,7 @@ class Sampler:
         self.recording = Recording(pid=pid)
         self._nvml, self._pid, self._gpus, self._interval_s = nvml, pid, gpus, interval_s
         self._stop = threading.Event()
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
 
     def start(self) -> None:
@@ -487,13 +488,19 @@ class Sampler:
         self.recording.marks[name] = self._sample()
 
     def stop(self) -> Recording:
+        """Raises what ended the reading: with half the samples nobody was seen."""
         self._stop.set()
         self._thread.join()
+        if self._error:
+            raise self._error
         return self.recording
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self.recording.samples.append(self._sample())
+        try:
+            while not self._stop.wait(self._interval_s):
+                self.recording.samples.append(self._sample())
+        except Exception as error:
+            self._error = error
 
     def _sample(self) -> Sample:
         return self._nvml.sample(self._pid, self._gpus)
