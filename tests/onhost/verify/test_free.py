@@ -77,6 +77,13 @@ def test_a_card_that_is_ill_is_red(verified: Verified, change: Change) -> None:
     assert result["verdict"] == "FAIL" and "health" in status(result, "fail")
 
 
+def test_a_card_that_is_lost_meanwhile_is_no_model_that_is_too_big(verified: Verified) -> None:
+    """It tells no free memory: "end the processes" was the cure."""
+    result = verified(lambda fake: fake.fail("*", code=15, after=8))
+    assert result["verdict"] == "FAIL"
+    assert "health" in status(result, "fail") and "model" not in status(result, "fail")
+
+
 def test_a_driver_that_lacks_the_newest_functions_is_read(
     verified: Verified,
 ) -> None:
