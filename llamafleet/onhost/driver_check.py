@@ -28,12 +28,16 @@ from llamafleet.protocol.job import alive, read_json, read_progress, write_json
 from llamafleet.protocol.result import VerdictOn
 from llamafleet.protocol.verify import ConfigError, VerifyConfig, load
 
+ANSWER_S = 40.0
+"""For NVML: the unit has a minute."""
 EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY = 0, 2, 3, 4
 DEPLOY = "on the controller, pyinfra -y inventory deploy.py"
 REBOOT = (
     "sudo reboot; if they differ still, on the controller, pyinfra --dry inventory deploy.py, "
     "which names the packages that disagree"
 )
+
+RESTART = "sudo dmesg | grep -iE 'nvrm|xid'; sudo reboot"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +87,9 @@ def _check(config: VerifyConfig, planned: str) -> int:
         found = f"reboot needed: loaded kernel module {now}, library {library}"
         return _stale(stale, planned, now, found, REBOOT)
     answer = _ask(config)
+    if answer.hangs:
+        latest.unlink(missing_ok=True)
+        return _stale(stale, planned, now, f"driver {now} is ill: {answer.problem}", RESTART)
     if others := _other_gpus(config, answer):
         latest.unlink(missing_ok=True)
         return _stale(stale, planned, now, others, DEPLOY)
@@ -125,13 +132,15 @@ class _Answer:
     cuda: str = ""
     problem: str = ""
     """Why it says nothing."""
+    hangs: bool = False
+    """It gave no answer."""
 
 
 def _ask(config: VerifyConfig) -> _Answer:
     try:
-        nvml = gpu.Nvml()
+        nvml = gpu.Nvml(answer_s=ANSWER_S)
     except gpu.NvmlUnavailable as error:
-        return _Answer(problem=str(error))
+        return _Answer(problem=str(error), hangs=isinstance(error, gpu.NvmlHangs))
     gpus = chosen(nvml.gpus(), config)
     planned = config.inputs.gpus
     answer = _Answer(tuple(as_planned(one, planned) for one in gpus), nvml.cuda())

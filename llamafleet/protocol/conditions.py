@@ -52,7 +52,7 @@ class Conditions:
     others_unnamed: int = 0
     """Processes more than the worker, where pids are another container's."""
     idle_utilisation: float | None = None
-    """Per cent, before the worker started."""
+    """Per cent, before the worker started or after it ended, whichever is more."""
     held_mib: float | None = None
     """Memory in use before the worker started, which no listed process holds."""
     came_mib: float | None = None

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ class Host:
         monkeypatch.setenv("LLAMAFLEET_ROOT", str(root))
         # nvidia-smi and ldconfig of this machine are not asked.
         monkeypatch.setenv("PATH", f"{self.bin}:/no/such")
-        monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Driver(self.cuda)))
+        monkeypatch.setattr(gpu, "Nvml", lambda **limit: Nvml(Driver(self.cuda), **limit))
 
     def plan(self, wanted: dict[str, Any], /, **change: Any) -> None:
         places = {"results": str(self.results), "job": str(self.root / "job")}
@@ -269,7 +270,7 @@ def test_gpus_that_the_settings_leave_out_may_come_and_go(
         def nvmlDeviceGetCount(self) -> int:
             return 2
 
-    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Two("13.0")))
+    monkeypatch.setattr(gpu, "Nvml", lambda **_: Nvml(Two("13.0")))
     names = [f"NVIDIA GeForce RTX 4090 {uuid}" for uuid in planned]
     host.plan({"driver": WAS, "gpus": names}, gpus=chosen)
     host.module(WAS)
@@ -282,13 +283,25 @@ def test_the_old_verdict_goes_before_nvml_is_asked(
     """A GPU that has fallen off the bus can hang NVML until the unit's time is over."""
     found = []
 
-    def asked() -> Nvml:
+    def asked(**_: float) -> Nvml:
         found.append(host.latest.exists())
         return Nvml(Driver("13.0"))
 
     monkeypatch.setattr(gpu, "Nvml", asked)
     host.module(NOW)
     assert host.check() == 4 and found == [False]
+
+
+@pytest.mark.parametrize("name", ["nvmlInit", "nvmlDeviceGetName"])
+def test_a_driver_that_hangs_takes_the_verdict_away(
+    host: Host, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Before, the check was ended by its unit, and the verdict of before stayed."""
+    monkeypatch.setattr(driver_check, "ANSWER_S", 0.1)
+    monkeypatch.setattr(Driver, name, lambda *_: Event().wait(2))
+    host.module(WAS)
+    assert host.check() == 3
+    assert not host.latest.exists() and host.mark()["reason"]
 
 
 def test_gpus_that_cannot_be_asked_are_not_said_to_have_changed(host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,6 +22,12 @@ from llamafleet.protocol.job import PATH
 
 TIMEOUT_S = 900.0
 """Per task. The longest known start is about 60 s, compiling PTX; a slow disk may take minutes."""
+
+SAME_S, OTHER_S = 60.0, 300.0
+"""Of a task behind one that hung: of the same GPU, or of all, and of another GPU. The verification
+is red by then, and its unit has half an hour."""
+END_S = 10.0
+"""For a killed process to be gone. In a call of a driver that hangs no signal ends it."""
 
 ROOT = str(Path(__file__).parents[3])
 """The zipapp, or the source tree: what must be on the worker's path."""
@@ -83,6 +90,8 @@ class Children:
     ) -> None:
         self._folder, self._nvml, self._timeout_s = folder, nvml, timeout_s
         self._gpus = gpus
+        self._hung: set[str] = set()
+        """UUIDs of the GPUs of tasks that hung; "": it had all."""
         self._environment = _fixed(folder) | (environment or {})
         self.on_step = on_step
 
@@ -118,17 +127,21 @@ class Children:
             sampler.start()
         try:
             _limit_cores(process, cores)
-            with _time_limit(process, self._timeout_s) as expired:
-                messages = self._talk(process, request | {"task": task}, sampler)
-                code = process.wait()
+            limit_s = self._limit_s(gpu)
+            with _time_limit(process, limit_s) as expired:
+                lines = _lines(process, limit_s + END_S)
+                messages = self._talk(process, lines, request | {"task": task}, sampler)
+                code = _ended(process)
         finally:
             process.kill()
-            process.wait()
+            _ended(process)
             recording = sampler.stop() if sampler else Recording()
         text = path.read_text(encoding="utf-8", errors="replace")
         problem = None
         if "reply" not in messages:
-            late = f"no end after {self._timeout_s:.0f} s" if expired.is_set() else None
+            late = f"no end after {limit_s:.0f} s" if expired.is_set() else None
+            if late:
+                self._hung.add(gpu.uuid if gpu else "")
             problem = _problem(late or messages.get("error"), code, text)
         return Outcome(
             task=task,
@@ -141,15 +154,25 @@ class Children:
             imported=messages.get("imported"),
         )
 
+    def _limit_s(self, gpu: Gpu | None) -> float:
+        """How long a task may take."""
+        if not self._hung:
+            return self._timeout_s
+        same = gpu is None or gpu.uuid in self._hung or "" in self._hung
+        return min(self._timeout_s, SAME_S if same else OTHER_S)
+
     def _talk(
-        self, process: subprocess.Popen[str], request: dict[str, Any], sampler: Sampler | None
+        self,
+        process: subprocess.Popen[str],
+        lines: Iterator[str],
+        request: dict[str, Any],
+        sampler: Sampler | None,
     ) -> dict[str, Any]:
         """Send the request, answer marks; the last reply or error."""
-        assert process.stdin is not None and process.stdout is not None
         last: dict[str, Any] = {}
         try:
             _send(process, json.dumps(request))
-            for line in process.stdout:
+            for line in lines:
                 message = json.loads(line)
                 if "mark" in message:
                     if sampler:
@@ -184,6 +207,31 @@ def _limit_cores(process: subprocess.Popen[str], cores: frozenset[int]) -> None:
     if cores:
         with suppress(OSError):
             os.sched_setaffinity(process.pid, cores)
+
+
+def _lines(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
+    """What the worker sends, to its end or for so long: one that no signal ends closes nothing."""
+    assert process.stdout is not None
+    out, end, parts = process.stdout.fileno(), time.monotonic() + seconds, list[bytes]()
+    while (left := end - time.monotonic()) > 0:
+        if not select.select([out], [], [], left)[0]:
+            continue
+        data = os.read(out, 1 << 20)
+        if not data:
+            return
+        *whole, rest = data.split(b"\n")
+        for line in whole:
+            yield b"".join([*parts, line]).decode()
+            parts.clear()
+        parts.append(rest)
+
+
+def _ended(process: subprocess.Popen[str]) -> int:
+    """Its exit status; 0 where no signal ends it."""
+    try:
+        return process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        return 0
 
 
 def _send(process: subprocess.Popen[str], line: str) -> None:

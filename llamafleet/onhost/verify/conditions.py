@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from llamafleet.onhost.verify.gpu import (
@@ -172,7 +172,7 @@ def gather(nvml: Nvml, gpu: Gpu, before: Look, seen: Seen, after: Look) -> Condi
         uuid=gpu.uuid,
         others=others,
         others_unnamed=unnamed,
-        idle_utilisation=before.moment.utilisation,
+        idle_utilisation=_most(one.moment.utilisation for one in (before, after)),
         held_mib=held_mib(before.moment),
         came_mib=came_mib(before, seen, after),
         compute_mode=nvml.compute_mode(gpu),
@@ -203,14 +203,15 @@ def health(nvml: Nvml, gpu: Gpu) -> Health:
     """Of the card, now."""
     ask = nvml.card_asker(gpu)
     rows = ask("nvmlDeviceGetRemappedRows")
-    return Health(
-        silent=nvml.why_silent(gpu),
+    told = Health(
         ecc_uncorrected=ask("nvmlDeviceGetTotalEccErrors", UNCORRECTED, VOLATILE),
         rows_pending=bool(rows[2]) if rows else None,
         rows_failed=bool(rows[3]) if rows else None,
         pages_pending=_bool(ask("nvmlDeviceGetRetiredPagesPendingStatus")),
         recovery_action=nvml.fields(gpu, {"action": RECOVERY_FIELD}).get("action"),
     )
+    # Last: one of these questions may be what it has no answer to any more.
+    return replace(told, silent=nvml.why_silent(gpu))
 
 
 def other_processes(before: Look, seen: Seen, after: Look) -> tuple[tuple[Process, ...], int]:
@@ -303,6 +304,10 @@ def _process(one: OnGpu) -> Process:
 def _median(values: Iterable[float | None]) -> float | None:
     told = [value for value in values if value is not None]
     return median(told) if told else None
+
+
+def _most(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _float(value: int | None) -> float | None:

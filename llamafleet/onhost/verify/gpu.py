@@ -16,11 +16,14 @@ from types import ModuleType
 from typing import Any
 
 from llamafleet.onhost.verify import owners
+from llamafleet.onhost.verify.answering import Answering
 from llamafleet.protocol.result import Load
 
 MIB = 1 << 20
 NO_PERMISSION = 4
 """NVML_ERROR_NO_PERMISSION of nvml.h. nvmlDeviceGetCount_v2 counts such GPUs too, says its text."""
+LOST = frozenset({15, 16})
+"""NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED: whatever is asked then, the card is ill."""
 INTERVAL_S = 0.2
 """Time between two samples; NVML's own utilisation is a mean over 1/6 s to 1 s."""
 
@@ -50,6 +53,10 @@ The answer is None where this GPU, driver, pynvml or permission gives none."""
 
 class NvmlUnavailable(Exception):
     """NVML can't be used; the text says why."""
+
+
+class NvmlHangs(NvmlUnavailable):
+    """It gave no answer: some GPU is ill."""
 
 
 @dataclass(frozen=True)
@@ -169,15 +176,16 @@ class Nvml:
     Raises NvmlUnavailable where pynvml or the driver is missing.
     """
 
-    def __init__(self, module: ModuleType | None = None) -> None:
+    def __init__(self, module: ModuleType | None = None, answer_s: float | None = None) -> None:
         try:
-            self._nvml: Any = module or importlib.import_module("pynvml")
+            self._nvml: Any = Answering(module or importlib.import_module("pynvml"), answer_s)
         except ImportError as error:
             raise NvmlUnavailable(f"no pynvml: {error}") from error
         try:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
-            raise NvmlUnavailable(f"NVML does not start: {error}") from error
+            kind = NvmlHangs if self._nvml.hung else NvmlUnavailable
+            raise kind(f"NVML does not start: {error}") from error
         self.lost: dict[int, str] = {}
         """GPUs of this host that NVML counts and does not give, by index: why. The others are not
         to suffer."""
@@ -227,6 +235,7 @@ class Nvml:
 
     def close(self) -> None:
         self._call("nvmlShutdown")
+        self._nvml.done()
 
     def _call(self, name: str, *args: Any) -> Any:
         """The answer; None where this GPU, driver, pynvml or permission does not give one."""
@@ -265,12 +274,37 @@ class Nvml:
         }
 
     def why_silent(self, gpu: Gpu) -> str:
-        """Why NVML does not answer for this card; "": it does."""
+        """Why NVML does not answer for this card; "": it does.
+
+        It keeps a UUID that it has read once: also asked are figures that change.
+        """
+        nvml, card = self._nvml, self._devices[gpu.index].card
+        if nvml.hung:
+            return self._hang()
         try:
-            self._nvml.nvmlDeviceGetUUID(self._devices[gpu.index].card)
-        except self._nvml.NVMLError as error:
+            nvml.nvmlDeviceGetUUID(card)
+        except nvml.NVMLError as error:
             return _text(str(error)) or "an unknown error"
+        asked = (
+            ("nvmlDeviceGetMemoryInfo",),
+            ("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        )
+        for name, *more in asked:
+            try:
+                getattr(nvml, name)(card, *more)
+            except nvml.NVMLError as error:
+                if getattr(error, "value", None) in LOST:
+                    return _text(str(error))
         return ""
+
+    def _hang(self) -> str:
+        """With the GPU that was asked about when NVML answered no more."""
+        about = self._nvml.about
+        found = (n for n, d in self._devices.items() if about is d.handle or about is d.card)
+        culprit = next(found, None)
+        return f"{self._nvml.why()}" + (
+            f", asked about GPU {culprit}" if culprit is not None else ""
+        )
 
     def driver(self) -> str:
         return _text(self._call("nvmlSystemGetDriverVersion"))
@@ -442,6 +476,7 @@ class Sampler:
         self.recording = Recording(pid=pid)
         self._nvml, self._pid, self._gpus, self._interval_s = nvml, pid, gpus, interval_s
         self._stop = threading.Event()
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
 
     def start(self) -> None:
@@ -453,13 +488,19 @@ class Sampler:
         self.recording.marks[name] = self._sample()
 
     def stop(self) -> Recording:
+        """Raises what ended the reading: with half the samples nobody was seen."""
         self._stop.set()
         self._thread.join()
+        if self._error:
+            raise self._error
         return self.recording
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self.recording.samples.append(self._sample())
+        try:
+            while not self._stop.wait(self._interval_s):
+                self.recording.samples.append(self._sample())
+        except Exception as error:
+            self._error = error
 
     def _sample(self) -> Sample:
         return self._nvml.sample(self._pid, self._gpus)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from llamafleet.onhost.verify import child
 from llamafleet.onhost.verify.child import Children, TaskProblem
+from llamafleet.onhost.verify.gpu import Gpu
 
 FLOOD = "import os\nos.write(2, b'CUDA error: out of memory\\n')\n"
 
@@ -57,3 +60,43 @@ def test_the_current_folder_does_not_shadow(
     monkeypatch.chdir(tmp_path)
     outcome = Children(tmp_path, None).run("probe")
     assert "from here" not in (outcome.problem or "")
+
+
+HANGS = "import time\ntime.sleep(60)\n"
+
+
+def test_a_process_that_no_signal_ends_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a call of a driver that hangs: it is killed, is not gone, and closes no pipe."""
+    left: list[subprocess.Popen[str]] = []
+    kill = subprocess.Popen.kill
+
+    def spared(self: subprocess.Popen[str]) -> None:
+        left.append(self)
+
+    monkeypatch.setattr(subprocess.Popen, "kill", spared)
+    monkeypatch.setattr(child, "END_S", 0.3)
+    outcome = children(tmp_path, HANGS, timeout_s=0.5).run("probe")
+    kill(left[0])
+    left[0].wait()
+    assert outcome.wall_s < 10 and (outcome.problem or "").startswith("no end after ")
+
+
+def test_behind_a_hang_no_task_takes_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the second one ended with the unit's time, and there was no result."""
+    monkeypatch.setattr(child, "SAME_S", 1.0)
+    monkeypatch.setattr(child, "OTHER_S", 2.0)
+    told = children(tmp_path, HANGS, timeout_s=3)
+    first, other = (Gpu(n, "H200", f"GPU-{n}", "", "9.0", 1) for n in (0, 1))
+    ended = [told.run("probe", gpu=gpu) for gpu in (first, first, other, None)]
+    spent = [float((one.problem or "").split()[3]) for one in ended]
+    assert spent == [3, 1, 2, 1] and sum(one.wall_s for one in ended) < 20
+
+
+def test_a_long_answer_comes_whole(tmp_path: Path) -> None:
+    """Several pipes full."""
+    long = children(tmp_path, "raise RuntimeError('x' * 3_000_000 + '\\n' + 'end')\n").run("probe")
+    assert (long.problem or "").count("x") >= 3_000_000 and "end" in (long.problem or "")

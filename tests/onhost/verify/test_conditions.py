@@ -223,6 +223,19 @@ def test_without_pids_work_is_seen_while_we_do_nothing(fake_nvml: Fake) -> None:
     assert "GPU 0 was at 100 % while we did nothing" in busy(at_work, fake_nvml)
 
 
+def test_work_that_began_meanwhile_and_goes_on_is_seen(fake_nvml: Fake, stranger: int) -> None:
+    """A game, a program of Vulkan: no compute process, its memory listed, nothing there before."""
+
+    def game(fake: Fake) -> None:
+        fake.processes("Graphics", (stranger, 700))
+        fake.memory(700)
+        fake.say("nvmlDeviceGetUtilizationRates", value=(80, 40))
+
+    assert busy(watched(fake_nvml, after=game), fake_nvml) == [
+        "GPU 0 was at 80 % while we did nothing"
+    ]
+
+
 @pytest.mark.parametrize(("pids", "more"), [((99999991,), 0), ((99999991, 99999992), 1)])
 def test_pids_of_another_container_are_counted(
     fake_nvml: Fake, pids: tuple[int, ...], more: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_a_card_that_is_ill_is_red(verified: Verified, change: Change) -> None:
     assert result["verdict"] == "FAIL" and "health" in status(result, "fail")
 
 
+def test_a_card_that_is_lost_meanwhile_is_no_model_that_is_too_big(verified: Verified) -> None:
+    """It tells no free memory: "end the processes" was the cure."""
+    result = verified(lambda fake: fake.fail("*", code=15, after=8))
+    assert result["verdict"] == "FAIL"
+    assert "health" in status(result, "fail") and "model" not in status(result, "fail")
+
+
 def test_a_driver_that_lacks_the_newest_functions_is_read(
     verified: Verified,
 ) -> None:
@@ -98,3 +106,23 @@ def test_each_mig_device_has_a_row(verified: Verified) -> None:
     result = verified(divided, gpus=tuple(f"NVIDIA H200 MIG 1g.18gb {uuid}" for uuid in uuids))
     assert [row["uuid"] for row in result["gpus"]] == uuids
     assert "busy" not in status(result, "fail")
+
+
+@pytest.mark.parametrize(
+    ("asked", "after", "red"),
+    [
+        (["nvmlDeviceGetUtilizationRates"], 0, "health"),
+        (["nvmlDeviceGetMemoryInfo"], 2, "health"),
+        (["nvmlDeviceGetUUID"], 0, "gpus_visible"),
+        (["nvmlDeviceGetTotalEccErrors", 1, 0], 0, "health"),
+    ],
+)
+def test_a_card_that_hangs_nvml_is_red_in_time(
+    verified: Verified, monkeypatch: pytest.MonkeyPatch, asked: Any, after: int, red: str
+) -> None:
+    """Before: no verdict, after all the time that the unit had."""
+    monkeypatch.setattr("llamafleet.onhost.verify.answering.ANSWER_S", 0.3)
+    result = verified(lambda fake: fake.hang(*asked, after=after))
+    assert result["verdict"] == "FAIL" and red in status(result, "fail")
+    assert f"NVML hangs: no answer to {asked[0]}" in json.dumps(result["gpus"])
+    assert "asked about GPU 0" in json.dumps(result["gpus"]) or red == "gpus_visible"

@@ -201,6 +201,16 @@ def test_summary_and_peak() -> None:
     assert Recording().peak_mib() is None
 
 
+def test_a_reading_that_breaks_off_is_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the thread died, and who came after that was not seen."""
+    sampler = Sampler(Nvml(Recorded()), PID, interval_s=0.01)
+    sampler.start()
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetUtilizationRates", lambda *_: 1 / 0)
+    sampler._thread.join(5)
+    with pytest.raises(ZeroDivisionError):
+        sampler.stop()
+
+
 def test_the_sampler_reads_while_a_child_works() -> None:
     sampler = Sampler(Nvml(Recorded()), PID, interval_s=0.01)
     sampler.start()

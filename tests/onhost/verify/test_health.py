@@ -68,6 +68,20 @@ def test_a_card_that_is_well(fake_nvml: Fake) -> None:
             "xid",
         ),
         (
+            # NVML keeps the UUID that it has read once.
+            lambda fake: [
+                fake.fail(name, code=15)
+                for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")
+            ],
+            "NVML does not answer for this card: GPU is lost",
+            "xid",
+        ),
+        (
+            lambda fake: fake.fail("nvmlDeviceGetTemperature", 0, code=16),
+            "NVML does not answer for this card: GPU requires restart",
+            "xid",
+        ),
+        (
             lambda fake: fake.fail("*", code=16),
             "NVML does not answer for this card: GPU requires restart",
             "xid",
@@ -104,3 +118,24 @@ def test_a_geforce_tells_little_and_is_well(fake_nvml: Fake) -> None:
 
     check = judged(fake_nvml, geforce)
     assert (check.status, check.found) == ("pass", "it tells nothing of itself")
+
+
+def test_a_question_that_a_card_has_no_answer_to_is_no_silence(fake_nvml: Fake) -> None:
+    """One that shares the host's memory tells none; some under WSL2 no temperature."""
+
+    def little(fake: Fake) -> None:
+        fake.fail("nvmlDeviceGetMemoryInfo", code=3)
+        fake.fail("nvmlDeviceGetTemperature", 0, code=999)
+
+    assert judged(fake_nvml, little).status == "pass"
+
+
+def test_a_card_that_hangs_at_the_last_question_is_red(
+    fake_nvml: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafleet.onhost.verify.answering.ANSWER_S", 0.3)
+    check = judged(fake_nvml, lambda fake: fake.hang("nvmlDeviceGetTotalEccErrors", 1, 0))
+    assert check.status == "fail"
+    assert check.found.endswith(
+        "no answer to nvmlDeviceGetTotalEccErrors within 0 s, asked about GPU 0"
+    )

@@ -573,7 +573,7 @@ def test_each_kind_of_place_has_its_checks() -> None:
     assert checks.of("gpu") == (*gpu, "context", "benchmark", "health")
     assert checks.of("unnamed") == (*gpu[1:], "context", "benchmark")
     assert checks.of("cpu") == (*gpu[1:], "context", "benchmark", "health")
-    assert checks.of("all") == every
+    assert checks.of("all") == (*every, "health")
     assert checks.OF_HOST == ("gpus_visible", "library_origin", "library_cuda", "model", "control")
 
 

@@ -401,6 +401,15 @@ def test_a_context_too_large_is_named_with_one_that_fits(host: Host) -> None:
     assert fits in [request["n_ctx"] for name, request in answers.asked if name == "context"]
 
 
+def test_a_context_shorter_than_asked_fails(host: Host) -> None:
+    """llama.cpp may make another one than it is asked for, and says no error."""
+    answers, run = host
+    answers.answers["context"] = ({"n_ctx": 2048}, "")
+    result = run()
+    assert result["verdict"] == "FAIL" and status(result, "fail") == {"context"}
+    assert "set context = 2048" in said(result, "context")
+
+
 def test_code_for_another_gpu_fails(host: Host, tmp_path: Path) -> None:
     _, run = host
     library = tmp_path / "prefix" / "lib" / "libggml-cuda.so"
@@ -532,8 +541,26 @@ def test_each_gpu_is_verified_by_itself_and_then_all_together(two: Host) -> None
     assert result["benchmark"] is not None and all(g["benchmark"] for g in result["gpus"])
     assert {c["name"] for c in result["checks"]} == {
         *checks.OF_HOST,
-        *("offload", "vram", "busy", "context", "benchmark"),
+        *("offload", "vram", "busy", "context", "benchmark", "health"),
     }
+
+
+def test_a_gpu_that_sickens_while_all_work_together_is_red(
+    two: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked only behind the work that it did alone."""
+    answers, run = two
+
+    def errors(self: Recorded, device: int, *_: int) -> int:
+        return int(device == 1 and ("bench", "") in answers.on)
+
+    monkeypatch.setattr(Recorded, "nvmlDeviceGetTotalEccErrors", errors, raising=False)
+    result = run()
+    assert rows(result) == {"GPU-0": "PASS", "GPU-1": "PASS"}
+    assert result["verdict"] == "FAIL" and status(result, "fail") == {"health"}
+    assert "GPU 1: 1 uncorrected memory errors" in said(
+        {"checks": result["checks"], "gpus": []}, "health"
+    )
 
 
 def test_a_gpu_that_cuda_does_not_show_fails_and_is_named(two: Host) -> None:

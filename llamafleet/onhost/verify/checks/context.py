@@ -46,7 +46,11 @@ def _place(place: Place) -> Check:
     expected = f"the model and a context of {wanted} tokens fit"
     first = place.context(wanted)
     if first.reply:
-        check = passed(NAME, f"{first.reply['n_ctx']} tokens fit", expected)
+        made = first.reply["n_ctx"]
+        if made < wanted:
+            found = f"llama.cpp made a context of {made} tokens"
+            return failed(NAME, found, expected, f"set context = {made}")
+        check = passed(NAME, f"{made} tokens fit", expected)
         # A synthetic model was trained for no length at all.
         return check if place.model().synthetic else known.priced(check, first.log)
     match = known.of_task(first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from llamafleet.onhost.verify import conditions
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import Place
@@ -66,11 +68,24 @@ def _faults(health: Health) -> list[str]:
     return found
 
 
+def judge_all(found: Mapping[str, Check]) -> Check:
+    """Of several GPUs, by name: after the work that they did together."""
+    red = {name: check for name, check in found.items() if check.status == "fail"}
+    if not red:
+        return passed(NAME, f"nothing of {', '.join(found)}", EXPECTED)
+    told = "; ".join(f"{name}: {check.found}" for name, check in red.items())
+    return failed(NAME, told, EXPECTED, next(iter(red.values())).next)
+
+
 def _place(place: Place) -> Check:
-    (gpu,), nvml = place.gpus, place.evidence.nvml
+    nvml = place.evidence.nvml
     if nvml is None:
         raise NvmlUnavailable(place.evidence.nvml_problem)
-    return judge_health(conditions.health(nvml, gpu), gpu.bus_id)
+    found = {
+        f"GPU {gpu.index}": judge_health(conditions.health(nvml, gpu), gpu.bus_id)
+        for gpu in place.gpus
+    }
+    return judge_all(found) if place.kind == "all" else next(iter(found.values()))
 
 
-SPEC = Spec(NAME, place=_place, on=frozenset({"gpu"}), of_hidden=True, alone=True)
+SPEC = Spec(NAME, place=_place, on=frozenset({"gpu", "all"}), of_hidden=True, alone=True)

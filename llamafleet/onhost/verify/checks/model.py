@@ -48,9 +48,11 @@ def _judged(evidence: Evidence) -> Check:
     except ModelError as error:
         return failed(NAME, str(error), error.expected, error.next)
     gpus = evidence.gpus
-    # A GPU that shares the host's memory tells none of its own.
-    if evidence.nvml and gpus and all(gpu.vram_mib for gpu in gpus):
-        return _room(model, gpus, evidence.nvml.free_mib(gpus))
+    # A GPU that shares the host's memory tells none of its own; of one that NVML has lost meanwhile
+    # health is red.
+    nvml = evidence.nvml
+    if nvml and gpus and all(gpu.vram_mib and not nvml.why_silent(gpu) for gpu in gpus):
+        return _room(model, gpus, nvml.free_mib(gpus))
     files = f"{len(model.weights.files)} files, " if len(model.weights.files) > 1 else ""
     found = f"{model.name}: {files}{model.weights.total_bytes / MIB:,.0f} MiB of weights"
     return passed(NAME, found, EXPECTED)
