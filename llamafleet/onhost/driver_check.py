@@ -93,6 +93,12 @@ def _check(config: VerifyConfig, planned: str) -> int:
     if others := _other_gpus(config, answer):
         latest.unlink(missing_ok=True)
         return _stale(stale, planned, now, others, DEPLOY)
+    if current and answer.problem:
+        # An old verdict proves no GPU that can't be asked; one that only comes late is proven again.
+        latest.unlink(missing_ok=True)
+        found = f"driver {now} does not answer: {answer.problem}"
+        _stale(stale, planned, now, found, "a verification")
+        return EXIT_VERIFY
     if current:
         stale.unlink(missing_ok=True)
         print(f"driver {now} is the one that was verified ({source})")

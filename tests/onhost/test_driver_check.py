@@ -304,11 +304,13 @@ def test_a_driver_that_hangs_takes_the_verdict_away(
     assert not host.latest.exists() and host.mark()["reason"]
 
 
-def test_gpus_that_cannot_be_asked_are_not_said_to_have_changed(host: Host) -> None:
+def test_gpus_that_cannot_be_asked_are_verified_and_not_said_to_have_changed(host: Host) -> None:
+    """No old verdict stands for a GPU of which nothing is known."""
     host.plan({"driver": WAS, "gpus": ["NVIDIA GeForce RTX 4090 GPU-7"]})
     host.module(WAS)
     host.cuda = None
-    assert host.check() == 0
+    assert host.check() == 4 and not host.latest.exists()
+    assert host.mark()["reason"].startswith(f"driver {WAS} does not answer: ")
 
 
 def test_the_same_finding_is_written_once(host: Host) -> None:
