@@ -94,7 +94,7 @@ def _check(config: VerifyConfig, planned: str) -> int:
         latest.unlink(missing_ok=True)
         return _stale(stale, planned, now, others, DEPLOY)
     if current and answer.problem:
-        # An old verdict proves no GPU that can't be asked; one that only comes late is proven again.
+        # It proves no GPU that can't be asked. One that only comes late is proven again.
         latest.unlink(missing_ok=True)
         found = f"driver {now} does not answer: {answer.problem}"
         _stale(stale, planned, now, found, "a verification")

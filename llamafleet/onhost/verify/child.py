@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from llamafleet.onhost.verify import llama_log
-from llamafleet.onhost.verify.gpu import Gpu, Nvml, Recording, Sampler
+from llamafleet.onhost.verify.gpu import Gpu, Nvml
+from llamafleet.onhost.verify.sampling import Recording, Sampler
 from llamafleet.protocol.job import PATH
 
 TIMEOUT_S = 900.0

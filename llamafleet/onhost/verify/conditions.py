@@ -11,15 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from llamafleet.onhost.verify.gpu import (
-    THROTTLE_REASONS,
-    Gpu,
-    Moment,
-    Nvml,
-    OnGpu,
-    Recording,
-    Sample,
-)
+from llamafleet.onhost.verify.gpu import THROTTLE_REASONS, Gpu, Moment, Nvml, OnGpu, Sample
+from llamafleet.onhost.verify.sampling import Recording
 from llamafleet.protocol.conditions import Conditions, Health, Process
 
 IDLE_S = 4.0

@@ -21,15 +21,9 @@ from llamafleet.onhost.verify.beside import room, shares, side_by_side, usable_c
 from llamafleet.onhost.verify.checks import REGISTRY, gpus_visible
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Children, TaskProblem
-from llamafleet.onhost.verify.evidence import (
-    Evidence,
-    Faults,
-    Place,
-    places,
-    quietly,
-    task_failed,
-)
+from llamafleet.onhost.verify.evidence import Evidence, Faults, quietly, task_failed
 from llamafleet.onhost.verify.hidden import VARIABLE
+from llamafleet.onhost.verify.place import Place, places
 from llamafleet.onhost.verify.present import Present, is_instance, present
 from llamafleet.protocol.fingerprint import fingerprint
 from llamafleet.protocol.job import machine_id

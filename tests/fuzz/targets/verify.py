@@ -10,15 +10,16 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamafleet.onhost.verify import fatbin, gpu, llama_log, weights
+from llamafleet.onhost.verify import fatbin, llama_log, sampling, weights
 from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.health import judge_health
 from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
 from llamafleet.onhost.verify.child import Children, Outcome, TaskProblem
 from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.evidence import Evidence, Faults
-from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable, Recording
+from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable
 from llamafleet.onhost.verify.measuring import judged
+from llamafleet.onhost.verify.sampling import Recording
 from llamafleet.onhost.verify.synth import ModelError
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.result import Benchmark, Rates
@@ -191,7 +192,7 @@ _answer = st.tuples(st.integers(0, 2**63 - 1), _c_text, st.booleans())
 def _nvml(answers: list[Any], _: Path) -> object:
     nvml = Nvml(Answers(answers))
     sample = nvml.sample(1)
-    found = [nvml.driver(), nvml.cuda(), *nvml.gpus(), gpu.summary([sample]), nvml.free_mib()]
+    found = [nvml.driver(), nvml.cuda(), *nvml.gpus(), sampling.summary([sample]), nvml.free_mib()]
     listed = nvml.gpus()[:1]
     watch = Watch(nvml, listed, sleep=lambda _: None)
     marks = {name: nvml.sample(1, listed) for name in ("measuring", "pp", "pp done", "measured")}
@@ -311,7 +312,7 @@ TARGETS = (
     Target(
         "NVML's answers",
         (
-            *("onhost.verify.gpu:Nvml", "onhost.verify.gpu:summary"),
+            *("onhost.verify.gpu:Nvml", "onhost.verify.sampling:summary"),
             *("onhost.verify.conditions:Watch", "onhost.verify.freedom:judge"),
         ),
         st.lists(_answer, min_size=1, max_size=6),

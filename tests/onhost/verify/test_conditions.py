@@ -13,8 +13,9 @@ import pytest
 
 from llamafleet.onhost.verify.conditions import Watch
 from llamafleet.onhost.verify.freedom import Finding
-from llamafleet.onhost.verify.gpu import Nvml, Sampler
+from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.onhost.verify.measuring import at_rest, judged
+from llamafleet.onhost.verify.sampling import Sampler
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.result import Benchmark, Rates
 from tests.fakenvml import Fake, fake_nvml, fake_nvml_library

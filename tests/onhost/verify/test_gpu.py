@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import gpu
+from llamafleet.onhost.verify import gpu, sampling
 from llamafleet.onhost.verify.checks import busy
-from llamafleet.onhost.verify.gpu import MIB, Nvml, NvmlUnavailable, Recording, Sample, Sampler
+from llamafleet.onhost.verify.gpu import MIB, Nvml, NvmlUnavailable, Sample
+from llamafleet.onhost.verify.sampling import Recording, Sampler
 from tests.fakenvml import Fake, fake_nvml, fake_nvml_library
 from tests.fakenvml import uuid as card_uuid
 
@@ -187,17 +188,17 @@ def test_growth_is_of_all_where_the_pid_is_hidden() -> None:
 def test_what_came_before_is_no_utilisation() -> None:
     samples = [sample(at, 0, 0, util) for at, util in [(0.1, 99), (0.9, 80), (1.5, 0), (2.5, 0)]]
     recording = Recording(samples, {"a": sample(0, 0, 0), "b": sample(2, 0, 0)})
-    assert gpu.busy_utilisation(recording, "a", "b", settle_s=1.0) == [0]
-    assert gpu.busy_utilisation(recording, "a", "z", settle_s=1.0) == []
+    assert sampling.busy_utilisation(recording, "a", "b", settle_s=1.0) == [0]
+    assert sampling.busy_utilisation(recording, "a", "z", settle_s=1.0) == []
 
 
 def test_summary_and_peak() -> None:
     recording = Recording([sample(0, 100, None, 10), sample(1, 700, None, 30)])
-    told = gpu.summary(recording.samples)
+    told = sampling.summary(recording.samples)
     assert told is not None
     assert (told.utilisation_mean, told.utilisation_max) == (20, 30)
     assert recording.peak_mib() == 600
-    assert gpu.summary([]) is None
+    assert sampling.summary([]) is None
     assert Recording().peak_mib() is None
 
 

@@ -27,10 +27,11 @@ from llamafleet.onhost.verify.checks import (
 from llamafleet.onhost.verify.checks.logits import compare_logits
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome, TaskProblem
-from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Recording, Sample
+from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable, Sample
 from llamafleet.onhost.verify.graph import UNSEEN, Graph, Seen
 from llamafleet.onhost.verify.measuring import Measured
 from llamafleet.onhost.verify.present import Present
+from llamafleet.onhost.verify.sampling import Recording
 from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Benchmark, Check, Rates

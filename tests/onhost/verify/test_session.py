@@ -23,8 +23,9 @@ from llamafleet.onhost.verify import run as verify
 from llamafleet.onhost.verify import session as verification
 from llamafleet.onhost.verify.child import Outcome
 from llamafleet.onhost.verify.evidence import Faults
-from llamafleet.onhost.verify.gpu import Nvml, Recording, Sample
+from llamafleet.onhost.verify.gpu import Nvml, Sample
 from llamafleet.onhost.verify.graph import UNSEEN, Graph
+from llamafleet.onhost.verify.sampling import Recording
 from llamafleet.protocol import verify as verify_config
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.fingerprint import fingerprint

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from llamafleet.onhost.verify import known
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Place
 from llamafleet.onhost.verify.freedom import Finding
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.result import Benchmark, Check, failed, passed, skipped
 
 NAME = "benchmark"

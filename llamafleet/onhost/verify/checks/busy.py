@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llamafleet.onhost.verify import gpu
+from llamafleet.onhost.verify import sampling
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Place
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "busy"
@@ -58,7 +58,7 @@ def _judge_mig(work: MigWork) -> Check:
 def _place(place: Place) -> Check:
     ended = place.watched()
     recording = ended.recording
-    samples = gpu.busy_utilisation(recording, "generating", "generated", SETTLE_S)
+    samples = sampling.busy_utilisation(recording, "generating", "generated", SETTLE_S)
     if samples or not any(one.parent for one in place.gpus):
         return judge_busy(samples)
     work = recording.between("generating", "generated", SETTLE_S)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from llamafleet.onhost.verify import known, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Place, task_failed
+from llamafleet.onhost.verify.evidence import task_failed
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.diagnose import Match
 from llamafleet.protocol.result import Check, failed, passed, skipped
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from llamafleet.onhost.verify import hidden, known
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import NO_LIBRARY, Evidence, Place
+from llamafleet.onhost.verify.evidence import NO_LIBRARY, Evidence
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.hidden import VARIABLE
+from llamafleet.onhost.verify.place import Place
 from llamafleet.onhost.verify.present import Missing, is_instance
 from llamafleet.protocol.result import Check, failed, passed, skipped
 

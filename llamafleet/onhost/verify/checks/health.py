@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from llamafleet.onhost.verify import conditions
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Place
 from llamafleet.onhost.verify.gpu import NvmlUnavailable
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.conditions import Health
 from llamafleet.protocol.result import Check, failed, passed
 

@@ -13,8 +13,9 @@ from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.offload import judge_offload
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.child import Outcome
-from llamafleet.onhost.verify.evidence import Place, task_failed
+from llamafleet.onhost.verify.evidence import task_failed
 from llamafleet.onhost.verify.graph import UNSEEN, Graph
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.models import COMPARED
 from llamafleet.protocol.result import Check, failed, passed

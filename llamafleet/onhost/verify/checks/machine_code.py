@@ -8,8 +8,9 @@ from pathlib import Path
 from llamafleet.onhost import nvcc
 from llamafleet.onhost.verify import fatbin, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import Evidence, Place
+from llamafleet.onhost.verify.evidence import Evidence
 from llamafleet.onhost.verify.fatbin import MachineCode, parse_capability
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "machine_code"

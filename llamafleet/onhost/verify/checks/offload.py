@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from llamafleet.onhost.verify import known, llama_log
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import MIB, Place, task_failed
+from llamafleet.onhost.verify.evidence import MIB, task_failed
 from llamafleet.onhost.verify.gpu import Gpu
 from llamafleet.onhost.verify.graph import BETWEEN, INPUT, OUTPUT, UNSEEN, Graph, Kind, Seen
 from llamafleet.onhost.verify.llama_log import Placement, is_cuda, listed
+from llamafleet.onhost.verify.place import Place
 from llamafleet.onhost.verify.weights import Weights
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.result import Check, failed, passed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llamafleet.onhost.verify.evidence import Evidence, Kind, Need, Place
+from llamafleet.onhost.verify.evidence import Evidence, Kind, Need
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.result import Check
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from llamafleet.onhost.verify import llama_log
 from llamafleet.onhost.verify.checks.offload import graph_of
 from llamafleet.onhost.verify.checks.spec import Spec
-from llamafleet.onhost.verify.evidence import MIB, Place
+from llamafleet.onhost.verify.evidence import MIB
 from llamafleet.onhost.verify.gpu import NvmlUnavailable
 from llamafleet.onhost.verify.imported import UNIFIED_MEMORY
+from llamafleet.onhost.verify.place import Place
 from llamafleet.protocol.result import Check, failed, passed
 
 NAME = "vram"
