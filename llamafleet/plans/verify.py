@@ -230,7 +230,7 @@ def proving(backend: Backend) -> tuple[Verdict, ...]:
 def _unproven_gpus(result: Result, inputs: VerifyInputs) -> str:
     """Which GPUs of the plan have no row that proves them; "": none."""
     rows = {gpu.uuid: gpu.verdict for gpu in result.gpus}
-    planned = [name.rpartition(" ")[2] for name in inputs.gpus]
+    planned = inputs.uuids
     listed = [uuid for uuid in planned if rows.get(uuid) not in (PASS, BUSY)]
     listed += [uuid for uuid in rows if uuid not in planned]
     return f"not verified by themselves: {', '.join(listed)}" if listed else ""

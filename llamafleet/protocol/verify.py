@@ -63,6 +63,11 @@ class VerifyInputs:
     context: Positive
     """Tokens of context that must fit beside the model."""
 
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """Of the GPUs, in their order."""
+        return tuple(name.rpartition(" ")[2] for name in self.gpus)
+
 
 @dataclass(frozen=True)
 class VerifyConfig:
