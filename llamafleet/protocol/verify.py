@@ -15,6 +15,8 @@ LATEST = "latest.json"
 """The last verdict: gone while a verification runs."""
 STALE = "stale.json"
 """Why there is no verdict."""
+INSTANCE = "MIG-"
+"""Begins the UUID of an instance of a divided GPU."""
 UNIT_S_OWN = ("/tmp", "/var/tmp")
 """Folders that the verification's unit has for itself (PrivateTmp=): a model there is not seen."""
 
