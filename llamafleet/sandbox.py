@@ -65,10 +65,13 @@ _ACCOUNT = (
     Property("CapabilityBoundingSet", ""),
     Property("ProtectSystem", "strict"),
     Property("ProtectKernelModules", "yes"),
-    Property("ProtectProc", "invisible", since=247),
     Property("RestrictSUIDSGID", "yes", since=242, user=True),
     Property("SystemCallFilter", "@system-service", user=True),
 )
+
+_UNSEEN = Property("ProtectProc", "invisible", since=247)
+_OWNER_SEEN = Property("ProtectProc", "noaccess", since=247)
+"""Of a process that holds a GPU a verification tells the user; what it runs stays hidden."""
 
 # The name of the GPUs and of nvidiactl in /proc/devices is nvidia-frontend before driver 545, then
 # nvidia and nvidiactl (release notes of 550.40; NVIDIA/nvidia-container-toolkit#324); beside them
@@ -136,6 +139,7 @@ def _of(kind: Kind, layout: Layout) -> Iterable[Property]:
     if kind == "build":
         return (
             *account,
+            _UNSEEN,
             *_SYSCALLS,
             Property("PrivateDevices", "yes"),
             *_NETWORK,
@@ -143,6 +147,7 @@ def _of(kind: Kind, layout: Layout) -> Iterable[Property]:
         )
     return (
         *account,
+        _OWNER_SEEN if kind == "verify" else _UNSEEN,
         Property("SystemCallFilter", "~@privileged", user=True),
         *_SYSCALLS,
         *_GPU,

@@ -197,7 +197,8 @@ class Settings(BaseModel):
     fields or the controller's files decide together is checked by `validate_fleet` alone.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Built where the first inventory is read: see tables/rows.py.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     scope: Scope = Field(default="system", description="system or user")
     accelerator: Accelerator = Field(default="cuda", description="cuda, cpu or auto")

@@ -75,6 +75,15 @@ def test_systemd_run_is_told_nothing_that_it_would_refuse(kind: Kind) -> None:
     assert len(sandbox.transient(kind, SYSTEM, 245)) <= len(every)
 
 
+def test_a_verification_alone_sees_whose_a_process_is() -> None:
+    """Of one that holds a GPU it names the user. Hidden are all others' processes to a build."""
+    values = {
+        kind: [one.value for one in sandbox.of(kind, SYSTEM) if one.name == "ProtectProc"]
+        for kind in ("verify", "driver-check", "build")
+    }
+    assert values == {"verify": ["noaccess"], "driver-check": ["invisible"], "build": ["invisible"]}
+
+
 def test_root_and_the_account_are_told_apart() -> None:
     account = ("verify", "driver-check", "build")
     for kind in get_args(Kind):

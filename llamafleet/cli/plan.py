@@ -29,6 +29,17 @@ MOST_BYTES = 32 << 20
 """Of a snapshot; what a host tells is far below."""
 
 
+class _Values(yaml.SafeLoader):
+    """YAML without its numbers to base 60, for which it takes a bus id as 0000:41:00.0."""
+
+
+def _number(loader: _Values, node: yaml.ScalarNode) -> str | float:
+    return node.value if ":" in node.value else loader.construct_yaml_float(node)
+
+
+_Values.add_constructor("tag:yaml.org,2002:float", _number)
+
+
 def _pairs(
     _context: click.Context, _option: click.Parameter, pairs: tuple[str, ...]
 ) -> dict[str, object]:
@@ -39,7 +50,7 @@ def _pairs(
         if not key or not equals:
             raise BadInput("--set: found no key and value; expected as --set scope=user")
         try:
-            data[key] = yaml.safe_load(text)
+            data[key] = yaml.load(text, _Values)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             # The value may be a password, and is not said.
             raise BadInput(f"--set {key}: the value is no text, number or [list]") from error

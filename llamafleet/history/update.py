@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from llamafleet.protocol.result import Result
 
 SAME = ("model", "bench", "context")
-"""Inputs of a verification that must agree, or the figures can't be compared."""
+"""Inputs of a verification that must agree, or the figures can't be compared; and its GPUs."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,15 @@ def find_update(earlier: Iterable[Result], result: Result) -> Update | None:
     # An older result under this driver does not count: going back to it is an update too.
     if before.inputs.driver == driver:
         return None
-    differs = tuple(n for n in SAME if getattr(before.inputs, n) != getattr(result.inputs, n))
-    return Update(_side(before), _side(result), differs, len(passed_over))
+    return Update(_side(before), _side(result), _differs(before, result), len(passed_over))
+
+
+def _differs(before: Result, result: Result) -> tuple[str, ...]:
+    names = [n for n in SAME if getattr(before.inputs, n) != getattr(result.inputs, n)]
+    # By UUID: a newer driver may give a GPU another name.
+    if {*before.inputs.uuids} != {*result.inputs.uuids}:
+        names.append("set of GPUs")
+    return tuple(names)
 
 
 def describe(update: Update) -> list[str]:

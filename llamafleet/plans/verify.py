@@ -12,6 +12,7 @@ from llamafleet.protocol import models
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
 from llamafleet.protocol.result import BUSY, PASS, WANTED, Backend, Result, Verdict
 from llamafleet.protocol.verify import (
+    INSTANCE,
     UNIT_S_OWN,
     BenchSettings,
     VerifyConfig,
@@ -20,8 +21,6 @@ from llamafleet.protocol.verify import (
 from llamafleet.received import Unreadable
 from llamafleet.settings import Settings
 
-MIG = "MIG-"
-"""Begins the UUID of an instance of a divided GPU."""
 RUNNING = ("activating", "active", "reloading", "deactivating")
 """States of a unit that runs."""
 DAY_S = 86_400
@@ -47,7 +46,7 @@ def resolve_model(settings: Settings, snapshot: HostSnapshot, backend: Backend) 
         return models.FOR_CPU
     # A GPU that does not tell its memory shares the host's. Of one that is divided into instances
     # which nvidia-smi does not tell, the memory says nothing.
-    told = any(gpu.uuid.startswith(MIG) for gpu in snapshot.gpus)
+    told = any(gpu.uuid.startswith(INSTANCE) for gpu in snapshot.gpus)
     if snapshot.driver.mig and not told:
         return models.for_vram(0)
     gpus = chosen(settings, snapshot).gpus
@@ -230,7 +229,7 @@ def proving(backend: Backend) -> tuple[Verdict, ...]:
 def _unproven_gpus(result: Result, inputs: VerifyInputs) -> str:
     """Which GPUs of the plan have no row that proves them; "": none."""
     rows = {gpu.uuid: gpu.verdict for gpu in result.gpus}
-    planned = [name.rpartition(" ")[2] for name in inputs.gpus]
+    planned = inputs.uuids
     listed = [uuid for uuid in planned if rows.get(uuid) not in (PASS, BUSY)]
     listed += [uuid for uuid in rows if uuid not in planned]
     return f"not verified by themselves: {', '.join(listed)}" if listed else ""

@@ -15,6 +15,8 @@ LATEST = "latest.json"
 """The last verdict: gone while a verification runs."""
 STALE = "stale.json"
 """Why there is no verdict."""
+INSTANCE = "MIG-"
+"""Begins the UUID of an instance of a divided GPU."""
 UNIT_S_OWN = ("/tmp", "/var/tmp")
 """Folders that the verification's unit has for itself (PrivateTmp=): a model there is not seen."""
 
@@ -62,6 +64,11 @@ class VerifyInputs:
     bench: BenchSettings
     context: Positive
     """Tokens of context that must fit beside the model."""
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """Of the GPUs, in their order."""
+        return tuple(name.rpartition(" ")[2] for name in self.gpus)
 
 
 @dataclass(frozen=True)

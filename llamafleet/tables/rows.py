@@ -6,7 +6,6 @@ import json
 from functools import lru_cache
 from typing import Annotated, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -21,10 +20,6 @@ Cuda = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
 Origin = Annotated[str, Field(pattern=r"^(measured: .|looked up: .|UNVERIFIED\b)")]
 """Where a figure is from."""
 
-# The C loader takes a tenth of the time; PyYAML is built without it on some platforms.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 MOST_ERRORS = 50
 """Of one table that are told."""
 
@@ -36,7 +31,8 @@ class TableError(Exception):
 class Row(BaseModel):
     """One row of a table, or a whole table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Built at the first read: plans are loaded by commands that read no table.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 Form = TypeVar("Form", bound=Row)
@@ -50,9 +46,13 @@ def load(name: str, form: type[Form]) -> Form:
 
 @lru_cache
 def _load(name: str, text: str, form: type[Form]) -> Form:
+    import yaml  # Only here: a tenth of what the plans take to load.
+
+    # The C loader takes a tenth of the time; PyYAML is built without it on some platforms.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         # YAML has lists only; in JSON pydantic's strict mode takes them for tuples and sets.
-        return form.model_validate_json(json.dumps(yaml.load(text, _LOADER)))
+        return form.model_validate_json(json.dumps(yaml.load(text, loader)))
     except ValidationError as error:
         lines = [_line(name, detail) for detail in error.errors()[:MOST_ERRORS]]
         raise TableError("\n".join(lines)) from None

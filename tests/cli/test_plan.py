@@ -217,6 +217,13 @@ def test_bad_setting(pair: str, said: str) -> None:
     assert said in only_line(run("plan", RECORDED, "--set", pair))
 
 
+@pytest.mark.parametrize("value", ["0000:41:00.0", "[0000:41:00.0]", "41:00.0"])
+def test_a_bus_id_is_no_number_to_base_60(value: str) -> None:
+    """YAML 1.1 takes it for 2460.0."""
+    said = run("plan", RECORDED, "--set", f"gpus={value}").output
+    assert f"PROBLEM gpus: found {value.strip('[]')}, which no GPU of this host has" in said
+
+
 def test_printed_script_reads_a_host() -> None:
     script = run("snapshot", "--script", "--set", "host_compiler=/opt/x/g++").output
     assert "LF_EXTRA=/opt/x/g++\n" in script

@@ -179,6 +179,13 @@ def test_what_the_account_needs_it_can(host: BootedHost) -> None:
     assert status == 0, said
 
 
+def test_a_verification_is_told_whose_a_process_is(host: BootedHost) -> None:
+    """Of one that holds a GPU it names the user; a build need not know."""
+    whose = "stat --format=%U /proc/1"
+    assert run_as(host, "verify", whose, "probe") == (0, "root\n")
+    assert run_as(host, "build", whose, "probe")[0] != 0
+
+
 def test_devices_are_let_in_by_class(host: BootedHost) -> None:
     """As GPUs are, whose class the kernel numbers when their driver is loaded."""
     use = "exec 3<>/dev/net/tun"

@@ -65,6 +65,22 @@ def test_the_newest_result_of_another_driver_is_the_one_before() -> None:
     assert found is not None and found.before.driver == "570.86.10"
 
 
+def test_figures_of_other_gpus_are_not_compared() -> None:
+    """As where the setting gpus leaves one out since: both together are not one of them."""
+    both = result("570.86.10", gpus=("NVIDIA H200 GPU-1", "NVIDIA H200 GPU-2"))
+    one = result("580.95.05", finished=2.0, gpus=("NVIDIA H200 GPU-1",))
+    found = find_update([both], one)
+    assert found is not None
+    line = "driver 570.86.10 -> 580.95.05: PASS -> PASS; not compared: another set of GPUs"
+    assert describe(found) == [line]
+
+
+def test_a_gpu_that_a_newer_driver_names_otherwise_is_the_same() -> None:
+    before = result("460.32.03", gpus=("GeForce RTX 3090 GPU-1",))
+    found = find_update([before], result("470.57.02", gpus=("NVIDIA GeForce RTX 3090 GPU-1",)))
+    assert found is not None and found.differs == ()
+
+
 def test_going_back_to_a_driver_is_an_update() -> None:
     new, back = result("580.95.05", finished=2.0), result("570.86.10", finished=3.0)
     found = find_update([OLD, new], back)

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 from llamafleet.onhost.cards import Card, closed
 from llamafleet.onhost.verify.gpu import Gpu
-from llamafleet.protocol.verify import VerifyConfig
-
-INSTANCE = "MIG-"
-"""Begins the UUID of an instance of a divided GPU."""
+from llamafleet.protocol.verify import INSTANCE, VerifyConfig
 
 
 def is_instance(gpu: Gpu) -> bool:
