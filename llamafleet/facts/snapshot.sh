@@ -437,6 +437,8 @@ read_gpus() {
     # shellcheck disable=SC2059 # four bytes by their numbers
     ones=$(printf "$(printf '\\%o' 255 255 255 255)")
     for device in "$R"/sys/bus/pci/devices/*; do
+        # A part of a card for a virtual machine (SR-IOV) is no card of this host.
+        [ -e "$device/physfn" ] && continue
         vendor=$(first "$device/vendor")
         case $vendor in 0x10de | 0xffff) ;; *) continue ;; esac
         driver=$(readlink "$device/driver")
@@ -503,6 +505,7 @@ told_of() {
         details) sed -n -e '/^GPU /p' -e '/^ *[A-Za-z][A-Za-z0-9 \/-]*$/p' \
             -e '/^ *\(Current\|State\|Status\|Pending\|Pending Page Blacklist\|Compute Mode\) *:/p' \
             -e '/^ *\(Remapping Failure Occurred\|Reset Required\|GPU Recovery Action\) *:/p' \
+            -e '/^ *Drain and Reset Recommended *:/p' \
             -e '/Unknown Error/p' -e '/requires reset/p' -e '/GPU is lost/p' -e '/ERR!/p' \
             -e '/Unable to determine/p' | sed 3000q ;;
         *) sed 400q ;;
@@ -745,11 +748,11 @@ kernel_log() {
 xids="Xid \([^)]*\): ($LF_XIDS)([^0-9]|$)"
 gone="fallen off the bus|GPU is lost"
 start="RmInitAdapter|Direct firmware load for nvidia|firmware/nvidia/.* failed|no firmware image found"
-start="$start|power cables|BAR[0-9]* is 0M|I/O region assigned|wait for GFW"
+start="$start|power cables|BAR[0-9]* is 0M|I/O region assigned|wait for GFW|64-bit BAR mapped"
 refused="The NVIDIA|NVRM: .*(installed in|supported|has$|driver will ignore|open kernel modules|vGPU)"
 refused="$refused|System Processor|nvidia.ko because|driver release|Data Center GPUs"
 differ="API mismatch|has the version"
-signed="module verification failed|key was rejected|is rejected|module loading is restricted"
+signed="version of symbol|version magic|nvidia: Unknown symbol|module verification failed|key was rejected|is rejected|module loading is restricted"
 power="power state|config space|reset done|RESET_REQUIRED|requiring os reboot"
 probe="nvidia.*probe.* failed|probe.* nvidia.* failed|probe routine|none of the NVIDIA|No NVIDIA"
 loaded="NVRM: loading NVIDIA|Nvlink Core is being initialized"
