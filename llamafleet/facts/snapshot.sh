@@ -760,11 +760,22 @@ log=$({ "$@" || echo "@failed"; } | grep -a -i -E "$xids|NVRM: Xid|SXid|$gone|$s
 $differ|$signed|$power|$probe|$loaded|Linux version|^@failed$" | sed "s/^\(.\{400\}\).*/\1/")
 case $log in *@failed) exit 1 ;; esac
 beginning=$(printf "%s\n" "$log" | grep -c "Linux version")
-# Of more than these even the search would take too long.
-[ "$(printf "%s\n" "$log" | grep -c "")" -lt 8000 ] || log=$(
-    printf "%s\n" "$log" | sed 4000q
-    printf "%s\n" "$log" | tail -n 4000
-)
+# Of more than these even the search would take too long: first without the Xids of programs, then
+# some of each card and what heals.
+long() { [ "$(printf "%s\n" "$log" | grep -c "")" -ge 8000 ]; }
+long && log=$(printf "%s\n" "$log" | sed -n -E "/NVRM: Xid/{/$xids/p;d;};p")
+ends() {
+    printf "%s\n" "$1" | sed 200q
+    printf "%s\n" "$1" | tail -n 200
+}
+long && log=$(
+    numbered=$(printf "%s\n" "$log" | grep -n "")
+    ends "$numbered"
+    ends "$(printf "%s\n" "$numbered" | grep -i -E "$loaded|reset done|Linux version")"
+    for place in $LF_PLACES; do
+        ends "$(printf "%s\n" "$numbered" | grep -F "${place%.*}")"
+    done
+) && log=$(printf "%s\n" "$log" | sort -n -u | sed "s/^[0-9]*://")
 # pick COUNT PATTERN: adds the numbers of the lines.
 wanted=
 pick() {
