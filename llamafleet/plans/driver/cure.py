@@ -197,7 +197,10 @@ def _filled(row: DriverOrigin, purpose: Purpose, snapshot: HostSnapshot, about: 
         command.format(branch=about or branch, flavour=flavour, version=version)
         for command in row.commands[purpose]
     )
-    return as_root(snapshot, *commands)
+    words = as_root(snapshot, *commands)
+    # openSUSE's generations of packages have one set of names.
+    newer = any("-G07" in package.name for package in snapshot.driver.packages)
+    return words.replace("G06", "G07") if newer else words
 
 
 _PURPOSES: dict[Purpose, str] = {
@@ -379,7 +382,7 @@ def _bind(snapshot: HostSnapshot, about: str) -> str:
 
 
 def _device_rights(snapshot: HostSnapshot, _about: str) -> str:
-    join = as_root(snapshot, "usermod -aG video,render $USER")
+    join = as_root(snapshot, "usermod -aG video $USER")
     return f"ls -l /dev/nvidia*, and join the group that they name: {join}, then log in again"
 
 
@@ -607,6 +610,16 @@ _IMAGE: dict[Kind, tuple[str, ...]] = {
     "rebuild-module": ("rpm-ostree upgrade", "reboot", "!if it comes back: rpm-ostree rollback"),
     "rebuild-initramfs": ("rpm-ostree upgrade", "reboot", "!if it comes back: rpm-ostree rollback"),
     "reinstall-driver": ("rpm-ostree upgrade", "reboot"),
+    "open-module": ("!rebase to the image with NVIDIA's open modules: rpm-ostree rebase", "reboot"),
+    "proprietary-module": (
+        "!rebase to the image with NVIDIA's proprietary modules: rpm-ostree rebase",
+        "reboot",
+    ),
+    "older-branch": (
+        "!rebase to the image with NVIDIA's driver for older cards: rpm-ostree rebase",
+        "reboot",
+    ),
+    "newer-branch": ("rpm-ostree upgrade", "reboot"),
     "install-tools": (
         "rpm-ostree upgrade",
         "!or rebase to the image with NVIDIA's driver",

@@ -351,6 +351,15 @@ def too_old_cards(snapshot: HostSnapshot) -> str:
     return ", ".join(map(describe, ended)) if ended and len(ended) == len(rows) else ""
 
 
+def branch_for(snapshot: HostSnapshot) -> tuple[Kind, HostSnapshot, str]:
+    """What `cure` takes for the newest driver that knows all the cards."""
+    rows = (generation_of(card.device_id) for card in snapshot.pci_gpus)
+    ends = [row.last for row in rows if row and row.last]
+    if ends:
+        return "older-branch", snapshot, str(min(ends))
+    return "newer-branch", snapshot, str(_still_made())
+
+
 def _still_made() -> int:
     """The newest branch that old cards keep: it is maintained, and package repositories have it."""
     return max(row.last for row in generations() if row.last)

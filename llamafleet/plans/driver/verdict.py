@@ -25,6 +25,7 @@ from llamafleet.plans.driver.facts import (
 from llamafleet.plans.driver.foreign import culprit
 from llamafleet.plans.driver.gpus import (
     Sick,
+    branch_for,
     describe,
     full_address,
     notes_of_use,
@@ -440,7 +441,7 @@ def _too_old(snapshot: HostSnapshot) -> Blocked:
         return "too old", replace(base, found=f"{base.found} (CUDA {cuda[0]}); {old}", next=fix)
     found = f"{base.found}, which runs CUDA up to {cuda[0]} ({cuda[1]})"
     expected = f"CUDA {oldest.version} or newer, the oldest toolkit that is supported"
-    fix = base.next if not snapshot.container else f"{base.next}: {cure('newer-branch', snapshot)}"
+    fix = f"{base.next}: {cure(*branch_for(snapshot))}"
     return "too old", replace(base, found=found, expected=expected, next=fix)
 
 

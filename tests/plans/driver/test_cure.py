@@ -92,6 +92,7 @@ def test_who_is_root_types_no_sudo(kind: Kind) -> None:
 FEDORA = (Package("akmod-nvidia", NEW), Package("xorg-x11-drv-nvidia-cuda", NEW))
 DEBIAN = (Package("nvidia-kernel-dkms", f"{NEW}-1"), Package("libcuda1", f"{NEW}-1"))
 CUDA_REPOSITORY = (Package("cuda-drivers", f"{NEW}-1"), Package("nvidia-dkms", f"{NEW}-1"))
+G07 = (Package("nvidia-compute-G07", NEW),)
 SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570-server", NEW))
 
 
@@ -108,6 +109,8 @@ SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570
         (system("ubuntu22", ubuntu()), "load-module", "", "prime-select on-demand"),
         (system("ubuntu22", ubuntu()), "reinstall-driver", "", "--reinstall libnvidia-compute-"),
         (system("bazzite42"), "install-tools", "", "rpm-ostree upgrade"),
+        (system("bazzite42"), "older-branch", "580", "rpm-ostree rebase; sudo reboot"),
+        (system("leap15", G07), "install-tools", "", "zypper install nvidia-compute-utils-G07"),
         (system("ubuntu22", SERVER), "fabric-manager", "", "install nvidia-fabricmanager-570"),
         (system("debian12"), "install-driver", "", "nvidia-driver nvidia-smi"),
         (system("debian12", DEBIAN), "open-module", "", "apt install nvidia-open-kernel-dkms"),

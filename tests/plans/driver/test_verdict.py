@@ -870,6 +870,21 @@ def test_a_card_that_no_driver_brings_to_cuda_12() -> None:
     assert verdict.problem.next.endswith("accelerator = 'cpu'")
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("2684", "apt install nvidia-driver-580-open"), ("1b06", "apt install nvidia-driver-580,")],
+)
+def test_too_old_a_driver_has_its_command(device: str, said: str) -> None:
+    """A card that was left behind by newer ones gets its last branch."""
+    versions = dict.fromkeys(("module", "library", "module_on_disk", "module_next"), "470.256.02")
+    packages = (Package("nvidia-dkms-470", "470.256.02-0ubuntu1"),)
+    old = host(cuda="11.4", smi="470.256.02", libcuda=None, packages=packages, **versions)
+    old = replace(old, os_id="ubuntu", pci_gpus=(PciGpu("0000:01:00.0", device, "nvidia"),))
+    verdict = driver_verdict(old)
+    assert verdict.state == "too old" and verdict.problem
+    assert said in verdict.problem.next
+
+
 def test_a_module_of_another_kernel_is_built_anew() -> None:
     line = "[9.1] nvidia: disagrees about version of symbol module_layout"
     unbound = PciGpu("0000:01:00.0", "2684", None)
