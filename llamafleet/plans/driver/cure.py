@@ -35,6 +35,7 @@ Kind = Literal[
     "install-driver",
     "reinstall-driver",
     "bind-card",
+    "unbind-card",
     "device-rights",
     "install-tools",
     "restart-container",
@@ -65,6 +66,7 @@ blacklist-nouveau   nouveau has the card, though NVIDIA's module is on disk
 install-driver      there is none
 reinstall-driver    a file of it is missing, as its firmware
 bind-card           the loaded driver has not taken it; `about`: the card's bus address
+unbind-card         another driver has it; `about`: the card's bus address
 device-rights       who asks may not open /dev/nvidia*
 install-tools       nvidia-smi and the libraries are missing beside a loaded module
 restart-container   the container lost its devices
@@ -381,6 +383,16 @@ def _bind(snapshot: HostSnapshot, about: str) -> str:
     return f"echo {about} | {bind}; {log}, which says why the driver does not take it"
 
 
+def _unbind(snapshot: HostSnapshot, about: str) -> str:
+    away = as_root(snapshot, f"tee /sys/bus/pci/devices/{about}/driver/unbind")
+    load = as_root(snapshot, "modprobe nvidia")
+    probe = as_root(snapshot, "tee /sys/bus/pci/drivers_probe")
+    return (
+        f"echo {about} | {away}; {load}; echo {about} | {probe}; for the next boot look what binds "
+        "it: grep -r vfio /etc/modprobe.d /proc/cmdline; or set accelerator = 'cpu'"
+    )
+
+
 def _device_rights(snapshot: HostSnapshot, _about: str) -> str:
     join = as_root(snapshot, "usermod -aG video $USER")
     return f"ls -l /dev/nvidia*, and join the group that they name: {join}, then log in again"
@@ -565,6 +577,7 @@ _ON_HOST: dict[Kind, Callable[[HostSnapshot, str], str]] = {
     "install-driver": _rebooted(_changed("install")),
     "reinstall-driver": _reinstall,
     "bind-card": _bind,
+    "unbind-card": _unbind,
     "device-rights": _device_rights,
     "install-tools": _changed("tools"),
     "compute-mode": _compute_mode,
@@ -591,6 +604,7 @@ _OF_HOST: dict[Kind, str] = {
     "install-driver": "install NVIDIA's driver",
     "reinstall-driver": "install the driver's packages again, and reboot it",
     "bind-card": "read in dmesg why the driver does not take the card",
+    "unbind-card": "take the card from the driver that has it, as vfio-pci",
     "device-rights": "where SELinux keeps containers from the devices: setsebool -P "
     "container_use_devices on; or start it with --security-opt label=disable",
     "install-tools": "install the driver's utilities, then start the container with its GPUs",

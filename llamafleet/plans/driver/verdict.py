@@ -381,7 +381,8 @@ def _not_bound(snapshot: HostSnapshot) -> Blocked:
             fix = cure("blacklist-nouveau", snapshot)
         return "nouveau in the way", _problem(found, expected, fix)
     if bound != {None}:
-        fix = "unbind the card from that driver, or set accelerator = 'cpu'"
+        bound_card = next(card for card in cards if card.kernel_driver)
+        fix = cure("unbind-card", snapshot, full_address(bound_card.address))
         return "card not bound", _problem(found, expected, fix)
     if driver.module_on_disk:
         return _not_loaded(snapshot, found, expected)
