@@ -37,7 +37,11 @@ COMPUTE_MODES = {
 """The table's words -> those of nvidia-smi -q."""
 MIG_WORDS = {"Enabled": True, "Enabled*": True, "Disabled": False, "Disabled*": False}
 WORN = ("Remapped Rows Pending", "Retired Pages Pending Page Blacklist")
-BROKEN = ("Remapped Rows Remapping Failure Occurred", "GPU Reset Status Reset Required")
+BROKEN = (
+    "Remapped Rows Remapping Failure Occurred",
+    "GPU Reset Status Reset Required",
+    "GPU Reset Status Drain and Reset Recommended",
+)
 
 NO_INSTANCE = "No MIG devices found"
 """The table's words where MIG is on and nothing was made of it."""

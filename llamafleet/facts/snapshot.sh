@@ -437,6 +437,8 @@ read_gpus() {
     # shellcheck disable=SC2059 # four bytes by their numbers
     ones=$(printf "$(printf '\\%o' 255 255 255 255)")
     for device in "$R"/sys/bus/pci/devices/*; do
+        # A part of a card for a virtual machine (SR-IOV) is no card of this host.
+        [ -e "$device/physfn" ] && continue
         vendor=$(first "$device/vendor")
         case $vendor in 0x10de | 0xffff) ;; *) continue ;; esac
         driver=$(readlink "$device/driver")
@@ -503,6 +505,7 @@ told_of() {
         details) sed -n -e '/^GPU /p' -e '/^ *[A-Za-z][A-Za-z0-9 \/-]*$/p' \
             -e '/^ *\(Current\|State\|Status\|Pending\|Pending Page Blacklist\|Compute Mode\) *:/p' \
             -e '/^ *\(Remapping Failure Occurred\|Reset Required\|GPU Recovery Action\) *:/p' \
+            -e '/^ *Drain and Reset Recommended *:/p' \
             -e '/Unknown Error/p' -e '/requires reset/p' -e '/GPU is lost/p' -e '/ERR!/p' \
             -e '/Unable to determine/p' | sed 3000q ;;
         *) sed 400q ;;
@@ -745,11 +748,11 @@ kernel_log() {
 xids="Xid \([^)]*\): ($LF_XIDS)([^0-9]|$)"
 gone="fallen off the bus|GPU is lost"
 start="RmInitAdapter|Direct firmware load for nvidia|firmware/nvidia/.* failed|no firmware image found"
-start="$start|power cables|BAR[0-9]* is 0M|I/O region assigned|wait for GFW"
+start="$start|power cables|BAR[0-9]* is 0M|I/O region assigned|wait for GFW|64-bit BAR mapped"
 refused="The NVIDIA|NVRM: .*(installed in|supported|has$|driver will ignore|open kernel modules|vGPU)"
 refused="$refused|System Processor|nvidia.ko because|driver release|Data Center GPUs"
 differ="API mismatch|has the version"
-signed="module verification failed|key was rejected|is rejected|module loading is restricted"
+signed="version of symbol|version magic|nvidia: Unknown symbol|module verification failed|key was rejected|is rejected|module loading is restricted"
 power="power state|config space|reset done|RESET_REQUIRED|requiring os reboot"
 probe="nvidia.*probe.* failed|probe.* nvidia.* failed|probe routine|none of the NVIDIA|No NVIDIA"
 loaded="NVRM: loading NVIDIA|Nvlink Core is being initialized"
@@ -757,11 +760,22 @@ log=$({ "$@" || echo "@failed"; } | grep -a -i -E "$xids|NVRM: Xid|SXid|$gone|$s
 $differ|$signed|$power|$probe|$loaded|Linux version|^@failed$" | sed "s/^\(.\{400\}\).*/\1/")
 case $log in *@failed) exit 1 ;; esac
 beginning=$(printf "%s\n" "$log" | grep -c "Linux version")
-# Of more than these even the search would take too long.
-[ "$(printf "%s\n" "$log" | grep -c "")" -lt 8000 ] || log=$(
-    printf "%s\n" "$log" | sed 4000q
-    printf "%s\n" "$log" | tail -n 4000
-)
+# Of more than these even the search would take too long: first without the Xids of programs, then
+# some of each card and what heals.
+long() { [ "$(printf "%s\n" "$log" | grep -c "")" -ge 8000 ]; }
+long && log=$(printf "%s\n" "$log" | sed -n -E "/NVRM: Xid/{/$xids/p;d;};p")
+ends() {
+    printf "%s\n" "$1" | sed 200q
+    printf "%s\n" "$1" | tail -n 200
+}
+long && log=$(
+    numbered=$(printf "%s\n" "$log" | grep -n "")
+    ends "$numbered"
+    ends "$(printf "%s\n" "$numbered" | grep -i -E "$loaded|reset done|Linux version")"
+    for place in $LF_PLACES; do
+        ends "$(printf "%s\n" "$numbered" | grep -F "${place%.*}")"
+    done
+) && log=$(printf "%s\n" "$log" | sort -n -u | sed "s/^[0-9]*://")
 # pick COUNT PATTERN: adds the numbers of the lines.
 wanted=
 pick() {

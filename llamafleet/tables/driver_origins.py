@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from llamafleet.tables.rows import Origin, Row, load
 
-Purpose = Literal["install", "open", "proprietary", "branch", "tools", "fabric"]
+Purpose = Literal["install", "open", "proprietary", "branch", "legacy", "tools", "fabric"]
 
 Commands = Annotated[tuple[str, ...], Field(min_length=1)]
 

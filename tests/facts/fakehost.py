@@ -13,7 +13,7 @@ from llamafleet.layout import Layout
 
 BASE_TOOLS = (
     *("cat", "date", "dd", "df", "env", "grep", "head", "id", "ls", "nproc", "readlink", "sed"),
-    *("setsid", "sha256sum", "sh", "sleep", "stat", "tail", "uname"),
+    *("setsid", "sha256sum", "sh", "sleep", "sort", "stat", "tail", "uname"),
 )
 """What every host has, busybox ones included."""
 

@@ -245,6 +245,38 @@ def test_what_follows_a_fault_does_not_push_it_out(fake: FakeHost, shell: str) -
     assert log[0] == lost and len(log) < 20
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM: This is a 64-bit BAR mapped above 4GB by the system",
+        "nvidia: disagrees about version of symbol module_layout",
+        "nvidia: version magic '6.8.0-87-generic SMP ' should be '6.8.0-88-generic SMP '",
+        "nvidia: Unknown symbol drm_gem_object_free (err -2)",
+    ],
+)
+def test_why_a_module_does_not_start_is_picked(fake: FakeHost, shell: str, line: str) -> None:
+    fake.shell = shell
+    fake.write(fake.folder / "log", f"usb 1-1: new device\n{line}\n")
+    fake.program("dmesg", f"cat {fake.folder}/log")
+    assert fake.snapshot().driver.kernel_log == (line,)
+
+
+@pytest.mark.parametrize("noise", [13, 119])
+def test_one_error_amid_thousands_of_another_card(fake: FakeHost, shell: str, noise: int) -> None:
+    """Neither a program's Xids nor a card's that hangs hide it, nor what came after it."""
+    fake.shell = shell
+    for address in ("0000:01:00.0", "0000:41:00.0"):
+        folder = fake.root / "sys/bus/pci/devices" / address
+        for name, value in {"vendor": "0x10de", "class": "0x030200", "device": "0x2330"}.items():
+            fake.write(folder / name, value + "\n")
+    lost = "NVRM: Xid (PCI:0000:41:00): 79, GPU has fallen off the bus."
+    again = "nvidia-nvlink: Nvlink Core is being initialized, major device number 236"
+    other = repeated(9000, f"NVRM: Xid (PCI:0000:01:00): {noise}, number $n")
+    fake.program("dmesg", f"{other}; echo '{lost}'; {other}; echo '{again}'; {other}")
+    log = fake.snapshot().driver.kernel_log or ()
+    assert lost in log and log.index(again) > log.index(lost)
+
+
 def test_every_card_has_its_window(fake: FakeHost, shell: str) -> None:
     fake.shell = shell
     for place in ("0000:01:00.0", "0000:41:00.0"):

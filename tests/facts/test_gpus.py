@@ -265,6 +265,29 @@ def test_details(fake: FakeHost, shell: str) -> None:
     assert (ill.recovery, ill.fabric) == ("Drain and Reset", "Completed, Success")
 
 
+def test_a_card_that_is_to_be_drained(fake: FakeHost, shell: str) -> None:
+    """Before the driver has a recovery action (570 or so) it says this."""
+    fake.shell = shell
+    recommended = """\
+GPU 00000000:01:00.0
+    GPU Reset Status
+        Reset Required                    : No
+        Drain and Reset Recommended       : Yes
+"""
+    detailed(fake, recommended, "", RTX_4090)
+    (gpu,) = fake.snapshot().gpus
+    assert gpu.faults == ("GPU Reset Status Drain and Reset Recommended: Yes",)
+
+
+def test_the_parts_of_a_card_for_virtual_machines_are_no_cards(fake: FakeHost, shell: str) -> None:
+    """An SR-IOV host of vGPUs has up to 32 of them, bound to nvidia, and nvidia-smi lists none."""
+    fake.shell = shell
+    pci(fake, "0000:41:00.0", "0x2235", "nvidia")
+    pci(fake, "0000:41:00.4", "0x2235", "nvidia")
+    (fake.root / "sys/bus/pci/devices/0000:41:00.4/physfn").symlink_to("../0000:41:00.0")
+    assert [card.address for card in fake.snapshot().pci_gpus] == ["0000:41:00.0"]
+
+
 H200 = (Path(__file__).parent / "data/smi-q-h200-580.txt").read_text("utf-8")
 """nvidia-smi -q on a virtual machine with two H200s on NVSwitch, driver 580.159.04, 2026-11-26;
 UUIDs and serial numbers replaced."""

@@ -13,7 +13,7 @@ from typing import Literal
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.driver.facts import holds
 from llamafleet.protocol.managers import APT, MANAGERS, YUM, Manager
-from llamafleet.tables import driver_packages
+from llamafleet.tables import driver_packages, parse_version
 from llamafleet.tables.driver_origins import DriverOrigin, Purpose, origin_of, runfile
 from llamafleet.tables.toolkits import driver_floors
 
@@ -33,6 +33,10 @@ Kind = Literal[
     "sign-module",
     "blacklist-nouveau",
     "install-driver",
+    "reinstall-driver",
+    "bind-card",
+    "unbind-card",
+    "device-rights",
     "install-tools",
     "restart-container",
     "give-gpus",
@@ -60,6 +64,10 @@ rebuild-initramfs   the boot loads another module than the disk has; `about`: th
 sign-module         secure boot refuses it
 blacklist-nouveau   nouveau has the card, though NVIDIA's module is on disk
 install-driver      there is none
+reinstall-driver    a file of it is missing, as its firmware
+bind-card           the loaded driver has not taken it; `about`: the card's bus address
+unbind-card         another driver has it; `about`: the card's bus address
+device-rights       who asks may not open /dev/nvidia*
 install-tools       nvidia-smi and the libraries are missing beside a loaded module
 restart-container   the container lost its devices
 give-gpus           the container was started without GPUs
@@ -80,6 +88,8 @@ WINDOWS = (
 UBUNTU_KEY = ("/var/lib/shim-signed/mok/MOK.priv", "/var/lib/shim-signed/mok/MOK.der")
 DKMS_KEY = ("/var/lib/dkms/mok.key", "/var/lib/dkms/mok.pub")
 """The machine's own key, private and public, of Ubuntu's shim-signed and of dkms elsewhere."""
+
+OTHER_CARD = "take another card, or set accelerator = 'cpu'"
 
 AGAIN = "install the driver again, so that module and library are of one version"
 
@@ -138,7 +148,11 @@ def origin(snapshot: HostSnapshot) -> DriverOrigin | None:
 def by_hand(snapshot: HostSnapshot) -> bool:
     """There is a driver, and no package of one: NVIDIA's own installer brought it."""
     driver = snapshot.driver
-    return not driver.packages and bool(driver.runfile or driver.module or driver.library)
+    if driver.runfile:
+        return not driver.packages
+    # Of others nobody was asked for packages: NixOS, Gentoo, Void.
+    told = snapshot.container or snapshot.package_manager in MANAGERS
+    return bool(told) and not driver.packages and bool(driver.module or driver.library)
 
 
 def _system_origin(snapshot: HostSnapshot, names: list[str]) -> DriverOrigin | None:
@@ -185,14 +199,18 @@ def _filled(row: DriverOrigin, purpose: Purpose, snapshot: HostSnapshot, about: 
         command.format(branch=about or branch, flavour=flavour, version=version)
         for command in row.commands[purpose]
     )
-    return as_root(snapshot, *commands)
+    words = as_root(snapshot, *commands)
+    # openSUSE's generations of packages have one set of names.
+    newer = any("-G07" in package.name for package in snapshot.driver.packages)
+    return words.replace("G06", "G07") if newer else words
 
 
 _PURPOSES: dict[Purpose, str] = {
     "install": "install NVIDIA's driver for this kernel",
     "open": "install the same driver with its open kernel modules",
     "proprietary": "install the same driver with its proprietary kernel modules",
-    "branch": "install a driver of branch {about}",
+    "branch": "install a driver of branch {about} or newer",
+    "legacy": "install a driver of branch {about}",
     "tools": "install the driver's utilities (nvidia-utils, nvidia-smi) of the module's version",
     "fabric": "install the Fabric Manager of the driver's version",
 }
@@ -203,6 +221,19 @@ def _unknown_origin(snapshot: HostSnapshot, purpose: Purpose, about: str) -> str
     if snapshot.os_id == "nixos":
         return f"{words} in hardware.nvidia: {as_root(snapshot, 'nixos-rebuild boot')}"
     return f"{words} ({snapshot.os_name or 'an unknown system'}: by its own means)"
+
+
+def too_old_branch(branch: int) -> bool:
+    """No driver of it has a CUDA that is known here."""
+    return branch < parse_version(driver_floors()[-1].driver)[0]
+
+
+def _older_branch(snapshot: HostSnapshot, about: str) -> str:
+    words = then_reboot(snapshot, _changed("legacy")(snapshot, about))
+    if about.isdigit() and too_old_branch(int(about)):
+        lowest = driver_floors()[-1].cuda
+        words += f"; that driver has no CUDA {lowest}, which a build needs: {OTHER_CARD}"
+    return words
 
 
 def _rebooted(words: Callable[[HostSnapshot, str], str]) -> Callable[[HostSnapshot, str], str]:
@@ -230,7 +261,11 @@ def _load(snapshot: HostSnapshot, _about: str) -> str:
     on_disk = snapshot.driver.module_on_disk
     disk = f" (version {on_disk} is on disk)" if on_disk else ""
     log = as_root(snapshot, "dmesg | grep -i nvidia")
-    return f"{as_root(snapshot, f'modprobe {module_name(snapshot)}')}{disk}; {log}"
+    words = f"{as_root(snapshot, f'modprobe {module_name(snapshot)}')}{disk}; {log}"
+    if "ubuntu" not in (snapshot.os_id, *snapshot.os_like):
+        return words
+    chosen = then_reboot(snapshot, as_root(snapshot, "prime-select on-demand"))
+    return f"{words}; on a laptop whose `prime-select query` says intel: {chosen}"
 
 
 def module_name(snapshot: HostSnapshot) -> str:
@@ -240,14 +275,25 @@ def module_name(snapshot: HostSnapshot) -> str:
     return "nvidia-current" if current else "nvidia"
 
 
+_FLAVOUR = re.compile(r"-\d[\d.]*-([a-z][a-z-]*)$")
+"""As zen, pve, default at the end of a kernel's name. Ubuntu's packages bear the whole name."""
+
+
 def headers(snapshot: HostSnapshot, kernel: str) -> tuple[str, ...]:
     """The command that brings a kernel's headers; (): the manager is not known."""
+    flavour = _FLAVOUR.search(kernel)
+    name = flavour[1] if flavour else ""
+    uek = "-uek" if "uek" in kernel else ""
+    manjaro = re.match(r"(\d+)\.(\d+)\..*-MANJARO$", kernel)
+    arch = f"linux{manjaro[1]}{manjaro[2]}" if manjaro else f"linux-{name}" if name else "linux"
+    # Proxmox named them pve-headers before its 8.1, of kernel 6.5.
+    proxmox = "proxmox" if parse_version(kernel.partition("-")[0]) >= (6, 5) else "pve"
     packages = {
-        "apt": f"apt install linux-headers-{kernel}",
-        "dnf": f"dnf install kernel-devel-{kernel}",
-        "yum": f"yum install kernel-devel-{kernel}",
-        "pacman": "pacman -S --needed linux-headers",
-        "zypper": "zypper install kernel-default-devel",
+        "apt": f"apt install {proxmox if name == 'pve' else 'linux'}-headers-{kernel}",
+        "dnf": f"dnf install kernel{uek}-devel-{kernel}",
+        "yum": f"yum install kernel{uek}-devel-{kernel}",
+        "pacman": f"pacman -S --needed {arch}-headers",
+        "zypper": f"zypper install kernel-{name or 'default'}-devel",
     }
     manager = "yum" if old_enterprise_linux(snapshot) else snapshot.package_manager or ""
     return (packages[manager],) if manager in packages else ()
@@ -298,7 +344,58 @@ def _installed_again(snapshot: HostSnapshot, names: list[str], kernel: str) -> s
         version = snapshot.driver.library or snapshot.driver.module or "VERSION"
         command = f"sh NVIDIA-Linux-{snapshot.arch}-{version}.run --kernel-name={kernel}"
         return f"{AGAIN}: {as_root(snapshot, command)}"
-    return AGAIN
+    return _own_means(snapshot) or AGAIN
+
+
+_SYSTEMS = {
+    "nixos": (
+        "nixos-rebuild boot",
+        "!an nvidia-x11 in a profile hides it: nix-env -q, nix profile list",
+    ),
+    "gentoo": ("emerge --oneshot @module-rebuild x11-drivers/nvidia-drivers",),
+    "void": ("xbps-install -Su", "xbps-reconfigure -fa"),
+}
+"""What brings the driver's parts together where no package manager is asked."""
+
+
+def _own_means(snapshot: HostSnapshot) -> str:
+    return as_root(snapshot, *_SYSTEMS.get(snapshot.os_id, ()))
+
+
+def own_means(snapshot: HostSnapshot) -> str:
+    """The driver's parts of one version, in the system's own way; "": it has none known here."""
+    words = _own_means(snapshot)
+    return then_reboot(snapshot, words) if words else ""
+
+
+def _reinstall(snapshot: HostSnapshot, _about: str) -> str:
+    """All packages of the driver: its firmware is in another one than its module."""
+    manager = manager_of(snapshot)
+    names = snapshot.driver.parts or tuple(p.name for p in snapshot.driver.packages)
+    if manager and names:
+        return then_reboot(snapshot, as_root(snapshot, manager.reinstall.format(" ".join(names))))
+    return then_reboot(snapshot, _changed("install")(snapshot, ""))
+
+
+def _bind(snapshot: HostSnapshot, about: str) -> str:
+    bind = as_root(snapshot, "tee /sys/bus/pci/drivers/nvidia/bind")
+    log = as_root(snapshot, "dmesg | tail -n 20")
+    return f"echo {about} | {bind}; {log}, which says why the driver does not take it"
+
+
+def _unbind(snapshot: HostSnapshot, about: str) -> str:
+    away = as_root(snapshot, f"tee /sys/bus/pci/devices/{about}/driver/unbind")
+    load = as_root(snapshot, "modprobe nvidia")
+    probe = as_root(snapshot, "tee /sys/bus/pci/drivers_probe")
+    return (
+        f"echo {about} | {away}; {load}; echo {about} | {probe}; for the next boot look what binds "
+        "it: grep -r vfio /etc/modprobe.d /proc/cmdline; or set accelerator = 'cpu'"
+    )
+
+
+def _device_rights(snapshot: HostSnapshot, _about: str) -> str:
+    join = as_root(snapshot, "usermod -aG video $USER")
+    return f"ls -l /dev/nvidia*, and join the group that they name: {join}, then log in again"
 
 
 def initramfs(snapshot: HostSnapshot, kernel: str) -> str:
@@ -334,6 +431,9 @@ def _signed(snapshot: HostSnapshot) -> tuple[tuple[str, ...], str]:
         kernel = snapshot.kernel or "$(uname -r)"
         built = ("kmodgenca -a", f"akmods --force --rebuild --kernels {kernel}")
         return () if driver.module_signer else built, "/etc/pki/akmods/certs/public_key.der"
+    if snapshot.ostree and driver.module_signer:
+        # Bluefin and its like have a command for theirs: ujust enroll-secure-boot-key.
+        return (), "/etc/pki/akmods/certs/*.der"
     if row is not None and row.id == "suse":
         return (), "/var/lib/nvidia-pubkeys/MOK-nvidia-driver-*.der"
     ubuntu = "ubuntu" in (snapshot.os_id, *snapshot.os_like)
@@ -408,7 +508,12 @@ def _restart_container(snapshot: HostSnapshot, _about: str) -> str:
     )
 
 
-def _give_gpus(_snapshot: HostSnapshot, _about: str) -> str:
+def _give_gpus(snapshot: HostSnapshot, _about: str) -> str:
+    if snapshot.container in ("lxc", "systemd-nspawn"):
+        return (
+            "on its host give it the nodes /dev/nvidia0, nvidiactl and nvidia-uvm (Proxmox: "
+            "dev0: /dev/nvidia0, and so on; nvidia-smi makes them after a boot), then restart it"
+        )
     return (
         "start the container with its GPUs, as docker run --gpus all, or podman run --device "
         "nvidia.com/gpu=all; in Kubernetes by the resource nvidia.com/gpu"
@@ -460,7 +565,7 @@ _ON_HOST: dict[Kind, Callable[[HostSnapshot, str], str]] = {
     "power-cycle": _power_cycle,
     "open-module": _rebooted(_changed("open")),
     "proprietary-module": _rebooted(_changed("proprietary")),
-    "older-branch": _rebooted(_changed("branch")),
+    "older-branch": _older_branch,
     "newer-branch": _rebooted(_changed("branch")),
     "guest-driver": _guest,
     "fabric-manager": _fabric,
@@ -470,6 +575,10 @@ _ON_HOST: dict[Kind, Callable[[HostSnapshot, str], str]] = {
     "sign-module": _sign,
     "blacklist-nouveau": _blacklist,
     "install-driver": _rebooted(_changed("install")),
+    "reinstall-driver": _reinstall,
+    "bind-card": _bind,
+    "unbind-card": _unbind,
+    "device-rights": _device_rights,
     "install-tools": _changed("tools"),
     "compute-mode": _compute_mode,
     "divide-gpu": _divide,
@@ -493,6 +602,11 @@ _OF_HOST: dict[Kind, str] = {
     "sign-module": "sign the module nvidia, or enrol its key",
     "blacklist-nouveau": "take the card from nouveau, and reboot it",
     "install-driver": "install NVIDIA's driver",
+    "reinstall-driver": "install the driver's packages again, and reboot it",
+    "bind-card": "read in dmesg why the driver does not take the card",
+    "unbind-card": "take the card from the driver that has it, as vfio-pci",
+    "device-rights": "where SELinux keeps containers from the devices: setsebool -P "
+    "container_use_devices on; or start it with --security-opt label=disable",
     "install-tools": "install the driver's utilities, then start the container with its GPUs",
     "compute-mode": "nvidia-smi -c DEFAULT",
     "divide-gpu": "make MIG instances, or nvidia-smi -mig 0",
@@ -509,6 +623,22 @@ _IMAGE: dict[Kind, tuple[str, ...]] = {
     ),
     "rebuild-module": ("rpm-ostree upgrade", "reboot", "!if it comes back: rpm-ostree rollback"),
     "rebuild-initramfs": ("rpm-ostree upgrade", "reboot", "!if it comes back: rpm-ostree rollback"),
+    "reinstall-driver": ("rpm-ostree upgrade", "reboot"),
+    "open-module": ("!rebase to the image with NVIDIA's open modules: rpm-ostree rebase", "reboot"),
+    "proprietary-module": (
+        "!rebase to the image with NVIDIA's proprietary modules: rpm-ostree rebase",
+        "reboot",
+    ),
+    "older-branch": (
+        "!rebase to the image with NVIDIA's driver for older cards: rpm-ostree rebase",
+        "reboot",
+    ),
+    "newer-branch": ("rpm-ostree upgrade", "reboot"),
+    "install-tools": (
+        "rpm-ostree upgrade",
+        "!or rebase to the image with NVIDIA's driver",
+        "reboot",
+    ),
     "blacklist-nouveau": (
         "rpm-ostree kargs --append=rd.driver.blacklist=nouveau --append=modprobe.blacklist=nouveau",
         "reboot",

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from llamafleet.facts.host import Gpu, HostSnapshot, PciGpu
 from llamafleet.facts.smi import BUS_ID, COMPLAINT
-from llamafleet.plans.driver.cure import Kind
+from llamafleet.plans.driver.cure import Kind, too_old_branch
 from llamafleet.plans.driver.facts import package_versions
 from llamafleet.plans.driver.kernel import Log, Message, Reason, place_of, read_log
 from llamafleet.tables import parse_version
@@ -226,15 +226,32 @@ def _missing(snapshot: HostSnapshot, card: PciGpu, log: Log, alone: bool) -> Sic
             where = "is no longer on the bus"
         return _lost(card, f"{name} {where}; {said}", kind)
     # A card for the display alone may stay without a driver, beside GPUs that work.
-    if why and (card.kernel_driver or not others or why[0] not in FOR_THE_DISPLAY):
+    spared = others and not card.kernel_driver and not _current(card)
+    if why and not (spared and why[0] in FOR_THE_DISPLAY):
         return _refused(snapshot, card, *why)
     said = next((one for one in _complaints(snapshot) if place_of(card.address) in one.lower()), "")
     if said:
-        return _lost(card, f"nvidia-smi: {said}")
-    if others and card.kernel_driver == "nvidia" and not _otherwise_numbered(snapshot):
-        found = f"{name} is bound to nvidia and nvidia-smi does not list it"
-        return _lost(card, found)
-    return None if others else _misfit(snapshot, card)
+        reset: Kind = "reset-gpu" if "requires reset" in said else "power-cycle"
+        return _lost(card, f"nvidia-smi: {said}", reset)
+    if not others:
+        return _misfit(snapshot, card)
+    if _otherwise_numbered(snapshot):
+        return None
+    if card.kernel_driver == "nvidia":
+        return _lost(card, f"{name} is bound to nvidia and nvidia-smi does not list it")
+    return _misfit(snapshot, card) or _not_taken(card) if _current(card) else None
+
+
+def _current(card: PciGpu) -> bool:
+    """Of a generation that the newest drivers know: nobody has one for the display alone."""
+    generation = generation_of(card.device_id)
+    return generation is not None and generation.last is None
+
+
+def _not_taken(card: PciGpu) -> Sick:
+    found = f"{describe(card)} is bound to nothing, beside GPUs that the driver has"
+    expected = "every GPU bound to nvidia, or to the driver of a virtual machine"
+    return Sick(card.address, "GPU not started", found, expected, "bind-card", card.address)
 
 
 def _otherwise_numbered(snapshot: HostSnapshot) -> bool:
@@ -292,7 +309,7 @@ def _refused(snapshot: HostSnapshot, card: PciGpu, reason: Reason, message: Mess
     if reason == "no memory region":
         kind = "firmware-settings"
     elif reason == "no firmware":
-        kind = "install-driver"
+        kind = "reinstall-driver"
     expected = "a card that the driver can start"
     return Sick(card.address, "GPU not started", found, expected, kind)
 
@@ -325,6 +342,22 @@ def _unsupported(snapshot: HostSnapshot, card: PciGpu, reason: str, found: str) 
         kind = "install-driver"
     expected = "a driver that supports this card" + _range(generation)
     return Sick(card.address, "GPU not supported", found, expected, kind, about)
+
+
+def too_old_cards(snapshot: HostSnapshot) -> str:
+    """Names of the cards where the last driver that knows one is this old; "": there is hope."""
+    rows = [(card, generation_of(card.device_id)) for card in snapshot.pci_gpus]
+    ended = [card for card, row in rows if row and row.last and too_old_branch(row.last)]
+    return ", ".join(map(describe, ended)) if ended and len(ended) == len(rows) else ""
+
+
+def branch_for(snapshot: HostSnapshot) -> tuple[Kind, HostSnapshot, str]:
+    """What `cure` takes for the newest driver that knows all the cards."""
+    rows = (generation_of(card.device_id) for card in snapshot.pci_gpus)
+    ends = [row.last for row in rows if row and row.last]
+    if ends:
+        return "older-branch", snapshot, str(min(ends))
+    return "newer-branch", snapshot, str(_still_made())
 
 
 def _still_made() -> int:

@@ -83,7 +83,7 @@ _REASONS: tuple[tuple[Reason, str], ...] = (
     ("data centers only", r"only ready for use on Data Center"),
     ("fallen off the bus", _LOST.pattern),
     ("no power cable", r"power cables? connected|power connector"),
-    ("no memory region", r"I/O region assigned .{0,80}invalid|BAR\d is 0M"),
+    ("no memory region", r"I/O region assigned .{0,80}invalid|BAR\d is 0M|64-bit BAR mapped"),
     (
         "no firmware",
         r"firmware load for nvidia/.{1,80} failed|firmware/nvidia/.{1,80} failed"

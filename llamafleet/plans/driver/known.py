@@ -9,6 +9,7 @@ from llamafleet.protocol.diagnose import Match, Signature, diagnose, signatures_
 from llamafleet.tables import failures
 
 MISMATCH = "nvml-driver-library-mismatch"
+NO_DRIVER = "nvidia-smi-no-driver"
 
 
 @lru_cache

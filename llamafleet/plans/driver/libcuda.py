@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot
@@ -14,6 +15,8 @@ from llamafleet.tables.toolkits import driver_floors
 
 COMPAT = "/compat/"
 """Folder of the packages cuda-compat-*: the libcuda of a newer driver, for data centre GPUs."""
+
+VGPU = re.compile(r"-\d{1,3}[ABCQ]$")
 
 CONSUMER = ("GeForce", "TITAN")
 """In names of GPUs on which that libcuda ends with error 804 (forward compatibility was attempted
@@ -32,6 +35,11 @@ def without_cuda(snapshot: HostSnapshot) -> Culprit | None:
         given = driver.capabilities
         said = f" (NVIDIA_DRIVER_CAPABILITIES is {given})" if given else ""
         return Culprit(f"{found}{said}", cure("compute-capability", snapshot))
+    if _is_vgpu_host(snapshot) and "hypervisor" in snapshot.cpu_flags and _has_vgpus(snapshot):
+        return Culprit(
+            f"{found}; this is a vGPU host's driver, in a virtual machine that has a vGPU",
+            cure("guest-driver", snapshot),
+        )
     if _is_vgpu_host(snapshot):
         return Culprit(
             f"{found}; this is the driver of a vGPU host, which has none",
@@ -45,6 +53,11 @@ def without_cuda(snapshot: HostSnapshot) -> Culprit | None:
             "python3 -c 'import ctypes; ctypes.CDLL(\"libcuda.so.1\")'",
         )
     return Culprit(f"{found}, and there is no libcuda.so.1", cure("install-tools", snapshot))
+
+
+def _has_vgpus(snapshot: HostSnapshot) -> bool:
+    """As "GRID RTX6000-8Q": name, memory and kind of the part of a card."""
+    return any(VGPU.search(gpu.name) for gpu in snapshot.gpus)
 
 
 def _is_vgpu_host(snapshot: HostSnapshot) -> bool:

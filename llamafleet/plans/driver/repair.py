@@ -12,6 +12,7 @@ from llamafleet.plans.driver.cure import (
     cure,
     initramfs,
     manager_of,
+    own_means,
     then_reboot,
 )
 from llamafleet.plans.driver.facts import coming_module, holds, newest, package_versions, unfinished
@@ -38,7 +39,12 @@ def repair(snapshot: HostSnapshot) -> str:
     foreign = culprit(snapshot)
     if foreign:
         return foreign.fix
-    return _by_hand(snapshot) or _boot_image(snapshot) or cure("rebuild-module", snapshot)
+    return (
+        _by_hand(snapshot)
+        or ("" if snapshot.driver.dkms else own_means(snapshot))
+        or _boot_image(snapshot)
+        or cure("rebuild-module", snapshot)
+    )
 
 
 def _akmods(snapshot: HostSnapshot) -> str:

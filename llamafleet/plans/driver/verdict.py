@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.driver.cure import Kind, cure
+from llamafleet.plans.driver.cure import OTHER_CARD, Kind, cure
 from llamafleet.plans.driver.facts import (
     coming_module,
     disk_sentence,
@@ -25,14 +25,16 @@ from llamafleet.plans.driver.facts import (
 from llamafleet.plans.driver.foreign import culprit
 from llamafleet.plans.driver.gpus import (
     Sick,
+    branch_for,
     describe,
     full_address,
     notes_of_use,
     old_xids,
     sick_cards,
+    too_old_cards,
     unseen_cards,
 )
-from llamafleet.plans.driver.known import MISMATCH, is_known, known, known_of
+from llamafleet.plans.driver.known import MISMATCH, NO_DRIVER, is_known, known, known_of
 from llamafleet.plans.driver.libcuda import compat_note, other_libcuda, without_cuda
 from llamafleet.plans.driver.platform import lost_devices, windows
 from llamafleet.plans.driver.repair import repair
@@ -71,6 +73,14 @@ State = Literal[
 REFUSED = ("Key was rejected", "is rejected", "module loading is restricted")
 """What the kernel says of a module whose signature it does not accept. `module verification failed`
 is none of these: the module was loaded all the same."""
+
+
+UNFIT = (
+    "nvidia: disagrees about version of symbol",
+    "nvidia: version magic",
+    "nvidia: Unknown symbol",
+)
+"""What the kernel says of a module that was built for another one."""
 
 
 @dataclass(frozen=True)
@@ -371,7 +381,8 @@ def _not_bound(snapshot: HostSnapshot) -> Blocked:
             fix = cure("blacklist-nouveau", snapshot)
         return "nouveau in the way", _problem(found, expected, fix)
     if bound != {None}:
-        fix = "unbind the card from that driver, or set accelerator = 'cpu'"
+        bound_card = next(card for card in cards if card.kernel_driver)
+        fix = cure("unbind-card", snapshot, full_address(bound_card.address))
         return "card not bound", _problem(found, expected, fix)
     if driver.module_on_disk:
         return _not_loaded(snapshot, found, expected)
@@ -398,7 +409,20 @@ def _not_loaded(snapshot: HostSnapshot, found: str, expected: str) -> Blocked:
             "a module signed with a key that this machine accepts",
             cure("sign-module", snapshot),
         )
+    foreign = [line for line in driver.kernel_log or () if any(part in line for part in UNFIT)]
+    if not driver.module and foreign:
+        return "module missing", _problem(
+            f"{found}; kernel: {foreign[-1]}",
+            f"a module nvidia that was built for kernel {snapshot.kernel}",
+            _built_anew(snapshot),
+        )
     return "card not bound", _problem(found, expected, cure("load-module", snapshot))
+
+
+def _built_anew(snapshot: HostSnapshot) -> str:
+    """dkms keeps what it has built, unless it is forced."""
+    words = cure("rebuild-module", snapshot)
+    return words.replace("dkms autoinstall", "dkms autoinstall --force")
 
 
 def _too_old(snapshot: HostSnapshot) -> Blocked:
@@ -413,10 +437,25 @@ def _too_old(snapshot: HostSnapshot) -> Blocked:
     oldest = toolkits()[-1]
     if parse_version(cuda[0]) >= oldest.order:
         return None
+    if old := too_old_cards(snapshot):
+        fix = f"no driver that knows {old} has CUDA {oldest.version}: {OTHER_CARD}"
+        return "too old", replace(base, found=f"{base.found} (CUDA {cuda[0]}); {old}", next=fix)
     found = f"{base.found}, which runs CUDA up to {cuda[0]} ({cuda[1]})"
     expected = f"CUDA {oldest.version} or newer, the oldest toolkit that is supported"
-    fix = base.next if not snapshot.container else f"{base.next}: {cure('newer-branch', snapshot)}"
+    fix = f"{base.next}: {cure(*branch_for(snapshot))}"
     return "too old", replace(base, found=found, expected=expected, next=fix)
+
+
+def _why_it_fails(snapshot: HostSnapshot) -> Kind:
+    """By nvidia-smi's own words."""
+    said = snapshot.driver.smi_error
+    if "Insufficient Permissions" in said:
+        return "device-rights"
+    if "couldn't find libnvidia-ml" in said:
+        return "give-gpus" if snapshot.container else "install-tools"
+    # The module is there, so it is the nodes that a container lacks.
+    inside = snapshot.container and snapshot.driver.module
+    return "give-gpus" if inside and is_known(said, NO_DRIVER) else "read-log"
 
 
 def _no_answer(snapshot: HostSnapshot) -> Blocked:
@@ -437,7 +476,7 @@ def _no_answer(snapshot: HostSnapshot) -> Blocked:
         fix = "run nvidia-smi on the host; reinstall the driver's utilities"
     elif driver.smi_state == "failed":
         found = f"nvidia-smi failed{said}"
-        fix = cure("read-log", snapshot)
+        fix = cure(_why_it_fails(snapshot), snapshot)
     elif driver.smi_state == "ok":
         found = "nvidia-smi answers and shows no GPU"
         fix = "nvidia-smi -L; sudo dmesg | grep -iE 'nvrm|xid'"

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from llamafleet.facts.host import HostSnapshot, Package
-from llamafleet.plans.driver.cure import Kind, as_root, cure, manager_of, origin
+from llamafleet.plans.driver.cure import Kind, as_root, cure, headers, manager_of, origin
 from llamafleet.plans.host import as_typed
 from tests.hosts.recorded import SYSTEMS
 from tests.plans.driver.test_verdict import NEW, OLD, host, ubuntu
@@ -91,6 +91,8 @@ def test_who_is_root_types_no_sudo(kind: Kind) -> None:
 
 FEDORA = (Package("akmod-nvidia", NEW), Package("xorg-x11-drv-nvidia-cuda", NEW))
 DEBIAN = (Package("nvidia-kernel-dkms", f"{NEW}-1"), Package("libcuda1", f"{NEW}-1"))
+CUDA_REPOSITORY = (Package("cuda-drivers", f"{NEW}-1"), Package("nvidia-dkms", f"{NEW}-1"))
+G07 = (Package("nvidia-compute-G07", NEW),)
 SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570-server", NEW))
 
 
@@ -100,7 +102,15 @@ SERVER = (Package("nvidia-dkms-570-server", NEW), Package("libnvidia-compute-570
         (system("ubuntu22"), "install-driver", "", "sudo ubuntu-drivers install, then sudo reb"),
         (system("ubuntu22", ubuntu()), "open-module", "", "apt install nvidia-driver-580-open, "),
         (system("ubuntu22", SERVER), "open-module", "", "install nvidia-driver-570-server-open"),
-        (system("ubuntu22", SERVER), "newer-branch", "580", "install nvidia-driver-580-server"),
+        (system("ubuntu22", SERVER), "newer-branch", "580", "nvidia-driver-580-server-open,"),
+        (system("ubuntu22", SERVER), "older-branch", "580", "nvidia-driver-580-server,"),
+        (system("ubuntu22", SERVER), "older-branch", "470", "accelerator = 'cpu'"),
+        (system("ubuntu22", CUDA_REPOSITORY), "older-branch", "580", "apt install cuda-drivers"),
+        (system("ubuntu22", ubuntu()), "load-module", "", "prime-select on-demand"),
+        (system("ubuntu22", ubuntu()), "reinstall-driver", "", "--reinstall libnvidia-compute-"),
+        (system("bazzite42"), "install-tools", "", "rpm-ostree upgrade"),
+        (system("bazzite42"), "older-branch", "580", "rpm-ostree rebase; sudo reboot"),
+        (system("leap15", G07), "install-tools", "", "zypper install nvidia-compute-utils-G07"),
         (system("ubuntu22", SERVER), "fabric-manager", "", "install nvidia-fabricmanager-570"),
         (system("debian12"), "install-driver", "", "nvidia-driver nvidia-smi"),
         (system("debian12", DEBIAN), "open-module", "", "apt install nvidia-open-kernel-dkms"),
@@ -134,6 +144,37 @@ def test_a_cure_in_the_words_of_its_host(
     there: HostSnapshot, kind: Kind, about: str, said: str
 ) -> None:
     assert said in cure(kind, there, about)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "package"),
+    [
+        ("debian12", "6.17.2-1-pve", "apt install proxmox-headers-6.17.2-1-pve"),
+        ("debian12", "6.2.16-20-pve", "apt install pve-headers-6.2.16-20-pve"),
+        ("debian12", "6.1.0-38-amd64", "apt install linux-headers-6.1.0-38-amd64"),
+        ("ubuntu22", "6.8.0-88-generic", "apt install linux-headers-6.8.0-88-generic"),
+        ("arch", "6.4.1-zen1-1-zen", "pacman -S --needed linux-zen-headers"),
+        ("arch", "6.12.60-1-lts", "pacman -S --needed linux-lts-headers"),
+        ("arch", "6.14.4-2-cachyos", "pacman -S --needed linux-cachyos-headers"),
+        ("arch", "6.12.1-4-MANJARO", "pacman -S --needed linux612-headers"),
+        ("arch", "6.18.2-arch1-1", "pacman -S --needed linux-headers"),
+        ("leap15", "6.4.0-150600.23.22-default", "zypper install kernel-default-devel"),
+        ("rhel9", "5.15.0-307.178.5.el9uek.x86_64", "dnf install kernel-uek-devel-5.15.0-307"),
+        ("rhel9", "5.14.0-570.el9_6.x86_64", "dnf install kernel-devel-5.14.0-570.el9_6.x86_64"),
+    ],
+)
+def test_headers_of_each_flavour_of_kernel(name: str, kernel: str, package: str) -> None:
+    """rhel9's package names stand for Oracle Linux too."""
+    assert headers(system(name), kernel)[0].startswith(package)
+
+
+@pytest.mark.parametrize(
+    ("os_id", "said"),
+    [("nixos", "nixos-rebuild boot"), ("gentoo", "@module-rebuild"), ("void", "xbps-")],
+)
+def test_where_no_packages_were_asked_for_no_installer_is_meant(os_id: str, said: str) -> None:
+    there = replace(host(packages=()), package_manager=None, os_id=os_id, os_like=())
+    assert said in cure("rebuild-module", there) and ".run" not in cure("rebuild-module", there)
 
 
 def test_a_driver_of_nvidia_s_installer_is_changed_by_it() -> None:

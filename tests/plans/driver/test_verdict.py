@@ -811,7 +811,8 @@ def test_one_of_two_is_not_shown_whatever_the_exit_status(found: HostSnapshot) -
     "found",
     [
         two(second=replace(SECOND, kernel_driver="vfio-pci")),
-        two(second=replace(SECOND, kernel_driver=None)),
+        # Of a generation that the driver has left behind: for the display.
+        two(second=PciGpu("0000:02:00.0", "128b", None)),
         two(second=replace(SECOND, excluded=True)),
         replace(two(), container="docker"),
         replace(two(second=replace(SECOND, given=False)), container="docker"),
@@ -820,6 +821,100 @@ def test_one_of_two_is_not_shown_whatever_the_exit_status(found: HostSnapshot) -
 def test_a_card_that_is_not_ours_stops_nothing(found: HostSnapshot) -> None:
     verdict = driver_verdict(found)
     assert verdict.problem is None and verdict.state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("device", "log", "state", "said"),
+    [
+        ("2684", (), "GPU not started", "tee /sys/bus/pci/drivers/nvidia/bind"),
+        ("2b85", (), "GPU not supported", "apt install nvidia-open"),
+        (
+            "2b85",
+            (
+                "NVRM: The NVIDIA GPU 0000:02:00.0 (PCI ID: 10de:2b85)",
+                "NVRM: installed in this system is not supported by the",
+                "NVRM: NVIDIA 550.144.03 driver release.",
+            ),
+            "GPU not supported",
+            "apt install nvidia-open",
+        ),
+    ],
+)
+def test_a_card_of_today_that_is_bound_to_nothing(
+    device: str, log: tuple[str, ...], state: str, said: str
+) -> None:
+    old = two(second=PciGpu("0000:02:00.0", device, None), kernel_log=log)
+    if device == "2b85":
+        driver = replace(old.driver, module="550.144.03", module_on_disk="550.144.03")
+        driver = replace(driver, module_next="550.144.03", library="550.144.03")
+        driver = replace(driver, packages=(), package=None, cuda="12.4", libcuda=None)
+        old = replace(old, driver=driver)
+    verdict = driver_verdict(old)
+    assert verdict.state == state and verdict.problem
+    assert said in verdict.problem.next and 'gpus = ["0000:01:00.0"]' in verdict.problem.next
+
+
+def test_a_row_of_words_asks_for_a_reset() -> None:
+    row = "1, [GPU requires reset], [GPU requires reset], 00000000:02:00.0, [GPU requires reset]"
+    verdict = driver_verdict(two(smi_error=row, complaints=(row,)))
+    assert verdict.state == "GPU lost" and verdict.problem
+    assert "--gpu-reset -i 0000:02:00.0" in verdict.problem.next
+
+
+def test_a_card_that_no_driver_brings_to_cuda_12() -> None:
+    """A newer driver, which knows no K80, is no cure for one."""
+    k80 = host(cuda="11.4", module="470.256.02", library="470.256.02", module_on_disk="470.256.02")
+    k80 = replace(k80, driver=replace(k80.driver, packages=(), package=None, smi="470.256.02"))
+    verdict = driver_verdict(replace(k80, pci_gpus=(PciGpu("0000:01:00.0", "102d", "nvidia"),)))
+    assert verdict.state == "too old" and verdict.problem
+    assert verdict.problem.next.endswith("accelerator = 'cpu'")
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("2684", "apt install nvidia-driver-580-open"), ("1b06", "apt install nvidia-driver-580,")],
+)
+def test_too_old_a_driver_has_its_command(device: str, said: str) -> None:
+    """A card that was left behind by newer ones gets its last branch."""
+    versions = dict.fromkeys(("module", "library", "module_on_disk", "module_next"), "470.256.02")
+    packages = (Package("nvidia-dkms-470", "470.256.02-0ubuntu1"),)
+    old = host(cuda="11.4", smi="470.256.02", libcuda=None, packages=packages, **versions)
+    old = replace(old, os_id="ubuntu", pci_gpus=(PciGpu("0000:01:00.0", device, "nvidia"),))
+    verdict = driver_verdict(old)
+    assert verdict.state == "too old" and verdict.problem
+    assert said in verdict.problem.next
+
+
+def test_a_module_of_another_kernel_is_built_anew() -> None:
+    line = "[9.1] nvidia: disagrees about version of symbol module_layout"
+    unbound = PciGpu("0000:01:00.0", "2684", None)
+    found = failing(module=None, kernel_log=(line,), smi_error="NVIDIA-SMI has failed")
+    found = replace(found, pci_gpus=(unbound,))
+    verdict = driver_verdict(found)
+    assert verdict.state == "module missing" and verdict.problem
+    assert "dkms autoinstall --force" in verdict.problem.next
+
+
+@pytest.mark.parametrize(
+    ("said", "container", "cured"),
+    [
+        ("Failed to initialize NVML: Insufficient Permissions", "podman", "label=disable"),
+        ("Failed to initialize NVML: Insufficient Permissions", None, "ls -l /dev/nvidia*"),
+        ("NVIDIA-SMI couldn't find libnvidia-ml.so library", "docker", "--gpus all"),
+        ("NVIDIA-SMI couldn't find libnvidia-ml.so library", None, "nvidia-utils-"),
+        (
+            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+            "lxc",
+            "/dev/nvidia0",
+        ),
+    ],
+)
+def test_what_nvidia_smi_says_decides_the_cure(
+    said: str, container: str | None, cured: str
+) -> None:
+    verdict = driver_verdict(replace(failing(smi_error=said), container=container))
+    assert verdict.state == "no answer" and verdict.problem
+    assert cured in verdict.problem.next, verdict.problem.next
 
 
 def test_a_container_that_was_given_a_card_and_does_not_show_it() -> None:
