@@ -12,10 +12,10 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
-from llamafleet.onhost import diagnose, nvcc
+from llamafleet.onhost import diagnose, ninja, nvcc
 from llamafleet.onhost.toolkit import changes
 from llamafleet.protocol.pythons import PYTHONS
-from llamafleet.tables import driver_packages, failures, miscompiles
+from llamafleet.tables import driver_packages, failures, miscompiles, unit_costs
 
 PACKAGE = Path(__file__).parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -69,7 +69,11 @@ def host_zipapp() -> bytes:
         for path in (PACKAGE / room).rglob("*.py")
     }
     files["llamafleet/__init__.py"] = (PACKAGE / "__init__.py").read_bytes()
-    tables = {diagnose.TABLE: failures.rows(), nvcc.TABLE: miscompiles.rows()}
+    tables = {
+        diagnose.TABLE: failures.rows(),
+        nvcc.TABLE: miscompiles.rows(),
+        ninja.TABLE: unit_costs.rows(),
+    }
     for name, rows in tables.items():
         files[f"llamafleet/onhost/{name}"] = json.dumps(rows, indent=1).encode()
     refused = json.dumps(driver_packages.expression("refused")).encode()

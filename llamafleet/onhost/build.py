@@ -16,13 +16,13 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from llamafleet.onhost import nvcc
+from llamafleet.onhost import ninja, nvcc
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
@@ -98,8 +98,11 @@ class BuildLog:
         self.line = ""
         self.unused: list[str] = []
         """Options that CMake says it did not use."""
+        self.order = ""
+        """In which order the units were compiled; "": nothing was said of it."""
         self.wheel_bytes: int | None = None
         self.wheel_sha256: str | None = None
+        self._before = self._run = 0
         self._in_unused = False
 
     def feed(self, line: str) -> None:
@@ -112,8 +115,10 @@ class BuildLog:
         if UNUSED in line:
             self._in_unused = True
         elif found := NINJA_STEP.match(line):
-            self.step, self.steps = int(found[1]), int(found[2])
+            self._count(int(found[1]), int(found[2]))
             self.line = target(found[3])
+        elif self.line.startswith(ninja.SAYS):
+            self.order = self.line.removeprefix(ninja.SAYS)
         elif found := WHEEL.search(line):
             self.wheel_bytes, self.wheel_sha256 = int(found[1]), found[2]
         else:
@@ -121,39 +126,18 @@ class BuildLog:
                 if self.line.startswith(marker):
                     self.phase = phase
 
+    def _count(self, step: int, steps: int) -> None:
+        """Count the steps of all runs of ninja together; each begins at 1 of its own steps."""
+        if steps != self._run:
+            self._before, self._run = self.steps, steps
+        self.step, self.steps = self._before + step, self._before + steps
+
 
 def target(command: str) -> str:
     """What a ninja step makes: the argument of its last -o, else the command's first words."""
     words = command.split()
     outputs = [after for word, after in itertools.pairwise(words) if word == "-o"]
     return outputs[-1] if outputs else command[:120]
-
-
-def link_seconds(ninja_log: str) -> float:
-    """Seconds in which ninja linked and did nothing else, from the text of .ninja_log.
-
-    A link that ran beside a compilation cost no time of its own, so only the time in which at
-    least one library was being made and no other step ran is counted.
-    """
-    links: list[tuple[int, int]] = []
-    others: list[tuple[int, int]] = []
-    for line in ninja_log.splitlines():
-        fields = line.split("\t")
-        if len(fields) < 4 or not all(re.fullmatch(r"[0-9]{1,15}", one) for one in fields[:2]):
-            continue
-        span = (int(fields[0]), int(fields[1]))
-        is_link = re.search(r"\.(?:a|so(?:\.\d+)*)$", fields[3])
-        (links if is_link else others).append(span)
-    return (_covered([*links, *others]) - _covered(others)) / 1000
-
-
-def _covered(spans: Iterable[tuple[int, int]]) -> int:
-    """Length of the union of the spans."""
-    total, end = 0, 0
-    for start, stop in sorted(spans):
-        total += max(0, stop - max(start, end))
-        end = max(end, stop)
-    return total
 
 
 def done(config: BuildConfig) -> bool:
@@ -174,6 +158,7 @@ def work(job: Job, config: BuildConfig) -> BuildProduct:
     """Make the venv, build into it, check what came out, and say so in it."""
     prefix = Path(config.prefix)
     tree, tmp = job.folder / "cmake", job.folder / "tmp"
+    last = _last_log(job.folder.parent)
     for leftover in (tree, tmp):
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -189,7 +174,7 @@ def work(job: Job, config: BuildConfig) -> BuildProduct:
     try:
         (prefix / INCOMPLETE).touch()
         tmp.mkdir()
-        product = _build(job, config, tree, tmp)
+        product = _build(job, config, tree, tmp, last)
         _prove(job, config, product)
         return product
     except BaseException:
@@ -230,7 +215,8 @@ def _sync_file_system(folder: Path) -> None:
         os.close(opened)
 
 
-def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct:
+def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> BuildProduct:
+    """`last`: what ninja told of the build before."""
     prefix = Path(config.prefix)
     env = environment(config, variables(config), prefix, tmp)
     job.phase("resolve", "venv")
@@ -245,6 +231,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
 
     # pip applies --config-settings of its command line to named requirements, not to those of a
     # file; and a hash can be given in a file only.
+    env, order = _longest_first(job, config, env, tree, tmp, last=last)
     llama = job.folder / "llama.txt"
     llama.write_text(
         f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
@@ -267,7 +254,8 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
             f"next: read the options in {tree / 'CMakeCache.txt'}"
         )
     job.finish()
-    _split_link(job, tree)
+    made = _ninja_log(tree)
+    _split_link(job, made)
     return BuildProduct(
         wheel_bytes=log.wheel_bytes,
         wheel_sha256=log.wheel_sha256,
@@ -277,7 +265,38 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
         system_info=imported.system_info,
         import_s=imported.import_s,
         nvcc=built_by,
+        order=log.order or order,
+        packing=ninja.packing(made, config.jobs),
     )
+
+
+def _longest_first(
+    job: Job, config: BuildConfig, env: dict[str, str], tree: Path, tmp: Path, *, last: str
+) -> tuple[dict[str, str], str]:
+    """The environment in which the units are compiled the longest first, and else why not.
+
+    Nothing of it is an input of the build: the same statements are carried out.
+    """
+    own = Path(config.prefix) / "bin" / "ninja"
+    try:
+        if not own.exists():
+            raise ninja.Unordered(f"no {own}")
+        if any(re.match("-DCMAKE_(MAKE_PROGRAM|GENERATOR)[:=]", one) for one in config.cmake_args):
+            raise ninja.Unordered("cmake_options names the build program")
+        tree.mkdir()
+        wrapper = ninja.wrap(tmp / "order", own, tree, ninja.learned(last))
+    except (ninja.Unordered, OSError) as reason:
+        job.log(f"{ninja.SAYS}{ninja.AS_WRITTEN}{reason}")
+        return env, f"{ninja.AS_WRITTEN}{reason}"
+    arguments = [*config.cmake_args, f"-DCMAKE_MAKE_PROGRAM={wrapper}"]
+    return env | {"CMAKE_ARGS": shlex.join(arguments)}, f"{ninja.AS_WRITTEN}nothing was said of it"
+
+
+def _last_log(jobs: Path) -> str:
+    """What ninja told of the last build on this host, whatever its fingerprint; "": of none."""
+    logs = [path for path in jobs.glob("*/cmake/.ninja_log") if path.is_file()]
+    last = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    return last.read_text(encoding="utf-8", errors="replace") if last else ""
 
 
 def compiler_of(config: BuildConfig, env: Mapping[str, str]) -> str:
@@ -468,12 +487,19 @@ def library_hashes(prefix: Path) -> dict[str, str]:
     }
 
 
-def _split_link(job: Job, tree: Path) -> None:
-    """Take the linking that nothing ran beside out of "compile", as a phase of its own."""
+def _ninja_log(tree: Path) -> str:
+    """What ninja told of this build; "": it was built with make."""
     try:
-        spent = link_seconds((tree / ".ninja_log").read_text(encoding="utf-8"))
-    except FileNotFoundError:  # built with make
+        return (tree / ".ninja_log").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _split_link(job: Job, ninja_log: str) -> None:
+    """Take the linking that nothing ran beside out of "compile", as a phase of its own."""
+    if not ninja_log:
         return
+    spent = ninja.link_seconds(ninja_log)
     order = list(job.phases)
     job.phases["compile"] = round(job.phases.get("compile", 0.0) - spent, 3)
     job.phases["link"] = round(spent, 3)

@@ -330,6 +330,10 @@ class BuildProduct:
     import_s: float
     nvcc: str = ""
     """Build of the nvcc that compiled it, as 13.2.86; "": for the CPU, or it was not asked."""
+    order: str = ""
+    """In which order its units were compiled; "": made by older code."""
+    packing: float | None = None
+    """Share of the jobs that was at work while ninja ran; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

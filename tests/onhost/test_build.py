@@ -28,6 +28,7 @@ import pytest
 
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
+from llamafleet.onhost.ninja import steps
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BUILD, BuildConfig, BuildInputs, BuildProduct, machine_id
 from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
@@ -231,13 +232,24 @@ def test_a_build_is_made_checked_and_not_made_twice(
         cmake_args=["-DGGML_CUDA=on", "-DNOT_KNOWN=1", "-DCMAKE_C_FLAGS=-O1 -g"],
         allowed_unused=["NOT_KNOWN"],
         inputs=CUDA_INPUTS,
+        jobs=1,
     )
+    # What the build before took: two.c the longest, of the library that is linked last.
+    before = toy.folder.parent / "beef" / "cmake" / ".ninja_log"
+    before.parent.mkdir(parents=True)
+    before.write_text("0\t9000\t1\tCMakeFiles/ggml-cuda.dir/two.c.o\tff\n")
     answer = toy.run(env=os.environ | hostile(tmp_path))
     assert answer.returncode == 0, (toy.folder / "build.log").read_text()[-3000:]
 
     stamp = toy.stamp
     assert stamp["ok"] is True
     assert stamp["units"] == 5
+    assert stamp["order"] == "longest first, 3 units, 1 of them by name"
+    assert 0 < stamp["packing"] <= 1
+    made = steps((toy.folder / "cmake" / ".ninja_log").read_text())
+    assert [one.output.rpartition("/")[2] for one in made] == [
+        "two.c.o", "one.c.o", "two.c.o", "libllama.so", "libggml-cuda.so",
+    ]  # fmt: skip
     assert (stamp["llama_cpp_python"], stamp["system_info"]) == ("0.3.36", "CPU : NEON = 1 | ")
     assert stamp["wheel_bytes"] > 1000
     assert re.fullmatch("[0-9a-f]{64}", stamp["wheel_sha256"])
@@ -302,6 +314,7 @@ def test_compile_error_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
     assert (error["phase"], error["signature"]) == ("compile", "wheel-build-failed")
     assert "no_such_name" in "\n".join(error["lines"])
     assert "no_such_name" in answer.stderr
+    assert (toy.folder / "build.log").read_text().count("FAILED: ") == 1
     assert len(error["lines"]) <= 21
     assert not toy.prefix.exists()
     assert "no_such_name" in (toy.folder / "build.log").read_text()
@@ -494,6 +507,13 @@ def test_a_step_shows_what_it_makes() -> None:
     assert (log.step, log.steps, log.line) == (11, 135, "bin/libggml-base.so")
 
 
+def test_the_steps_of_two_runs_of_ninja_count_together() -> None:
+    log, _ = read(["  build order: longest first", "  [1/3] cc -o a.o", "  [3/3] cc -o c.o"])
+    assert (log.step, log.steps, log.order) == (3, 3, "longest first")
+    log.feed("  [1/2] cc -o liba.so")
+    assert (log.step, log.steps) == (4, 5)
+
+
 def test_a_line_that_only_looks_like_a_step_is_none() -> None:
     log, _ = read(["  x.c: note: array [3/4] is odd", "  see [1] and [2/3]"])
     assert (log.step, log.steps) == (0, 0)
@@ -532,21 +552,6 @@ def test_an_option_of_llama_cpp_that_nothing_declares_is_a_mistyped_one() -> Non
         "LLAVA_BULID:UNINITIALIZED=OFF\n"
     )
     assert build.undeclared_options(cache) == ["GGML_CUBLASS", "LLAVA_BULID"]
-
-
-def test_link_time_counts_only_what_nothing_ran_beside() -> None:
-    log = "# ninja log v7\n" + "".join(
-        f"{start}\t{end}\t1\t{name}\tff\n"
-        for start, end, name in [
-            (0, 1000, "a.c.o"),
-            (500, 1500, "libx.a"),  # half of it beside a.c.o
-            (2000, 3000, "bin/liby.so"),
-            (2500, 3500, "bin/libz.so.0"),  # half of it beside liby.so
-            (4000, 5000, "generated.cpp"),
-        ]
-    )
-    assert build.link_seconds(log) == pytest.approx(0.5 + 1.5)
-    assert build.link_seconds("# ninja log v7\n") == 0
 
 
 PRODUCT = BuildProduct(

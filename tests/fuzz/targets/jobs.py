@@ -12,8 +12,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamafleet.onhost import driver
-from llamafleet.onhost.build import BuildLog, link_seconds, target, undeclared_options
+from llamafleet.onhost.build import BuildLog, target, undeclared_options
 from llamafleet.onhost.job import JobFailed
+from llamafleet.onhost.ninja import Unordered, link_seconds, ordered, packing
 from llamafleet.onhost.toolkit.changes import (
     apk_changes,
     apt_changes,
@@ -264,8 +265,24 @@ def _pip(text: str, _: Path) -> object:
     return [*told, target(text)]
 
 
+BUILD_NINJA = """\
+cmake_ninja_workdir = /b/
+build all: phony liba.so
+build CMakeFiles/a.dir/a$ b.c.o: C_COMPILER__a_unscanned_Release /s/a$ b.c || order
+  FLAGS = -O3
+build CMakeFiles/a.dir/long.c.o: C_COMPILER__a_unscanned_Release /s/long.c | ${cmake_ninja_workdir}x
+  FLAGS = -O3
+build liba.so: C_SHARED_LIBRARY_LINKER__a CMakeFiles/a.dir/a$ b.c.o CMakeFiles/a.dir/long.c.o
+default all
+"""
+
+
 def _ninja(text: str, _: Path) -> object:
-    return link_seconds(text)
+    return [link_seconds(text), packing(text, 2)]
+
+
+def _build_ninja(text: str, _: Path) -> object:
+    return ordered(text, len)
 
 
 def _cache(text: str, _: Path) -> object:
@@ -369,10 +386,24 @@ PRINTED = (
     ),
     Target(
         "ninja's log",
-        ("onhost.build:link_seconds",),
+        ("onhost.ninja:link_seconds", "onhost.ninja:packing"),
         texts([NINJA]),
         _ninja,
         known=("a\tb\tc\td", "1\t\t\t", "9" * 5000 + "\t1\t1\ta.so", "0\t1\t1\t" + ".so" * 10_000),
+    ),
+    Target(
+        "what CMake told ninja",
+        ("onhost.ninja:ordered",),
+        texts([BUILD_NINJA]),
+        _build_ninja,
+        (Unordered,),
+        known=(
+            "build a: r " + "${" * 40_000,
+            "build " + "$" * 40_001,
+            "build :",
+            "build a: p a\ndefault a",
+        ),
+        printable=False,
     ),
     Target(
         "CMake's cache",
