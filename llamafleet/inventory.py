@@ -31,6 +31,8 @@ _PLACES = "leaving it out (a library that lies elsewhere is neither found nor ve
 _TOOLS = "the settings toolkit_root and host_compiler, which decide it"
 _COMMIT = "leaving it out (the commit is written into the library, so no git may be asked)"
 
+_CACHE = "the setting compiler_cache, which decides it"
+
 _REFUSED_OPTIONS = {
     "LLAMA_CUBLAS": 'accelerator = "cuda" (CMake ends in FATAL_ERROR: it became GGML_CUDA)',
     "LLAMA_CUDA": 'accelerator = "cuda" (deprecated: it became GGML_CUDA)',
@@ -51,6 +53,7 @@ _REFUSED_OPTIONS = {
     "GIT_EXE": _COMMIT,
     "GIT_EXECUTABLE": _COMMIT,
     "CMAKE_SHARED_LINKER_FLAGS": "leaving it out (it holds the toolkit's run-time search path)",
+    "GGML_CCACHE": _CACHE,
     "GGML_BACKEND_DL": "leaving it out (a backend that can't be loaded is a silent CPU fallback)",
 }
 """Options that an inventory may not set, by upper-case name, and what to use in their place."""
@@ -58,6 +61,7 @@ _REFUSED_OPTIONS = {
 _REFUSED_KINDS = (
     (re.compile("CMAKE_INSTALL_.*|.*RPATH.*|.*_OUTPUT_DIRECTORY"), _PLACES),
     (re.compile("CMAKE_FIND_ROOT_PATH.*"), _TOOLS),
+    (re.compile("CMAKE_.*_LAUNCHER|RULE_LAUNCH_.*"), _CACHE),
     (
         re.compile(".*(PASSWORD|PASSWD|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY).*|(.*_)?TOKEN"),
         "no secret: options are in logs and results, and readable on the host",
@@ -244,6 +248,12 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
             "toolkit_root",
             repr(settings.toolkit_root),
             f'toolkit_method = "present" beside it, not "{settings.toolkit_method}"',
+        )
+    if settings.compiler_cache_url is not None and settings.compiler_cache == "off":
+        yield (
+            "compiler_cache_url",
+            repr(settings.compiler_cache_url),
+            'compiler_cache = "ccache" beside it',
         )
     if settings.toolkit_key is not None and settings.toolkit_url is None:
         yield "toolkit_key", repr(settings.toolkit_key), "toolkit_url beside it, the mirror's URL"

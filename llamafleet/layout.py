@@ -121,6 +121,11 @@ class Layout:
         return f"{self.state}/models"
 
     @property
+    def compiler_cache(self) -> str:
+        """What was compiled before, and where the source of a build that uses it lies."""
+        return f"{self.state}/cache"
+
+    @property
     def timer_stamps(self) -> str:
         """Where systemd keeps the times of persistent timers: systemd.timer(5), Persistent=."""
         if self.scope == "system":

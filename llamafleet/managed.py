@@ -160,7 +160,7 @@ class Folder:
         return Access(owner, owner, 0o755)
 
 
-STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp")
+STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp", "cache")
 """Below the state folder."""
 
 

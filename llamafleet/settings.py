@@ -22,8 +22,11 @@ LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 Accelerator = Literal["cuda", "cpu", "auto"]
 ToolkitMethod = Literal["auto", "present", Method]
 Reboot = Literal["never", "allow"]
+CompilerCache = Literal["off", "ccache"]
 
-SECRETIVE = frozenset({"toolkit_url", "index_url", "proxy", "netrc", "cmake_options"})
+SECRETIVE = frozenset(
+    {"toolkit_url", "index_url", "proxy", "netrc", "cmake_options", "compiler_cache_url"}
+)
 """Settings in whose place somebody may write a password: a value that is refused is not shown."""
 
 MOST_GPUS = 64
@@ -31,6 +34,8 @@ MOST_GPUS = 64
 LONGEST_PATH = 4096
 """Characters, as Linux takes them (PATH_MAX)."""
 LONGEST_URL = 2000
+REDIS_PORT = 6379
+"""Redis' own, where an address names none."""
 MOST_CAPABILITIES = 32
 """In one list; each makes a build longer, and there are not as many."""
 
@@ -104,6 +109,16 @@ def _url(value: str) -> str:
     odd = _NOT_IN_URL.search(value) or "%" in parts.netloc
     if odd or (not address[0] and parts.scheme != "file"):
         raise ValueError(f"{_WEB_URL} without query, fragment, quotes and a shell's signs")
+    return value
+
+
+def _redis(value: str) -> str:
+    """Its password would be readable on the host and in logs: those are in the file netrc names."""
+    found = re.fullmatch(
+        r"redis://[A-Za-z0-9][A-Za-z0-9.-]{0,252}(?::([0-9]{1,5}))?(/[0-9]{1,5})?", value
+    )
+    if not found or not 0 < int(found[1] or REDIS_PORT) < 65536:
+        raise ValueError(_REDIS_URL)
     return value
 
 
@@ -184,6 +199,10 @@ _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
 _GPUS = 'a list of UUIDs, bus ids or indices such as ["GPU-5f3d...", "0000:01:00.0", "1"], or None'
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 _WEB_URL = "an http:// or https:// URL"
+_REDIS_URL = (
+    "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "
+    "setting netrc takes them"
+)
 
 
 def _whole(low: int, high: int, unit: str) -> Any:
@@ -292,6 +311,17 @@ class Settings(BaseModel):
         default=None, description="a file on the controller, as of netrc(5), that only you can read"
     )
     """Users and passwords of the index and of the mirror, by the names of their machines."""
+    compiler_cache: CompilerCache = Field(
+        default="off", description=_one_of(get_args(CompilerCache))
+    )
+    """Of what was compiled before; off: a first build gains nothing by it, and it is one more
+    program in the build."""
+    compiler_cache_gb: Annotated[int, _whole(1, 1000, "GB")] = 5
+    """How large it may become on a host."""
+    compiler_cache_url: (
+        Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_redis)] | None
+    ) = Field(default=None, description=_REDIS_URL)
+    """A Redis server that all hosts share beside their own."""
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30
 

@@ -40,6 +40,9 @@ def build() -> Generator[PyinfraCommand, None, None]:
         if not stamp.ok:
             return report_failure(run, "build", stamp)
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
+        for note in stamp.notes:
+            run.changed(note)
+            run.say(f"  {note}", fg="yellow")
         # Done: the plan of the rest of this run is for this build.
         run.settings = run.settings.model_copy(update={"rebuild": False})
         return True

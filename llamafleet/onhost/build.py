@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from llamafleet.onhost import ninja, nvcc
+from llamafleet.onhost import compilercache, ninja, nvcc
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
@@ -62,6 +62,7 @@ READ_UNDECLARED = frozenset(
 )
 """Variables that the tree reads where they are set, and never declares."""
 
+HASHES = "--require-hashes"
 WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
 NO_FILE = "No matching distribution found for "
 NOT_FETCHED = re.compile(r"Could not fetch URL .* Error|HTTP error \d")
@@ -236,13 +237,19 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     llama.write_text(
         f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
     )
+    wanted = [*pip, "-v", *FROM_SOURCE, "-r", str(llama)]
+    cache = compilercache.Cache(job, config.cache, env, tmp) if config.cache else None
+    if cache:
+        cache.prepare([*pip, *WHEELS_ONLY])
+        wanted = _through(cache, pip, llama, tree) or wanted
     log = BuildLog()
-    pip_run(
-        job,
-        [*pip, "-v", *FROM_SOURCE, "-r", str(llama)],
-        env,
-        on_line=lambda line: _follow(job, log, line, config.allowed_unused),
-    )
+    with cache or contextlib.nullcontext():
+        pip_run(
+            job,
+            wanted,
+            env | (cache.launchers if cache else {}),
+            on_line=lambda line: _follow(job, log, line, config.allowed_unused),
+        )
     job.phase("check", "import")
     imported = import_check(python, env, job.folder)
     libraries = library_hashes(prefix)
@@ -256,6 +263,10 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     job.finish()
     made = _ninja_log(tree)
     _split_link(job, made)
+    used = cache.use() if cache else None
+    if used:
+        job.notes.append(compilercache.note(used))
+        job.log(job.notes[-1])
     return BuildProduct(
         wheel_bytes=log.wheel_bytes,
         wheel_sha256=log.wheel_sha256,
@@ -267,6 +278,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
         nvcc=built_by,
         order=log.order or order,
         packing=ninja.packing(made, config.jobs),
+        cache=used,
     )
 
 
@@ -297,6 +309,25 @@ def _last_log(jobs: Path) -> str:
     logs = [path for path in jobs.glob("*/cmake/.ninja_log") if path.is_file()]
     last = max(logs, key=lambda path: path.stat().st_mtime, default=None)
     return last.read_text(encoding="utf-8", errors="replace") if last else ""
+
+
+def _through(
+    cache: compilercache.Cache, pip: Sequence[str], llama: Path, tree: Path
+) -> list[str] | None:
+    """The command that builds through the cache; None: it can't be used."""
+    if not cache.launchers:
+        return None
+    archives = cache.tmp / "archive"
+    fetch = [{"install": "download"}.get(word, word) for word in pip]
+    pip_run(cache.job, [*fetch, *FROM_SOURCE, "-d", str(archives), "-r", str(llama)], cache.env)
+    (archive,) = archives.iterdir()
+    source = cache.source(archive)
+    if source is None:
+        return None
+    cache.begin()
+    # It was checked when it was fetched: a folder has no hash.
+    unchecked = [word for word in pip if word != HASHES]
+    return [*unchecked, "-v", *FROM_SOURCE, f"--config-settings=build-dir={tree}", str(source)]
 
 
 def compiler_of(config: BuildConfig, env: Mapping[str, str]) -> str:
@@ -409,7 +440,7 @@ def pip_install(config: PipConfig, python: str) -> list[str]:
     To be run in the job's `environment`.
     """
     argv = [python, "-I", config.pip, "--disable-pip-version-check", "--no-input", "install"]
-    argv += ["--no-cache-dir", "--require-hashes"]
+    argv += ["--no-cache-dir", HASHES]
     if config.find_links:
         argv += ["--no-index", "--find-links", config.find_links]
     return argv

@@ -152,6 +152,8 @@ class Job:
         self.started = time.time()
         self.phases: dict[str, float] = {}
         """Seconds by phase, in the order in which the phases began."""
+        self.notes: list[str] = []
+        """What to know of it though it ends well, a line each."""
         self.current_phase = ""
         self.progress = ProgressFile(folder, kind, key)
         self._since = time.monotonic()
@@ -207,6 +209,7 @@ class Job:
             log=str(self.log_path),
             error=error,
             machine_id=machine_id(),
+            notes=tuple(map(redacted, self.notes)),
         )
 
     def command(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Job
 from llamafleet.layout import Layout
+from llamafleet.plans.compilercache import NO_OTHER_CACHE, plan_cache
 from llamafleet.plans.network import plan_network
 from llamafleet.plans.plan import BuildPlan, JobPlan, SwitchPlan, ToolkitPlan
 from llamafleet.plans.requirements import host_requirements, llama_requirement
@@ -42,6 +43,7 @@ CPU_OPTIONS = {
     # The commit is written into the library: it must not depend on git, or on who owns the tree.
     "GIT_EXE": "OFF",
     "GIT_EXECUTABLE": "OFF",
+    **NO_OTHER_CACHE,
 }
 
 NO_AMX = "-mno-amx-int8"
@@ -51,6 +53,9 @@ first decode (measured; llama.cpp PR 26954 describes it). Layers on a GPU lose n
 PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_ROOT")
 """Where a tool lies does not change the code it makes; its version is an input of its own. The
 run-time search path does stay an input: it is written into the library."""
+
+NO_INPUTS = frozenset({*PATH_OPTIONS, *NO_OTHER_CACHE})
+"""Options that change no code: a build that is there stays what it is."""
 
 
 UNPROVEN = "it has no proof that it is whole"
@@ -171,7 +176,7 @@ def build_inputs(
     return BuildInputs(
         llama_version=settings.llama_version,
         llama_sha256=settings.llama_sha256,
-        cmake_options=tuple(f"{n}={v}" for n, v in options.items() if n not in PATH_OPTIONS),
+        cmake_options=tuple(f"{n}={v}" for n, v in options.items() if n not in NO_INPUTS),
         toolkit=toolkit.version if toolkit else None,
         compute_capabilities=tuple(capabilities) if toolkit else (),
         compiler=f"{compiler.kind} {compiler.major}",
@@ -227,6 +232,7 @@ def plan_build(
         proxies=network.proxies,
         ca_bundle=network.ca_bundle,
         netrc=network.netrc,
+        cache=plan_cache(settings, layout, house),
     )
     folder = layout.job("build", key)
     job = JobPlan(

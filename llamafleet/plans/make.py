@@ -12,6 +12,7 @@ from llamafleet.layout import Layout
 from llamafleet.managed import by_path, folders
 from llamafleet.plans.account import account_problems, plan_account
 from llamafleet.plans.build import plan_build, plan_discard, plan_switch
+from llamafleet.plans.compilercache import cache_lines
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
@@ -373,6 +374,7 @@ def explain(plan: Plan) -> list[str]:
     if plan.build.action == "build":
         told = plan.build.config
         lines.append(f"  {told.jobs} jobs, {' '.join(told.cmake_args)}")
+        lines += [f"  {line}" for line in cache_lines(told.cache)]
     if plan.files:
         lines += [f"files: {reason}" for reason in plan.files.reasons]
     if plan.verify:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamafleet.settings import Settings
 from llamafleet.tables import text
-from llamafleet.tables.pinned import HOST, pins, pip_line, toolkit_file
+from llamafleet.tables.pinned import CACHE, HOST, pins, pip_line, toolkit_file
 from llamafleet.wheelhouse.manifest import Manifest
 
 
@@ -13,10 +13,19 @@ def host_requirements(house: Manifest | None = None) -> str:
 
     Hashes and packages that are not in it are left out.
     """
+    return _served(HOST, house)
+
+
+def cache_requirements(house: Manifest | None = None) -> str:
+    """The compiler cache itself; "" where the wheelhouse has none."""
+    return _served(CACHE, house)
+
+
+def _served(file: str, house: Manifest | None) -> str:
     if house is None:
-        return text(HOST)
-    there = {file.sha256 for file in house.files.values()}
-    served = [(pin, [value for value in pin.sha256 if value in there]) for pin in pins(HOST)]
+        return text(file)
+    there = {row.sha256 for row in house.files.values()}
+    served = [(pin, [value for value in pin.sha256 if value in there]) for pin in pins(file)]
     return "".join(pip_line(str(pin.requirement), hashes) for pin, hashes in served if hashes)
 
 

