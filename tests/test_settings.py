@@ -89,6 +89,9 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "proxy": "http://proxy.example:3128",
         "netrc": str(make_netrc(tmp_path)),
         "build_timeout_minutes": 60,
+        "compiler_cache": "ccache",
+        "compiler_cache_gb": 20,
+        "compiler_cache_url": "redis://cache.example:6380/2",
         "verify_timeout_minutes": 10,
     }
     assert set(data) == set(Settings.model_fields)
@@ -210,6 +213,10 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
         ("bench_gen", 65537, "65537", "a whole number of tokens from 1 to 65536"),
         ("bench_repetitions", 1, "1", "a whole number of repetitions from 2 to 100"),
         ("context", 255, "255", "a whole number of tokens from 256 to 1048576"),
+        ("compiler_cache", "sccache", "'sccache'", "off or ccache"),
+        ("compiler_cache", True, "True", "off or ccache"),
+        ("compiler_cache_gb", 0, "0", "a whole number of GB from 1 to 1000"),
+        ("compiler_cache_gb", "5G", "'5G' (str)", "a whole number of GB from 1 to 1000"),
         ("build_timeout_minutes", 0, "0", "a whole number of minutes from 1 to 1440"),
         ("verify_timeout_minutes", 1.5, "1.5 (float)", "a whole number of minutes from 1 to 1440"),
         ("verify_schedule", "$(reboot)", "'$(reboot)'", SCHEDULE),
@@ -240,6 +247,26 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
 )  # fmt: skip
 def test_a_wrong_value_is_one_line(key: str, value: object, found: str, allowed: str) -> None:
     assert lines_of(**{key: value}) == [f"host gpu-a: {key}: found {found}, allowed: {allowed}"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["redis://", "redis://u:hunter2@h", "rediss://h", "http://h", "redis://h:0", "redis://h:65536",
+     "redis://h/a", "redis://h/1|read-only=true", "redis://h read-only", "redis://[::1]",
+     "redis://h\n", "redis+unix:/s", 6379],
+)  # fmt: skip
+def test_a_shared_cache_is_named_without_a_password(value: object) -> None:
+    lines = lines_of(compiler_cache="ccache", compiler_cache_url=value)
+    assert len(lines) == 1 and "hunter2" not in lines[0]
+    assert lines[0].startswith("host gpu-a: compiler_cache_url: found ")
+    assert lines[0].endswith("without user and password: the setting netrc takes them")
+
+
+def test_a_shared_cache_without_a_cache_is_refused() -> None:
+    assert lines_of(compiler_cache_url="redis://h") == [
+        "host gpu-a: compiler_cache_url: found 'redis://h', allowed: "
+        'compiler_cache = "ccache" beside it'
+    ]
 
 
 @pytest.mark.parametrize("value", ["4.9", "13.0", "0.0"])
@@ -313,6 +340,10 @@ NO_SECRET = "no secret: options are in logs and results"
         ("CMAKE_C_COMPILER", "the setting host_compiler"),
         ("CMAKE_SHARED_LINKER_FLAGS", "leaving it out (it holds the toolkit's"),
         ("GGML_BACKEND_DL", "leaving it out (a backend that can't be loaded is a silent CPU"),
+        ("GGML_CCACHE", "the setting compiler_cache"),
+        ("CMAKE_CXX_COMPILER_LAUNCHER", "the setting compiler_cache"),
+        ("CMAKE_CUDA_LINKER_LAUNCHER", "the setting compiler_cache"),
+        ("RULE_LAUNCH_COMPILE", "the setting compiler_cache"),
         ("CMAKE_INSTALL_RPATH", PLACES),
         ("CMAKE_INSTALL_PREFIX", PLACES),
         ("CMAKE_INSTALL_LIBDIR", PLACES),

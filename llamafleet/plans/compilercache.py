@@ -30,7 +30,10 @@ def plan_cache(settings: Settings, layout: Layout, house: Manifest | None) -> Ca
 def cache_lines(cache: CacheConfig | None) -> Iterator[str]:
     """What a plan says of it."""
     if cache and not cache.requirements:
-        yield "without a compiler cache: the wheelhouse has none (made by an older llamafleet)"
+        yield (
+            "without a compiler cache: the wheelhouse has none; "
+            "next: llamafleet wheelhouse build, again"
+        )
     elif cache:
         shared = f", shared through {cache.url}" if cache.url else ""
         yield f"compiler cache in {cache.folder}, {cache.limit_gb} GB at most{shared}"

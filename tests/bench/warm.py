@@ -104,8 +104,8 @@ def main() -> None:
     common = dict(pair.split("=", 1) for pair in options.set)
     if options.wheelhouse:
         common["wheelhouse"] = options.wheelhouse
-    with tempfile.TemporaryDirectory() as name:
-        bench = Bench(Path(options.folder or name), common)
+    with tempfile.TemporaryDirectory() as made:
+        bench = Bench(Path(options.folder or made), common)
         print(f"{os.cpu_count()} cores\n")
         print("| build | wall | times faster | CPU | compile and link | files found | cache |")
         print("|---|---|---|---|---|---|---|")

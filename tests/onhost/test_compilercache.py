@@ -3,11 +3,14 @@ may not; and that whatever goes wrong with it, a build goes on."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +24,11 @@ from llamafleet.onhost.compilercache import Cache
 from llamafleet.onhost.job import Job
 from llamafleet.protocol.job import PATH, CacheConfig
 from llamafleet.tables.pinned import CACHE
-from tests.onhost.runner import PYTHON
+from tests.onhost.runner import PYTHON, Runner
+from tests.onhost.test_build import SDIST, Build, wheelhouse
+from tests.plans.hosts import CPU_HOST, build_of
+
+__all__ = ["wheelhouse"]
 
 ENV = {"PATH": PATH, "CC": "/usr/bin/gcc", "CXX": "/usr/bin/g++", "LC_ALL": "C.UTF-8"}
 
@@ -313,9 +320,7 @@ def test_hosts_share_what_one_of_them_compiled(
     assert first.tmp.stat().st_mode & 0o077 == 0
     builds.config = replace(builds.config, folder=str(builds.root / "other"))
     second = builds.cache()
-    assert goes_on(builds, second) == (
-        "compiler cache: 1 of 1 files were there, 1 of them shared"
-    )
+    assert goes_on(builds, second) == ("compiler cache: 1 of 1 files were there, 1 of them shared")
 
 
 def test_a_shared_cache_that_does_not_answer_is_left_out(
@@ -340,3 +345,104 @@ def test_a_shared_cache_that_does_not_answer_is_left_out(
     server.wait()
     said = goes_on(builds, builds.cache())
     assert "is not used: " in said and "1 of 1 files" in said, said
+
+
+# ---- whole builds
+
+AS_GGML = """
+option(GGML_CCACHE "ggml: use ccache if available" ON)
+if (GGML_CCACHE AND NOT CMAKE_C_COMPILER_LAUNCHER AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+    find_program(GGML_CCACHE_FOUND ccache)
+    find_program(GGML_SCCACHE_FOUND sccache)
+    if (GGML_CCACHE_FOUND OR GGML_SCCACHE_FOUND)
+        if(GGML_CCACHE_FOUND)
+            set(GGML_CCACHE_VARIANT ccache)
+        else()
+            set(GGML_CCACHE_VARIANT sccache)
+        endif()
+        set_property(GLOBAL PROPERTY RULE_LAUNCH_COMPILE "${GGML_CCACHE_VARIANT}")
+    endif ()
+endif()
+"""
+"""ggml/CMakeLists.txt and ggml/src/CMakeLists.txt of 0.3.36."""
+
+FILE = "const char *file(void) { return __FILE__; }\n"
+
+
+@pytest.fixture(scope="module")
+def archive(wheelhouse: Path, wheels: list[str]) -> Path:
+    """The wheelhouse, with ccache and an archive whose code has its own path in it."""
+    old, sdist = "add_library(", {**SDIST, "two.c": SDIST["two.c"] + FILE}
+    sdist["CMakeLists.txt"] = sdist["CMakeLists.txt"].replace(old, AS_GGML + old, 1)
+    with tarfile.open(wheelhouse / "llama_cpp_python-0.3.36.tar.gz", "w:gz") as packed:
+        for name, text in sdist.items():
+            entry = tarfile.TarInfo(f"llama_cpp_python-0.3.36/{name}")
+            entry.size = len(text.encode())
+            packed.addfile(entry, io.BytesIO(text.encode()))
+    for wheel in Path(wheels[-1]).glob("*.whl"):
+        shutil.copy(wheel, wheelhouse)
+    return wheelhouse
+
+
+@pytest.fixture
+def decoys(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment with programs of these names, which nothing may run."""
+    used = tmp_path / "used"
+    for name in ("ccache", "sccache"):
+        decoy = tmp_path / "decoys" / name
+        decoy.parent.mkdir(exist_ok=True)
+        decoy.write_text(f'#!/bin/sh\necho "$@" >>{used}\nexec "$@"\n')
+        decoy.chmod(0o755)
+    yield {"PATH": f"{tmp_path / 'decoys'}:{PATH}", "CC": "/usr/bin/gcc", "CXX": "/usr/bin/g++"}
+    assert not used.exists(), used.read_text()
+
+
+PLANNED = [
+    word
+    for word in build_of(CPU_HOST, accelerator="auto").config.cmake_args
+    if "GGML_C" in word and "CUDA" not in word
+]
+
+
+def test_what_lies_on_the_path_as_a_cache_is_not_used(
+    tmp_path: Path, archive: Path, decoys: dict[str, str]
+) -> None:
+    cache = {"requirements": "", "folder": str(tmp_path / "c"), "limit_gb": 1, "url": None}
+    toy = Build(Runner(tmp_path), archive, cmake_args=PLANNED, environment=decoys, cache=cache)
+    assert toy.run().returncode == 0, toy.stamp
+    assert toy.stamp["notes"][0].startswith("built without the compiler cache: the wheelhouse")
+    assert toy.stamp["cache"]["tool"] == "" and toy.stamp["cache"]["hits"] == 0
+
+
+def test_a_build_says_what_it_found(tmp_path: Path, archive: Path, decoys: dict[str, str]) -> None:
+    runner = Runner(tmp_path)
+    cache = {
+        "requirements": tables.text(CACHE),
+        "folder": str(tmp_path / "c"),
+        "limit_gb": 1,
+        "url": None,
+    }
+
+    def made(number: int) -> Build:
+        toy = Build(
+            runner,
+            archive,
+            name=f"f00d-{number}",
+            cmake_args=PLANNED,
+            environment=decoys,
+            cache=cache,
+        )
+        (toy.folder / "stamp.json").unlink(missing_ok=True)
+        assert toy.run().returncode == 0, toy.stamp
+        return toy
+
+    first = made(1).stamp
+    assert first["notes"] == ["compiler cache: 0 of 2 files were there"]
+    second = made(2)
+    assert second.stamp["notes"] == ["compiler cache: 2 of 2 files were there"]
+    assert second.stamp["cache"]["tool"] == "ccache 4.14.2"
+    assert json.loads(second.proof.read_text())["cache"] == second.stamp["cache"]
+    # The same code to the byte: it has no random path in it.
+    assert second.stamp["libraries"] == first["libraries"]
+    assert second.stamp["notes"][0] in (second.folder / "build.log").read_text()
+    assert not (tmp_path / "c" / "source").exists() and not (second.folder / "tmp").exists()

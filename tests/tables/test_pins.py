@@ -14,6 +14,7 @@ from llamafleet.tables.pins import COMMAND, main
 from llamafleet.tables.toolkits import WheelToolkit, wheel_toolkits
 
 PINNED = (
+    "compiler-cache.txt",
     "host-requirements.txt",
     *{f"toolkit-wheels-{w.cuda}.txt" for w in wheel_toolkits()},
 )
@@ -107,4 +108,4 @@ def test_the_first_source_that_can_not_be_pinned_ends_it(
     (uv / "status").write_text("3")
     assert main([]) == 3
     assert len((uv / "calls").read_text().splitlines()) == 1
-    assert "host-requirements.in: uv ended with status 3" in capfd.readouterr().err
+    assert "compiler-cache.in: uv ended with status 3" in capfd.readouterr().err
