@@ -54,6 +54,7 @@ _REFUSED_OPTIONS = {
     "GIT_EXECUTABLE": _COMMIT,
     "CMAKE_SHARED_LINKER_FLAGS": "leaving it out (it holds the toolkit's run-time search path)",
     "GGML_CCACHE": _CACHE,
+    "CMAKE_SHARED_LINKER_FLAGS_RELEASE": _PLACES,
     "GGML_BACKEND_DL": "leaving it out (a backend that can't be loaded is a silent CPU fallback)",
 }
 """Options that an inventory may not set, by upper-case name, and what to use in their place."""

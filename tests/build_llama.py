@@ -15,31 +15,37 @@ from pathlib import Path
 from llamafleet.facts.snapshot import parse, render
 from llamafleet.layout import Layout
 from llamafleet.plans.make import make_plan
-from llamafleet.plans.plan import JobPlan
+from llamafleet.plans.plan import JobPlan, Plan
 from llamafleet.protocol.job import BuildConfig
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 from tests.e2e.booted import CACHE
 
+LAYOUT = Layout("user", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama")
+
+
+def plan() -> Plan:
+    """Of this machine, for the CPU; pip and the zipapp lie where it says."""
+    Path(LAYOUT.prefix).mkdir(parents=True, exist_ok=True)
+    read = subprocess.run(
+        ["sh", "-c", render(LAYOUT, ())], capture_output=True, text=True, check=True
+    )
+    Path(LAYOUT.zipapp).write_bytes(host_zipapp())
+    Path(LAYOUT.pip).write_bytes(pip_zipapp())
+    settings = Settings(scope="user", accelerator="cpu")
+    return make_plan("tests", settings, parse(read.stdout.splitlines()), LAYOUT)
+
 
 def main() -> int:
     """Build unless it is built; the job's exit status."""
-    layout = Layout("user", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama")
-    Path(layout.prefix).mkdir(parents=True, exist_ok=True)
-    read = subprocess.run(
-        ["sh", "-c", render(layout, ())], capture_output=True, text=True, check=True
-    )
-    settings = Settings(scope="user", accelerator="cpu")
-    plan = make_plan("tests", settings, parse(read.stdout.splitlines()), layout)
-    for problem in plan.problems:
+    made = plan()
+    for problem in made.problems:
         print(problem, file=sys.stderr)
-    if plan.build is None:
+    if made.build is None:
         return 1
-    Path(layout.zipapp).write_bytes(host_zipapp())
-    Path(layout.pip).write_bytes(pip_zipapp())
-    if plan.build.job and (code := _build(plan.build.config, plan.build.job, layout.zipapp)):
+    if made.build.job and (code := _build(made.build.config, made.build.job, LAYOUT.zipapp)):
         return code
-    print(f"{plan.build.config.prefix}/bin/python")
+    print(f"{made.build.config.prefix}/bin/python")
     return 0
 
 

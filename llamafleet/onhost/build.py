@@ -16,17 +16,18 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from llamafleet.onhost import compilercache, ninja, nvcc
+from llamafleet.onhost import compilercache, elf, ninja, nvcc
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
     BUILD,
+    LIBRARY_PATH,
     NVCC,
     PATH,
     BuildConfig,
@@ -251,8 +252,9 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
             on_line=lambda line: _follow(job, log, line, config.allowed_unused),
         )
     job.phase("check", "import")
-    imported = import_check(python, env, job.folder)
     libraries = library_hashes(prefix)
+    refuse_wrong_paths(prefix, libraries, config.environment.get(LIBRARY_PATH, ""))
+    imported = import_check(python, env, job.folder)
     if config.inputs.backend == "cuda" and not any(
         path.endswith("/libggml-cuda.so") for path in libraries
     ):
@@ -516,6 +518,24 @@ def library_hashes(prefix: Path) -> dict[str, str]:
         str(path.relative_to(prefix)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(prefix.glob(f"{folder}/lib*.so*"))
     }
+
+
+def refuse_wrong_paths(prefix: Path, libraries: Iterable[str], toolkit: str) -> None:
+    """Raise JobFailed where a built library would load what is not of this build's toolkit.
+
+    `toolkit`: the folder of its libraries, "" for the CPU.
+    """
+    for name in libraries:
+        try:
+            wrong = elf.wrong_path(elf.read(prefix / name), toolkit)
+        except elf.ElfError as error:
+            raise JobFailed(f"{error}; next: run the same command again") from error
+        if wrong:
+            raise JobFailed(
+                f"{prefix / name}: found {wrong}; expected DT_RPATH with CUDA's libraries in "
+                f"{toolkit or 'no folder'}; "
+                "next: remove what adds -rpath to the compiler or the linker of this host"
+            )
 
 
 def _ninja_log(tree: Path) -> str:

@@ -19,7 +19,16 @@ from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import BUILD, NVCC, PATH, STAMP, BuildConfig, BuildInputs, Stamp
+from llamafleet.protocol.job import (
+    BUILD,
+    LIBRARY_PATH,
+    NVCC,
+    PATH,
+    STAMP,
+    BuildConfig,
+    BuildInputs,
+    Stamp,
+)
 from llamafleet.protocol.miscompiles import wrong_build
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
@@ -44,15 +53,23 @@ CPU_OPTIONS = {
     "GIT_EXE": "OFF",
     "GIT_EXECUTABLE": "OFF",
     **NO_OTHER_CACHE,
+    # DT_RPATH in place of DT_RUNPATH: LD_LIBRARY_PATH comes before that one (ld.so(8)).
+    "CMAKE_SHARED_LINKER_FLAGS_RELEASE": "-Wl,--disable-new-dtags",
 }
 
 NO_AMX = "-mno-amx-int8"
 """Leaves llama.cpp's AMX kernels out: built by gcc 12.2 they die with SIGSEGV at ldtilecfg on the
 first decode (measured; llama.cpp PR 26954 describes it). Layers on a GPU lose nothing."""
 
-PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_ROOT")
+PATH_OPTIONS = (
+    "CMAKE_CUDA_COMPILER",
+    "CMAKE_CUDA_HOST_COMPILER",
+    "CUDAToolkit_ROOT",
+    "CMAKE_SHARED_LINKER_FLAGS_RELEASE",
+)
 """Where a tool lies does not change the code it makes; its version is an input of its own. The
-run-time search path does stay an input: it is written into the library."""
+run-time search path does stay an input, as it is written into the library, but not when it is
+searched: builds of before are proven by what they load."""
 
 NO_INPUTS = frozenset({*PATH_OPTIONS, *NO_OTHER_CACHE})
 """Options that change no code: a build that is there stays what it is."""
@@ -132,7 +149,7 @@ def environment(
             NVCC: f"{toolkit.root}/bin/nvcc",
             "CUDAHOSTCXX": compiler.path,
             "GGML_CUDA": "1",
-            "LD_LIBRARY_PATH": toolkit.libdir,
+            LIBRARY_PATH: toolkit.libdir,
             "PATH": f"{toolkit.root}/bin:{values['PATH']}",
         }
         if settings.allow_unsupported_compiler:

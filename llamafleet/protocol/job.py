@@ -30,6 +30,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for, whatever the caller's environment says."""
 NVCC = "CUDACXX"
 """Variable of a build's environment that names its nvcc."""
+LIBRARY_PATH = "LD_LIBRARY_PATH"
+"""Variable of a build's environment that names the folder of its toolkit's libraries."""
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 

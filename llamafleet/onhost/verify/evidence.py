@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock, RLock
 from typing import Any, Literal, TypeVar
 
+from llamafleet.onhost import elf
 from llamafleet.onhost.verify import known, synth, weights
 from llamafleet.onhost.verify.child import Children, Outcome
 from llamafleet.onhost.verify.gpu import Gpu, Nvml
@@ -123,6 +124,8 @@ class Probed:
     libraries: tuple[str, ...] = ()
     """Paths, with " (deleted)" where the file is no longer there."""
     devices: tuple[Device, ...] = ()
+    runtime_libraries: tuple[str, ...] = ()
+    """The same of CUDA's and the driver's."""
 
 
 def _sha256_of(path: str) -> str:
@@ -262,6 +265,20 @@ class Evidence:
         """Of those in the process. Raises TaskProblem where the process did not answer."""
         _ = self.probe().result
         return self.probed_libraries()
+
+    def cuda_folders(self) -> list[Path]:
+        """Where the build's CUDA library looks for the toolkit's. Raises ElfError, OSError."""
+        prefix = Path(self.config.prefix).resolve()
+        names = [name for name in self.made_libraries() if name.endswith("/libggml-cuda.so")]
+        return [folder for name in names for folder in elf.read(prefix / name).folders]
+
+    def strays(self) -> list[str]:
+        """Libraries of CUDA in the process that are none of the build's toolkit's or the driver's.
+
+        Raises TaskProblem, ElfError, OSError.
+        """
+        loaded = self.probe().result.get("runtime_libraries", ())
+        return elf.strays(loaded, self.cuda_folders())
 
     @once
     def _devices(self) -> list[dict[str, Any]]:

@@ -419,6 +419,21 @@ def test_code_for_another_gpu_fails(host: Host, tmp_path: Path) -> None:
     assert status(result, "fail") == {"library_origin", "machine_code"}
 
 
+def test_another_toolkit_or_a_stub_in_the_process_fails(host: Host) -> None:
+    """The build's own libraries are right, and run with what LD_LIBRARY_PATH put before theirs."""
+    answers, run = host
+    reply, text = answers.answers["probe"]
+    assert reply is not None
+    own = ["/usr/lib/x86_64-linux-gnu/libcuda.so.580.95.05"]
+    answers.answers["probe"] = (reply | {"runtime_libraries": own}, text)
+    assert "library_origin" not in status(run(), "fail")
+    for path in ("/opt/cuda-13.2/lib64/libcublas.so.13", "/opt/cuda-13.0/lib64/stubs/libcuda.so"):
+        answers.answers["probe"] = (reply | {"runtime_libraries": [*own, path]}, text)
+        result = run()
+        assert status(result, "fail") == {"library_origin"}
+        assert f"loaded from elsewhere: {path}" in said(result, "library_origin")
+
+
 def test_a_library_replaced_while_it_runs_fails(host: Host) -> None:
     answers, run = host
     reply, text = answers.answers["probe"]

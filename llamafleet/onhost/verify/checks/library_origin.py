@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llamafleet.onhost import elf
 from llamafleet.onhost.verify.checks.spec import Spec
 from llamafleet.onhost.verify.evidence import NO_LIBRARY, Evidence, task_failed
 from llamafleet.onhost.verify.imported import LIBRARY_PATH, PACKAGE, PYTHON_PATH, Imported
@@ -115,7 +116,28 @@ def _host(evidence: Evidence) -> Check:
         return red
     if evidence.probe().reply is None:
         return skipped(NAME, f"{NO_LIBRARY}, see library_cuda")
-    return judge_origin(evidence.libraries(), *_made(evidence))
+    check = judge_origin(evidence.libraries(), *_made(evidence))
+    if check.status != "pass" or evidence.config.backend == "cpu":
+        return check
+    try:
+        return judge_toolkit(check, evidence.strays(), evidence.cuda_folders())
+    except (elf.ElfError, OSError) as error:
+        advice = f"remove {evidence.config.prefix} and build again"
+        return failed(NAME, str(error), "a library that can be read", advice)
+
+
+def judge_toolkit(check: Check, strays: Sequence[str], folders: Sequence[Path]) -> Check:
+    """`check`, which is good, unless CUDA's libraries are those of another toolkit, or stubs."""
+    if not strays:
+        return check
+    toolkit = ", ".join(map(str, folders)) or "the build's toolkit"
+    return failed(
+        NAME,
+        "loaded from elsewhere: " + ", ".join(strays),
+        f"CUDA's libraries in {toolkit}, and the driver's own libcuda",
+        "remove their folder from LD_LIBRARY_PATH and LD_PRELOAD; or set rebuild = True: what is "
+        "built by now looks into its own toolkit first",
+    )
 
 
 SPEC = Spec(NAME, host=_host)
