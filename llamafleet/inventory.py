@@ -15,9 +15,11 @@ from pyinfra.api.connectors import get_all_connectors
 
 from llamafleet.onhost.toolkit.openpgp import fingerprints
 from llamafleet.plans.supplies import Supplies
+from llamafleet.protocol.options import OWN, READ_UNDECLARED
 from llamafleet.protocol.redact import redacted
-from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, SECRETIVE, UNQUOTABLE, Settings
+from llamafleet.settings import SECRETIVE, UNQUOTABLE, Settings
 from llamafleet.supplied import credentials, small_file
+from llamafleet.tables.releases import Release, having, release, releases
 from llamafleet.terminal import conceal, printable, secrets_of
 from llamafleet.wheelhouse import manifest as house
 
@@ -158,8 +160,10 @@ def _validate(data: Mapping[str, object]) -> tuple[Settings, list[Finding]]:
     try:
         return Settings.model_validate(ours), findings
     except ValidationError as error:
-        wrong = {str(detail["loc"][0]) for detail in error.errors()}
-        findings += [_field_finding(dict(detail)) for detail in error.errors()]
+        # A default that follows from another field is not made where a field is wrong.
+        told = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
+        wrong = {str(detail["loc"][0]) for detail in told}
+        findings += [_field_finding(dict(detail)) for detail in told]
     sound = {key: value for key, value in ours.items() if key not in wrong}
     return Settings.model_validate(sound), findings
 
@@ -207,10 +211,13 @@ def _option_findings(settings: Settings) -> Iterator[Finding]:
     if size > MOST_OPTIONS:
         yield "cmake_options", f"{size} characters", f"at most {MOST_OPTIONS} in all of them"
         return
+    row = release(settings.llama_version)
     for name, value in settings.cmake_options.items():
         key = f"cmake_options.{_name(name)}"
         if allowed := _option_name(name):
             yield key, "that name", allowed
+        elif row and OWN.fullmatch(name) and name not in row.options | READ_UNDECLARED:
+            yield key, f"no such option in llama-cpp-python {row.version}", _other(name, row)
         elif allowed := _option_value(value):
             yield key, _shown("cmake_options", value), allowed
 
@@ -223,6 +230,13 @@ def _option_name(name: str) -> str:
         return _REFUSED_OPTIONS[name.upper()]
     kinds = (allowed for kind, allowed in _REFUSED_KINDS if kind.fullmatch(name.upper()))
     return next(kinds, "")
+
+
+def _other(name: str, row: Release) -> str:
+    """What is allowed in the place of an option that a release has not."""
+    near, versions = row.nearest(name), having(name)
+    hint = f" (nearest: {near})" if near else ""
+    return f"one of its options{hint}" + (f", or llama_version {versions[0]}" if versions else "")
 
 
 def _option_value(value: str) -> str:
@@ -266,10 +280,11 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
         for key, off in (("reboot", "never"), ("hold_driver", False)):
             if getattr(settings, key) != off:
                 yield key, repr(getattr(settings, key)), 'scope = "system" beside it (root)'
-    if settings.llama_version != LLAMA_VERSION and settings.llama_sha256 == LLAMA_SHA256:
+    same = (one for one in releases() if one.sha256 == settings.llama_sha256)
+    if (other := next(same, None)) and other.version != settings.llama_version:
         yield (
             "llama_sha256",
-            f"the sha256 of {LLAMA_VERSION}",
+            f"the sha256 of {other.version}",
             f"the sha256 of llama_cpp_python-{settings.llama_version}.tar.gz",
         )
     if settings.wheelhouse is not None and settings.index_url is not None:
@@ -313,9 +328,11 @@ def _wheelhouse_findings(
     if problems:
         return
     llama = house.load(folder).llama
-    if (llama.version, llama.source_sha256) != (settings.llama_version, settings.llama_sha256):
+    wished = settings.llama_version, settings.llama_sha256 or llama.source_sha256
+    if (llama.version, llama.source_sha256) != wished:
         yield (
             "wheelhouse",
             f"llama-cpp-python {llama.version} of source sha256 {llama.source_sha256}",
-            f"{settings.llama_version} of {settings.llama_sha256}, as the settings say",
+            f"{wished[0]} of {wished[1]}, as the settings say; "
+            f"next: llamafleet wheelhouse build {folder} --llama-version {wished[0]}",
         )

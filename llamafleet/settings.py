@@ -13,11 +13,11 @@ from llamafleet.layout import Scope
 from llamafleet.oncalendar import is_calendar
 from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
+from llamafleet.tables.releases import outdated, release, releases
 from llamafleet.tables.toolkits import toolkits
 
 LLAMA_VERSION = "0.3.36"
-LLAMA_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-"""sha256 of llama_cpp_python-0.3.36.tar.gz on PyPI (computed from the download, 2026-11-25)."""
+"""What is built where the inventory names no version; tables/releases.yaml has its sha256."""
 
 Accelerator = Literal["cuda", "cpu", "auto"]
 ToolkitMethod = Literal["auto", "present", Method]
@@ -141,6 +141,19 @@ def _toolkit(value: str) -> str:
     return value
 
 
+def _llama(value: str) -> str:
+    if outdated(value):
+        known = ", ".join(one.version for one in releases())
+        raise ValueError(f"one of {known}, or a newer release")
+    return value
+
+
+def _pinned(data: dict[str, Any]) -> str:
+    """The hash of a known release, by the fields before it."""
+    known = release(data.get("llama_version", LLAMA_VERSION))
+    return known.sha256 if known else ""
+
+
 def _model(value: str) -> str:
     if re.fullmatch(
         rf"auto|{_PATH}\.gguf|synthetic:({'|'.join(SHAPES)})-({'|'.join(TYPES)})", value
@@ -248,11 +261,15 @@ class Settings(BaseModel):
     allow_unsupported_compiler: bool = Field(default=False, description=_BOOL)
     compiler_forced: bool = Field(default=False, description=_BOOL)
     llama_version: Annotated[
-        str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$", max_length=32)
+        str,
+        Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$", max_length=32),
+        AfterValidator(_llama),
     ] = Field(default=LLAMA_VERSION, description=f'a released version such as "{LLAMA_VERSION}"')
     llama_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
-        default=LLAMA_SHA256, description="64 hex digits in lower case"
+        default_factory=_pinned, description="64 hex digits in lower case"
     )
+    """Of its source archive: that of tables/releases.yaml, if no other is given. "": the version
+    is not in it, and `inventory.looked_up` asks the index."""
     cmake_options: dict[str, str] = Field(
         default={}, description='names and texts such as {"LLAVA_BUILD": "ON"}'
     )

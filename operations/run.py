@@ -38,6 +38,7 @@ from llamafleet.plans.make import layout_for, make_plan, to_read, unplanned
 from llamafleet.plans.plan import FilesPlan, JobPlan, Plan, Problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.result import Result
+from llamafleet.published import looked_up
 from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
 from llamafleet.settings import SECRETIVE, Settings
@@ -195,7 +196,9 @@ class Fleet:
 
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
-        settings = validate_fleet({h.name: _data_of(h) for h in inventory})
+        settings, told = looked_up(validate_fleet({h.name: _data_of(h) for h in inventory}))
+        for line in told:
+            click.echo(line, err=True)
         supplies = read_supplies(settings)
         self.runs: dict[str, HostRun] = {
             h.name: HostRun(host=h, settings=settings[h.name], supplies=supplies[h.name])

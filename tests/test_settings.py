@@ -22,7 +22,8 @@ from pyinfra.connectors.dockerssh import DockerSSHConnector
 from llamafleet.inventory import SettingsError, pyinfra_keys, read_supplies, validate_fleet
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.render import _quotable
-from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
+from llamafleet.settings import LLAMA_VERSION, Settings
+from llamafleet.tables.releases import releases
 from llamafleet.wheelhouse import manifest as house
 
 ZEROS = "0" * 64
@@ -439,10 +440,46 @@ def test_contradictions() -> None:
         f"host gpu-a: reboot: found 'allow', {root}",
         f"host gpu-a: hold_driver: found True, {root}",
     ]
-    assert lines_of(llama_version="0.3.35") == [
+    assert lines_of(llama_version="0.3.35", llama_sha256=Settings().llama_sha256) == [
         f"host gpu-a: llama_sha256: found the sha256 of {LLAMA_VERSION}, "
         "allowed: the sha256 of llama_cpp_python-0.3.35.tar.gz"
     ]
+
+
+def test_a_known_version_has_its_hash_and_a_newer_one_none_yet() -> None:
+    for one in releases():
+        assert settings_of(llama_version=one.version).llama_sha256 == one.sha256
+        assert settings_of(llama_version=one.version, llama_sha256=ZEROS).llama_sha256 == ZEROS
+    assert settings_of(llama_version="0.3.9999").llama_sha256 == ""
+    assert settings_of(llama_version="0.3.36.post1").llama_sha256 == ""
+
+
+@pytest.mark.parametrize("version", ["0.2.90", "0.3.26", "0.3.9", "0.1.0.post1"])
+def test_a_version_older_than_the_last_ten_is_refused_by_name(version: str) -> None:
+    known = ", ".join(one.version for one in releases())
+    assert lines_of(llama_version=version, llama_sha256=ZEROS) == [
+        f"host gpu-a: llama_version: found '{version}', allowed: one of {known}, or a newer release"
+    ]
+
+
+def test_an_option_that_a_version_lacks_is_refused_by_name() -> None:
+    """As their CMake files have them: it came with 0.3.32, and another left with 0.3.36."""
+    for version in ("0.3.32", "0.3.36"):
+        settings_of(llama_version=version, cmake_options={"LLAMA_BUILD_MTMD": "ON"})
+    assert lines_of(llama_version="0.3.31", cmake_options={"LLAMA_BUILD_MTMD": "ON"}) == [
+        "host gpu-a: cmake_options.LLAMA_BUILD_MTMD: found no such option in llama-cpp-python "
+        "0.3.31, allowed: one of its options (nearest: LLAMA_BUILD_HTML), or llama_version 0.3.36"
+    ]
+    (line,) = lines_of(cmake_options={"GGML_CUDA_PEER_MAX_BATCH_SIZE": "64"})
+    assert line.endswith(", or llama_version 0.3.35")
+    (line,) = lines_of(cmake_options={"GGML_CUDA_GRAPH": "ON"})
+    assert line.endswith("allowed: one of its options (nearest: GGML_CUDA_GRAPHS)")
+
+
+def test_options_that_no_table_knows_are_left_to_cmake() -> None:
+    """Those of CMake, those that the tree reads undeclared, those of a version not known here."""
+    settings_of(cmake_options={"CMAKE_BUILD_TYPE": "Debug", "GGML_BUILD_NUMBER": "7"})
+    settings_of(llama_version="0.3.9999", cmake_options={"GGML_CUDA_SOON": "ON"})
 
 
 def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
@@ -456,7 +493,7 @@ def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
         "gpu-b": {
             "compute_capabilities": ["8.9", "89"],
             "model": "llama.gguf",
-            "llama_version": "0.3.35",
+            "llama_version": "0.2.90",
         },
         "gpu-sound": {"jobs": 4},
         "@local": {"scope": "root", "python": 3, "wheelhouse": "/no/such/folder"},
@@ -471,8 +508,8 @@ def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
         ["host gpu-a", "jobs"],
         ["host gpu-a", "cmake_options.LLAMA_CUBLAS"],
         ["host gpu-b", "compute_capabilities[1]"],
+        ["host gpu-b", "llama_version"],
         ["host gpu-b", "model"],
-        ["host gpu-b", "llama_sha256"],
         ["host @local", "scope"],
         ["host @local", "python"],
         ["host @local", "wheelhouse"],
@@ -481,7 +518,9 @@ def test_ten_errors_of_three_hosts_are_ten_lines() -> None:
     assert all("\n" not in line for line in lines)
 
 
-def make_wheelhouse(folder: Path, source_sha256: str = LLAMA_SHA256, **changes: Any) -> Path:
+def make_wheelhouse(
+    folder: Path, source_sha256: str = Settings().llama_sha256, **changes: Any
+) -> Path:
     """The smallest folder that is one: two files and their manifest, with those changes."""
     folder.mkdir()
     for name in ("a.whl", "b.whl"):
@@ -553,6 +592,8 @@ def test_a_wheelhouse_of_another_archive_or_beside_an_index(tmp_path: Path) -> N
     other = make_wheelhouse(tmp_path / "other", source_sha256=ZEROS)
     (line,) = lines_of(wheelhouse=str(other))
     assert f"found llama-cpp-python {LLAMA_VERSION} of source sha256 {ZEROS}, allowed: " in line
+    (line,) = lines_of(wheelhouse=str(other), llama_version="0.3.30")
+    assert line.endswith(f"; next: llamafleet wheelhouse build {other} --llama-version 0.3.30")
     folder = make_wheelhouse(tmp_path / "w")
     assert lines_of(wheelhouse=str(folder), index_url="https://pypi.example/simple") == [
         "host gpu-a: index_url: found 'https://pypi.example/simple', "

@@ -26,20 +26,24 @@ def check(inventory: str) -> None:
     # pyinfra's command line patches the standard library, which no other command needs.
     from llamafleet.cli.host import loaded
     from llamafleet.inventory import SettingsError, validate_fleet
+    from llamafleet.published import looked_up
     from llamafleet.refusal import of_hosts, of_name
 
-    lines, count = of_name(inventory), 0
+    lines, told, count = of_name(inventory), [], 0
     if not lines:
         with loaded(inventory) as (_, hosts):
             lines, count = of_hosts(hosts, (), ()), len(hosts)
             try:
-                validate_fleet({h.name: h.data.dict() for h in hosts})  # type: ignore[no-untyped-call]
+                data = {h.name: h.data.dict() for h in hosts}  # type: ignore[no-untyped-call]
+                told = looked_up(validate_fleet(data))[1]
             except SettingsError as error:
                 lines += error.lines
     for line in lines:
         click.echo(printable(line), err=True)
     if lines:
         raise BadInput(f"{inventory} is refused: {len(lines)} errors")
+    for line in told:
+        click.echo(line)
     click.echo(f"{printable(inventory)}: the settings of {count} hosts are sound")
 
 

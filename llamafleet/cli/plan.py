@@ -67,6 +67,17 @@ def _validated(data: dict[str, object]) -> Settings:
         raise BadInput("; ".join(line.removeprefix("host ") for line in error.lines)) from error
 
 
+def _looked_up(settings: Settings) -> Settings:
+    """With the hash of the version."""
+    from llamafleet.inventory import SettingsError
+    from llamafleet.published import looked_up
+
+    try:
+        return looked_up({"--set": settings})[0]["--set"]
+    except SettingsError as error:
+        raise BadInput("; ".join(line.removeprefix("host ") for line in error.lines)) from error
+
+
 set_option = click.option(
     *("--set", "settings"),
     multiple=True,
@@ -131,6 +142,7 @@ def plan(
         from llamafleet.cli.host import read_host
 
         chosen, text = read_host(str(target), inventory, settings)
+    chosen = _looked_up(chosen)
     host = _parse(str(target), text)
     supplies = read_supplies({host.hostname: chosen})[host.hostname]
     layout = layout_for(chosen, host)

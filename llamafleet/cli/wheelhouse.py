@@ -45,6 +45,12 @@ def wheelhouse() -> None:
     help='CUDA Toolkit to add, as "13.0" (about half a GB); may be repeated.',
 )
 @click.option(
+    "--llama-version",
+    metavar="VERSION",
+    help="llama-cpp-python, as in the inventory's llama_version; else the one that it means.",
+)
+@click.option("--llama-sha256", metavar="HEX", help="Of its archive, as in the inventory.")
+@click.option(
     "--slim/--no-slim",
     default=True,
     show_default=True,
@@ -67,19 +73,29 @@ def build(
     pythons: tuple[str, ...],
     arches: tuple[str, ...],
     toolkits: tuple[str, ...],
+    llama_version: str | None,
+    llama_sha256: str | None,
     slim: bool,
     cmake: bool,
     index_url: str | None,
 ) -> None:
     """Collect a wheelhouse in DIRECTORY."""
     # The settings bring pyinfra with them, which no other command needs.
-    from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION
+    from llamafleet.inventory import SettingsError, validate_fleet
+    from llamafleet.published import told_by_index
 
+    given = {"llama_version": llama_version, "llama_sha256": llama_sha256}
+    wished = {key: value for key, value in given.items() if value is not None}
+    try:
+        llama = validate_fleet({"--": wished})["--"]
+    except SettingsError as error:
+        lines = (line.removeprefix("host --: ") for line in error.lines)
+        raise BadInput("; ".join(lines)) from error
     try:
         manifest = collect.build(
             directory.absolute(),
-            version=LLAMA_VERSION,
-            sha256=LLAMA_SHA256,
+            version=llama.llama_version,
+            sha256=llama.llama_sha256 or told_by_index(llama.llama_version, index_url).sha256,
             pythons=pythons,
             arches=arches,
             toolkits=toolkits,
@@ -89,6 +105,8 @@ def build(
         )
     except (WheelhouseError, OSError) as error:
         raise BadInput(str(error)) from error
+    made = manifest.llama
+    click.echo(f"llama-cpp-python {made.version}, published with sha256 {made.source_sha256}")
     size = sum(file.bytes for file in manifest.files.values())
     click.echo(f"{directory}: {len(manifest.files)} files, {size / 1e6:.1f} MB")
 

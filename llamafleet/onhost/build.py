@@ -39,6 +39,7 @@ from llamafleet.protocol.job import (
     sync_folder,
     write_json,
 )
+from llamafleet.protocol.options import OWN, READ_UNDECLARED
 
 NINJA_STEP = re.compile(r"^\s*\[([0-9]{1,9})/([0-9]{1,9})\] (.*)")
 WHEEL = re.compile(
@@ -57,11 +58,6 @@ KEEP = ("CMakeCache.txt", ".ninja_log", "CMakeFiles/CMakeConfigureLog.yaml")
 
 INCOMPLETE = "incomplete"
 """In the folder of a build that is being made: the next one removes what was cut off."""
-
-READ_UNDECLARED = frozenset(
-    f"{name}_BUILD_{what}" for name in ("GGML", "LLAMA") for what in ("COMMIT", "NUMBER")
-)
-"""Variables that the tree reads where they are set, and never declares."""
 
 HASHES = "--require-hashes"
 WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
@@ -466,7 +462,7 @@ def undeclared_options(cache: str) -> list[str]:
     CMake does not report a mistyped GGML_* as unused: ggml reads every variable of that prefix to
     write its package file (measured with 0.3.36). An option that is declared has a type.
     """
-    names = re.findall(r"^((?:GGML|LLAMA|LLAVA|MTMD)_\w+):UNINITIALIZED=", cache, re.MULTILINE)
+    names = re.findall(rf"^({OWN.pattern}):UNINITIALIZED=", cache, re.MULTILINE)
     return [name for name in names if name not in READ_UNDECLARED]
 
 

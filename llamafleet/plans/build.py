@@ -32,6 +32,7 @@ from llamafleet.protocol.job import (
 from llamafleet.protocol.miscompiles import wrong_build
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
+from llamafleet.tables.releases import release
 from llamafleet.wheelhouse.manifest import Manifest
 
 MIB_PER_UNIT: dict[Backend, int] = {"cuda": 2048, "cpu": 1024}
@@ -79,9 +80,9 @@ UNPROVEN = "it has no proof that it is whole"
 NUMBER = re.compile(r"(-[0-9]{1,6})?")
 """What follows the fingerprint in the name of a build's folder."""
 
-ALLOWED_UNUSED: tuple[str, ...] = ()
-"""Options of ours that CMake may report as unused; any other is a mistyped one. The source tree and
-CMake 4.4 read all of them (measured, both backends)."""
+MAY_LACK = ("GGML_CUDA_NCCL", "LLAMA_OPENSSL", "LLAVA_BUILD")
+"""Options of ours that leave a part out: a version that has no such option is built without it. All
+releases of tables/releases.yaml have all of ours (measured)."""
 
 
 def cmake_options(
@@ -113,7 +114,7 @@ def cmake_options(
         }
         if settings.compiler_forced:
             options["CMAKE_CUDA_COMPILER_FORCED"] = "ON"
-    options |= settings.cmake_options
+    options = _known(options, settings.llama_version) | settings.cmake_options
     if "amx_int8" in cpu_flags:
         for name in ("CMAKE_C_FLAGS", "CMAKE_CXX_FLAGS"):
             options[name] = f"{NO_AMX} {options.get(name, '')}".strip()
@@ -122,6 +123,21 @@ def cmake_options(
             "CMAKE_CUDA_ARCHITECTURES = 'native' in cmake_options: expected numbers, as '89'"
         )
     return dict(sorted(options.items()))
+
+
+def _known(options: Mapping[str, str], version: str) -> dict[str, str]:
+    """Options of ours without those that the version lacks and may lack.
+
+    Any other that it lacks changes what is built: it stays, and the build is refused by its name.
+    """
+    row = release(version)
+    lacking = [name for name in MAY_LACK if row and name not in row.options]
+    return {name: value for name, value in options.items() if name not in lacking}
+
+
+def allowed_unused(version: str) -> tuple[str, ...]:
+    """Options of ours that CMake may report as unused; any other is a mistyped one."""
+    return () if release(version) else MAY_LACK
 
 
 def environment(
@@ -243,7 +259,7 @@ def plan_build(
         prefix=layout.version(choice.name),
         llama_requirement=llama_requirement(settings, house),
         cmake_args=tuple(f"-D{name}={value}" for name, value in options.items()),
-        allowed_unused=ALLOWED_UNUSED,
+        allowed_unused=allowed_unused(settings.llama_version),
         environment=environment(settings, snapshot, compiler, toolkit),
         jobs=jobs(settings, snapshot.cores, snapshot.memory_available_mib, inputs.backend),
         proxies=network.proxies,

@@ -48,8 +48,10 @@ from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import model_problem, plan_verify
 from llamafleet.plans.wheelhouse import in_use, misfits, plan_wheelhouse
+from llamafleet.protocol.job import BuildInputs
 from llamafleet.protocol.result import Result
-from llamafleet.settings import Settings
+from llamafleet.settings import LLAMA_VERSION, Settings
+from llamafleet.tables.releases import release
 from llamafleet.tables.toolkits import toolkit as toolkit_row
 
 T = TypeVar("T")
@@ -373,6 +375,7 @@ def explain(plan: Plan) -> list[str]:
     lines.append(f"build: {plan.build.action} {plan.build.fingerprint} ({plan.build.reason})")
     if plan.build.action == "build":
         told = plan.build.config
+        lines += _version_lines(told.inputs)
         lines.append(f"  {told.jobs} jobs, {' '.join(told.cmake_args)}")
         lines += [f"  {line}" for line in cache_lines(told.cache)]
     if plan.files:
@@ -386,6 +389,16 @@ def explain(plan: Plan) -> list[str]:
     if plan.discard:
         lines.append(f"  then remove {' '.join(plan.discard)}")
     return lines
+
+
+def _version_lines(inputs: BuildInputs) -> list[str]:
+    """Of a build that is not of the usual archive."""
+    known = release(inputs.llama_version)
+    usual = inputs.llama_version == LLAMA_VERSION
+    if usual and known and known.sha256 == inputs.llama_sha256:
+        return []
+    line = f"  llama-cpp-python {inputs.llama_version}, sha256 {inputs.llama_sha256}"
+    return [line if known else f"{line}: not known here, nor are its options"]
 
 
 def _source_lines(source: Source) -> list[str]:

@@ -31,6 +31,7 @@ from llamafleet.wheelhouse.manifest import (
     sha256_of,
 )
 
+PROJECT = "llama-cpp-python"
 ARCHES = ("x86_64", "aarch64")
 
 # Wheels for these need glibc 2.28 or less, so that they fit every host with a supported Python.
@@ -130,6 +131,11 @@ def sdist_name(version: str) -> str:
     return f"llama_cpp_python-{version}.tar.gz"
 
 
+def sdist_names(version: str) -> tuple[str, ...]:
+    """As indexes name it."""
+    return sdist_name(version), sdist_name(version).replace("_", "-")
+
+
 def slim_sdist(source: Path, target: Path) -> None:
     """Write `source` again without what a CPU or CUDA build does not read.
 
@@ -217,10 +223,10 @@ def _download_wheels(
 
 def _download_llama(stage: Path, version: str, sha256: str, slim: bool, where: Sources) -> Llama:
     """Put llama-cpp-python's source archive into `stage`."""
-    names = (sdist_name(version), sdist_name(version).replace("_", "-"))
+    names = sdist_names(version)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        fetch_archive(where, "llama-cpp-python", names, sha256, folder / names[0])
+        fetch_archive(where, PROJECT, names, sha256, folder / names[0])
         source, target = folder / sdist_name(version), stage / sdist_name(version)
         if slim:
             slim_sdist(source, target)

@@ -21,6 +21,7 @@ from urllib.request import getproxies, url2pathname
 
 from llamafleet.onhost.download import DownloadError, Limits, Network, fetch, read_bytes
 from llamafleet.protocol.redact import redacted
+from llamafleet.tables import parse_version
 from llamafleet.wheelhouse.manifest import WheelhouseError, sha256_of
 
 PYPI = "https://pypi.org/simple"
@@ -68,6 +69,54 @@ def sources(index_url: str | None = None) -> Sources:
     return Sources(tuple(bare), network)
 
 
+@dataclass(frozen=True)
+class Published:
+    """A source archive, as an index tells it."""
+
+    sha256: str
+    index: str
+    """Where it is told, without passwords."""
+
+
+def published(where: Sources, project: str, names: tuple[str, ...]) -> Published:
+    """The hash of the file of one of these names. Raises WheelhouseError with each cause.
+
+    An index without that file is passed over; several must tell the same.
+    """
+    told, found = [], {}
+    for index in where.indexes:
+        try:
+            found[redacted(index)] = _told_sha256(index, project, names, where.network)
+        except DownloadError as error:
+            told.append(f"{redacted(index)}: found {error.found}; next: {error.next}")
+    if not found:
+        raise WheelhouseError(f"no source archive {names[0]}: {'; '.join(told)}")
+    if len(set(found.values())) > 1:
+        all_told = ", ".join(f"{value} at {index}" for index, value in found.items())
+        raise WheelhouseError(f"several archives {names[0]}: {all_told}")
+    index, sha256 = next(iter(found.items()))
+    return Published(sha256, index)
+
+
+def newest(where: Sources, project: str) -> str:
+    """The newest released version of a project with a source archive. Raises WheelhouseError."""
+    told = []
+    for index in where.indexes:
+        try:
+            files = _files(index, project, where.network)
+        except DownloadError as error:
+            told.append(f"{redacted(index)}: found {error.found}; next: {error.next}")
+            continue
+        stem = re.compile(
+            r"(?i)" + re.sub(r"[-_.]", "[-_.]", project) + r"-(\d+(?:\.\d+)*)\.tar\.gz"
+        )
+        versions = [match[1] for file in files if (match := stem.fullmatch(file))]
+        if versions:
+            return max(versions, key=parse_version)
+        told.append(f"{redacted(index)}: found {len(files)} files, and no source archive")
+    raise WheelhouseError(f"no {project}: {'; '.join(told)}")
+
+
 def fetch_archive(
     where: Sources, project: str, names: tuple[str, ...], sha256: str, target: Path
 ) -> None:
@@ -91,20 +140,43 @@ def fetch_archive(
 
 def _find(index: str, project: str, names: tuple[str, ...], network: Network) -> str:
     """The URL of the file. Raises DownloadError."""
-    page = f"{index.rstrip('/')}/{project}/"
+    return _file(index, project, names, network).url
+
+
+def _told_sha256(index: str, project: str, names: tuple[str, ...], network: Network) -> str:
+    """Raises DownloadError."""
+    file = _file(index, project, names, network)
+    if not re.fullmatch(r"[0-9a-f]{64}", file.sha256):
+        raise DownloadError(f"no sha256 of {names[0]}", f"curl -L {file.url} | sha256sum")
+    return file.sha256
+
+
+def _file(index: str, project: str, names: tuple[str, ...], network: Network) -> _File:
+    """The file of one of these names. Raises DownloadError."""
+    files = _files(index, project, network)
+    for name in names:
+        if name in files:
+            return files[name]
+    raise DownloadError(
+        f"{project} with {len(files)} files, and none of that name",
+        f"curl -L {_of(index, project)}",
+    )
+
+
+def _files(index: str, project: str, network: Network) -> dict[str, _File]:
+    """Those of a project by name. Raises DownloadError."""
+    page = _of(index, project)
     try:
         content, base = _page(page, network)
-        links = dict(_links(content, base))
+        return dict(_links(content, base))
     except ValueError as error:
         raise DownloadError(
             f"no package index ({error})", f"curl -L {page}; compare the index URL"
         ) from error
-    for name in names:
-        if name in links:
-            return links[name]
-    raise DownloadError(
-        f"{project} with {len(links)} files, and none of that name", f"curl -L {page}"
-    )
+
+
+def _of(index: str, project: str) -> str:
+    return f"{index.rstrip('/')}/{project}/"
 
 
 def _page(url: str, network: Network) -> tuple[bytes, str]:
@@ -120,13 +192,23 @@ def _page(url: str, network: Network) -> tuple[bytes, str]:
     return read_bytes(url, network, PAGE_LIMITS, headers={"Accept": ACCEPT})
 
 
-def _links(content: bytes, base: str) -> Iterator[tuple[str, str]]:
-    """(name, URL) of each file. Raises ValueError where it is no page of an index."""
+@dataclass(frozen=True)
+class _File:
+    """One file of an index."""
+
+    url: str
+    sha256: str
+    """"": it is not told."""
+
+
+def _links(content: bytes, base: str) -> Iterator[tuple[str, _File]]:
+    """Each file by its name. Raises ValueError where it is no page of an index."""
     if content.lstrip()[:1] == b"{":
         try:
             for file in json.loads(content)["files"]:
-                yield str(file["filename"]), urljoin(base, str(file["url"]))
-        except (KeyError, TypeError, RecursionError) as error:
+                sha256 = str(dict(file.get("hashes") or {}).get("sha256", ""))
+                yield str(file["filename"]), _File(urljoin(base, str(file["url"])), sha256)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"JSON of another kind: {type(error).__name__}") from error
         return
     page = _Anchors()
@@ -134,8 +216,11 @@ def _links(content: bytes, base: str) -> Iterator[tuple[str, str]]:
     if not page.targets:
         raise ValueError(f"it begins with {content[:40]!r}")
     for target in page.targets:
-        url = urljoin(base, target.partition("#")[0])
-        yield unquote(urlsplit(url).path.rpartition("/")[2]), url
+        bare, _, fragment = target.partition("#")
+        url = urljoin(base, bare)
+        kind, _, value = fragment.partition("=")
+        name = unquote(urlsplit(url).path.rpartition("/")[2])
+        yield name, _File(url, value if kind == "sha256" else "")
 
 
 class _Anchors(HTMLParser):

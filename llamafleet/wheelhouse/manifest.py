@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamafleet.received import LIMIT, Unreadable, received
+from llamafleet.tables.releases import releases
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -144,6 +145,8 @@ def build_command(
     for option, values in options.items():
         for value in dict.fromkeys(values):
             words += [option, value] if value else []
+    if made.llama.version != releases()[0].version:
+        words += ["--llama-version", made.llama.version]
     words += [] if made.slim else ["--no-slim"]
     words += [] if made.cmake or cmake else ["--no-cmake"]
     return shlex.join(words)

@@ -25,7 +25,7 @@ from llamafleet.plans.toolkit.choice import choose_toolkit
 from llamafleet.protocol.job import BuildInputs, BuildProduct, Stamp
 from llamafleet.protocol.result import Result, Verdict
 from llamafleet.protocol.verify import VerifyConfig
-from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
+from llamafleet.settings import LLAMA_VERSION, Settings
 from llamafleet.tables import overlaid
 from llamafleet.tables.toolkits import wheel_toolkits
 from llamafleet.wheelhouse.manifest import File, Llama, Manifest, Wheelhouse
@@ -132,7 +132,7 @@ HOUSE = Wheelhouse(
         arches=("x86_64", "aarch64"),
         toolkits=_WHEELS,
         slim=True,
-        llama=Llama(LLAMA_VERSION, "d" * 64, LLAMA_SHA256),
+        llama=Llama(LLAMA_VERSION, "d" * 64, Settings().llama_sha256),
     ),
     sha256="e" * 64,
 )

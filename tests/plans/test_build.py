@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamafleet import tables
 from llamafleet.facts.host import Build, Job, Tool
 from llamafleet.plans.build import jobs, names_of, sibling_c_compiler
+from llamafleet.plans.make import explain
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import JobError
 from llamafleet.settings import Settings
@@ -82,6 +85,40 @@ def test_options_of_the_settings_replace_and_extend() -> None:
     )
     assert "-DGGML_CUDA_FA_QUANTS=all" in args.config.cmake_args
     assert list(args.config.cmake_args) == sorted(args.config.cmake_args)
+
+
+def test_an_option_that_leaves_a_part_out_goes_where_the_version_lacks_it(tmp_path: Path) -> None:
+    """Any other of ours stays: the build is refused by its name, never another one in silence."""
+    text = tables.text("releases.yaml").replace(
+        "    source: *pypi\n",
+        "    lacks: [LLAVA_BUILD, GGML_CUDA_NCCL, GGML_NATIVE]\n    source: *pypi\n",
+        1,
+    )
+    (tmp_path / "releases.yaml").write_text(text)
+    usual = set(build_of(HOST).config.cmake_args)
+    with tables.overlaid(tmp_path):
+        made = build_of(HOST).config
+    assert usual - set(made.cmake_args) == {"-DLLAVA_BUILD=OFF", "-DGGML_CUDA_NCCL=OFF"}
+    assert set(made.cmake_args) < usual and made.allowed_unused == ()
+
+
+def test_of_a_version_that_is_not_known_cmake_may_lack_those_options_and_no_other() -> None:
+    newer = build_of(HOST, llama_version="0.3.9999", llama_sha256="1" * 64).config
+    assert newer.cmake_args == build_of(HOST).config.cmake_args
+    assert set(newer.allowed_unused) == {"GGML_CUDA_NCCL", "LLAMA_OPENSSL", "LLAVA_BUILD"}
+    assert build_of(HOST, llama_version="0.3.27").config.allowed_unused == ()
+
+
+def test_the_archive_is_said_where_it_is_not_the_usual_one() -> None:
+    def said(**settings: Any) -> list[str]:
+        return [line for line in explain(plan(HOST, **settings)) if "sha256" in line]
+
+    assert said() == []
+    older = said(llama_version="0.3.27")
+    assert older[0].startswith("  llama-cpp-python 0.3.27, sha256 b9eb9957") and len(older) == 1
+    (newer,) = said(llama_version="0.3.9999", llama_sha256="1" * 64)
+    assert newer.endswith(f"sha256 {'1' * 64}: not known here, nor are its options")
+    assert said(llama_sha256="1" * 64) == [f"  llama-cpp-python 0.3.36, sha256 {'1' * 64}"]
 
 
 def test_amx_is_left_out_where_the_cpu_lists_it() -> None:

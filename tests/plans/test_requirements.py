@@ -12,7 +12,7 @@ from llamafleet.plans.requirements import (
     llama_requirement,
     toolkit_requirements,
 )
-from llamafleet.settings import LLAMA_SHA256, Settings
+from llamafleet.settings import Settings
 from llamafleet.tables.pinned import HOST, pins
 from llamafleet.wheelhouse.manifest import File, load
 from tests.test_settings import ZEROS, make_wheelhouse
@@ -24,7 +24,7 @@ def test_requirements() -> None:
     with pytest.raises(FileNotFoundError):
         toolkit_requirements("12.8")
     assert llama_requirement(Settings()) == (
-        f"llama-cpp-python==0.3.36 --hash=sha256:{LLAMA_SHA256}"
+        f"llama-cpp-python==0.3.36 --hash=sha256:{Settings().llama_sha256}"
     )
 
 

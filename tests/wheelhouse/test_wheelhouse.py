@@ -19,7 +19,7 @@ import pytest
 
 from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.protocol.pythons import PYTHONS
-from llamafleet.settings import LLAMA_SHA256, LLAMA_VERSION, Settings
+from llamafleet.settings import LLAMA_VERSION, Settings
 from llamafleet.tables.pinned import HOST, pins
 from llamafleet.wheelhouse import collect as house
 from llamafleet.wheelhouse.collect import sdist_name, slim_sdist
@@ -152,11 +152,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
         manifest = house.build(
             folder,
             version=LLAMA_VERSION,
-            sha256=LLAMA_SHA256,
+            sha256=Settings().llama_sha256,
             pythons=[PYTHON],
             arches=[os.uname().machine],
         )
-    assert house.sha256_of(published) == LLAMA_SHA256
+    assert house.sha256_of(published) == Settings().llama_sha256
     return Real(folder, manifest, published)
 
 
@@ -167,8 +167,8 @@ def test_a_real_wheelhouse_is_small_and_as_its_manifest_says(real: Real) -> None
     assert sum(file.bytes for file in manifest.files.values()) < 60e6
     archive = manifest.files[sdist_name(LLAMA_VERSION)]
     assert archive.bytes < 5e6
-    assert archive.source_sha256 == manifest.llama.source_sha256 == LLAMA_SHA256
-    assert archive.sha256 == manifest.llama.sha256 != LLAMA_SHA256
+    assert archive.source_sha256 == manifest.llama.source_sha256 == Settings().llama_sha256
+    assert archive.sha256 == manifest.llama.sha256 != Settings().llama_sha256
     assert folder.stat().st_mode & 0o777 == 0o755
     assert [path.name for path in folder.parent.iterdir()] == ["wheelhouse"]
 
@@ -219,7 +219,7 @@ def test_a_wrong_hash_of_the_archive_leaves_the_old_wheelhouse(tmp_path: Path) -
     folder = make_wheelhouse(tmp_path / "w")
     with pytest.raises(WheelhouseError) as refused:
         house.build(folder, version=LLAMA_VERSION, sha256="0" * 64, pythons=[], arches=[])
-    assert f"found sha256 {LLAMA_SHA256}, expected {'0' * 64}" in str(refused.value)
+    assert f"found sha256 {Settings().llama_sha256}, expected {'0' * 64}" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert verify(folder) == []
     assert [path.name for path in tmp_path.iterdir()] == ["w"]

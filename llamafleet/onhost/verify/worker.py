@@ -335,7 +335,11 @@ def outline(llama: Llama, request: Request, channel: Channel) -> Request:
     params.n_gpu_layers = 0
     if hasattr(params, "no_alloc"):
         # Memory that is mapped would be that of the weights.
-        params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE
+        params.no_alloc = True
+        if hasattr(params, "load_mode"):
+            params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        else:  # up to 0.3.34
+            params.use_mmap = False
     else:
         params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(request["model"]), params)

@@ -306,7 +306,7 @@ def tree(cache: Path, tools: Path) -> Path:
     if not (cache / name / "CMakeLists.txt").exists():
         listed = cache / "llama.txt"
         pinned = f"llama-cpp-python=={settings.LLAMA_VERSION}"
-        listed.write_text(f"{pinned} --hash=sha256:{settings.LLAMA_SHA256}\n")
+        listed.write_text(f"{pinned} --hash=sha256:{settings.Settings().llama_sha256}\n")
         pip = [str(tools / "python"), str(cache / "pip.pyz"), "-q", "download", "--no-deps"]
         pip += ["--no-binary", ":all:", "--no-build-isolation", "-d", str(cache)]
         env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}

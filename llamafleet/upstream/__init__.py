@@ -1,0 +1,1 @@
+"""What a release of llama-cpp-python changed: its sources read, and compared with a known one's."""
