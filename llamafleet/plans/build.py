@@ -18,10 +18,20 @@ from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import BUILD, NVCC, PATH, STAMP, BuildConfig, BuildInputs, Stamp
+from llamafleet.protocol.job import (
+    BUILD,
+    NVCC,
+    PATH,
+    STAMP,
+    BuildConfig,
+    BuildInputs,
+    SharedWheel,
+    Stamp,
+)
 from llamafleet.protocol.miscompiles import wrong_build
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
+from llamafleet.tables.cpu_baselines import BASELINES, NATIVE, OPTIONS, Baseline
 from llamafleet.wheelhouse.manifest import Manifest
 
 MIB_PER_UNIT: dict[Backend, int] = {"cuda": 2048, "cpu": 1024}
@@ -30,7 +40,7 @@ several architectures and the linker."""
 
 CPU_OPTIONS = {
     "GGML_CUDA": "off",
-    "GGML_NATIVE": "on",
+    NATIVE: "on",
     # The vision library: about 60 more units, and nothing here loads it.
     "LLAVA_BUILD": "OFF",
     "LLAMA_OPENSSL": "OFF",
@@ -52,6 +62,8 @@ PATH_OPTIONS = ("CMAKE_CUDA_COMPILER", "CMAKE_CUDA_HOST_COMPILER", "CUDAToolkit_
 """Where a tool lies does not change the code it makes; its version is an input of its own. The
 run-time search path does stay an input: it is written into the library."""
 
+
+NO_WHEELS: Mapping[str, SharedWheel] = {}
 
 UNPROVEN = "it has no proof that it is whole"
 NUMBER = re.compile(r"(-[0-9]{1,6})?")
@@ -91,8 +103,11 @@ def cmake_options(
         }
         if settings.compiler_forced:
             options["CMAKE_CUDA_COMPILER_FORCED"] = "ON"
+    if settings.cpu_baseline:
+        options |= baseline_options(settings.cpu_baseline)
     options |= settings.cmake_options
-    if "amx_int8" in cpu_flags:
+    # With a baseline they are off by an option.
+    if "amx_int8" in cpu_flags and not settings.cpu_baseline:
         for name in ("CMAKE_C_FLAGS", "CMAKE_CXX_FLAGS"):
             options[name] = f"{NO_AMX} {options.get(name, '')}".strip()
     if "native" in options.get("CMAKE_CUDA_ARCHITECTURES", "").lower():
@@ -100,6 +115,12 @@ def cmake_options(
             "CMAKE_CUDA_ARCHITECTURES = 'native' in cmake_options: expected numbers, as '89'"
         )
     return dict(sorted(options.items()))
+
+
+def baseline_options(name: Baseline) -> dict[str, str]:
+    """ggml's own for a CPU of that level, each one said: their defaults go by the host."""
+    on = BASELINES[name].on
+    return {NATIVE: "off"} | {option: "on" if option in on else "off" for option in OPTIONS}
 
 
 def environment(
@@ -165,7 +186,7 @@ def build_inputs(
     options: dict[str, str],
 ) -> BuildInputs:
     """Exactly what changes the machine code. The driver does not."""
-    native = options["GGML_NATIVE"].lower() in ("on", "1", "true", "yes", "y")
+    native = options[NATIVE].lower() in ("on", "1", "true", "yes", "y")
     flags = sha256(" ".join(sorted(snapshot.cpu_flags)).encode()).hexdigest()[:16]
     unsupported = toolkit is not None and settings.allow_unsupported_compiler
     return BuildInputs(
@@ -193,8 +214,11 @@ def plan_build(
     python: str,
     layout: Layout,
     house: Manifest | None,
+    wheels: Mapping[str, SharedWheel] = NO_WHEELS,
 ) -> BuildPlan:
     """The build of this host; `house`: of the wheelhouse that takes the registries' place.
+
+    `wheels`: those that other hosts built, by fingerprint.
 
     Raises ValueError as `cmake_options` does.
     """
@@ -210,6 +234,8 @@ def plan_build(
     key = fingerprint(asdict(inputs))
     choice = decide(settings, snapshot, key, inputs)
     network = plan_network(settings, snapshot, layout)
+    shares = settings.build_sharing == "wheel"
+    wheel = wheels.get(key) if shares and choice.action == "build" else None
     config = BuildConfig(
         key=key,
         inputs=inputs,
@@ -227,7 +253,11 @@ def plan_build(
         proxies=network.proxies,
         ca_bundle=network.ca_bundle,
         netrc=network.netrc,
+        keep_wheel=shares and wheel is None,
+        wheel=wheel,
+        wheel_file=f"{layout.shared}/{wheel.name}" if wheel else "",
     )
+    reason = f"wheel of {wheel.host}; {choice.reason}" if wheel else choice.reason
     folder = layout.job("build", key)
     job = JobPlan(
         kind="build",
@@ -239,9 +269,7 @@ def plan_build(
         start=choice.action == "build",
     )
     proof = f"{folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
-    return BuildPlan(
-        config, choice.action, choice.reason, proof, None if choice.action == "none" else job
-    )
+    return BuildPlan(config, choice.action, reason, proof, None if choice.action == "none" else job)
 
 
 @dataclass(frozen=True)
