@@ -257,7 +257,8 @@ def plan_build(
         wheel=wheel,
         wheel_file=f"{layout.shared}/{wheel.name}" if wheel else "",
     )
-    reason = f"wheel of {wheel.host}; {choice.reason}" if wheel else choice.reason
+    maker = wheel.host if wheel else _shared_from(snapshot, choice)
+    reason = f"wheel of {maker}; {choice.reason}" if maker else choice.reason
     folder = layout.job("build", key)
     job = JobPlan(
         kind="build",
@@ -281,6 +282,12 @@ class Choice:
     name: str
     older: bool = False
     """It was built by code that left its proof in the job's folder."""
+
+
+def _shared_from(snapshot: HostSnapshot, choice: Choice) -> str:
+    """The host that built what is there; "": this one did."""
+    there = snapshot.builds.get(choice.name) if choice.action == "none" else None
+    return there.product.shared_from if there and there.product else ""
 
 
 def decide(settings: Settings, snapshot: HostSnapshot, key: str, inputs: BuildInputs) -> Choice:

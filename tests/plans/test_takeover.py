@@ -133,6 +133,7 @@ def test_a_build_is_told_what_it_was_told() -> None:
     # The recording has but the first lines of them.
     assert made.build.config.requirements == host_requirements()
     told = {**written(made.build.config), "requirements": ""}
+    assert [told.pop(name) for name in ("keep_wheel", "wheel", "wheel_file")] == [False, None, ""]
     assert told == {**recorded("build-config"), "requirements": ""}
 
 
