@@ -1,9 +1,9 @@
 """`python -m tests.bench.shared [--hosts N]`: N booted hosts, one build; prints the table.
 
-Each host is a Debian of its own, booted by systemd-nspawn, in a cgroup of its own, by whose CPU time
-the whole host is measured; the CPU time of its job is that of its stamp. llama-cpp-python is real,
-for the CPU, and each host runs its whole verification. Needs root, systemd-nspawn and debootstrap;
-about 10 minutes on two idle cores. Exit status 0: every host is CPU ONLY as the settings allow, one
+Each host is a Debian of its own, booted by systemd-nspawn, in a cgroup of its own, by whose CPU
+time the whole host is measured; the CPU time of its job is that of its stamp. llama-cpp-python is
+real, for the CPU, and each host runs its whole verification. Needs root, systemd-nspawn and
+debootstrap; about 10 minutes on two idle cores. Exit status 0: every host is CPU ONLY as the settings allow, one
 of them built, and all jobs together took at most LIMIT times the CPU time of that build.
 """
 
