@@ -3,8 +3,9 @@
 Each host is a Debian of its own, booted by systemd-nspawn, in a cgroup of its own, by whose CPU
 time the whole host is measured; the CPU time of its job is that of its stamp. llama-cpp-python is
 real, for the CPU, and each host runs its whole verification. Needs root, systemd-nspawn and
-debootstrap; about 10 minutes on two idle cores. Exit status 0: every host is CPU ONLY as the settings allow, one
-of them built, and all jobs together took at most LIMIT times the CPU time of that build.
+debootstrap; about 10 minutes on two idle cores. Exit status 0: every host is CPU ONLY as the
+settings allow, one of them built, and all jobs together took at most LIMIT times the CPU time of
+that build.
 """
 
 from __future__ import annotations
