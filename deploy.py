@@ -7,7 +7,7 @@ no command. `operations/uninstall.py`, by way of uninstall.py, removes all of it
 from pyinfra import config
 
 from operations.account import account
-from operations.build import activate, build
+from operations.build import activate, build, take
 from operations.files import settings, tools
 from operations.hold import hold
 from operations.lock import lock, release
@@ -15,6 +15,7 @@ from operations.packages import packages
 from operations.preflight import preflight, refuse
 from operations.reboot import reboot
 from operations.run import begin
+from operations.share import agree
 from operations.toolkit import toolkit
 from operations.verify import result, verify
 from operations.wheelhouse import wheelhouse
@@ -33,7 +34,9 @@ tools(name="Bring the job runner")
 packages(name="Install what the build needs")
 wheelhouse(name="Bring the wheelhouse")
 toolkit(name="Provide a CUDA Toolkit with cuBLAS")
+agree(name="Agree on who builds for whom")
 build(name="Build llama-cpp-python from source")
+take(name="Install what another host built")
 settings(name="Render environment and units")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")

@@ -19,6 +19,7 @@ from llamafleet.protocol.options import OWN, READ_UNDECLARED
 from llamafleet.protocol.redact import redacted
 from llamafleet.settings import SECRETIVE, UNQUOTABLE, Settings
 from llamafleet.supplied import credentials, small_file
+from llamafleet.tables.cpu_baselines import NATIVE, OPTIONS
 from llamafleet.tables.releases import Release, having, release, releases
 from llamafleet.terminal import conceal, printable, secrets_of
 from llamafleet.wheelhouse import manifest as house
@@ -104,6 +105,7 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
     for host, data in data_by_host.items():
         settings, findings = _validate(data)
         findings += [*_option_findings(settings), *_contradictions(settings)]
+        findings += _shared_code(settings)
         if settings.wheelhouse is not None:
             if settings.wheelhouse not in problems:
                 problems[settings.wheelhouse] = house.verify(Path(settings.wheelhouse))
@@ -289,6 +291,19 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
         )
     if settings.wheelhouse is not None and settings.index_url is not None:
         yield "index_url", repr(settings.index_url), "no index_url beside wheelhouse"
+
+
+def _shared_code(settings: Settings) -> Iterator[Finding]:
+    """Options that would give hosts of one fingerprint code that some of them can't run."""
+    if settings.build_sharing == "host" and settings.cpu_baseline is None:
+        return
+    chosen = {NATIVE, *OPTIONS, "GGML_CPU_ARM_ARCH"}
+    for name, value in settings.cmake_options.items():
+        if name.upper() in chosen:
+            yield f"cmake_options.{_name(name)}", "that name", "the setting cpu_baseline"
+        elif re.match("CMAKE_C(XX)?_FLAGS", name.upper()) and re.search(r"(^|\s)-m", value):
+            allowed = "no -m options beside cpu_baseline and build_sharing: cpu_baseline decides"
+            yield f"cmake_options.{_name(name)}", _shown("cmake_options", value), allowed
 
 
 def _key_findings(file: Path) -> Iterator[Finding]:

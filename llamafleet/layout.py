@@ -148,6 +148,11 @@ class Layout:
         return f"{self.prefix}/wheelhouse"
 
     @property
+    def shared(self) -> str:
+        """Folder of a wheel that another host built, while it is installed. Root alone writes."""
+        return f"{self.prefix}/shared"
+
+    @property
     def made(self) -> str:
         """Names of what llamafleet made and may remove, a line each: folders, the account."""
         return f"{self.prefix}/made"

@@ -13,6 +13,7 @@ from llamafleet.layout import Scope
 from llamafleet.oncalendar import is_calendar
 from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
+from llamafleet.tables.cpu_baselines import Baseline
 from llamafleet.tables.releases import outdated, release, releases
 from llamafleet.tables.toolkits import toolkits
 
@@ -23,6 +24,7 @@ Accelerator = Literal["cuda", "cpu", "auto"]
 ToolkitMethod = Literal["auto", "present", Method]
 Reboot = Literal["never", "allow"]
 CompilerCache = Literal["off", "ccache"]
+Sharing = Literal["host", "wheel"]
 
 SECRETIVE = frozenset(
     {"toolkit_url", "index_url", "proxy", "netrc", "cmake_options", "compiler_cache_url"}
@@ -276,6 +278,12 @@ class Settings(BaseModel):
     """Extra -D options, as {"LLAVA_BUILD": "ON"}."""
     jobs: Annotated[int | None, _whole(1, 1024, "jobs")] = None
     """Parallel compile jobs; None: bounded by cores and memory."""
+    build_sharing: Sharing = Field(default="host", description=_one_of(get_args(Sharing)))
+    """host: each builds for itself; wheel: hosts of one fingerprint take the wheel of the first."""
+    cpu_baseline: Baseline | None = Field(
+        default=None, description=f"{_one_of(get_args(Baseline))}, or None"
+    )
+    """Instruction sets that llama.cpp is built for; None: those of the host's own CPU."""
     python: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Interpreter on the host; None: the newest supported one found."""
     install_packages: bool = Field(default=True, description=_BOOL)

@@ -7,8 +7,9 @@ from collections.abc import Generator
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from llamafleet.plans.plan import BuildPlan
 from llamafleet.protocol.job import JobError, Kind, Stamp
-from operations import jobs
+from operations import jobs, share
 from operations.run import HostRun, here
 
 
@@ -27,17 +28,55 @@ def build() -> Generator[PyinfraCommand, None, None]:
         build(name="Build llama-cpp-python from source")
     """
     run = here()
-    plan = run.plan()
-    if plan.build is None:
+    wanted = run.plan().build
+    if wanted is None:
         run.noop("no build is planned")
         return
-    wanted = plan.build
     if wanted.job is None:
-        run.noop(wanted.reason)
+        if share.is_asked(run):
+            yield share.fetch(run)
+        else:
+            run.noop(wanted.reason)
         return
+    maker = share.waits_for(run)
+    if maker:
+        run.say(f"build: waits for the wheel of {maker}")
+        yield share.wait(run, maker)
+        return
+    yield from _carry_out(run, wanted)
+
+
+@operation()
+def take() -> Generator[PyinfraCommand, None, None]:
+    """
+    Install the wheel of the host that built this fingerprint in this run; build without one.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.build import take
+        take(name="Install what another host built")
+    """
+    run = here()
+    wanted = run.plan().build
+    if wanted is None or wanted.job is None or not run.sharing.makers.get(run.name):
+        run.noop(wanted.reason if wanted else "no build is planned")
+        return
+    why = share.why_none(run)
+    if why:
+        run.say(why, fg="yellow")
+    yield from _carry_out(run, wanted)
+
+
+def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, None, None]:
+    """The job of a build, be it of a wheel; a wheel of one's own is kept for other hosts."""
+    job, wheel = wanted.job, wanted.config.wheel
+    assert job is not None, "there is something to do"
 
     def done(stamp: Stamp) -> bool:
         if not stamp.ok:
+            run.sharing.why[run.name] = _cause(stamp)
             return report_failure(run, "build", stamp)
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         for note in stamp.notes:
@@ -47,7 +86,26 @@ def build() -> Generator[PyinfraCommand, None, None]:
         run.settings = run.settings.model_copy(update={"rebuild": False})
         return True
 
-    yield from jobs.carry_out(run, wanted.job, wanted.config, done)
+    run.sharing.building.add(run.name)
+    try:
+        if job.start:
+            yield from share.bring(run, wanted)
+        yield from jobs.carry_out(run, job, wanted.config, done)
+        if wheel:
+            yield share.put_away(run)
+        elif wanted.config.keep_wheel:
+            yield share.fetch(run)
+    finally:
+        run.sharing.building.discard(run.name)
+
+
+def _cause(stamp: Stamp) -> str:
+    """Of a job that failed, in one line."""
+    error = stamp.error or JobError(phase="?")
+    first = error.lines[0] if error.lines else "it said nothing"
+    return (
+        f"its build failed in phase {error.phase}: {error.cause or first.partition('; next: ')[0]}"
+    )
 
 
 @operation()

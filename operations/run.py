@@ -44,6 +44,7 @@ from llamafleet.render import content_sha256
 from llamafleet.settings import SECRETIVE, Settings
 from llamafleet.terminal import printable
 from operations.ending import Ending
+from operations.sharing import Sharing
 
 RESULTS = Path("results")
 
@@ -58,6 +59,7 @@ class HostRun:
     host: Host
     settings: Settings
     supplies: Supplies = NO_SUPPLIES
+    sharing: Sharing = field(default_factory=Sharing)
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     result: Result | Unreadable | None = None
@@ -107,6 +109,7 @@ class HostRun:
                 supplies=self.supplies,
                 sha256=self._sha256(layout),
                 other_code=TOOLS in self.changes,
+                wheels=self.sharing.for_host(self.settings),
             )
         except Exception as error:  # It would end the run for every host.
             self.planned = unplanned(self.name, self.settings, error)
@@ -200,8 +203,16 @@ class Fleet:
         for line in told:
             click.echo(line, err=True)
         supplies = read_supplies(settings)
+        self.sharing = Sharing(order=tuple(h.name for h in inventory))
+        if any(one.build_sharing == "wheel" for one in settings.values()):
+            self.sharing.wheels = self.sharing.store.all()
         self.runs: dict[str, HostRun] = {
-            h.name: HostRun(host=h, settings=settings[h.name], supplies=supplies[h.name])
+            h.name: HostRun(
+                host=h,
+                settings=settings[h.name],
+                supplies=supplies[h.name],
+                sharing=self.sharing,
+            )
             for h in inventory
         }
         self.reports = False
@@ -256,6 +267,8 @@ class Fleet:
 
         One that was to do it and did not, as nobody pressed enter, proves nothing: 1.
         """
+        for line in self.sharing.lines():
+            click.echo(printable(line), err=True)
         done = not PLAN_ONLY.isdisjoint(sys.argv) and all(
             run.host in state.active_hosts and run.planned and not run.planned.problems
             for run in asked

@@ -71,6 +71,8 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "llama_sha256": ZEROS,
         "cmake_options": {"LLAVA_BUILD": "ON", "CMAKE_CXX_FLAGS": "-O3 -g"},
         "jobs": 4,
+        "build_sharing": "wheel",
+        "cpu_baseline": "x86-64-v3",
         "python": "/usr/bin/python3.12",
         "install_packages": False,
         "hold_driver": True,

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from llamafleet.onhost import compilercache, elf, ninja, nvcc
+from llamafleet.onhost import compilercache, elf, ninja, nvcc, wheel
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
@@ -30,6 +31,7 @@ from llamafleet.protocol.job import (
     LIBRARY_PATH,
     NVCC,
     PATH,
+    WHEELS,
     BuildConfig,
     BuildProduct,
     JobConfig,
@@ -172,7 +174,7 @@ def work(job: Job, config: BuildConfig) -> BuildProduct:
     try:
         (prefix / INCOMPLETE).touch()
         tmp.mkdir()
-        product = _build(job, config, tree, tmp, last)
+        product = _take(job, config, tmp) if config.wheel else _build(job, config, tree, tmp, last)
         _prove(job, config, product)
         return product
     except BaseException:
@@ -219,14 +221,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     env = environment(config, variables(config), prefix, tmp)
     job.phase("resolve", "venv")
     built_by = compiler_of(config, env)
-    job.command([config.python, "-I", "-m", "venv", "--without-pip", str(prefix)], env=env)
-    python = str(prefix / "bin" / "python")
-    pip = pip_install(own_pip(config, tmp), python)
-
-    requirements = job.folder / "requirements.txt"
-    requirements.write_text(config.requirements, encoding="utf-8")
-    pip_run(job, [*pip, *WHEELS_ONLY, "-r", str(requirements)], env)
-
+    python, pip = _venv(job, config, env, tmp)
     # pip applies --config-settings of its command line to named requirements, not to those of a
     # file; and a hash can be given in a file only.
     env, order = _longest_first(job, config, env, tree, tmp, last=last)
@@ -234,11 +229,12 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     llama.write_text(
         f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
     )
-    wanted = [*pip, "-v", *FROM_SOURCE, "-r", str(llama)]
+    into = _into(config, pip)
+    wanted = [*into, "-v", *FROM_SOURCE, "-r", str(llama)]
     cache = compilercache.Cache(job, config.cache, env, tmp) if config.cache else None
     if cache:
         cache.prepare([*pip, *WHEELS_ONLY])
-        wanted = _through(cache, pip, llama, tree) or wanted
+        wanted = _through(cache, pip, into, llama, tree) or wanted
     log = BuildLog()
     with cache or contextlib.nullcontext():
         pip_run(
@@ -247,6 +243,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
             env | (cache.launchers if cache else {}),
             on_line=lambda line: _follow(job, log, line, config.allowed_unused),
         )
+    kept = _kept(job, config, env, pip) if config.keep_wheel else None
     job.phase("check", "import")
     libraries = library_hashes(prefix)
     refuse_wrong_paths(prefix, libraries, config.environment.get(LIBRARY_PATH, ""))
@@ -277,6 +274,79 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
         order=log.order or order,
         packing=ninja.packing(made, config.jobs),
         cache=used,
+        wheel=kept.name if kept else "",
+        needs=_needs(config, env) if kept else (),
+    )
+
+
+def _venv(job: Job, config: BuildConfig, env: dict[str, str], tmp: Path) -> tuple[str, list[str]]:
+    """Make the environment with all that is pinned; its interpreter, and its `pip_install`."""
+    prefix = Path(config.prefix)
+    job.command([config.python, "-I", "-m", "venv", "--without-pip", str(prefix)], env=env)
+    python = str(prefix / "bin" / "python")
+    pip = pip_install(own_pip(config, tmp), python)
+    requirements = job.folder / "requirements.txt"
+    requirements.write_text(config.requirements, encoding="utf-8")
+    pip_run(job, [*pip, *WHEELS_ONLY, "-r", str(requirements)], env)
+    return python, pip
+
+
+def _into(config: BuildConfig, pip: list[str]) -> list[str]:
+    """Where pip puts what it builds: into the environment, or into a folder for other hosts."""
+    if not config.keep_wheel:
+        return pip
+    made = ["wheel" if word == "install" else word for word in pip]
+    return [*made, "--wheel-dir", str(Path(config.prefix) / WHEELS)]
+
+
+def _kept(job: Job, config: BuildConfig, env: dict[str, str], pip: list[str]) -> Path:
+    """Install the wheel that was built; it stays for other hosts."""
+    built = wheel.only_wheel(Path(config.prefix) / WHEELS)
+    _install(job, env, pip, built, wheel.sha256_of(built))
+    return built
+
+
+def _install(job: Job, env: dict[str, str], pip: list[str], file: Path, sha256: str) -> None:
+    """One wheel of a folder, by its hash."""
+    llama = job.folder / "wheel.txt"
+    llama.write_text(f"{file} --hash=sha256:{sha256}\n", encoding="utf-8")
+    pip_run(job, [*pip, "--no-index", "--no-deps", *WHEELS_ONLY, "-r", str(llama)], env)
+
+
+def _needs(config: BuildConfig, env: Mapping[str, str]) -> tuple[str, ...]:
+    """Instruction sets of its code, by the CPU; the plan has looked after a stated baseline."""
+    native = config.inputs.cpu_flags is not None
+    return wheel.native_sets(env.get("CXX", "c++"), env) if native else ()
+
+
+def _take(job: Job, config: BuildConfig, tmp: Path) -> BuildProduct:
+    """Install the wheel that another host built, and check it as one of our own."""
+    shared, prefix = config.wheel, Path(config.prefix)
+    assert shared is not None, "the plan says so"
+    env = environment(config, variables(config), prefix, tmp)
+    job.phase("resolve", f"wheel of {shared.host}")
+    wheel.check_file(shared, Path(config.wheel_file))
+    needs = _needs(config, env)
+    wheel.refuse_other_cpu(shared, needs)
+    python, pip = _venv(job, config, env, tmp)
+    job.phase("install", f"wheel of {shared.host}")
+    _install(job, env, pip, Path(config.wheel_file), shared.sha256)
+    libraries = library_hashes(prefix)
+    wheel.check_installed(shared, libraries)
+    job.phase("check", "import")
+    imported = import_check(python, env, job.folder)
+    job.finish()
+    return BuildProduct(
+        wheel_bytes=shared.size,
+        wheel_sha256=shared.sha256,
+        libraries=libraries,
+        units=0,
+        llama_cpp_python=imported.llama_cpp_python,
+        system_info=imported.system_info,
+        import_s=imported.import_s,
+        nvcc=shared.nvcc,
+        needs=shared.needs,
+        shared_from=shared.host,
     )
 
 
@@ -310,9 +380,9 @@ def _last_log(jobs: Path) -> str:
 
 
 def _through(
-    cache: compilercache.Cache, pip: Sequence[str], llama: Path, tree: Path
+    cache: compilercache.Cache, pip: Sequence[str], into: Sequence[str], llama: Path, tree: Path
 ) -> list[str] | None:
-    """The command that builds through the cache; None: it can't be used."""
+    """The command that builds `into` through the cache; None: it can't be used."""
     if not cache.launchers:
         return None
     archives = cache.tmp / "archive"
@@ -324,7 +394,7 @@ def _through(
         return None
     cache.begin()
     # It was checked when it was fetched: a folder has no hash.
-    unchecked = [word for word in pip if word != HASHES]
+    unchecked = [word for word in into if word != HASHES]
     return [*unchecked, "-v", *FROM_SOURCE, f"--config-settings=build-dir={tree}", str(source)]
 
 
@@ -499,6 +569,12 @@ def import_check(python: str, env: dict[str, str], folder: Path) -> Imported:
         timeout=300,
         check=False,
     )
+    if child.returncode < 0:
+        raise JobFailed(
+            f"import llama_cpp was ended by {signal.Signals(-child.returncode).name}: found code "
+            "that this CPU or system does not run; expected an import; "
+            "next: read the log, and compare the CPU with the one it was built for"
+        )
     if child.returncode:
         text = (child.stderr.strip() or child.stdout.strip()).splitlines()
         raise JobFailed(

@@ -27,11 +27,13 @@ from llamafleet.protocol.job import (
     STAMP,
     BuildConfig,
     BuildInputs,
+    SharedWheel,
     Stamp,
 )
 from llamafleet.protocol.miscompiles import wrong_build
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
+from llamafleet.tables.cpu_baselines import BASELINES, NATIVE, OPTIONS, Baseline
 from llamafleet.tables.releases import release
 from llamafleet.wheelhouse.manifest import Manifest
 
@@ -41,7 +43,7 @@ several architectures and the linker."""
 
 CPU_OPTIONS = {
     "GGML_CUDA": "off",
-    "GGML_NATIVE": "on",
+    NATIVE: "on",
     # The vision library: about 60 more units, and nothing here loads it.
     "LLAVA_BUILD": "OFF",
     "LLAMA_OPENSSL": "OFF",
@@ -75,6 +77,8 @@ searched: builds of before are proven by what they load."""
 NO_INPUTS = frozenset({*PATH_OPTIONS, *NO_OTHER_CACHE})
 """Options that change no code: a build that is there stays what it is."""
 
+
+NO_WHEELS: Mapping[str, SharedWheel] = {}
 
 UNPROVEN = "it has no proof that it is whole"
 NUMBER = re.compile(r"(-[0-9]{1,6})?")
@@ -114,8 +118,11 @@ def cmake_options(
         }
         if settings.compiler_forced:
             options["CMAKE_CUDA_COMPILER_FORCED"] = "ON"
+    if settings.cpu_baseline:
+        options |= baseline_options(settings.cpu_baseline)
     options = _known(options, settings.llama_version) | settings.cmake_options
-    if "amx_int8" in cpu_flags:
+    # With a baseline they are off by an option.
+    if "amx_int8" in cpu_flags and not settings.cpu_baseline:
         for name in ("CMAKE_C_FLAGS", "CMAKE_CXX_FLAGS"):
             options[name] = f"{NO_AMX} {options.get(name, '')}".strip()
     if "native" in options.get("CMAKE_CUDA_ARCHITECTURES", "").lower():
@@ -123,6 +130,12 @@ def cmake_options(
             "CMAKE_CUDA_ARCHITECTURES = 'native' in cmake_options: expected numbers, as '89'"
         )
     return dict(sorted(options.items()))
+
+
+def baseline_options(name: Baseline) -> dict[str, str]:
+    """ggml's own for a CPU of that level, each one said: their defaults go by the host."""
+    on = BASELINES[name].on
+    return {NATIVE: "off"} | {option: "on" if option in on else "off" for option in OPTIONS}
 
 
 def _known(options: Mapping[str, str], version: str) -> dict[str, str]:
@@ -203,7 +216,7 @@ def build_inputs(
     options: dict[str, str],
 ) -> BuildInputs:
     """Exactly what changes the machine code. The driver does not."""
-    native = options["GGML_NATIVE"].lower() in ("on", "1", "true", "yes", "y")
+    native = options[NATIVE].lower() in ("on", "1", "true", "yes", "y")
     flags = sha256(" ".join(sorted(snapshot.cpu_flags)).encode()).hexdigest()[:16]
     unsupported = toolkit is not None and settings.allow_unsupported_compiler
     return BuildInputs(
@@ -231,8 +244,11 @@ def plan_build(
     python: str,
     layout: Layout,
     house: Manifest | None,
+    wheels: Mapping[str, SharedWheel] = NO_WHEELS,
 ) -> BuildPlan:
     """The build of this host; `house`: of the wheelhouse that takes the registries' place.
+
+    `wheels`: those that other hosts built, by fingerprint.
 
     Raises ValueError as `cmake_options` does.
     """
@@ -248,6 +264,8 @@ def plan_build(
     key = fingerprint(asdict(inputs))
     choice = decide(settings, snapshot, key, inputs)
     network = plan_network(settings, snapshot, layout)
+    shares = settings.build_sharing == "wheel"
+    wheel = wheels.get(key) if shares and choice.action == "build" else None
     config = BuildConfig(
         key=key,
         inputs=inputs,
@@ -266,7 +284,12 @@ def plan_build(
         ca_bundle=network.ca_bundle,
         netrc=network.netrc,
         cache=plan_cache(settings, layout, house),
+        keep_wheel=shares and wheel is None,
+        wheel=wheel,
+        wheel_file=f"{layout.shared}/{wheel.name}" if wheel else "",
     )
+    maker = wheel.host if wheel else _shared_from(snapshot, choice)
+    reason = f"wheel of {maker}; {choice.reason}" if maker else choice.reason
     folder = layout.job("build", key)
     job = JobPlan(
         kind="build",
@@ -278,9 +301,7 @@ def plan_build(
         start=choice.action == "build",
     )
     proof = f"{folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
-    return BuildPlan(
-        config, choice.action, choice.reason, proof, None if choice.action == "none" else job
-    )
+    return BuildPlan(config, choice.action, reason, proof, None if choice.action == "none" else job)
 
 
 @dataclass(frozen=True)
@@ -292,6 +313,12 @@ class Choice:
     name: str
     older: bool = False
     """It was built by code that left its proof in the job's folder."""
+
+
+def _shared_from(snapshot: HostSnapshot, choice: Choice) -> str:
+    """The host that built what is there; "": this one did."""
+    there = snapshot.builds.get(choice.name) if choice.action == "none" else None
+    return there.product.shared_from if there and there.product else ""
 
 
 def decide(settings: Settings, snapshot: HostSnapshot, key: str, inputs: BuildInputs) -> Choice:

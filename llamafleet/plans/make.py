@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -11,7 +11,7 @@ from llamafleet.facts.host import Compiler, HostSnapshot, Tool
 from llamafleet.layout import Layout
 from llamafleet.managed import by_path, folders
 from llamafleet.plans.account import account_problems, plan_account
-from llamafleet.plans.build import plan_build, plan_discard, plan_switch
+from llamafleet.plans.build import NO_WHEELS, plan_build, plan_discard, plan_switch
 from llamafleet.plans.compilercache import cache_lines
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
@@ -40,6 +40,7 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
 from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
@@ -48,7 +49,7 @@ from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import model_problem, plan_verify
 from llamafleet.plans.wheelhouse import in_use, misfits, plan_wheelhouse
-from llamafleet.protocol.job import BuildInputs
+from llamafleet.protocol.job import BuildInputs, SharedWheel
 from llamafleet.protocol.result import Result
 from llamafleet.settings import LLAMA_VERSION, Settings
 from llamafleet.tables.releases import release
@@ -83,6 +84,7 @@ class _Draft:
     snapshot: HostSnapshot
     layout: Layout
     supplies: Supplies
+    wheels: Mapping[str, SharedWheel]
     problems: list[Problem] = field(default_factory=list)
 
     def take(self, part: T | Problem) -> T | None:
@@ -186,6 +188,7 @@ class _Draft:
             python=python.path,
             layout=self.layout,
             house=self.supplies.manifest,
+            wheels=self.wheels,
         )
         return self.attempt(
             "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
@@ -211,21 +214,22 @@ def make_plan(
     supplies: Supplies = NO_SUPPLIES,
     sha256: Sha256 | None = None,
     other_code: bool = False,
+    wheels: Mapping[str, SharedWheel] = NO_WHEELS,
 ) -> Plan:
     """What to do on one host. With problems the plan has only the hold to carry out.
 
     `barred`: why this run can't reboot the host; None: it can. `sha256`: of rendered files, to
     compare the host's with; None: only what is missing there is seen. `other_code`: this run has
-    replaced the code of the host's jobs. Raises ValueError where the
-    settings name a wheelhouse and `supplies` has none: the plan would be that of a host with a
-    network.
+    replaced the code of the host's jobs. `wheels`: of other hosts, by fingerprint. Raises
+    ValueError where the settings name a wheelhouse and `supplies` has none: the plan would be that
+    of a host with a network.
     """
     if settings.wheelhouse and supplies.wheelhouse is None:
         raise ValueError(f"the wheelhouse {settings.wheelhouse} of {host} was not read")
     unread = unread_problem(snapshot)
     if unread:
         return _stopped(host, settings, unread)
-    draft = _Draft(settings, snapshot, layout, supplies)
+    draft = _Draft(settings, snapshot, layout, supplies, wheels)
     rights = rights_problem(settings, snapshot)
     for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
         draft.take(found)
@@ -233,6 +237,7 @@ def make_plan(
     acceleration = _of_chosen(plan_acceleration(settings, snapshot, barred), settings, snapshot)
     draft.problems.extend(acceleration.problems)
     draft.take(model_problem(settings, snapshot))
+    draft.take(cpu_problem(settings, snapshot))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
@@ -372,10 +377,16 @@ def explain(plan: Plan) -> list[str]:
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
     if plan.build is None:
         return [*lines, "build, verify: planned once the packages are there"]
-    lines.append(f"build: {plan.build.action} {plan.build.fingerprint} ({plan.build.reason})")
+    told = plan.build.config
+    verb = "take" if told.wheel else plan.build.action
+    lines.append(f"build: {verb} {plan.build.fingerprint} ({plan.build.reason})")
+    if told.keep_wheel:
+        lines.append(
+            "  its wheel is for all hosts of this fingerprint: the first of them builds it"
+        )
     if plan.build.action == "build":
-        told = plan.build.config
         lines += _version_lines(told.inputs)
+    if verb == "build":
         lines.append(f"  {told.jobs} jobs, {' '.join(told.cmake_args)}")
         lines += [f"  {line}" for line in cache_lines(told.cache)]
     if plan.files:

@@ -145,7 +145,7 @@ def _folders(snapshot: HostSnapshot, layout: Layout, made: tuple[str, ...]) -> I
         elif root != layout.prefix:
             yield root
     if layout.prefix not in made:
-        yield from (layout.wheelhouse, unfinished(layout.wheelhouse))
+        yield from (layout.wheelhouse, unfinished(layout.wheelhouse), layout.shared)
 
 
 def _stays(snapshot: HostSnapshot, layout: Layout, made: tuple[str, ...]) -> Iterator[str]:

@@ -24,6 +24,8 @@ PROGRESS, STAMP, LOCK = "progress.json", "stamp.json", "lock"
 BUILD = "build.json"
 """In a build's own folder, written when all else of it is on the disk: the proof that it is whole.
 A stamp with a BuildProduct in the same object."""
+WHEELS = "wheel"
+"""Folder of a build, with its wheel where that is for other hosts too."""
 PROCESS_NAME = "llamafleet-host"
 """Part of the command line of every process of the zipapp; tells a job from a reused pid."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -154,6 +156,25 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedWheel:
+    """A wheel that one host built and others of its fingerprint install."""
+
+    host: str
+    """That built it, by its name in the inventory."""
+    name: str
+    """Of the file."""
+    sha256: str
+    size: int
+    """Bytes."""
+    libraries: dict[str, str]
+    """sha256 by path below site-packages, as they were on that host."""
+    needs: tuple[str, ...]
+    """Instruction sets that its compiler used there, by their macros, as AVX512F."""
+    nvcc: str = ""
+    """Build of the nvcc that compiled it; "": for the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildConfig(PipConfig):
     """One build of llama-cpp-python; its key is the fingerprint."""
 
@@ -169,6 +190,12 @@ class BuildConfig(PipConfig):
     jobs: int
     cache: CacheConfig | None = None
     """None: all is compiled."""
+    keep_wheel: bool = False
+    """The wheel is for other hosts of this fingerprint too: it stays in the prefix."""
+    wheel: SharedWheel | None = None
+    """To be installed in place of a build of one's own."""
+    wheel_file: str = ""
+    """Where that lies: a file that only root writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +402,12 @@ class BuildProduct:
     """Share of the jobs that was at work while ninja ran; None: not known."""
     cache: CacheUse | None = None
     """None: none was asked for."""
+    wheel: str = ""
+    """Name of the wheel that was kept in WHEELS; "": none was."""
+    needs: tuple[str, ...] = ()
+    """Of a wheel that was kept or taken: see SharedWheel."""
+    shared_from: str = ""
+    """Host whose wheel this is; "": it was built here."""
 
 
 @dataclass(frozen=True, kw_only=True)

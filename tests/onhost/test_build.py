@@ -28,9 +28,19 @@ import pytest
 
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
+from llamafleet.onhost import wheel as shared_wheel
 from llamafleet.onhost.ninja import steps
+from llamafleet.plans.share import wheel_of
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BUILD, BuildConfig, BuildInputs, BuildProduct, machine_id
+from llamafleet.protocol.job import (
+    BUILD,
+    WHEELS,
+    BuildConfig,
+    BuildInputs,
+    BuildProduct,
+    SharedWheel,
+    machine_id,
+)
 from tests.onhost.runner import PYTHON, Runner, processes_below, wait_for
 from tests.onhost.wheels import hash_option, write_wheel
 
@@ -372,6 +382,37 @@ def test_a_build_tells_its_compiler(runner: Runner, wheelhouse: Path, tmp_path: 
     )
     assert toy.run().returncode == 0, toy.stamp
     assert toy.stamp["nvcc"] == "13.2.86"
+
+
+def test_a_wheel_for_other_hosts_is_kept_and_one_of_them_installs_it(
+    runner: Runner, wheelhouse: Path, tmp_path: Path
+) -> None:
+    inputs = asdict(replace(INPUTS, cpu_flags="0" * 16))
+    toy = Build(runner, wheelhouse, inputs=inputs, keep_wheel=True)
+    assert toy.run().returncode == 0, (toy.folder / "build.log").read_text()[-3000:]
+    stamp = toy.stamp
+    shared = wheel_of("gpu-a", decode(BuildProduct, stamp))
+    assert isinstance(shared, SharedWheel), shared
+    assert shared.name == "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
+    file = toy.prefix / WHEELS / shared.name
+    assert shared_wheel.sha256_of(file) == stamp["wheel_sha256"] == shared.sha256
+    assert file.stat().st_size == stamp["wheel_bytes"] == shared.size
+    assert stamp["units"] == 3 and list(stamp["phases"])[-2:] == ["install", "check"]
+    assert shared.needs == shared_wheel.native_sets("c++", {"PATH": os.environ["PATH"]}) != ()
+
+    told = {"wheel": asdict(shared), "wheel_file": str(file), "inputs": inputs}
+    # Without a build backend and without the source archive.
+    (tmp_path / "other").mkdir()
+    other = Runner(tmp_path / "other")
+    taken = Build(other, wheelhouse, requirements="", **told)
+    taken.run()
+    got = taken.stamp
+    assert got["ok"], (taken.folder / "build.log").read_text()[-3000:]
+    assert (got["shared_from"], got["wheel_sha256"]) == ("gpu-a", shared.sha256)
+    assert got["units"] == 0 and "compile" not in got["phases"]
+    assert (got["libraries"], got["system_info"]) == (stamp["libraries"], stamp["system_info"])
+    assert json.loads(taken.proof.read_text())["shared_from"] == "gpu-a"
+    assert "done already" in taken.run().stdout
 
 
 def test_broken_import_fails(runner: Runner, wheelhouse: Path) -> None:

@@ -61,6 +61,7 @@ def as_json(value: Any) -> dict[str, Any]:
 
 
 NEWER = {"proxies": {}, "ca_bundle": None, "netrc": None}
+SHARED = {"keep_wheel": False, "wheel": None, "wheel_file": ""}
 """What no job of version 1 was told."""
 
 # What the first version wrote
@@ -70,7 +71,7 @@ def test_a_build_s_settings_of_version_1() -> None:
     config = decode(BuildConfig, recorded("build-config"))
     assert (config.key, config.jobs, config.inputs.backend) == ("f498d04545a73273", 16, "cuda")
     assert config.prefix == "/opt/llamafleet/versions/f498d04545a73273"
-    assert as_json(config) == recorded("build-config") | NEWER
+    assert as_json(config) == recorded("build-config") | NEWER | SHARED
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,201 @@
+"""Wheels that hosts of one fingerprint share: who builds, and how a wheel comes and goes."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64decode
+from binascii import Error as NotBase64
+from collections.abc import Generator
+
+from pyinfra.api import FactBase, FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+from pyinfra.api.exceptions import FactProcessError
+from pyinfra.api.host import Host
+from pyinfra.api.state import State
+
+from llamafleet.managed import access
+from llamafleet.plans.plan import BuildPlan, Problem
+from llamafleet.plans.share import offer_of, wheel_of
+from llamafleet.protocol.job import WHEELS
+from llamafleet.wheelstore import Incoming
+from operations import lock, upload
+from operations.rights import as_account
+from operations.run import HostRun, here
+from operations.watch import POLL_SECONDS
+
+PART = 2 << 20
+"""Bytes of a wheel in one answer of a host; in base64 they stay below what an answer may have."""
+BEGIN = "@wheel"
+PART_S = 120
+"""For one such answer; a silent host ends it sooner."""
+
+
+@operation()
+def agree() -> Generator[PyinfraCommand, None, None]:
+    """
+    Note what each host has to build, so that one builds for all of its fingerprint.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.share import agree
+        agree(name="Agree on who builds")
+    """
+    run = here()
+    build = run.plan().build
+    run.sharing.offers.pop(run.name, None)
+    if run.settings.build_sharing != "wheel" or build is None:
+        run.noop("it builds for itself")
+        return
+    offer = offer_of(run.name, run.settings, run.snapshot(), build)
+    run.sharing.offers[run.name] = offer
+    run.noop(f"{offer.does} {offer.key}")
+    yield from ()
+
+
+def failed(run: HostRun) -> set[str]:
+    """Names of the hosts that are out of this run."""
+    return {str(host.name) for host in run.host.state.failed_hosts}
+
+
+def waits_for(run: HostRun) -> str:
+    """The host whose wheel this one waits for; "": it waits for none."""
+    maker = run.sharing.maker(run.name, failed(run))
+    if maker in (None, run.name):
+        return ""
+    run.sharing.makers[run.name] = str(maker)
+    return str(maker)
+
+
+def wait(run: HostRun, maker: str) -> FunctionCommand:
+    """While another host builds, so that this one's lock stays fresh; the stage waits anyway."""
+
+    def poll(state: State, host: Host) -> bool:
+        while maker in run.sharing.building - failed(run):
+            lock.keep(run)
+            time.sleep(POLL_SECONDS)
+        return True
+
+    return FunctionCommand(poll, (), {})
+
+
+def is_asked(run: HostRun) -> bool:
+    """Others of this run wait for the wheel that this host's build left."""
+    return run.sharing.gives(run.name, failed(run))
+
+
+def why_none(run: HostRun) -> str:
+    """Why no wheel came of the host that this one waited for; "": it waited for none."""
+    maker = run.sharing.makers.pop(run.name, "")
+    build = run.plan().build
+    if not maker or build is None or build.config.wheel:
+        return ""
+    why = run.sharing.why.get(maker) or "it came to no end"
+    return f"build: found no wheel of {maker} ({why}); expected one to install; it is built here"
+
+
+def bring(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, None, None]:
+    """Put the wheel of the plan, if it has one, where root alone writes."""
+    wheel, store = wanted.config.wheel, run.sharing.store
+    if wheel is None:
+        return
+    file = store.file(wanted.fingerprint, wheel)
+    wrong = store.wrong(wanted.fingerprint, wheel)
+    if wrong:
+        problem = Problem(
+            "build_sharing",
+            found=f"{file} with {wrong.partition('; expected ')[0]}",
+            expected=f"sha256 {wheel.sha256}, the wheel of {wheel.host}",
+            next=f"rm -r {file.parent}, and run the same command again",
+        )
+        yield FunctionCommand(_refuse, (run, problem), {})
+        return
+    target = wanted.config.wheel_file
+    yield from upload.write(file, target, access(run.layout()), wheel.sha256)
+
+
+def put_away(run: HostRun) -> StringCommand:
+    """Remove what `bring` put."""
+    return StringCommand("rm -rf --", QuoteString(run.layout().shared))
+
+
+def _refuse(state: State, host: Host, run: HostRun, problem: Problem) -> bool:
+    run.fail(problem)
+    return False
+
+
+def fetch(run: HostRun) -> FunctionCommand:
+    """Keep the wheel of the host's build on the controller. It fails no host: its build is good."""
+
+    def keep(state: State, host: Host) -> bool:
+        why = _fetch(run)
+        if why:
+            run.sharing.why[run.name] = why
+            said = f"build_sharing: {why}; expected the wheel of its build for other hosts; next: "
+            run.say(f"{said}they build for themselves", fg="yellow")
+        return True
+
+    return FunctionCommand(keep, (), {})
+
+
+def _fetch(run: HostRun) -> str:
+    """Why no wheel was kept; "": one was."""
+    build = run.plan().build
+    there = run.snapshot().builds.get(build.name) if build else None
+    if build is None or build.action != "none" or there is None or there.product is None:
+        return "found no whole build"
+    if not there.product.wheel:
+        return "found that it kept no wheel"
+    wheel = wheel_of(run.name, there.product)
+    if isinstance(wheel, str):
+        return wheel
+    path = f"{build.config.prefix}/{WHEELS}/{wheel.name}"
+    try:
+        with run.sharing.store.incoming(build.fingerprint, wheel) as coming:
+            why = _parts(run, path, coming)
+    except OSError as error:
+        return f"found that {run.sharing.store.folder} can't be written ({error})"
+    if not why:
+        run.sharing.has(build.fingerprint, wheel)
+    return why
+
+
+def _parts(run: HostRun, path: str, coming: Incoming) -> str:
+    """Read a wheel from the host, no more of it than its stamp says; "", or what is wrong."""
+    while coming.size < coming.wheel.size:
+        part = run.host.get_fact(
+            WheelPart,
+            rights=" ".join(as_account(run)),
+            path=path,
+            start=coming.size,
+            size=min(PART, coming.wheel.size - coming.size),
+            _timeout=PART_S,
+            _ignore_errors=True,
+        )
+        if not part:
+            break
+        coming.add(part)
+    return f"{path}: {coming.wrong}" if coming.wrong else ""
+
+
+class WheelPart(FactBase[bytes]):
+    """A part of a file, read with the account's rights: it may be anything by now."""
+
+    def command(self, rights: str, path: str, start: int, size: int) -> StringCommand:
+        # A login shell may print something of its own first.
+        script = f'echo {BEGIN}; tail -c "+$start" -- "$path" | head -c "$size" | base64'
+        told = (f"path={path}", f"start={start + 1}", f"size={size}")
+        words = (*map(QuoteString, told), "sh -c", QuoteString(script))
+        return StringCommand(rights or "env", *words)
+
+    @staticmethod
+    def default() -> bytes:
+        return b""
+
+    def process(self, output: list[str]) -> bytes:
+        at = output.index(BEGIN) + 1 if BEGIN in output else len(output)
+        try:
+            return b64decode("".join(output[at:]), validate=True)
+        except (NotBase64, ValueError) as error:
+            raise FactProcessError(f"a part of a wheel: {error}") from error

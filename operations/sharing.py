@@ -1,0 +1,61 @@
+"""Who builds for whom in this run, by what its hosts said, and the wheels that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from llamafleet.plans.share import Offer, gives, maker_of, sharing_lines
+from llamafleet.protocol.job import SharedWheel
+from llamafleet.settings import Settings
+from llamafleet.wheelstore import WheelStore
+
+
+@dataclass
+class Sharing:
+    """Of one run; all its hosts have the same."""
+
+    store: WheelStore = field(default_factory=WheelStore)
+    wheels: dict[str, SharedWheel] = field(default_factory=dict)
+    """That the controller has, by fingerprint."""
+    fresh: set[str] = field(default_factory=set)
+    """Fingerprints of those that came in this run."""
+    offers: dict[str, Offer] = field(default_factory=dict)
+    """By host."""
+    order: tuple[str, ...] = ()
+    """All hosts of the inventory."""
+    makers: dict[str, str] = field(default_factory=dict)
+    """By a host that waits, the one that it waits for."""
+    building: set[str] = field(default_factory=set)
+    """Hosts that are at it just now."""
+    why: dict[str, str] = field(default_factory=dict)
+    """By a host that gave no wheel, the reason."""
+
+    def for_host(self, settings: Settings) -> Mapping[str, SharedWheel]:
+        """The wheels that it may install; one that builds anew takes only what is new."""
+        if settings.build_sharing != "wheel":
+            return {}
+        if not settings.rebuild:
+            return self.wheels
+        return {key: wheel for key, wheel in self.wheels.items() if key in self.fresh}
+
+    def _at_it(self, failed: Collection[str]) -> list[Offer]:
+        known = (self.offers[name] for name in self.order if name in self.offers)
+        return [offer for offer in known if offer.host not in failed]
+
+    def maker(self, host: str, failed: Collection[str]) -> str | None:
+        """See maker_of. `failed`: hosts that are out of this run."""
+        return maker_of(host, self._at_it(failed), self.wheels, self.fresh)
+
+    def gives(self, host: str, failed: Collection[str]) -> bool:
+        """See gives."""
+        return gives(host, self._at_it(failed), self.wheels, self.fresh)
+
+    def lines(self) -> list[str]:
+        """Who builds what for whom."""
+        return sharing_lines(self._at_it(()), self.wheels, self.fresh)
+
+    def has(self, key: str, wheel: SharedWheel) -> None:
+        """The controller has it from now on."""
+        self.wheels[key] = wheel
+        self.fresh.add(key)
