@@ -56,6 +56,8 @@ class Signature:
     rank: Rank = "cause"
     explains: frozenset[str] = frozenset()
     """Signatures of what follows from it: where both are found, it stands first."""
+    mended_by: re.Pattern[str] | None = None
+    """Of one in spite of which the program goes on: what alone shows that it no longer holds."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,14 @@ def signatures_from(rows: Iterable[Mapping[str, str]]) -> tuple[Signature, ...]:
             source=row["source"],
             rank=_rank(row.get("rank", "cause")),
             explains=frozenset(row.get("explains", "").split()),
+            mended_by=_compiled(row.get("goes_on", "")),
         )
         for row in rows
     )
+
+
+def _compiled(pattern: str) -> re.Pattern[str] | None:
+    return re.compile(family_of(pattern), re.MULTILINE) if pattern else None
 
 
 def _rank(word: str) -> Rank:
@@ -156,11 +163,16 @@ def _first(
         line = log.lines[first]
         if any(span[0] < end and start < span[1] for start, end in taken):
             continue
-        if recovery.mended(signature.stage, signature.id, line, warns=line.warns):
+        if signature.mended_by:
+            mended = bool(signature.mended_by.search(log.joined, span[1]))
+        else:
+            mended = recovery.mended(signature.stage, signature.id, line)
+        if mended:
             continue
         taken.append(span)
         said = " ".join(each.text for each in log.lines[first : last + 1])[:LONGEST_LINE]
-        rank: Rank = "hint" if line.warns else signature.rank
+        warns = line.warns and not signature.mended_by
+        rank: Rank = "hint" if warns else signature.rank
         match = Match(
             signature.id,
             signature.stage,
@@ -171,7 +183,7 @@ def _first(
             line.number,
             rank,
         )
-        if not line.warns:
+        if not warns:
             return match
         best = best or match
     return best

@@ -63,11 +63,11 @@ class Recovery:
             succeeded=succeeded,
         )
 
-    def mended(self, stage: str, id: str, line: Line, *, warns: bool) -> bool:
+    def mended(self, stage: str, id: str, line: Line) -> bool:
         """What that line says of that stage is of no more account."""
         if stage in BUILD:
             again = line.number < self.build
-            warned = warns and line.number < max(self.succeeded, self.fetched)
+            warned = line.warns and line.number < max(self.succeeded, self.fetched)
             return again or warned
         if stage in RUN:
             less = id.startswith(OUT_OF_MEMORY) and line.number < self.ended

@@ -44,6 +44,8 @@ class Failure(Row):
     rank: Rank = "cause"
     explains: str = ""
     """Ids of what follows from it, with spaces between: it is named before them."""
+    goes_on: Annotated[str, AfterValidator(_pattern)] = ""
+    """The program goes on in spite of it: only what this pattern fits, said later, mends it."""
     pattern: Annotated[Text, AfterValidator(_pattern)]
     sample: Text
     """A text that this row matches, and none that is ranked before it."""
