@@ -482,7 +482,8 @@ def _error(job: Job, failure: Exception) -> JobError:
     message = redacted(str(failure) if named else f"{type(failure).__name__}: {failure}")
     text = _read_log(job.log_path)
     lines = error_lines(text)
-    match = diagnose(message, "\n".join(lines), text, stages=OF_JOBS)
+    # As one text: what the job itself says of it stands last, where the log says it was.
+    match = diagnose(f"{text}\n{message}", stages=OF_JOBS)
     return JobError(
         phase=job.current_phase,
         lines=(message, *lines),

@@ -126,7 +126,8 @@ def causes(
     """All that is known of a text, of these stages or of all: what explains the rest stands first.
 
     A cause stands before its consequence and before a hint, and of two causes the one that was
-    said first. What the log itself shows to be mended is left out.
+    said first. What the log itself shows to be mended is left out; and hints, where it ended well
+    and everything is asked.
     """
     log = LogText.of(text)
     recovery = Recovery.of(log)
@@ -137,6 +138,8 @@ def causes(
         match = _first(signature, log, recovery, taken)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
+    if stages is None and recovery.well:
+        found = [each for each in found if each[-1].rank != "hint"]
     ranked = [(one, match) for *_, one, match in sorted(found, key=lambda each: each[:3])]
     return tuple(match for _, match in _roots_first(ranked))
 
@@ -214,6 +217,14 @@ def _explains(
     each: tuple[Signature, Match], one: tuple[Signature, Match], passed: Collection[str]
 ) -> bool:
     return one[1].id in each[0].explains and each[1].id not in {*passed, one[1].id}
+
+
+def fails(text: str) -> bool:
+    """Something says that it failed, and nothing behind it that all is well."""
+    log = LogText.of(text)
+    well = Recovery.of(log).well
+    said = (line for line in log.lines if line.number > well and not line.warns)
+    return any(_OWN.search(line.text) or _FAILED.search(line.text) for line in said)
 
 
 def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
