@@ -45,7 +45,8 @@ def diagnose(context: click.Context, target: Path, inventory: Path, *, as_json: 
         name, text = read_failed_log(str(target), inventory)
     found = causes(signatures_from(failures.rows()), text)
     wrong = any(match.rank != "hint" for match in found) or fails(text)
-    lines = error_lines(text) if wrong and not found else []
+    known = any(match.rank == "cause" for match in found)
+    lines = error_lines(text) if wrong and not known else []
     if as_json:
         told = {"log": name, "wrong": wrong, "causes": list(map(asdict, found)), "lines": lines}
         click.echo(json.dumps(masked_data(told), indent=1))
@@ -58,14 +59,15 @@ def diagnose(context: click.Context, target: Path, inventory: Path, *, as_json: 
 def _told(name: str, found: Sequence[Match], lines: Sequence[str], *, wrong: bool) -> list[str]:
     if not wrong and not found:
         return [f"{name}: found nothing wrong"]
-    if not found:
-        return [
-            f"{name}: found a failure that is not known; its own lines:",
+    words = {"cause": "cause", "consequence": "follows", "hint": "may be harmless"}
+    told = [line for match in found for line in _one(name, match, words[match.rank])]
+    if lines:
+        told += [
+            f"{name}: found a failure whose cause is not known; its own lines:",
             *(f"  {line}" for line in lines),
             "next: search for the first of them, without paths and names",
         ]
-    words = {"cause": "cause", "consequence": "follows", "hint": "may be harmless"}
-    return [line for match in found for line in _one(name, match, words[match.rank])]
+    return told
 
 
 def _one(name: str, match: Match, word: str) -> tuple[str, ...]:

@@ -131,7 +131,11 @@ def causes(
     """
     log = LogText.of(text)
     recovery = Recovery.of(log)
-    asked = [one for one in signatures if stages is None or one.stage in stages]
+    # The general words of a consequence belong to a cause where one fits them too.
+    asked = sorted(
+        (one for one in signatures if stages is None or one.stage in stages),
+        key=lambda one: RANKS.index(one.rank),
+    )
     taken: list[tuple[int, int]] = []
     found = []
     for place, signature in enumerate(asked):
@@ -156,7 +160,7 @@ def diagnose(
 def _first(
     signature: Signature, log: LogText, recovery: Recovery, taken: list[tuple[int, int]]
 ) -> Match | None:
-    """Its best place: no warning where there is another, none that an earlier signature has."""
+    """Its best place: no warning where there is another, no line that an earlier signature has."""
     best: Match | None = None
     for count, found in enumerate(signature.pattern.finditer(log.joined)):
         if count == MOST_PLACES:
@@ -164,7 +168,7 @@ def _first(
         span = _span(found, log)
         first, last = log.index_at(span[0]), log.index_at(span[1] - 1)
         line = log.lines[first]
-        if any(span[0] < end and start < span[1] for start, end in taken):
+        if any(first <= end and start <= last for start, end in taken):
             continue
         if signature.mended_by:
             mended = bool(signature.mended_by.search(log.joined, span[1]))
@@ -172,7 +176,7 @@ def _first(
             mended = recovery.mended(signature.stage, signature.id, line)
         if mended:
             continue
-        taken.append(span)
+        taken.append((first, last))
         said = " ".join(each.text for each in log.lines[first : last + 1])[:LONGEST_LINE]
         warns = line.warns and not signature.mended_by
         rank: Rank = "hint" if warns else signature.rank
