@@ -30,7 +30,8 @@ class FailedLog(FactBase[str]):
         )
         # The account that builds writes there: a link is not followed.
         return one_line(
-            f"ls -t {logs} 2>/dev/null | while IFS= read -r log; do "
+            # pyinfra does not tell no output from a failed command.
+            f"echo; ls -t {logs} 2>/dev/null | while IFS= read -r log; do "
             'folder=${log%/*}; [ -L "$folder" ] || [ -L "$log" ] && continue; '
             f'grep -q \'"error": *{{\' "$folder/{STAMP}" 2>/dev/null || continue; '
             f'echo "{HEAD}$log"; head -c {HALF} "$log"; '
@@ -39,4 +40,4 @@ class FailedLog(FactBase[str]):
         )
 
     def process(self, output: list[str]) -> str:
-        return "\n".join(output)
+        return "\n".join(output[1:])

@@ -35,6 +35,7 @@ _PREFIX = re.compile(
             r"\[\d{1,6}/\d{1,6}\]",  # ninja
             r"\[ {0,2}\d{1,3}%\]",  # make
             r"[│|>](?=\s)",
+            r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
             r"stderr:(?=\s)",
         )
     )
