@@ -35,7 +35,8 @@ _RUN_BEGINS = re.compile(
 )
 _RUN_ENDED = re.compile(
     r".{0,60}(?:is listening|: listening on|model loaded|llama runner started|eval time|"
-    r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|\d+ tokens per second)"
+    r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
+    r"\d+ tokens per second)"
 )
 _AGAIN = "again"
 
