@@ -13,7 +13,16 @@ from urllib.parse import quote
 
 from llamafleet.history.files import write_json
 from llamafleet.history.update import Update, find_update
-from llamafleet.protocol.result import BUSY, FAIL, GOOD, NOT_VERIFIED, PASS, Result, Verdict
+from llamafleet.protocol.result import (
+    BUSY,
+    FAIL,
+    GOOD,
+    NOT_VERIFIED,
+    PASS,
+    Result,
+    Verdict,
+    is_good,
+)
 from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
 
@@ -119,7 +128,7 @@ class Row:
     @property
     def good(self) -> bool:
         """Nothing is left to be wished for, by the settings."""
-        return self.verdict in GOOD or (self.verdict == BUSY and self.allowed)
+        return is_good(self.verdict, allow_busy=self.allowed)
 
 
 def _no_result(host: str, found: str) -> str:

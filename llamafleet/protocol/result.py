@@ -29,6 +29,13 @@ GOOD: tuple[Verdict, ...] = (PASS, CPU_ONLY)
 """The job itself gives CPU ONLY only where the settings allow it."""
 
 Backend = Literal["cuda", "cpu"]
+
+
+def is_good(verdict: Verdict, *, allow_busy: bool) -> bool:
+    """Nothing is left to be wished for, by the settings."""
+    return verdict in GOOD or (verdict == BUSY and allow_busy)
+
+
 WANTED: dict[Backend, Verdict] = {"cuda": PASS, "cpu": CPU_ONLY}
 """The verdict after which nothing needs to be verified again."""
 
@@ -289,7 +296,7 @@ class Result:
     @property
     def good(self) -> bool:
         """Nothing is left to be wished for, by the settings."""
-        return self.verdict in GOOD or (self.verdict == BUSY and self.allow_busy)
+        return is_good(self.verdict, allow_busy=self.allow_busy)
 
     @property
     def measured(self) -> Benchmark | None:

@@ -100,7 +100,7 @@ class Rpms:
 def rpms(booted: BootedHost) -> Rpms:
     made = Rpms(booted)
     (booted.tree / "root/specs/nvcc").write_text(
-        ANSWERS.format(release="12.4", text="compiled", status=0)
+        ANSWERS.format(release="12.4", build=131, text="compiled", status=0)
     )
     made.add("cuda-crt-12-4")
     made.add("cuda-nvcc-12-4", "cuda-crt-12-4", NVCC)
@@ -201,7 +201,7 @@ def test_dnf_installs_the_toolkit_and_never_a_driver(
     rpms.ok(f"rpm -i --nosignature /{FOLDER}/x86_64/cuda-cccl-12-4-*.rpm")
     status, stamp = job(booted, url, toolkit_key=key(booted, tmp_path))
     assert status == 0, stamp
-    assert (booted.tree / NVCC.lstrip("/")).exists() and stamp["nvcc"] == "12.4"
+    assert (booted.tree / NVCC.lstrip("/")).exists() and stamp["nvcc"] == "12.4.131"
     assert "cuda-nvcc-12-4 12.4.1" in stamp["packages"]
     record = (booted.tree / RECORD).read_text().split()
     # What was there before is not llamafleet's; the key that rpm trusts now is.

@@ -272,7 +272,20 @@ int nvmlDeviceGetMemoryInfo_v2(Device device, Memory2 *into) {
 
 typedef struct { unsigned pid; uint64_t used; unsigned gpu_instance, compute_instance; } Process;
 
-/* The newest child of this process; 0: there is none. */
+/* When a process began, in clock ticks since the boot: field 22 of its stat. */
+static unsigned long long began(unsigned pid) {
+  char path[40], line[LONG] = "";
+  unsigned long long ticks = 0;
+  snprintf(path, sizeof path, "/proc/%u/stat", pid);
+  FILE *told = fopen(path, "r");
+  if (told && fgets(line, sizeof line, told) && strrchr(line, ')'))
+    sscanf(strrchr(line, ')'), ") %*c" /* 3 */ " %*d %*d %*d %*d %*d" /* 8 */
+           " %*u %*u %*u %*u %*u %*u %*u" /* 15 */ " %*d %*d %*d %*d %*d %*d" /* 21 */ " %llu", &ticks);
+  if (told) fclose(told);
+  return ticks;
+}
+
+/* The newest child of this process by its start, for pids begin again; 0: there is none. */
 static unsigned child(void) {
   unsigned newest = 0, one;
   DIR *tasks = opendir("/proc/self/task");
@@ -280,7 +293,9 @@ static unsigned child(void) {
     char path[320];
     snprintf(path, sizeof path, "/proc/self/task/%s/children", task->d_name);
     FILE *told = fopen(path, "r");
-    while (told && fscanf(told, "%u", &one) == 1) newest = one > newest ? one : newest;
+    /* The kernel lists a thread's children as they came: the last of one tick is the newest. */
+    while (told && fscanf(told, "%u", &one) == 1)
+      if (!newest || began(one) >= began(newest)) newest = one;
     if (told) fclose(told);
   }
   if (tasks) closedir(tasks);

@@ -48,8 +48,9 @@ def test_what_is_said_is_heard_at_the_next_call(fake_nvml: Fake, device: object)
 
 def test_the_newest_child_is_a_pid(fake_nvml: Fake, device: object) -> None:
     fake_nvml.processes("Compute", ("child", 5), (7, 6))
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with subprocess.Popen(["sleep", "60"]) as older, subprocess.Popen(["sleep", "60"]) as child:
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(device)
+        older.kill()
         child.kill()
     assert [(one.pid, one.usedGpuMemory) for one in found] == [(child.pid, 5 * MIB), (7, 6 * MIB)]
 

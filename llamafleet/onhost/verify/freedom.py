@@ -38,9 +38,9 @@ OF_MAX_MEMORY_CLOCK = 0.85
 """CUDA takes a GeForce's second highest memory clock: 10251 of 10501 MHz on an RTX 4090, 5005 of
 5505 on a GTX 1080 Ti."""
 SPREAD = {"pp": 0.05, "tg": 0.02}
-"""Standard deviation by median. Of free cards, 12 measurements on H200s (2026-11-26): tg 0.1 to
-1.1 %; pp 0.1 to 0.8 % with 7B, 0.4 to 2.4 % with 160M, whose prompt takes 4 ms. With a load that
-came in the middle: pp 26 %."""
+"""Standard deviation by median. Of free cards, 8 measurements on H200s and 3 on H100s (2026-11-26):
+tg 0.1 to 1.2 %; pp 0.1 to 0.8 % with 7B, 0.4 to 2.4 % with 160M, whose prompt takes 4 ms. With a
+load that came in the middle: pp 26 %."""
 
 SOFTWARE_CAP, SLOWDOWNS = (
     "sw_power_cap",

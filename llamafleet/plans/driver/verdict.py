@@ -25,6 +25,7 @@ from llamafleet.plans.driver.facts import (
 from llamafleet.plans.driver.foreign import culprit
 from llamafleet.plans.driver.gpus import (
     Sick,
+    SickState,
     branch_for,
     describe,
     full_address,
@@ -57,13 +58,7 @@ State = Literal[
     "nouveau in the way",
     "module not signed",
     "no driver",
-    "GPU lost",
-    "open module required",
-    "GPU not supported",
-    "vGPU guest driver needed",
-    "GPU not started",
-    "fabric not ready",
-    "closed to CUDA",
+    SickState,
     "too old",
     "card not bound",
     "no answer",
