@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from llamafleet.protocol.log_text import LogText
+from llamafleet.protocol.needed import SPACE, Needs, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
 
 MAX_LINES = 20
@@ -53,6 +54,8 @@ class Signature:
     fix: str
     source: str
     """Issue, file and line, or message that the signature was taken from."""
+    needs: Needs
+    """Of the pattern."""
     rank: Rank = "cause"
     explains: frozenset[str] = frozenset()
     """Signatures of what follows from it: where both are found, it stands first."""
@@ -88,6 +91,7 @@ def signatures_from(rows: Iterable[Mapping[str, str]]) -> tuple[Signature, ...]:
             cause=row["cause"],
             fix=row["fix"],
             source=row["source"],
+            needs=needs_of(family_of(row["pattern"])),
             rank=_rank(row.get("rank", "cause")),
             explains=frozenset(row.get("explains", "").split()),
             mended_by=_compiled(row.get("goes_on", "")),
@@ -114,7 +118,7 @@ def family_of(pattern: str) -> str:
             at += 2
             continue
         within = one == "[" or (within and one != "]")
-        space = r" \n" if within else r"[ \n]"
+        space = r" \n" if within else SPACE
         made.append(space if one == " " else one.lower())
         at += 1
     return "".join(made)
@@ -136,9 +140,12 @@ def causes(
         (one for one in signatures if stages is None or one.stage in stages),
         key=lambda one: RANKS.index(one.rank),
     )
+    words = vocabulary(log.joined)
     taken: list[tuple[int, int]] = []
     found = []
     for place, signature in enumerate(asked):
+        if not holds(signature.needs, words):
+            continue
         match = _first(signature, log, recovery, taken)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))

@@ -186,6 +186,7 @@ def test_a_run_that_dies_of_something_else_is_not_out_of_memory(host: Host) -> N
     answers, run = host
     answers.answers["context"] = (None, HARMLESS + "GGML_ASSERT(n > 0) failed\n")
     text = said(run(), "context")
+    assert "known as ggml-assert" in text
     assert "known as oom" not in text and "set context" not in text
 
 
