@@ -12,6 +12,7 @@ from llamafleet.protocol.diagnose import causes, diagnose, error_lines, fails, s
 from llamafleet.tables import failures
 
 DATA = Path(__file__).parent / "data" / "reports"
+FAMILIES = DATA.parent / "families.yaml"
 BUILD = Path(__file__).parents[1] / "onhost" / "data" / "build-cpu.log"
 SIGNATURES = signatures_from(failures.rows())
 SAMPLE = {row["id"]: row["sample"] for row in failures.rows()}
@@ -47,6 +48,16 @@ def first(text: str) -> str:
 @pytest.mark.parametrize("report", reports(), ids=lambda report: report["source"])
 def test_a_report_has_its_cause(report: Report) -> None:
     assert first(report["log"]) == report["cause"]
+
+
+def families() -> list[tuple[str, str]]:
+    said = yaml.safe_load(FAMILIES.read_text(encoding="utf-8"))
+    return [(id, line) for id, lines in said.items() for line in lines]
+
+
+@pytest.mark.parametrize(("id", "line"), families())
+def test_a_message_has_its_cause(id: str, line: str) -> None:
+    assert first(line) == id
 
 
 @pytest.mark.parametrize(
