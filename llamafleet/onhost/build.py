@@ -23,11 +23,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from llamafleet.onhost import nvcc
+from llamafleet.onhost.diagnose import OF_JOBS, causes
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
     BUILD,
     NVCC,
+    PARALLEL,
     PATH,
     BuildConfig,
     BuildProduct,
@@ -38,6 +40,7 @@ from llamafleet.protocol.job import (
     sync_folder,
     write_json,
 )
+from llamafleet.protocol.retry import retry_for
 
 NINJA_STEP = re.compile(r"^\s*\[([0-9]{1,9})/([0-9]{1,9})\] (.*)")
 WHEEL = re.compile(
@@ -249,13 +252,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
     llama.write_text(
         f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
     )
-    log = BuildLog()
-    pip_run(
-        job,
-        [*pip, "-v", *FROM_SOURCE, "-r", str(llama)],
-        env,
-        on_line=lambda line: _follow(job, log, line, config.allowed_unused),
-    )
+    log = _built(job, config, [*pip, "-v", *FROM_SOURCE, "-r", str(llama)], env)
     job.phase("check", "import")
     imported = import_check(python, env, job.folder)
     libraries = library_hashes(prefix)
@@ -280,6 +277,26 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path) -> BuildProduct
     )
 
 
+def _built(job: Job, config: BuildConfig, argv: Sequence[str], env: dict[str, str]) -> BuildLog:
+    """Run the pip that builds, and once more where `retry_for` has a way; what its log said."""
+    log = BuildLog()
+
+    def run(env: dict[str, str]) -> None:
+        pip_run(job, argv, env, on_line=lambda line: _follow(job, log, line, config.allowed_unused))
+
+    try:
+        run(env)
+    except JobFailed:
+        retry = retry_for(causes(job.read_log(), OF_JOBS), job.current_phase, config.jobs)
+        if retry is None:
+            raise
+        job.again(retry)
+        shutil.rmtree(job.folder / "cmake", ignore_errors=True)
+        log = BuildLog()
+        run(env | {PARALLEL: str(retry.jobs)})
+    return log
+
+
 def compiler_of(config: BuildConfig, env: Mapping[str, str]) -> str:
     """Build of the nvcc that will compile; "" for the CPU, and where it does not tell.
 
@@ -300,7 +317,7 @@ def variables(config: BuildConfig) -> dict[str, str]:
     """What the plan puts into the build's environment."""
     return config.environment | {
         "CMAKE_ARGS": shlex.join(config.cmake_args),
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(config.jobs),
+        PARALLEL: str(config.jobs),
     }
 
 

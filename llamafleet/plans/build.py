@@ -18,7 +18,16 @@ from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.plans.toolkit.compatibility import miscompiles
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
-from llamafleet.protocol.job import BUILD, NVCC, PATH, STAMP, BuildConfig, BuildInputs, Stamp
+from llamafleet.protocol.job import (
+    BUILD,
+    NVCC,
+    PARALLEL,
+    PATH,
+    STAMP,
+    BuildConfig,
+    BuildInputs,
+    Stamp,
+)
 from llamafleet.protocol.miscompiles import wrong_build
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
@@ -114,9 +123,7 @@ def environment(
     values = {
         "CXX": compiler.path,
         "FORCE_CMAKE": "1",
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(
-            jobs(settings, snapshot.cores, snapshot.memory_mib, backend)
-        ),
+        PARALLEL: str(jobs(settings, snapshot.cores, snapshot.memory_mib, backend)),
         "PATH": search_path(snapshot),
     }
     c_compiler = sibling_c_compiler(compiler.path)
