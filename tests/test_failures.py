@@ -45,6 +45,7 @@ Row = dict[str, str]
 CHECKS = {
     "cpu-only-build": "library_cuda",
     "fa-fallback": "benchmark",
+    "mlock": "context",
     "n-ctx-overflow": "context",
 }
 """The check that says what a run's log holds, where it is not offload."""

@@ -4,9 +4,10 @@
 from pyinfra_cli.inventory import make_inventory  # type: ignore[import-untyped]  # isort: skip
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from pyinfra.api import Config, Inventory, State
 from pyinfra.api.exceptions import ConnectError
@@ -15,11 +16,14 @@ from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 
 from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.connection import guard_of
+from llamafleet.facts.failed_log import HEAD, TIMEOUT_S, FailedLog
 from llamafleet.facts.snapshot import SnapshotText, arguments
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.plans.make import to_read
 from llamafleet.refusal import of_exit
 from llamafleet.settings import Settings
+
+T = TypeVar("T")
 
 
 def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Settings, str]:
@@ -27,9 +31,27 @@ def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Set
 
     Raises BadInput, as click's commands end with.
     """
+    return _asked(name, inventory, extra, RECORD, lambda host, set: (set, _text(host, set)))
+
+
+def read_failed_log(name: str, inventory: Path) -> tuple[str, str]:
+    """Path and text of the log of a host's last failed job. Raises BadInput."""
+    return _asked(name, inventory, {}, "llamafleet diagnose FILE", _failed_log)
+
+
+def _asked(
+    name: str,
+    inventory: Path,
+    extra: dict[str, object],
+    otherwise: str,
+    ask: Callable[[Host, Settings], T],
+) -> T:
+    """The answer of a host of the inventory. `otherwise`: what to type if there is none."""
     if not os.path.isfile(inventory):  # noqa: PTH113 - it refuses no name
         # pyinfra would take its name for that of a host.
-        raise BadInput(f"{name}: found no such file, and no inventory {inventory}; next: {RECORD}")
+        raise BadInput(
+            f"{name}: found no such file, and no inventory {inventory}; next: {otherwise}"
+        )
     with loaded(str(inventory)) as (state, hosts):
         state.init(hosts, ctx_config.get())  # type: ignore[no-untyped-call]
         host = hosts.get_host(name, default=None)
@@ -37,12 +59,12 @@ def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Set
             known = ", ".join(h.name for h in hosts) or "no host"
             raise BadInput(
                 f"{name}: found no such file, nor host in {inventory}; expected one of {known}; "
-                f"next: {RECORD}"
+                f"next: {otherwise}"
             )
         settings = _settings(host, extra)
         guard_of(host)
         with ctx_inventory.use(hosts), ctx_host.use(host):
-            return settings, _text(host, settings)
+            return ask(host, settings)
 
 
 @contextmanager
@@ -69,14 +91,38 @@ def _settings(host: Host, extra: dict[str, object]) -> Settings:
 
 
 def _text(host: Host, settings: Settings) -> str:
+    with _connected(host):
+        text = host.get_fact(SnapshotText, **arguments(*to_read(settings)), _ignore_errors=True)
+    if not text:
+        raise BadInput(f"{host.name} can't be read; next: pyinfra -vvv {host.name} exec -- true")
+    return text
+
+
+def _failed_log(host: Host, settings: Settings) -> tuple[str, str]:
+    layout = to_read(settings)[0]
+    with _connected(host):
+        text = host.get_fact(
+            FailedLog,
+            state_dir=layout.state,
+            jobs_of_root=layout.jobs_of_root,
+            _timeout=TIMEOUT_S,
+            _ignore_errors=True,
+        )
+    if text is None:
+        raise BadInput(f"{host.name} can't be read; next: pyinfra -vvv {host.name} exec -- true")
+    head, _, log = text.partition("\n")
+    if not head.startswith(HEAD):
+        raise BadInput(f"{host.name}: found no log of a failed job; next: llamafleet report")
+    return f"{host.name}:{head.removeprefix(HEAD)}", log
+
+
+@contextmanager
+def _connected(host: Host) -> Iterator[None]:
     try:
         host.connect(raise_exceptions=True, show_errors=False)
     except ConnectError as error:
         raise BadInput(f"{host.name} is not reached: {error}") from error
     try:
-        text = host.get_fact(SnapshotText, **arguments(*to_read(settings)), _ignore_errors=True)
+        yield
     finally:  # It also removes the file that answers sudo's question for a password.
         host.disconnect()
-    if not text:
-        raise BadInput(f"{host.name} can't be read; next: pyinfra -vvv {host.name} exec -- true")
-    return text

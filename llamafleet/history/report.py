@@ -116,4 +116,5 @@ def _cost(built: Built) -> str:
     if built.wheel_bytes is not None:
         parts.append(f"wheel {built.wheel_bytes / 1e6:.1f} MB")
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in built.phases.items())
+    parts += [f"second attempt: {built.retried}"] if built.retried else []
     return ", ".join(parts) + (f" ({phases})" if phases else "")

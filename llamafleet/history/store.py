@@ -45,6 +45,8 @@ class Built:
     wheel_bytes: int | None = None
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds, in the order they ran."""
+    retried: str = ""
+    """Why it took a second attempt."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,9 @@ def _from_result(host: str, result: Result) -> Row:
         figures_busy=result.measured_busy,
         allowed=result.allow_busy,
         left_out=result.left_out,
-        built=Built(build.wall_s, build.cpu_s, build.wheel_bytes, build.phases or {}),
+        built=Built(
+            build.wall_s, build.cpu_s, build.wheel_bytes, build.phases or {}, build.retried or ""
+        ),
     )
 
 

@@ -24,12 +24,14 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from llamafleet.onhost import compilercache, elf, ninja, nvcc, wheel
+from llamafleet.onhost.diagnose import OF_JOBS, causes
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
     BUILD,
     LIBRARY_PATH,
     NVCC,
+    PARALLEL,
     PATH,
     WHEELS,
     BuildConfig,
@@ -42,6 +44,7 @@ from llamafleet.protocol.job import (
     write_json,
 )
 from llamafleet.protocol.options import OWN, READ_UNDECLARED
+from llamafleet.protocol.retry import retry_for
 
 NINJA_STEP = re.compile(r"^\s*\[([0-9]{1,9})/([0-9]{1,9})\] (.*)")
 WHEEL = re.compile(
@@ -235,14 +238,8 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     if cache:
         cache.prepare([*pip, *WHEELS_ONLY])
         wanted = _through(cache, pip, into, llama, tree) or wanted
-    log = BuildLog()
     with cache or contextlib.nullcontext():
-        pip_run(
-            job,
-            wanted,
-            env | (cache.launchers if cache else {}),
-            on_line=lambda line: _follow(job, log, line, config.allowed_unused),
-        )
+        log = _built(job, config, wanted, env | (cache.launchers if cache else {}))
     kept = _kept(job, config, env, pip) if config.keep_wheel else None
     job.phase("check", "import")
     libraries = library_hashes(prefix)
@@ -398,6 +395,26 @@ def _through(
     return [*unchecked, "-v", *FROM_SOURCE, f"--config-settings=build-dir={tree}", str(source)]
 
 
+def _built(job: Job, config: BuildConfig, argv: Sequence[str], env: dict[str, str]) -> BuildLog:
+    """Run the pip that builds, and once more where `retry_for` has a way; what its log said."""
+    log = BuildLog()
+
+    def run(env: dict[str, str]) -> None:
+        pip_run(job, argv, env, on_line=lambda line: _follow(job, log, line, config.allowed_unused))
+
+    try:
+        run(env)
+    except JobFailed:
+        retry = retry_for(causes(job.read_log(), OF_JOBS), job.current_phase, config.jobs)
+        if retry is None:
+            raise
+        job.again(retry)
+        shutil.rmtree(job.folder / "cmake", ignore_errors=True)
+        log = BuildLog()
+        run(env | {PARALLEL: str(retry.jobs)})
+    return log
+
+
 def compiler_of(config: BuildConfig, env: Mapping[str, str]) -> str:
     """Build of the nvcc that will compile; "" for the CPU, and where it does not tell.
 
@@ -418,7 +435,7 @@ def variables(config: BuildConfig) -> dict[str, str]:
     """What the plan puts into the build's environment."""
     return config.environment | {
         "CMAKE_ARGS": shlex.join(config.cmake_args),
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(config.jobs),
+        PARALLEL: str(config.jobs),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from functools import cache
 
 from llamafleet.protocol.diagnose import Match, Signature, signatures_from
+from llamafleet.protocol.diagnose import causes as causes_by
 from llamafleet.protocol.diagnose import diagnose as diagnose_by
 
 TABLE = "failures.json"
@@ -25,6 +26,11 @@ def shipped() -> tuple[Signature, ...]:
     except OSError:
         data = None
     return signatures_from(json.loads(data)) if data else ()
+
+
+def causes(text: str, stages: Collection[str]) -> tuple[Match, ...]:
+    """All that the zipapp's table knows of a text, the root first."""
+    return causes_by(shipped(), text, stages)
 
 
 def diagnose(*texts: str, stages: Collection[str]) -> Match | None:

@@ -30,6 +30,7 @@ from llamafleet.protocol.job import (
     Kind,
     Product,
     Progress,
+    Retry,
     Stamp,
     log_name,
     machine_id,
@@ -128,6 +129,10 @@ class ProgressFile:
             self._told = replace(self._told, phase=name, step=0, steps=0, line=said)
             self._write()
 
+    def again(self, retry: Retry) -> None:
+        with self._lock:
+            self._told = replace(self._told, retry=retry)
+
     def step(self, step: int, steps: int, line: str = "") -> None:
         with self._lock:
             self._told = replace(self._told, step=step, steps=steps, line=redacted(line[:200]))
@@ -156,6 +161,9 @@ class Job:
         """What to know of it though it ends well, a line each."""
         self.current_phase = ""
         self.progress = ProgressFile(folder, kind, key)
+        self.retry: Retry | None = None
+        self.log_begin = 0
+        """Bytes of the log that an earlier attempt wrote."""
         self._since = time.monotonic()
 
     def phase(self, name: str, line: str = "") -> None:
@@ -186,6 +194,22 @@ class Job:
         with self._append() as log:
             log.write(redacted(text.rstrip("\n")) + "\n")
 
+    def again(self, retry: Retry) -> None:
+        """Begin a second attempt, the running phase included."""
+        self.retry = retry
+        self.log(f"llamafleet: {retry}")
+        self.log_begin = self.log_path.stat().st_size
+        self.progress.again(retry)
+        self.phase(self.current_phase, str(retry))
+
+    def read_log(self) -> str:
+        """First LOG_LIMIT bytes of this attempt: the first error is what matters."""
+        if not self.log_path.is_file():
+            return ""
+        with self.log_path.open("rb") as log:
+            log.seek(self.log_begin)
+            return log.read(LOG_LIMIT).decode("utf-8", errors="replace")
+
     def _append(self) -> TextIO:
         return self.log_path.open("a", encoding="utf-8", buffering=1)
 
@@ -208,6 +232,7 @@ class Job:
             inputs=inputs,
             log=str(self.log_path),
             error=error,
+            retry=self.retry,
             machine_id=machine_id(),
             notes=tuple(map(redacted, self.notes)),
         )
@@ -471,21 +496,16 @@ def _run(job: Job, worker: Worker[Config], config: Config | JobFailed) -> int:
     return code
 
 
-def _read_log(path: Path) -> str:
-    """The log's first LOG_LIMIT characters; the first error is what matters."""
-    if not path.is_file():
-        return ""
-    with path.open(encoding="utf-8", errors="replace") as log:
-        return log.read(LOG_LIMIT)
-
-
 def _error(job: Job, failure: Exception) -> JobError:
     """The lines worth reading and, where a signature fits, cause and fix."""
     named = isinstance(failure, JobFailed)
     message = redacted(str(failure) if named else f"{type(failure).__name__}: {failure}")
-    text = _read_log(job.log_path)
+    text = job.read_log()
     lines = error_lines(text)
-    match = diagnose(message, "\n".join(lines), text, stages=OF_JOBS)
+    if job.retry:
+        lines.insert(0, f"the first attempt: {job.retry.line} ({job.retry})")
+    # As one text: what the job itself says of it stands last, where the log says it was.
+    match = diagnose(f"{text}\n{message}", stages=OF_JOBS)
     return JobError(
         phase=job.current_phase,
         lines=(message, *lines),

@@ -23,6 +23,7 @@ from llamafleet.protocol.job import (
     BUILD,
     LIBRARY_PATH,
     NVCC,
+    PARALLEL,
     PATH,
     STAMP,
     BuildConfig,
@@ -165,9 +166,7 @@ def environment(
     values = {
         "CXX": compiler.path,
         "FORCE_CMAKE": "1",
-        "CMAKE_BUILD_PARALLEL_LEVEL": str(
-            jobs(settings, snapshot.cores, snapshot.memory_mib, backend)
-        ),
+        PARALLEL: str(jobs(settings, snapshot.cores, snapshot.memory_mib, backend)),
         "PATH": search_path(snapshot),
     }
     c_compiler = sibling_c_compiler(compiler.path)

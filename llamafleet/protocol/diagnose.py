@@ -3,32 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from llamafleet.protocol.log_text import LogText
+from llamafleet.protocol.needed import SPACE, Needs, holds, needs_of, vocabulary
+from llamafleet.protocol.recovery import Recovery
 
 MAX_LINES = 20
 LONGEST_LINE = 400
 """Characters of a line that are kept."""
 BEFORE = 2
-_ERROR = re.compile(
-    r"\berror:|FAILED:|CMake Error|ERROR:|nvcc fatal|^\w*(?:Error|Exception): "
-    r"|No space left on device",
-    re.MULTILINE,
+MOST_PLACES = 50
+"""Places of a signature that are looked at: where one is explained away the next may count."""
+WRAPPED = 4
+"""Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
+
+Rank = Literal["cause", "consequence", "hint"]
+"""What a signature is worth: a cause; what follows from one, or says that something failed; what
+may be harmless, as a warning is."""
+RANKS: tuple[Rank, ...] = get_args(Rank)
+
+_OWN = re.compile(
+    r"\berror:(?! subprocess-exited| command )|\bfatal(?: error)? ?:|\b(?:nvcc|ptxas|nvlink) fatal"
+    r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
+    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
+    r"|^E: |error while loading shared|died due to signal|\bKilled\b",
+)
+"""A compiler's, linker's, loader's or interpreter's own words."""
+_FAILED = re.compile(
+    r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
+    r"|Installation failed|\bfailed\b.{0,40}\bexit"
+)
+_FALLS_BACK = re.compile(
+    r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
 )
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One known failure. The first signature that is found in a text, in table order, names it."""
+    """One known failure."""
 
     id: str
     stage: str
     """Who says it: see the head of tables/failures.yaml."""
     pattern: re.Pattern[str]
+    """Made by `family_of`: searched in LogText.joined."""
     cause: str
     fix: str
     source: str
     """Issue, file and line, or message that the signature was taken from."""
+    needs: Needs
+    """Of the pattern."""
+    rank: Rank = "cause"
+    explains: frozenset[str] = frozenset()
+    """Signatures of what follows from it: where both are found, it stands first."""
+    mended_by: re.Pattern[str] | None = None
+    """Of one in spite of which the program goes on: what alone shows that it no longer holds."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +71,10 @@ class Match:
     fix: str
     source: str
     line: str
-    """The line of the text in which the match begins."""
+    """What was said, in one line."""
+    number: int = 0
+    """Of the line in which that begins, from 1."""
+    rank: Rank = "cause"
 
     def __str__(self) -> str:
         """The part of a sentence that says what it is: the fix stands elsewhere."""
@@ -52,47 +87,176 @@ def signatures_from(rows: Iterable[Mapping[str, str]]) -> tuple[Signature, ...]:
         Signature(
             id=row["id"],
             stage=row["stage"],
-            pattern=re.compile(row["pattern"], re.MULTILINE),
+            pattern=re.compile(family_of(row["pattern"]), re.MULTILINE),
             cause=row["cause"],
             fix=row["fix"],
             source=row["source"],
+            needs=needs_of(family_of(row["pattern"])),
+            rank=_rank(row.get("rank", "cause")),
+            explains=frozenset(row.get("explains", "").split()),
+            mended_by=_compiled(row.get("goes_on", "")),
         )
         for row in rows
     )
 
 
+def _compiled(pattern: str) -> re.Pattern[str] | None:
+    return re.compile(family_of(pattern), re.MULTILINE) if pattern else None
+
+
+def _rank(word: str) -> Rank:
+    return next(rank for rank in RANKS if rank == word)
+
+
+def family_of(pattern: str) -> str:
+    """The pattern for any case, and for a line end wherever it has a space."""
+    made, within, at = [], False, 0
+    while at < len(pattern):
+        one = pattern[at]
+        if one == "\\":
+            made.append(pattern[at : at + 2])
+            at += 2
+            continue
+        within = one == "[" or (within and one != "]")
+        space = r" \n" if within else SPACE
+        made.append(space if one == " " else one.lower())
+        at += 1
+    return "".join(made)
+
+
+def causes(
+    signatures: Iterable[Signature], text: str, stages: Collection[str] | None = None
+) -> tuple[Match, ...]:
+    """All that is known of a text, of these stages or of all: what explains the rest stands first.
+
+    A cause stands before its consequence and before a hint, and of two causes the one that was
+    said first. What the log itself shows to be mended is left out; and hints, where it ended well
+    and everything is asked.
+    """
+    log = LogText.of(text)
+    recovery = Recovery.of(log)
+    # The general words of a consequence belong to a cause where one fits them too.
+    asked = sorted(
+        (one for one in signatures if stages is None or one.stage in stages),
+        key=lambda one: RANKS.index(one.rank),
+    )
+    words = vocabulary(log.joined)
+    taken: list[tuple[int, int]] = []
+    found = []
+    for place, signature in enumerate(asked):
+        if not holds(signature.needs, words):
+            continue
+        match = _first(signature, log, recovery, taken)
+        if match:
+            found.append((RANKS.index(match.rank), match.number, place, signature, match))
+    if stages is None and recovery.well:
+        found = [each for each in found if each[-1].rank != "hint"]
+    ranked = [(one, match) for *_, one, match in sorted(found, key=lambda each: each[:3])]
+    return tuple(match for _, match in _roots_first(ranked))
+
+
 def diagnose(
     signatures: Iterable[Signature], *texts: str, stages: Collection[str] | None = None
 ) -> Match | None:
-    """What is known of the first text that a signature fits, of these stages or of all.
-
-    Give the narrow text before the wide: in a whole log a harmless word may fit a signature.
-    """
-    asked = [one for one in signatures if stages is None or one.stage in stages]
-    return next((match for text in texts if (match := _first(asked, text))), None)
+    """The first cause that one of the texts holds, or else the first of what follows from one."""
+    signatures = tuple(signatures)
+    first = [known[0] for text in texts if (known := causes(signatures, text, stages))]
+    return min(first, key=lambda match: RANKS.index(match.rank), default=None)
 
 
-def _first(signatures: Iterable[Signature], text: str) -> Match | None:
-    for signature in signatures:
-        if found := signature.pattern.search(text):
-            start = text.rfind("\n", 0, found.end() - 1) + 1
-            begin = min(start, found.end() - 1)
-            line = text[begin : begin + LONGEST_LINE].split("\n", 1)[0].strip()
-            return Match(
-                signature.id,
-                signature.stage,
-                signature.cause,
-                signature.fix,
-                signature.source,
-                line,
-            )
-    return None
+def _first(
+    signature: Signature, log: LogText, recovery: Recovery, taken: list[tuple[int, int]]
+) -> Match | None:
+    """Its best place: no warning where there is another, no line that an earlier signature has."""
+    best: Match | None = None
+    for count, found in enumerate(signature.pattern.finditer(log.joined)):
+        if count == MOST_PLACES:
+            break
+        span = _span(found, log)
+        first, last = log.index_at(span[0]), log.index_at(span[1] - 1)
+        line = log.lines[first]
+        if any(first <= end and start <= last for start, end in taken):
+            continue
+        if signature.mended_by:
+            mended = bool(signature.mended_by.search(log.joined, span[1]))
+        else:
+            mended = recovery.mended(signature.stage, signature.id, line)
+        if mended:
+            continue
+        taken.append((first, last))
+        said = " ".join(each.text for each in log.lines[first : last + 1])[:LONGEST_LINE]
+        warns = line.warns and not signature.mended_by
+        rank: Rank = "hint" if warns else signature.rank
+        match = Match(
+            signature.id,
+            signature.stage,
+            signature.cause,
+            signature.fix,
+            signature.source,
+            said,
+            line.number,
+            rank,
+        )
+        if not warns:
+            return match
+        best = best or match
+    return best
+
+
+def _span(found: re.Match[str], log: LogText) -> tuple[int, int]:
+    """Where it is said; of a pattern that looks at the whole log, its last line."""
+    start, end = found.start(), max(found.end(), found.start() + 1)
+    if log.index_at(end - 1) - log.index_at(start) >= WRAPPED:
+        start = log.joined.rfind("\n", 0, end - 1) + 1
+    return min(start, end - 1), end
+
+
+def _roots_first(ranked: Sequence[tuple[Signature, Match]]) -> list[tuple[Signature, Match]]:
+    """The order kept, but for what explains the next one: that goes before it."""
+    left, made = list(ranked), []
+    while left:
+        one, passed = left[0], set[str]()
+        while root := next((each for each in left if _explains(each, one, passed)), None):
+            passed.add(one[1].id)
+            one = root
+        made.append(one)
+        left.remove(one)
+    return made
+
+
+def _explains(
+    each: tuple[Signature, Match], one: tuple[Signature, Match], passed: Collection[str]
+) -> bool:
+    return one[1].id in each[0].explains and each[1].id not in {*passed, one[1].id}
+
+
+def fails(text: str) -> bool:
+    """Something says that it failed, and nothing behind it that all is well."""
+    log = LogText.of(text)
+    well = Recovery.of(log).well
+    said = (line for line in log.lines if line.number > well and not line.warns)
+    return any(_OWN.search(line.text) or _FAILED.search(line.text) for line in said)
 
 
 def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
-    """The lines around the first error of a log; its last lines where none looks like one."""
+    """The lines around the first error of a log; its last lines where none looks like one.
+
+    A compiler's, linker's or interpreter's own words stand before those of who called it, and what
+    it says further down is kept.
+    """
     lines = [line.rstrip()[:LONGEST_LINE] for line in text.splitlines()]
-    for number, line in enumerate(lines):
-        if _ERROR.search(line):
-            return lines[max(0, number - BEFORE) :][:limit]
-    return lines[-limit:]
+    own = [number for number, line in enumerate(lines) if _OWN.search(line)]
+    start = next(iter(own), None)
+    for asked in (_FAILED, _FALLS_BACK):
+        if start is None:
+            start = next((at for at, line in enumerate(lines) if asked.search(line)), None)
+    if start is None:
+        return lines[-limit:]
+    begin = max(0, start - BEFORE)
+    further = _further(lines, own, begin + limit, limit // 2)
+    return [*lines[begin : begin + limit - len(further)], *further]
+
+
+def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:
+    """Different ones of the lines behind `end`."""
+    return list(dict.fromkeys(lines[number] for number in own if number >= end))[:most]

@@ -34,6 +34,8 @@ NVCC = "CUDACXX"
 """Variable of a build's environment that names its nvcc."""
 LIBRARY_PATH = "LD_LIBRARY_PATH"
 """Variable of a build's environment that names the folder of its toolkit's libraries."""
+PARALLEL = "CMAKE_BUILD_PARALLEL_LEVEL"
+"""The same that says how many compile jobs run at a time."""
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
@@ -301,6 +303,22 @@ def toolkit_config(data: object) -> ToolkitConfig:
 # -- what the job tells ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Retry:
+    """Why a job was begun once more on its own, and what was changed for it."""
+
+    signature: str
+    """Id of the known failure that the first attempt ended in."""
+    line: str
+    """What its log said."""
+    before: int
+    jobs: int
+    """Parallel compile jobs; before: of the first attempt."""
+
+    def __str__(self) -> str:
+        return f"{self.signature} with jobs = {self.before}; once more with jobs = {self.jobs}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a job is, and which process runs it."""
@@ -320,6 +338,8 @@ class Progress:
     """0: not known."""
     line: str = ""
     """What it is at, in words."""
+    retry: Retry | None = None
+    """None: the first attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +375,8 @@ class Stamp:
     """Of the configuration; those of another version of this code may have other names."""
     log: str = ""
     error: JobError | None = None
+    retry: Retry | None = None
+    """It was tried twice; the rest is of the second attempt, the times are of both."""
     machine_id: str = ""
     """Of the machine that it ended on; "": not known, or written by older code."""
     notes: tuple[str, ...] = ()

@@ -215,6 +215,8 @@ class BuildSummary:
     """Seconds, in the order they ran."""
     wheel_bytes: int | None = None
     llama_cpp_python: str | None = None
+    retried: str | None = None
+    """Why it was built in a second attempt, and with what; None: in the first."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ Stage = Literal[
     "verify",
 ]
 
+# What a row is worth beside others: see the same head, and `protocol.diagnose`.
+Rank = Literal["cause", "consequence", "hint"]
+
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -34,13 +37,18 @@ def _pattern(value: str) -> str:
 
 
 class Failure(Row):
-    """A row of what `protocol.diagnose` looks for; the first that matches names the cause."""
+    """A row of what `protocol.diagnose` looks for and ranks."""
 
     id: Text
     stage: Stage
+    rank: Rank = "cause"
+    explains: str = ""
+    """Ids of what follows from it, with spaces between: it is named before them."""
+    goes_on: Annotated[str, AfterValidator(_pattern)] = ""
+    """The program goes on in spite of it: only what this pattern fits, said later, mends it."""
     pattern: Annotated[Text, AfterValidator(_pattern)]
     sample: Text
-    """A text that this row, and none above it, matches."""
+    """A text that this row matches, and none that is ranked before it."""
     cause: Text
     fix: Text
     source: Text

@@ -20,6 +20,7 @@ READ = r"json\.loads?\(|\.read_text\(|\.read_bytes\(|\.read\(|yaml\.\w*load\("
 
 ELSEWHERE = {
     "bootstrap": "what setup.sh downloads, each file by its pinned hash",
+    "cli.diagnose": "a log, by protocol.diagnose",
     "facts.snapshot": "the script that is part of this package",
     "onhost.cards": "the kernel's /sys and /proc",
     "onhost.detach": "its own child's words",

@@ -321,13 +321,66 @@ def test_compile_error_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
     answer = toy.run()
     assert answer.returncode == job.EXIT_FAILED
     error = toy.stamp["error"]
-    assert (error["phase"], error["signature"]) == ("compile", "wheel-build-failed")
+    assert (error["phase"], error["signature"]) == ("compile", "source-error")
     assert "no_such_name" in "\n".join(error["lines"])
     assert "no_such_name" in answer.stderr
     assert (toy.folder / "build.log").read_text().count("FAILED: ") == 1
     assert len(error["lines"]) <= 21
     assert not toy.prefix.exists()
     assert "no_such_name" in (toy.folder / "build.log").read_text()
+
+
+KILLED = "cc: fatal error: Killed signal terminated program cc1"
+FULL = "cc: fatal error: one.o: No space left on device"
+
+
+def small_memory(folder: Path, second: str = "") -> dict[str, str]:
+    """A C compiler that is ended as the kernel does it, if another compiles at the same time.
+
+    `second`: what it says in place of compiling, once that has happened.
+    """
+    folder.mkdir()
+    compiler = folder / "cc"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *one.c*|*two.c*) ;; *) exec cc "$@";; esac\n'
+        f"if [ -e {folder}/killed ] && [ -n '{second}' ]; then echo '{second}' >&2; exit 1; fi\n"
+        f"if ! mkdir {folder}/busy; then touch {folder}/killed; echo '{KILLED}' >&2; exit 1; fi\n"
+        'sleep 1; cc "$@"; status=$?\n'
+        f"rmdir {folder}/busy; exit $status\n"
+    )
+    compiler.chmod(0o755)
+    return {"CC": str(compiler)}
+
+
+def test_a_build_that_is_out_of_memory_is_made_once_more_with_fewer_jobs(
+    runner: Runner, wheelhouse: Path, tmp_path: Path
+) -> None:
+    toy = Build(runner, wheelhouse, environment=small_memory(tmp_path / "small"))
+    assert toy.run().returncode == 0, toy.stamp
+    retry = toy.stamp["retry"]
+    assert (retry["signature"], retry["before"], retry["jobs"]) == ("compile-killed", 2, 1)
+    assert retry["line"] == KILLED
+    assert json.loads(toy.proof.read_text())["retry"] == retry
+    assert json.loads((toy.folder / "progress.json").read_text())["retry"] == retry
+    log = (toy.folder / "build.log").read_text()
+    assert log.count("*** Building project with") == 2
+    assert "compile-killed with jobs = 2; once more with jobs = 1\n" in log
+
+
+def test_a_second_failure_is_told_with_both_causes_and_is_the_last(
+    runner: Runner, wheelhouse: Path, tmp_path: Path
+) -> None:
+    toy = Build(runner, wheelhouse, environment=small_memory(tmp_path / "small", FULL))
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert (error["phase"], error["signature"]) == ("compile", "enospc")
+    assert error["lines"][1].startswith(f"the first attempt: {KILLED} (compile-killed with ")
+    assert any(FULL in line for line in error["lines"][2:])
+    assert toy.stamp["retry"]["jobs"] == 1
+    log = (toy.folder / "build.log").read_text()
+    assert log.count("*** Building project with") == 2
+    assert not toy.prefix.exists()
 
 
 def test_mistyped_option_stops_the_build(runner: Runner, wheelhouse: Path) -> None:
@@ -485,7 +538,7 @@ def test_its_code_and_pip_may_be_replaced_while_it_runs(runner: Runner, wheelhou
         path.with_name("new").replace(path)
     assert process.wait(60) == job.EXIT_FAILED
     error = toy.stamp["error"]
-    assert (error["phase"], error["signature"]) == ("compile", "wheel-build-failed")
+    assert (error["phase"], error["signature"]) == ("compile", "source-error")
 
 
 def test_a_disk_that_is_full_at_the_very_end_leaves_no_build(

@@ -91,10 +91,14 @@ def test_only_the_stages_that_are_asked_for() -> None:
         assert {match.stage for match in asked if match} == {stage}
 
 
-def test_the_narrow_text_is_asked_before_the_wide() -> None:
+def test_the_narrow_text_is_asked_before_the_wide_but_a_cause_before_its_consequence() -> None:
     sample = {row["id"]: row["sample"] for row in ROWS}
-    narrow, wide = sample["wheel-build-failed"], sample["enospc"]
-    for texts, id in [((narrow, wide), "wheel-build-failed"), (("nothing", wide), "enospc")]:
+    cause, other = sample["enospc"], sample["python-h"]
+    for texts, id in [
+        ((sample["wheel-build-failed"], cause), "enospc"),
+        ((other, cause), "python-h"),
+        (("nothing", cause), "enospc"),
+    ]:
         match = diagnose(SIGNATURES, *texts)
         assert match and match.id == id
     assert diagnose(SIGNATURES) is None and diagnose(SIGNATURES, "nothing") is None

@@ -174,6 +174,7 @@ class Evidence:
             phases=stamp.phases,
             wheel_bytes=product.wheel_bytes,
             llama_cpp_python=product.llama_cpp_python,
+            retried=str(stamp.retry) if stamp.retry else None,
         )
 
     @once

@@ -27,8 +27,7 @@ _LIBRARY = re.compile(r"(?<![\w+.-])(lib[\w+.-]+\.so[\d.]*): ")
 
 def of_task(outcome: Outcome) -> Match | None:
     """Why a task ended without a reply; None: not known."""
-    problem = outcome.problem or ""
-    return diagnose(problem, f"{problem}\n{outcome.log}", stages=DIED)
+    return diagnose(f"{outcome.log}\n{outcome.problem or ''}", stages=DIED)
 
 
 def with_match(check: Check, match: Match | None) -> Check:

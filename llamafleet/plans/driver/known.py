@@ -9,17 +9,19 @@ from llamafleet.protocol.diagnose import Match, Signature, diagnose, signatures_
 from llamafleet.tables import failures
 
 MISMATCH = "nvml-driver-library-mismatch"
+SAID = "detection"
+"""The stage of what they say."""
 NO_DRIVER = "nvidia-smi-no-driver"
 
 
 @lru_cache
 def _signatures() -> tuple[Signature, ...]:
-    return signatures_from(failures.rows())
+    return signatures_from(row for row in failures.rows() if row["stage"] == SAID)
 
 
 def known(*texts: str) -> Match | None:
     """What is known of the texts, the narrow before the wide; None: nothing."""
-    return diagnose(_signatures(), *texts, stages=("detection",))
+    return diagnose(_signatures(), *texts)
 
 
 def is_known(text: str, id: str) -> bool:

@@ -25,7 +25,7 @@ from llamafleet.onhost.toolkit.managers import locked_by
 from llamafleet.onhost.toolkit.packages import refuse_unpinned
 from llamafleet.onhost.toolkit.wheels import Downloads, driver_names
 from llamafleet.protocol.decode import DecodeError, decode
-from llamafleet.protocol.diagnose import diagnose, error_lines, signatures_from
+from llamafleet.protocol.diagnose import causes, error_lines, fails, signatures_from
 from llamafleet.protocol.fingerprint import explain_difference, fingerprint
 from llamafleet.protocol.job import (
     LIMIT,
@@ -314,8 +314,8 @@ CUDA error: out of memory
 
 
 def _diagnosed(text: str, _: Path) -> object:
-    match = diagnose(SIGNATURES, text)
-    return [match and replace(match, line=""), error_lines(text)]
+    found = [replace(match, line="") for match in causes(SIGNATURES, text)]
+    return [found, fails(text), error_lines(text)]
 
 
 PRINTED = (
@@ -428,7 +428,7 @@ PRINTED = (
     ),
     Target(
         "the log of a failure",
-        ("protocol.diagnose:diagnose", "protocol.diagnose:error_lines"),
+        ("protocol.diagnose:causes", "protocol.diagnose:fails", "protocol.diagnose:error_lines"),
         texts([*LOGS, FAILURES]),
         _diagnosed,
         known=(

@@ -98,7 +98,7 @@ def test_code_for_another_cpu_is_explained(
     [
         ("CUDA error: no kernel image is available for execution on the device", "no-kernel-image"),
         ("CUDA error: out of memory", "oom-weights"),
-        ("CUDA error: misaligned address", "cuda-error-generic"),
+        ("CUDA error: misaligned address", "illegal-memory-access"),
     ],
 )
 def test_an_error_of_cuda_is_explained(tmp_path: Path, line: str, id: str) -> None:
@@ -113,7 +113,7 @@ def test_an_error_of_cuda_is_explained(tmp_path: Path, line: str, id: str) -> No
     ("error", "id", "advice"),
     [
         ("no CUDA-capable device is detected", "no-cuda-device", "CUDA_VISIBLE_DEVICES"),
-        ("CUDA driver version is insufficient for CUDA runtime", "cuda-init-failed", "nvidia_uvm"),
+        ("CUDA driver version is insufficient for CUDA runtime", "driver-too-old", "the driver"),
         ("CUDA driver is a stub library", "stub-library", "stubs"),
         ("unknown error", "uvm-race-at-boot", "nvidia-modprobe"),
     ],
@@ -186,7 +186,8 @@ def test_a_run_that_dies_of_something_else_is_not_out_of_memory(host: Host) -> N
     answers, run = host
     answers.answers["context"] = (None, HARMLESS + "GGML_ASSERT(n > 0) failed\n")
     text = said(run(), "context")
-    assert "known as" not in text and "set context" not in text
+    assert "known as ggml-assert" in text
+    assert "known as oom" not in text and "set context" not in text
 
 
 def test_a_context_too_large_is_explained(host: Host) -> None:

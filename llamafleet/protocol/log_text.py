@@ -1,0 +1,123 @@
+"""A log as its programs wrote it: without the prefixes of whoever passed it on, in bounded size."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+LONGEST_LINE = 1000
+"""Characters of a line that are read: a compiler's command line says nothing behind them."""
+HALF = 2 * 2**20
+"""Characters read at either end of a log: the first error and how it ended."""
+DEEPEST = 5
+"""Prefixes one after another, as of a container's log in a journal."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
+_QUOTES = str.maketrans("‘’“”\r", "''\"\" ")
+_TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
+_PREFIX = re.compile(
+    "|".join(
+        (
+            rf"\d{{4}}[-/]\d\d[-/]\d\d[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d)?(?::|,|\s|$)",
+            rf"\[\d{{4}}-\d\d-\d\d[T ]{_TIME}[^\]]{{0,10}}\]",
+            # The journal, and syslog before it.
+            rf"\w{{3}} [ \d]\d {_TIME} \S{{1,80}} [\w./@-]{{1,80}}(?:\[\d{{1,9}}\])?:(?=\s|$)",
+            r"\[ {0,10}\d{1,9}\.\d{1,9}\]",  # The kernel.
+            r"\d{1,5}\.\d\d\.\d{3}(?:\.\d{3})? [DIWEFT](?= )",  # llama.cpp
+            r"#\d{1,4} \d{1,6}\.\d{1,3}(?=\s|$)",  # docker build
+            r"\d{1,6}\.\d{1,3}(?=\s{2,}|\s[^\d\s]|$)",  # its summary
+            r"[A-Za-z][\w.-]{0,80} {0,40}\|(?=\s|$)",  # docker compose
+            r"\[[A-Za-z][\w./-]{0,40}\](?=\s+\d{4}-\d\d-\d\dT)",
+            r"\[\d{1,6}\](?=\s+[A-Za-z])",  # a child of llama-server
+            r"\[\d{1,6}/\d{1,6}\]",  # ninja
+            r"\[ {0,2}\d{1,3}%\]",  # make
+            r"[│|>](?=\s)",
+            r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
+            r"stderr:(?=\s)",
+        )
+    )
+)
+_GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
+"""Of a library that goes on; llama.cpp does not write so."""
+_SPACE = re.compile(r"\s+")
+_WARNS = re.compile(
+    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |warn(?:ing)?\b(?!: no usable)"
+    r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn\b|\[notice\]|.{0,300}: warning: )"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    number: int
+    """Counted from 1 in the whole log."""
+    text: str
+    """Without prefix; runs of white space are one space."""
+    warns: bool
+    """It is a warning, or stands in one of CMake's."""
+
+
+@dataclass(frozen=True)
+class LogText:
+    lines: tuple[Line, ...]
+    """Those that are not empty, nor another library's warnings."""
+
+    @classmethod
+    def of(cls, text: str) -> LogText:
+        return cls(tuple(_lines(text)))
+
+    @cached_property
+    def joined(self) -> str:
+        """In lower case, a line end between lines: what patterns are searched in."""
+        return "\n".join(line.text.lower() for line in self.lines)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts, at = [], 0
+        for line in self.lines:
+            starts.append(at)
+            at += len(line.text.lower()) + 1
+        return starts
+
+    def index_at(self, offset: int) -> int:
+        """Of the line that holds this place of `joined`."""
+        return bisect_right(self._starts, offset) - 1
+
+
+def without_prefix(line: str) -> str:
+    """Its indentation is kept where it has no prefix."""
+    for _ in range(DEEPEST):
+        found = _PREFIX.match(line.lstrip())
+        if not found:
+            return line
+        line = line.lstrip()[found.end() :]
+    return line
+
+
+def _lines(text: str) -> Iterator[Line]:
+    warned_at = -1
+    for number, raw in _numbered(text):
+        bare = without_prefix(_ANSI.sub("", raw[:LONGEST_LINE]).translate(_QUOTES))
+        said = _SPACE.sub(" ", bare).strip()
+        if not said or _GLOG_WARNING.match(said):
+            continue
+        indent = len(bare) - len(bare.lstrip())
+        lower = said.lower()
+        if warned_at >= 0 and indent <= warned_at:
+            warned_at = -1
+        warns = warned_at >= 0 or bool(_WARNS.match(lower))
+        if lower.startswith("cmake") and warns:
+            warned_at = indent
+        yield Line(number, said, warns)
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    """Of a long log both ends, with the numbers that their lines have in the whole."""
+    if len(text) <= 2 * HALF:
+        yield from enumerate(text.split("\n"), 1)
+        return
+    yield from enumerate(text[:HALF].split("\n"), 1)
+    tail = len(text) - HALF
+    yield from enumerate(text[tail:].split("\n"), text.count("\n", 0, tail) + 1)

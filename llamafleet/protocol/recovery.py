@@ -1,0 +1,101 @@
+"""What a log itself shows to be mended: a step that was begun again and ended well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from llamafleet.protocol.log_text import Line, LogText
+
+BUILD = frozenset({"toolkit", "deps", "configure", "compile", "link", "detection"})
+RUN = frozenset({"import", "runtime"})
+OUT_OF_MEMORY = "oom-"
+"""How signatures of it begin: llama.cpp itself tries again with less."""
+
+_FETCHES = re.compile(
+    r"(?:downloading|using cached|collecting|obtaining|installing collected|successfully|"
+    r"get:\d|fetched |\S+ \d{3} ok)"
+)
+_BUILD_BEGINS = re.compile(
+    r"(?P<cmake>\*\*\* configuring cmake)|(?P<compiler>-- the c compiler identification)"
+    r"|(?P<wheel>building wheel for \S+(?: \(\S+\))?(?:: started| \.\.\. ))"
+    r"|(?P<pip>collecting llama|processing \S*llama)"
+    r"|(?P<typed>[$+] (?:sudo )?(?:cmake|pip|make|docker|apt|conda) )"
+    r"|(?P<again>attempt [2-9]|(?:retry|try)ing (?:again|with|once)\b)"
+)
+_BUILD_ENDED = re.compile(
+    r"(?:successfully (?:installed|built)|\*\*\* created \S+\.whl|built target |"
+    r"-- build files have been written|build (?:finished|succeeded)|installed llama)"
+)
+_RUN_BEGINS = re.compile(
+    r".{0,60}(?:(?P<model>loaded meta data)|(?P<main>main: loading model)"
+    r"|(?P<server>starting llama server|started llama)|(?P<runner>starting (?:go )?runner)"
+    r"|(?P<devices>found [1-9]\d{0,2} cuda devices))"
+)
+_RUN_ENDED = re.compile(
+    r".{0,60}(?:is listening|: listening on|model loaded|llama runner started|eval time|"
+    r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
+    r"\d+ tokens per second)"
+)
+_AGAIN = "again"
+
+Begins = tuple[tuple[int, str], ...]
+"""Line numbers, and what was begun there."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Line numbers; 0: nowhere."""
+
+    fetched: int
+    """The last line at which something was downloaded or installed."""
+    builds: Begins
+    """Of builds that ended well, or before one did."""
+    runs: Begins
+    ended: int
+    """The last line that says that a run does its work."""
+    succeeded: int
+    """The last line that says that a build ended well."""
+
+    @classmethod
+    def of(cls, log: LogText) -> Recovery:
+        lines = [(line.number, line.text.lower()) for line in log.lines]
+        succeeded, ended = _last(lines, _BUILD_ENDED), _last(lines, _RUN_ENDED)
+        return cls(
+            fetched=_last(lines, _FETCHES),
+            builds=_begins([each for each in lines if each[0] < succeeded], _BUILD_BEGINS),
+            runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
+            ended=ended,
+            succeeded=succeeded,
+        )
+
+    @property
+    def well(self) -> int:
+        """The last line that says that all went well."""
+        return max(self.succeeded, self.ended)
+
+    def mended(self, stage: str, id: str, line: Line) -> bool:
+        """What that line says of that stage is of no more account."""
+        if stage in BUILD:
+            warned = line.warns and line.number < max(self.succeeded, self.fetched)
+            return warned or _begun_again(self.builds, line.number)
+        if stage in RUN:
+            less = id.startswith(OUT_OF_MEMORY) and line.number < self.ended
+            return less or _begun_again(self.runs, line.number)
+        return False
+
+
+def _begun_again(begins: Begins, number: int) -> bool:
+    """The same step was begun before that line and behind it."""
+    before = {what for at, what in begins if at < number} | {_AGAIN}
+    return any(at > number and what in before for at, what in begins)
+
+
+def _last(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> int:
+    return max((number for number, text in lines if pattern.match(text)), default=0)
+
+
+def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Begins:
+    found = ((number, pattern.match(text)) for number, text in lines)
+    return tuple((number, match.lastgroup or "") for number, match in found if match)
