@@ -49,8 +49,6 @@ def user_site() -> str:
 
 def describe() -> dict[str, Any]:
     paths = sysconfig.get_paths()
-    folder = paths["platlib"]
-    there = next(place for place in (Path(folder), *Path(folder).parents) if place.is_dir())
     own = sys.prefix != sys.base_prefix
     managed = Path(paths["stdlib"], "EXTERNALLY-MANAGED")
     meta = Path(sys.prefix, "conda-meta")
@@ -64,10 +62,9 @@ def describe() -> dict[str, Any]:
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
         "base_executable": getattr(sys, "_base_executable", "") or sys.executable,
-        "site": folder,
+        "site": paths["platlib"],
         "user_site": user_site(),
         "owner": Path(sys.prefix).stat().st_uid,
-        "writable": os.access(there, os.W_OK | os.X_OK),
         "externally_managed": str(managed) if managed.exists() and not own else "",
         "conda": meta.is_dir(),
         "conda_package": packages[0] if packages else "",

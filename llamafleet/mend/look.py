@@ -6,6 +6,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.facts.environment import LOOK_S, Said, attempt, look
@@ -38,6 +39,7 @@ def read_facts(
         trial=attempt(python, here.ask) if seen.found else None,
         machine=snapshot,
         plan=plan,
+        writable=writable(Path(environment.site)),
         variables=here.environ,
         cached=tuple(cached(here)),
         code=Code(),
@@ -45,7 +47,13 @@ def read_facts(
     copy = facts.imported or facts.own
     gpus = [gpu.compute_capability for gpu in chosen(settings, snapshot).gpus]
     code = read_code(copy, [gpu for gpu in gpus if gpu]) if copy and facts.gpus else Code()
-    return Facts(**{**facts.__dict__, "code": code})
+    return replace(facts, code=code)
+
+
+def writable(folder: Path) -> bool:
+    """This process can write it, or make it where it is not there."""
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def read_code(copy: Copy, capabilities: Sequence[str]) -> Code:

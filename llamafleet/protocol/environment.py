@@ -66,8 +66,6 @@ class Environment:
     """The user's own such folder; "": this interpreter does not look there."""
     owner: int
     """uid of `prefix`."""
-    writable: bool
-    """`site` can be written, or made, by whoever asked."""
     externally_managed: str
     """File that says so (PEP 668); "": there is none that counts here."""
     conda: bool

@@ -85,6 +85,8 @@ class Facts:
     machine: HostSnapshot
     plan: Plan
     """What a build on this machine would be."""
+    writable: bool = True
+    """The environment's folder can be written, or made, by whoever asks."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """The caller's."""
     cached: tuple[Cached, ...] = ()

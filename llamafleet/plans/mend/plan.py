@@ -8,7 +8,7 @@ from typing import Literal
 
 from llamafleet.plans.mend.judge import MENDABLE, Facts, Finding
 from llamafleet.plans.plan import Problem
-from llamafleet.protocol.environment import PACKAGE, Environment
+from llamafleet.protocol.environment import PACKAGE
 from llamafleet.protocol.result import Backend
 
 Scheme = Literal["environment", "user site"]
@@ -60,9 +60,7 @@ def plan_mending(facts: Facts, findings: Sequence[Finding], version: str) -> Men
         cmake_args=plan.build.config.cmake_args if plan.build else (),
         toolkit=f"CUDA {toolkit.version} at {toolkit.root} ({toolkit.reason})" if toolkit else "",
         adds=tuple(name for name in NEEDED if name not in there) if needed else (),
-        problems=tuple([*place_problems(environment, scheme), *_build_problems(facts)])
-        if needed
-        else (),
+        problems=tuple([*place_problems(facts, scheme), *_build_problems(facts)]) if needed else (),
     )
 
 
@@ -86,11 +84,12 @@ def scheme_of(facts: Facts) -> Scheme:
         return "environment"
     if own is not None:
         return "user site" if own.by == "user site" else "environment"
-    return "environment" if environment.writable else "user site"
+    return "environment" if facts.writable else "user site"
 
 
-def place_problems(environment: Environment, scheme: Scheme) -> list[Problem]:
+def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
     """Why nothing may be put into this environment."""
+    environment = facts.environment
     python = environment.executable
     if environment.externally_managed:
         return [
@@ -111,7 +110,7 @@ def place_problems(environment: Environment, scheme: Scheme) -> list[Problem]:
                 f"conda remove --force {PACKAGE}, and llamafleet fix again",
             )
         ]
-    if scheme == "environment" and not environment.writable:
+    if scheme == "environment" and not facts.writable:
         return [
             Problem(
                 "environment",
@@ -175,15 +174,3 @@ def _right(facts: Facts) -> list[str]:
     if facts.gpus:
         return [f"right: {what} uses the GPU ({verdict})"]
     return [f"right: {what} runs on the CPU, and there is no NVIDIA GPU here ({verdict})"]
-
-
-def owner_problem(python: str, owner: int, euid: int) -> Problem | None:
-    """Root does nothing in an environment of another user, whose code it would run."""
-    if euid != 0 or owner == 0:
-        return None
-    return Problem(
-        "rights",
-        f"root, and an environment of uid {owner}",
-        "its own user: root runs nothing that another account can write",
-        f"sudo -u '#{owner}' llamafleet fix --python {python}",
-    )
