@@ -163,11 +163,10 @@ class Fix:
         from llamafleet.mend.work import Failed
 
         try:
-            if unfinished := interrupted(work, environment, restore=yes):
-                self.say(str(unfinished))
-                if not yes:
-                    return 1
-            facts, findings, mending = examine(work, environment)
+            known = interrupted(work, environment, restore=yes)
+            if known and yes:
+                environment = describe(environment.executable, work.here.ask)
+            facts, findings, mending = examine(work, environment, known)
             self._tell(facts, findings, mending)
             if not any(f.red for f in findings):
                 return 0

@@ -33,8 +33,8 @@ PIP_S = 900.0
 MOST_BYTES = 4 << 30
 """Of a wheel; those of a build for all architectures have some hundred MB."""
 INFO = re.compile(r"llama[_.-]cpp[_.-]python-[^/]+\.(dist|egg)-info", re.IGNORECASE)
-LEFT = re.compile(r"[~-][\w.-]*(cpp|python)[\w.-]*")
-"""How pip names what it moved away and had no time to remove: "~lama_cpp"."""
+LEFT = "~"
+"""What pip moved away and had no time to remove begins so, as "~lama_cpp" (its temp_dir.py)."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def _remove_new(site: Path, journal: Journal) -> None:
     for name in journal.names:
         (site / name).unlink(missing_ok=True)
     for entry in list(site.iterdir()) if site.is_dir() else []:
-        left = LEFT.fullmatch(entry.name) and entry.name not in journal.there
+        left = entry.name.startswith(LEFT) and entry.name not in journal.there
         if entry.name == MODULE or INFO.fullmatch(entry.name) or left:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

@@ -26,17 +26,20 @@ def plan_of(work: Worker) -> Plan:
     return make_plan(name, work.settings, work.snapshot, work.here.layout, supplies=supplies)
 
 
-def examine(work: Worker, environment: Environment) -> Judgement:
-    """What is wrong; it is verified where nothing else says so by itself. Raises NoAnswer."""
+def examine(work: Worker, environment: Environment, known: tuple[Finding, ...] = ()) -> Judgement:
+    """What is wrong, beside what is known; it is verified where nothing else says so by itself.
+
+    Raises NoAnswer.
+    """
     facts = read_facts(work.here, environment, work.settings, work.snapshot, plan_of(work))
-    if not any(finding.red for finding in judge(facts)):
+    if not any(finding.red for finding in (*known, *judge(facts))):
         try:
             facts = replace(
                 facts, result=verify_in_place(work, facts, _site(facts), scheme_of(facts))
             )
         except Failed as problem:
             facts = replace(facts, unproven=str(problem))
-    findings = judge(facts)
+    findings = (*known, *judge(facts))
     return facts, findings, plan_mending(facts, findings, work.settings.llama_version)
 
 
@@ -46,8 +49,8 @@ def _site(facts: Facts) -> str:
     return own.folder.rpartition("/")[0] if own else facts.environment.site
 
 
-def interrupted(work: Worker, environment: Environment, *, restore: bool) -> str:
-    """A change that was cut off, and what became of it; "": there is none. Raises Failed."""
+def interrupted(work: Worker, environment: Environment, *, restore: bool) -> tuple[Finding, ...]:
+    """Changes that were cut off, which `restore` takes back. Raises Failed."""
     told = []
     for site in filter(None, (environment.site, environment.user_site)):
         change = Change(work.here, site)
@@ -55,10 +58,10 @@ def interrupted(work: Worker, environment: Environment, *, restore: bool) -> str
             what = f"a change of {site} was cut off ({journal.old or 'none'} -> {journal.new})"
             if restore:
                 change.restore(journal)
-                told.append(f"{what}: the old one is back")
-            else:
-                told.append(f"WRONG interrupted: {what}; next: llamafleet fix --yes takes it back")
-    return "; ".join(told)
+            why = "The old one is back" if restore else "What is there now may be half of each"
+            cure = "" if restore else "llamafleet fix --yes, which takes it back first"
+            told.append(Finding("interrupted", not restore, what, why, cure))
+    return tuple(told)
 
 
 def mend(work: Worker, facts: Facts, mending: Mending) -> Judgement:

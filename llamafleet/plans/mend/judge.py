@@ -180,12 +180,15 @@ def _shadow(facts: Facts, imported: Copy, own: Copy | None) -> Finding:
         ),
         "user site": (
             "Python looks into the user's own site-packages before those of this environment",
-            f"export PYTHONNOUSERSITE=1, or remove {what}",
+            f"export PYTHONNOUSERSITE=1, or remove {imported.folder}",
         ),
     }
     why, cure = words.get(
         imported.by,
-        ("Another folder on the interpreter's path, by a .pth file say", f"remove {what}"),
+        (
+            "Another folder on the interpreter's path, by a .pth file say",
+            f"remove {imported.folder}",
+        ),
     )
     return Finding("shadowed", True, f"{MODULE} is imported from {what}, {instead}", why, cure)
 
@@ -283,7 +286,7 @@ def _why_cpu(facts: Facts, copy: Copy) -> str:
     args = facts.variables.get("CMAKE_ARGS", "")
     if args and WANTS_CUDA.search(args):
         words = f"CMAKE_ARGS={args!r} asks for CUDA and had no effect"
-        old = [name for name in RENAMED if re.search(rf"\b{name}\b", args)]
+        old = [name for name in RENAMED if _sets(args, name)]
         if old:
             return f"{words}: {old[0]} is {RENAMED[old[0]]} since llama.cpp renamed its options"
         if stale:
@@ -291,6 +294,9 @@ def _why_cpu(facts: Facts, copy: Copy) -> str:
                 f"{words}: {stale[0].by} takes the wheel of before, {stale[0].path}, from its cache"
             )
         return f"{words}: a wheel that was there already, or another's, was installed"
+    set_alone = [name for name in (*RENAMED, "GGML_CUDA") if name in facts.variables]
+    if set_alone:
+        return f"{set_alone[0]} is set as a variable, which no build of today reads"
     if stale:
         return (
             f"{stale[0].by} keeps such a wheel, {stale[0].path}, and takes it at each installation"
@@ -298,6 +304,11 @@ def _why_cpu(facts: Facts, copy: Copy) -> str:
     if copy.generator and "linux_x86_64" not in copy.tag and "manylinux" in copy.tag:
         return f"It is a ready-made wheel ({copy.tag}), and those of the index are for the CPU"
     return "pip builds for the CPU unless CMAKE_ARGS says -DGGML_CUDA=on"
+
+
+def _sets(args: str, name: str) -> bool:
+    """CMAKE_ARGS gives that option."""
+    return bool(re.search(rf"-D\s*{name}\b", args))
 
 
 def _proof(facts: Facts) -> Iterator[Finding]:
@@ -346,7 +357,7 @@ def _variables(facts: Facts) -> Iterator[Finding]:
     for name, now in RENAMED.items():
         args = facts.variables.get("CMAKE_ARGS", "")
         where = name if name in facts.variables else ""
-        where = "CMAKE_ARGS" if re.search(rf"-D\s*{name}\b", args) else where
+        where = "CMAKE_ARGS" if _sets(args, name) else where
         if where:
             found = f"{where} names {name}, which is of older versions"
             yield Finding("variables", False, found, f"It is -D{now}=on now", f"unset {where}")
