@@ -111,6 +111,7 @@ class Fix:
 
         here = machine(os.geteuid(), Path.home(), dict(os.environ))
         self._trusted(self.target.python)
+        self._reached(here)
         environment = describe(self.target.python, here.ask)
         for path in (environment.base_executable, environment.prefix, environment.site):
             self._trusted(path)
@@ -144,6 +145,16 @@ class Fix:
                 "account can write there; next: run the same command as that user"
             ) from None
 
+    def _reached(self, here: Machine) -> None:
+        """Root runs it with another user's rights, who must be able to. Raises NoAnswer."""
+        python = self.target.python
+        if here.account is not None and here.ask(["test", "-x", python], 10, None).status != 0:
+            raise NoAnswer(
+                f"rights: found {python}, which only root can reach; expected one that every user "
+                "can run, as root gives up its rights before it does; next: make the environment "
+                "elsewhere, as in /opt, or run the same command as a user"
+            )
+
     def _worker(self, here: Machine, environment: Environment) -> Worker:
         """The machine is read. Raises NoAnswer, BadInput."""
         from llamafleet.mend.machine import read_machine
@@ -154,7 +165,9 @@ class Fix:
         if here.account is not None:
             # What root's account installs is removed again with it.
             data["toolkit_method"] = "present"
-        data |= self.given | {"scope": "user", "python": environment.base_executable}
+        # Without links, as a snapshot names interpreters.
+        base = str(Path(environment.base_executable).resolve())
+        data |= self.given | {"scope": "user", "python": base}
         settings = validated(data)
         return Worker(here, settings, read_machine(here, settings), self.as_json)
 

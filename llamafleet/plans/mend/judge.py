@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.plans.plan import Plan
+from llamafleet.plans.plan import Plan, Problem
 from llamafleet.protocol.environment import MODULE, PACKAGE, Copy, Environment, Look, Trial
 from llamafleet.protocol.result import Result
 
@@ -139,10 +139,14 @@ def judge(facts: Facts) -> tuple[Finding, ...]:
     found = [*_missing(facts), *_of_import(facts), *_of_code(facts), *_proof(facts)]
     red = any(finding.red for finding in found)
     machine = [
-        Finding("machine", red, str(problem), "", problem.next) for problem in facts.plan.problems
+        Finding("machine", red, _told(problem), "", problem.next) for problem in facts.plan.problems
     ]
     found = [*machine, *found, *_duplicates(facts), *_cache(facts), *_variables(facts)]
     return tuple(sorted(found, key=lambda finding: not finding.red))
+
+
+def _told(problem: Problem) -> str:
+    return f"{problem.check}: found {problem.found}; expected {problem.expected}"
 
 
 def _missing(facts: Facts) -> Iterator[Finding]:

@@ -149,7 +149,9 @@ def explain(facts: Facts, findings: Sequence[Finding], mending: Mending) -> list
         return [*lines, *_right(facts)]
     if not mending.needed:
         return [*lines, "plan: nothing that a build could mend: see what to type next above"]
-    lines += [f"PROBLEM {problem}" for problem in mending.problems]
+    # Those of the machine stand among the findings.
+    own = [problem for problem in mending.problems if problem not in facts.plan.problems]
+    lines += [f"PROBLEM {problem}" for problem in own]
     if mending.problems:
         return lines
     old = mending.old or "none"
