@@ -57,7 +57,7 @@ def _pairs(
     return data
 
 
-def _validated(data: dict[str, object]) -> Settings:
+def validated(data: dict[str, object]) -> Settings:
     """The same, checked as those of an inventory are."""
     from llamafleet.inventory import SettingsError, validate_fleet
 
@@ -137,7 +137,7 @@ def plan(
     from llamafleet.plans.make import explain, layout_for, make_plan
 
     if str(target) == "-" or os.path.exists(target):  # noqa: PTH110 - it refuses no name
-        chosen, text = _validated(settings), _read(target)
+        chosen, text = validated(settings), _read(target)
     else:
         from llamafleet.cli.host import read_host
 
@@ -196,7 +196,7 @@ def snapshot(
 
         text = read_host(host, inventory, settings)[1]
     else:
-        text = render(*to_read(_validated(settings)))
+        text = render(*to_read(validated(settings)))
         text = text if script else _run(text, TIMEOUT_S)
     if not script:
         text = masked(text)

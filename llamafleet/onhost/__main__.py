@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, job
+from llamafleet.onhost import build, detach, discard, driver_check, job, pack
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return driver_check.main(rest)
     if command == "discard":
         return discard.main(rest)
+    if command == "pack":
+        return pack.main(rest)
     # These two import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
@@ -59,6 +61,7 @@ def _dispatch(args: list[str]) -> int:
     ask.add_argument("--dir", type=Path, required=True)
     commands.add_parser("start", help="run a command detached; see start --help")
     commands.add_parser("discard", help="remove builds; see discard --help")
+    commands.add_parser("pack", help="make the wheel of a build; see pack --help")
     commands.add_parser("driver-check", help="see driver-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")

@@ -355,7 +355,7 @@ def locked(path: Path, what: str) -> Iterator[str]:
 def make_folder(folder: Path) -> None:
     """Make a job's folder, which no other account can have prepared. Raises JobFailed."""
     if os.geteuid() == 0:
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = folder.lstat()
@@ -368,7 +368,7 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
     """Raise JobFailed where another account than root could have put a part of `path` there."""
     for place in {*path.parents, path, *path.resolve().parents, path.resolve()}:
         try:
@@ -448,7 +448,7 @@ def _config(worker: Worker[Config], path: Path) -> Config | JobFailed:
     """The job's settings, or what is wrong with them."""
     try:
         if os.geteuid() == 0:
-            _refuse_foreign(path)
+            refuse_foreign(path)
         return worker.read(read_json(path))
     except JobFailed as problem:
         return problem

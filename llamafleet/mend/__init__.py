@@ -1,0 +1,1 @@
+"""Mends the llama-cpp-python of an environment that a user has, on this machine."""

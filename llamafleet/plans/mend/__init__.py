@@ -1,0 +1,1 @@
+"""What is wrong with an environment that a user has, and how it is mended."""

@@ -1,0 +1,178 @@
+"""What is done to mend an environment, and what stands in the way: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llamafleet.plans.mend.judge import MENDABLE, Facts, Finding
+from llamafleet.plans.plan import Problem
+from llamafleet.protocol.environment import PACKAGE
+from llamafleet.protocol.result import Backend
+
+Scheme = Literal["environment", "user site"]
+
+NEEDED = ("diskcache", "jinja2", "markupsafe", "numpy", "typing-extensions")
+"""What llama-cpp-python 0.3.36 needs of other packages, and those of others (its METADATA, and
+jinja2's)."""
+
+
+@dataclass(frozen=True)
+class Mending:
+    """One environment's llama-cpp-python, built from source and put in the old one's place."""
+
+    needed: bool
+    reason: str
+    site: str
+    """Folder that it is installed into."""
+    scheme: Scheme
+    old: str
+    """Version; "": there is none."""
+    new: str
+    backend: Backend
+    cmake_args: tuple[str, ...] = ()
+    toolkit: str = ""
+    """The CUDA Toolkit that it is built with, in words; "": none."""
+    adds: tuple[str, ...] = ()
+    """Packages that llama-cpp-python needs and that are missing."""
+    problems: tuple[Problem, ...] = ()
+    """What stands in the way: nothing is done then."""
+
+
+def plan_mending(facts: Facts, findings: Sequence[Finding], version: str) -> Mending:
+    """What to do about the findings; `version` of llama-cpp-python is built."""
+    environment, plan, own = facts.environment, facts.plan, facts.own
+    wrong = [f for f in findings if f.red and _mendable(f)]
+    elsewhere = own is None or (facts.imported is not None and facts.imported is not own)
+    needed = bool(wrong) and not (elsewhere and not _own_fault(facts, wrong))
+    scheme = scheme_of(facts)
+    there = {one.name for one in environment.distributions}
+    toolkit = plan.toolkit
+    return Mending(
+        needed=needed,
+        reason=", ".join(dict.fromkeys(f.kind for f in wrong)) if needed else "nothing to build",
+        site=environment.user_site if scheme == "user site" else environment.site,
+        scheme=scheme,
+        old=own.version if own else "",
+        new=version,
+        backend=plan.backend,
+        cmake_args=plan.build.config.cmake_args if plan.build else (),
+        toolkit=f"CUDA {toolkit.version} at {toolkit.root} ({toolkit.reason})" if toolkit else "",
+        adds=tuple(name for name in NEEDED if name not in there) if needed else (),
+        problems=tuple([*place_problems(facts, scheme), *_build_problems(facts)]) if needed else (),
+    )
+
+
+def _mendable(finding: Finding) -> bool:
+    """What somebody has to type does it, and no build."""
+    return finding.kind in MENDABLE and (finding.kind == "verification" or not finding.next)
+
+
+def _own_fault(facts: Facts, wrong: Sequence[Finding]) -> bool:
+    """What is wrong is so of this environment's own copy, not of one that stands before it."""
+    own = facts.own
+    if own is None:
+        return any(finding.kind == "absent" for finding in wrong)
+    return any(f.kind == "incomplete" for f in wrong) or (facts.gpus and not own.cuda)
+
+
+def scheme_of(facts: Facts) -> Scheme:
+    """Where it goes: where the old one lies, and of none where pip would put it."""
+    environment, own = facts.environment, facts.own
+    if environment.virtual or environment.conda or not environment.user_site:
+        return "environment"
+    if own is not None:
+        return "user site" if own.by == "user site" else "environment"
+    return "environment" if facts.writable else "user site"
+
+
+def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
+    """Why nothing may be put into this environment."""
+    environment = facts.environment
+    python = environment.executable
+    if environment.externally_managed:
+        return [
+            Problem(
+                "environment",
+                f"{environment.externally_managed}: this Python belongs to the distribution, whose "
+                "packages alone may change it (PEP 668)",
+                "an environment of your own",
+                f"{python} -m venv ~/llama && llamafleet fix --venv ~/llama --yes",
+            )
+        ]
+    if environment.conda_package:
+        return [
+            Problem(
+                "environment",
+                f"{environment.conda_package}: conda installed {PACKAGE} here",
+                "one that conda does not keep: it would not know of the new one",
+                f"conda remove --force {PACKAGE}, and llamafleet fix again",
+            )
+        ]
+    if scheme == "environment" and not facts.writable:
+        return [
+            Problem(
+                "environment",
+                f"{environment.site}, which this user can't write (it is that of uid "
+                f"{environment.owner})",
+                "an environment that its own user mends",
+                f"sudo -u '#{environment.owner}' llamafleet fix --python {python}",
+            )
+        ]
+    return []
+
+
+def _build_problems(facts: Facts) -> list[Problem]:
+    plan = facts.plan
+    if plan.problems:
+        return list(plan.problems)
+    if plan.reboot:
+        return [Problem("driver", plan.reboot.reason, "a driver that is loaded", "sudo reboot")]
+    if plan.packages.names:
+        # Installing packages is the distribution's and root's part.
+        return [
+            Problem(
+                "compiler",
+                plan.packages.reason,
+                f"the packages {' '.join(plan.packages.names)}",
+                f"install {' '.join(plan.packages.names)}",
+            )
+        ]
+    return []
+
+
+def explain(facts: Facts, findings: Sequence[Finding], mending: Mending) -> list[str]:
+    """What a person reads."""
+    lines = [f"{'WRONG' if f.red else 'note '} {f.kind}: {f}" for f in findings]
+    if not any(finding.red for finding in findings):
+        return [*lines, *_right(facts)]
+    if not mending.needed:
+        return [*lines, "plan: nothing that a build could mend: see what to type next above"]
+    # Those of the machine stand among the findings.
+    own = [problem for problem in mending.problems if problem not in facts.plan.problems]
+    lines += [f"PROBLEM {problem}" for problem in own]
+    if mending.problems:
+        return lines
+    old = mending.old or "none"
+    same = " (the same version)" if old == mending.new else ""
+    lines += [
+        f"plan: build {PACKAGE} {mending.new} from source for the "
+        f"{'GPU' if mending.backend == 'cuda' else 'CPU'}, in a folder of its own",
+        *([f"  with {mending.toolkit}"] if mending.toolkit else []),
+        f"  {' '.join(arg for arg in mending.cmake_args if 'CUDA' in arg)}",
+        "  verify it there",
+        f"  install that very wheel into {mending.site}: {old} -> {mending.new}{same}",
+        f"  add {', '.join(mending.adds)}" if mending.adds else "  no other package changes",
+        "  verify it in place; the old one comes back if that fails",
+    ]
+    return lines
+
+
+def _right(facts: Facts) -> list[str]:
+    copy = facts.own or facts.imported
+    what = f"{PACKAGE} {copy.version} in {copy.folder}" if copy else PACKAGE
+    verdict = facts.result.verdict if facts.result else ""
+    if facts.gpus:
+        return [f"right: {what} uses the GPU ({verdict})"]
+    return [f"right: {what} runs on the CPU, and there is no NVIDIA GPU here ({verdict})"]

@@ -1,0 +1,215 @@
+"""`llamafleet fix` as a user calls it, in a real environment; build and verification are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result as Ended
+
+from llamafleet.facts.host import HostSnapshot, Tool
+from llamafleet.mend import machine as of_machine
+from llamafleet.mend import mending
+from llamafleet.mend.work import Failed, Worker
+from llamafleet.protocol.job import Stamp
+from llamafleet.protocol.result import Result, failed
+from tests.cli import run
+from tests.history import RESULT
+from tests.hosts.recorded import load
+from tests.onhost.wheels import write_wheel
+
+CPU = {"llama_cpp/__init__.py": "", "llama_cpp/lib/libllama.so": "x"}
+BASE = getattr(sys, "_base_executable", sys.executable)
+GOOD = replace(RESULT, verdict="CPU ONLY", gpus=())
+BAD = replace(
+    GOOD, verdict="FAIL", checks=(failed("offload", "0 of 33 layers", "33 of 33", "build again"),)
+)
+
+
+def recorded(name: str) -> HostSnapshot:
+    """A recorded host that has this very Python."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return replace(load(name).snapshot, pythons=(Tool(BASE, version),), user="ada", uid=1000)
+
+
+class Here:
+    """A user's machine with one environment."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, template: Path) -> None:
+        self.folder, self.patch = folder, monkeypatch
+        self.env = folder / "env"
+        shutil.copytree(template, self.env, symlinks=True)
+        self.done: list[str] = []
+        self.results: list[Result | Failed] = []
+        self.wheel = write_wheel(folder, "llama-cpp-python", "0.3.36", {**CPU, "llama_cpp/new": ""})
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        monkeypatch.setenv("HOME", str(folder))
+        for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "CMAKE_ARGS"):
+            monkeypatch.delenv(name, raising=False)
+        self.on("cpu-debian12")
+        monkeypatch.setattr(Worker, "job", self._job)
+        monkeypatch.setattr(Worker, "pack", lambda *_: self.wheel)
+        monkeypatch.setattr(mending, "verify_build", lambda *_: self._result("new build"))
+        monkeypatch.setattr(mending, "verify_in_place", lambda *_: self._result("in place"))
+
+    def on(self, name: str, **changes: Any) -> None:
+        """On that recorded machine."""
+        found = replace(recorded(name), **changes)
+        self.patch.setattr(of_machine, "read_machine", lambda *_: found)
+
+    def _job(self, *told: Any) -> Stamp:
+        self.done.append(told[-2].kind)
+        return Stamp(kind="build", key="x", ok=True)
+
+    def _result(self, what: str) -> Result:
+        self.done.append(what)
+        told = self.results.pop(0) if self.results else GOOD
+        if isinstance(told, Failed):
+            raise told
+        return told
+
+    def fix(self, *words: str) -> Ended:
+        return run("fix", "--venv", self.env, *words)
+
+    @property
+    def site(self) -> Path:
+        (site,) = self.env.glob("lib/python*/site-packages")
+        return site
+
+    def files(self) -> set[str]:
+        found = [p for p in self.site.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        return {str(path.relative_to(self.site)) for path in found}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    subprocess.run([BASE, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    wheels = [write_wheel(folder, "llama-cpp-python", "0.3.16", CPU)]
+    for name in ("diskcache", "jinja2", "markupsafe", "numpy", "typing-extensions"):
+        wheels.append(write_wheel(folder, name, "9.0", {f"{name.replace('-', '_')}.py": ""}))
+    argv = [sys.executable, "-m", "pip", "--python", str(folder / "env/bin/python"), "install"]
+    subprocess.run([*argv, "--no-index", "--no-deps", *wheels], check=True, capture_output=True)
+    return folder / "env"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: Path) -> Here:
+    return Here(tmp_path, monkeypatch, template)
+
+
+def test_a_cpu_build_without_a_gpu_is_right(here: Here) -> None:
+    before = here.files()
+    ended = here.fix("--check")
+    assert ended.exit_code == 0, ended.output
+    assert "there is no NVIDIA GPU here (CPU ONLY)" in ended.output
+    assert here.done == ["in place"] and here.files() == before
+
+
+def test_a_cpu_build_beside_a_gpu_is_planned(here: Here) -> None:
+    here.on("h100-ubuntu24")
+    before = here.files()
+    ended = here.fix()
+    assert ended.exit_code == 1
+    assert "WRONG cpu_only: " in ended.output and "from source for the GPU" in ended.output
+    assert "-DCMAKE_CUDA_ARCHITECTURES=90" in ended.output
+    assert ended.output.strip().endswith("next: the same command with --yes")
+    assert here.done == [] and here.files() == before
+
+
+def test_what_is_found_as_json(here: Here) -> None:
+    here.on("h100-ubuntu24")
+    here.patch.setenv("CMAKE_ARGS", "-DLLAMA_CUBLAS=on")
+    ended = here.fix("--check", "--json")
+    told = json.loads(ended.stdout)
+    assert (ended.exit_code, told["right"]) == (1, False)
+    assert [finding["kind"] for finding in told["findings"]] == ["cpu_only", "variables"]
+    assert told["mending"]["needed"] and told["mending"]["old"] == "0.3.16"
+
+
+def test_a_broken_one_is_mended(here: Here) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    ended = here.fix("--yes")
+    assert ended.exit_code == 0, ended.output
+    assert here.done == ["build", "new build", "in place"]
+    assert "0.3.16 -> 0.3.36" in ended.output and "right: llama-cpp-python 0.3.36" in ended.output
+    assert "llama_cpp/new" in here.files()
+    assert "numpy-9.0.dist-info/RECORD" in here.files()
+
+
+@pytest.mark.parametrize("how", ["red", "no result"])
+def test_one_that_is_no_better_in_place_goes_again(here: Here, how: str) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    before = here.files()
+    here.results = [GOOD, BAD if how == "red" else Failed("verification: found no result")]
+    ended = here.fix("--yes")
+    assert ended.exit_code == 1 and "the old one is back" in ended.output
+    assert here.files() == before
+
+
+def test_a_build_that_is_not_good_changes_nothing(here: Here) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    before = here.files()
+    here.results = [BAD]
+    ended = here.fix("--yes")
+    assert ended.exit_code == 1 and "nothing was changed: offload: found 0 of 33" in ended.output
+    assert here.files() == before and here.done == ["build", "new build"]
+
+
+def test_one_that_was_cut_off_is_seen_and_taken_back(here: Here) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    with here.patch.context() as killed:
+        killed.setattr(mending.Change, "restore", lambda *_: None)
+        here.results = [GOOD, BAD]
+        assert here.fix("--yes").exit_code == 1
+    ended = here.fix("--check")
+    assert ended.exit_code == 1 and "WRONG interrupted: a change of" in ended.output
+    ended = here.fix("--yes")
+    assert ended.exit_code == 0, ended.output
+    assert "0.3.16 -> 0.3.36" in ended.output and "The old one is back" in ended.output
+
+
+def test_root_does_nothing_in_another_users_environment(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    here.env.chmod(here.env.stat().st_mode | stat.S_IWOTH)
+    ended = here.fix("--check")
+    assert ended.exit_code == 2 and "as another account can write there" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--yes", "--check"), "found --yes and --check"),
+        (("--python", "python3"), "found --venv and --python"),
+        (("--set", "scope=system"), "--set scope: the environment decides it"),
+        (("--set", "jobs=-1"), "jobs: found -1"),
+        (("--set", "no_such=1"), "no_such: found an unknown key"),
+    ],
+)
+def test_bad_input(here: Here, words: tuple[str, ...], said: str) -> None:
+    ended = here.fix(*words)
+    assert ended.exit_code == 2 and said in ended.output
+    assert not (here.folder / ".local").exists() or here.done == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--venv", "/no/such"), "found no bin/python in it"),
+        (("--python", "/no/such"), "found no program"),
+        (("--python", "/bin/false"), "found no Python that runs"),
+    ],
+)
+def test_no_environment(words: tuple[str, ...], said: str) -> None:
+    ended = run("fix", *words)
+    assert ended.exit_code == 2 and said in ended.output
