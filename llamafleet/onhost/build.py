@@ -360,7 +360,7 @@ def _longest_first(
             raise ninja.Unordered(f"no {own}")
         if any(re.match("-DCMAKE_(MAKE_PROGRAM|GENERATOR)[:=]", one) for one in config.cmake_args):
             raise ninja.Unordered("cmake_options names the build program")
-        tree.mkdir()
+        tree.mkdir(exist_ok=True)
         wrapper = ninja.wrap(tmp / "order", own, tree, ninja.learned(last))
     except (ninja.Unordered, OSError) as reason:
         job.log(f"{ninja.SAYS}{ninja.AS_WRITTEN}{reason}")

@@ -55,8 +55,8 @@ def read(path: Path) -> Dynamic:
         raise ElfError(f"{path} is no 64-bit little-endian ELF file")
     try:
         return _dynamic(data)
-    # IndexError, OverflowError: an offset that is in no file.
-    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
+    # The others: an offset that is in no file, a text without an end.
+    except (struct.error, IndexError, OverflowError, ValueError) as error:
         raise ElfError(f"{path} is cut off or altered: {error}") from error
 
 

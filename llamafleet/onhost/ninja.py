@@ -2,7 +2,7 @@
 
 CMake is given a wrapper as its ninja, and this file is the program that the wrapper runs:
 `python ninja.py COSTS NINJA ARGUMENT...` in the build tree. It has ninja compile all units in an
-order of its own; whatever becomes of that, ninja then makes what CMake wrote, as ever. Of several
+order of its own; unless one of them fails, ninja then makes what CMake wrote, as ever. Of several
 ready steps ninja (1.12 to 1.14, graph.h) takes the one with the most steps behind it, then the one
 that stands first in its file. So the units alone are asked for, from a copy of build.ninja whose
 statements are sorted: else a long unit of the last library would start last. CMake's own file, and
@@ -233,7 +233,7 @@ def wrap(folder: Path, ninja: Path, tree: Path, costs: Costs) -> Path:
     source = pkgutil.get_data(__package__, Path(__file__).name)
     if source is None:
         raise Unordered("this module has no source")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     program, table, wrapper = (folder / name for name in ("order.py", "costs.json", "ninja"))
     program.write_bytes(source)
     table.write_text(json.dumps({"units": dict(costs.units), "families": list(costs.families)}))

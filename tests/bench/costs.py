@@ -1,5 +1,7 @@
-"""`python -m tests.bench.costs TREE`: CPU-seconds of each unit of a configured CMake tree, as the
-rows of tables/unit-costs.yaml. One unit after another; what else the machine does counts little.
+"""`python -m tests.bench.costs SOURCE`: seconds of each unit, as rows of tables/unit-costs.yaml.
+
+Of a configured CMake tree: CPU time, one unit after another, so that what else the machine does
+counts little. Of a .ninja_log: what each took beside the others.
 """
 
 from __future__ import annotations
@@ -28,15 +30,27 @@ def seconds(command: str, folder: str, object_file: Path) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main(tree: str) -> int:
-    """Print a row for each unit, the longest first."""
-    entries = json.loads((Path(tree) / "compile_commands.json").read_text())
-    took = {}
+def of_tree(tree: Path) -> dict[str, float]:
+    """By unit."""
+    entries = json.loads((tree / "compile_commands.json").read_text())
+    took: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for entry in entries:
             name = ninja.unit(entry["output"])
             took[name] = seconds(entry["command"], entry["directory"], Path(folder) / "unit.o")
             print(f"# {len(took)}/{len(entries)} {name}", file=sys.stderr, flush=True)
+    return took
+
+
+def of_log(log: Path) -> dict[str, float]:
+    """By unit."""
+    made = [one for one in ninja.steps(log.read_text()) if one.output.endswith(".o")]
+    return {ninja.unit(one.output): (one.end - one.start) / 1000 for one in made}
+
+
+def main(source: str) -> int:
+    """Print a row for each unit, the longest first."""
+    took = of_tree(Path(source)) if Path(source).is_dir() else of_log(Path(source))
     for name in sorted(took, key=lambda name: -took[name]):
         print(f"  {name}: {max(took[name], 0.01):.2f}")
     return 0

@@ -24,7 +24,7 @@ import pytest
 from llamafleet.layout import AS_ACCOUNT
 from llamafleet.onhost.cards import cards
 from llamafleet.onhost.driver_check import EXIT_OK, EXIT_STALE, EXIT_VERIFY
-from llamafleet.protocol.job import PATH
+from llamafleet.protocol.job import BUILD, PATH
 from llamafleet.protocol.result import Check, GpuRow, Result
 from tests.gpu import faults, llama_bench, measure
 from tests.gpu.measure import LAYOUT, check, deploy, record, reds, result, verify
@@ -66,6 +66,7 @@ def test_the_build_that_a_4090_gets_passes_here() -> None:
     native = all(g.compute_capability == "8.9" for g in found.gpus)
     assert check(found, "machine_code").status == ("pass" if native else "warn")
     assert (found.build.inputs or {})["compute_capabilities"] == ["8.9"]
+    assert 0 < (found.build.wheel_bytes or 0) <= 45_000_000
 
 
 def test_the_detected_capability_passes_with_machine_code() -> None:
@@ -260,8 +261,30 @@ def test_a_stale_library_in_front_is_red(tmp_path: Path) -> None:
     stale.mkdir()
     library = next(Path(LAYOUT.current).resolve().rglob("libggml-base.so"))
     shutil.copy(library, stale)
-    found = verify(tmp_path, env={"LD_LIBRARY_PATH": str(stale)}, alone=True)
+    assert not reds(verify(tmp_path, env={"LD_LIBRARY_PATH": str(stale)}, alone=True))
+    found = verify(tmp_path, env={"LD_PRELOAD": str(stale / library.name)}, alone=True)
     planted("stale library", found, "library_origin")
+
+
+def test_another_toolkit_in_front_is_not_taken_and_forced_is_red(tmp_path: Path) -> None:
+    """Copies of the toolkit's libraries, as those of another toolkit of the same major."""
+    decoy = tmp_path / "cuda-decoy"
+    decoy.mkdir()
+    for library in library_folder().glob("libcudart.so.*"):
+        shutil.copy(library, decoy)
+    found = verify(tmp_path, env={"LD_LIBRARY_PATH": str(decoy)}, alone=True)
+    assert not reds(found), found.red
+    library = next(decoy.glob("libcudart.so.*.*"), None) or next(decoy.iterdir())
+    found = verify(tmp_path, env={"LD_PRELOAD": str(library)}, alone=True)
+    planted("another toolkit", found, "library_origin")
+    assert str(library) in check(found, "library_origin").found
+
+
+def test_no_core_waits_for_a_long_unit() -> None:
+    """Of the last build."""
+    made = json.loads((Path(LAYOUT.current) / BUILD).read_text())
+    record("build", packing=made["packing"], order=made["order"])
+    assert made["order"].startswith("longest first") and made["packing"] >= 0.95
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to hide a folder from one process takes root")

@@ -29,7 +29,7 @@ import pytest
 from llamafleet import zipapps
 from llamafleet.onhost import build, job
 from llamafleet.onhost import wheel as shared_wheel
-from llamafleet.onhost.ninja import steps
+from llamafleet.onhost.ninja import SORTED, Costs, steps, wrap
 from llamafleet.plans.share import wheel_of
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import (
@@ -290,6 +290,44 @@ def test_a_build_is_made_checked_and_not_made_twice(
     assert again.returncode == 0
     assert "done already" in again.stdout
     assert toy.stamp == stamp
+
+
+def tool(wheelhouse: Path, name: str, folder: Path) -> Path:
+    """CMake or ninja, out of its wheel."""
+    with zipfile.ZipFile(next(wheelhouse.glob(f"{name}-*.whl"))) as wheel:
+        inside = next(one for one in wheel.namelist() if one.endswith(f"/scripts/{name}"))
+        path = Path(wheel.extract(inside, folder))
+    path.chmod(0o755)
+    return path
+
+
+def test_what_is_linked_is_the_same_in_either_order(wheelhouse: Path, tmp_path: Path) -> None:
+    """Also after CMake has written build.ninja anew."""
+    source, tree = tmp_path / "source", tmp_path / "tree"
+    for name, text in SDIST.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    cmake, own = (tool(wheelhouse, name, tmp_path) for name in ("cmake", "ninja"))
+    costs = Costs({"ggml-cuda.dir/two.c": 9.0, "llama.dir/two.c": 5.0}, [])
+
+    def made(program: Path) -> dict[str, str]:
+        options = ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={program}", "-DGGML_CUDA=on"]
+        for told in (["-S", str(source), "-B", str(tree), *options], ["--build", str(tree)]):
+            subprocess.run([str(cmake), *told], check=True, capture_output=True)
+        return {one.name: sha256_of(one) for one in tree.glob("*.so")}
+
+    plain = made(own)
+    shutil.rmtree(tree)
+    tree.mkdir()
+    wrapper = wrap(tmp_path / "order", own, tree, costs)
+    assert made(wrapper) == plain and len(plain) == 2
+    assert (tree / SORTED).read_text() != (tree / "build.ninja").read_text()
+    (source / "CMakeLists.txt").touch()
+    assert made(wrapper) == plain
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_wrong_hash_is_refused(runner: Runner, wheelhouse: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from llamafleet.onhost import elf
 from llamafleet.onhost.verify import fatbin, llama_log, sampling, weights
 from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.health import judge_health
@@ -53,6 +54,13 @@ def _fatbin(data: bytes, folder: Path) -> object:
     path.write_bytes(data)
     found = fatbin.read(path)
     return [len(found.units), list(map(str, found.codes))]
+
+
+def _elf(data: bytes, folder: Path) -> object:
+    path = folder / "lib.so"
+    path.write_bytes(data)
+    found = elf.read(path)
+    return [found, elf.wrong_path(found, "/opt/cuda-13.0/lib64")]
 
 
 @cache
@@ -279,6 +287,18 @@ TARGETS = (
             b"\x7fELF\x02\x01" + b"\xff" * 100,
             b"\x7fELF\x02\x01" + b"\0" * 100,
             FATBINS[0][:64],
+        ),
+    ),
+    Target(
+        "where a library looks for others",
+        ("onhost.elf:read", "onhost.elf:wrong_path"),
+        binaries(FATBINS),
+        _elf,
+        (elf.ElfError,),
+        known=(
+            b"\x7fELF\x02\x01" + b"\xff" * 100,
+            b"\x7fELF\x02\x01" + b"\0" * 100,
+            FATBINS[0][:200],
         ),
     ),
     Target(

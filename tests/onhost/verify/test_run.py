@@ -106,11 +106,12 @@ def test_a_stale_library_that_shadows_is_red(host: Host, tmp_path: Path) -> None
     stale = tmp_path / "stale"
     stale.mkdir()
     shutil.copy(library_folder() / "libggml-base.so", stale)
-    host.config["environment"] = {"LD_LIBRARY_PATH": str(stale)}
+    # LD_LIBRARY_PATH comes after the search path of what is built by now.
+    host.config["environment"] = {"LD_PRELOAD": str(stale / "libggml-base.so")}
     assert host.verify().returncode == 1
     check = host.checks()["library_origin"]
     assert check["status"] == "fail"
-    assert str(stale) in check["found"] and "LD_LIBRARY_PATH" in check["next"]
+    assert str(stale) in check["found"] and "LD_PRELOAD" in check["next"]
 
 
 def test_nothing_of_the_caller_s_environment_reaches_the_worker(host: Host, tmp_path: Path) -> None:

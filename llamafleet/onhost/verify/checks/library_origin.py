@@ -46,8 +46,8 @@ def judge_origin(
             NAME,
             "loaded from elsewhere: " + ", ".join(foreign),
             expected,
-            "remove the folder from LD_LIBRARY_PATH, LLAMA_CPP_LIB_PATH or /etc/ld.so.conf.d; or "
-            f"run the verification with {prefix}/bin/python",
+            "remove the folder from LD_LIBRARY_PATH, LD_PRELOAD, LLAMA_CPP_LIB_PATH or "
+            f"/etc/ld.so.conf.d; or run the verification with {prefix}/bin/python",
         )
     if altered:
         return failed(
