@@ -34,7 +34,8 @@ _OWN = re.compile(
 """A compiler's, linker's, loader's or interpreter's own words."""
 _FAILED = re.compile(
     r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
-    r"|Installation failed|\bfailed\b.{0,40}\bexit"
+    r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
+    r"|^\S.{0,200} failed:$"
 )
 _FALLS_BACK = re.compile(
     r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
