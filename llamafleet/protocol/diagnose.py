@@ -26,7 +26,8 @@ may be harmless, as a warning is."""
 RANKS: tuple[Rank, ...] = get_args(Rank)
 
 _OWN = re.compile(
-    r"\berror:(?! subprocess-exited| command )|\bfatal(?: error)? ?:|\b(?:nvcc|ptxas|nvlink) fatal"
+    r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
+    r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
     r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
     r"|^E: |error while loading shared|died due to signal|\bKilled\b",
