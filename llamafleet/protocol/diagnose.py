@@ -26,7 +26,8 @@ may be harmless, as a warning is."""
 RANKS: tuple[Rank, ...] = get_args(Rank)
 
 _OWN = re.compile(
-    r"\berror:(?! subprocess-exited| command )|\bfatal(?: error)? ?:|\b(?:nvcc|ptxas|nvlink) fatal"
+    r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
+    r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
     r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
     r"|^E: |error while loading shared|died due to signal|\bKilled\b",
@@ -34,7 +35,8 @@ _OWN = re.compile(
 """A compiler's, linker's, loader's or interpreter's own words."""
 _FAILED = re.compile(
     r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
-    r"|Installation failed|\bfailed\b.{0,40}\bexit"
+    r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
+    r"|^\S.{0,200} failed:$"
 )
 _FALLS_BACK = re.compile(
     r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE

@@ -16,7 +16,22 @@ DEEPEST = 5
 """Prefixes one after another, as of a container's log in a journal."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]{0,20}[A-Za-z]")
-_QUOTES = str.maketrans("‘’“”\r", "''\"\" ")
+_PLAIN = str.maketrans(
+    {
+        "‘": "'",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "\r": " ",
+        "：": ": ",
+        "，": ", ",
+        "（": "(",
+        "）": ")",
+    }
+)
+"""What locales write for a programs' own signs."""
+_FOR_DEVELOPERS = re.compile(r"cmake (?:warning \(dev\)|deprecation warning)")
+"""Its whole text is no news for who builds."""
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
 _PREFIX = re.compile(
     "|".join(
@@ -97,9 +112,9 @@ def without_prefix(line: str) -> str:
 
 
 def _lines(text: str) -> Iterator[Line]:
-    warned_at = -1
+    warned_at, passed = -1, False
     for number, raw in _numbered(text):
-        bare = without_prefix(_ANSI.sub("", raw[:LONGEST_LINE]).translate(_QUOTES))
+        bare = without_prefix(_ANSI.sub("", raw[:LONGEST_LINE]).translate(_PLAIN))
         said = _SPACE.sub(" ", bare).strip()
         if not said or _GLOG_WARNING.match(said):
             continue
@@ -109,7 +124,9 @@ def _lines(text: str) -> Iterator[Line]:
             warned_at = -1
         warns = warned_at >= 0 or bool(_WARNS.match(lower))
         if lower.startswith("cmake") and warns:
-            warned_at = indent
+            warned_at, passed = indent, bool(_FOR_DEVELOPERS.match(lower))
+        if warned_at >= 0 and passed:
+            continue
         yield Line(number, said, warns)
 
 

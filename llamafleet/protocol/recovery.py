@@ -14,7 +14,8 @@ OUT_OF_MEMORY = "oom-"
 """How signatures of it begin: llama.cpp itself tries again with less."""
 
 _FETCHES = re.compile(
-    r"(?:downloading|using cached|collecting|obtaining|installing collected|successfully|"
+    r"(?:downloading|using cached|requirement already|collecting|obtaining|successfully|"
+    r"installing collected|"
     r"get:\d|fetched |\S+ \d{3} ok)"
 )
 _BUILD_BEGINS = re.compile(
