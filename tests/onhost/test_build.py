@@ -326,6 +326,30 @@ def test_what_is_linked_is_the_same_in_either_order(wheelhouse: Path, tmp_path: 
     assert made(wrapper) == plain
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ((), "no {prefix}/bin/ninja"),
+        (("-DCMAKE_GENERATOR=Ninja",), "cmake_options names the build program"),
+        (("-DCMAKE_MAKE_PROGRAM:FILEPATH=/n",), "cmake_options names the build program"),
+    ],
+)
+def test_why_the_order_is_cmake_s_is_told(
+    tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    prefix = tmp_path / "venv"
+    (prefix / "bin").mkdir(parents=True)
+    if options:
+        (prefix / "bin/ninja").touch()
+    told = job.Job("build", tmp_path, "f00d")
+    told.begin_log()
+    config, env = replace(CONFIG, prefix=str(prefix), cmake_args=options), {"CMAKE_ARGS": ""}
+    reason = f"as CMake wrote it: {why.format(prefix=prefix)}"
+    found = build._longest_first(told, config, env, tmp_path / "cmake", tmp_path, last="")
+    assert found == (env, reason)
+    assert f"build order: {reason}\n" in told.log_path.read_text()
+
+
 def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -278,8 +278,8 @@ class Evidence:
 
         Raises TaskProblem, ElfError, OSError.
         """
-        loaded = self.probe().result.get("runtime_libraries", ())
-        return elf.strays(loaded, self.cuda_folders())
+        probed = decode(Probed, self.probe().result)
+        return elf.strays(probed.runtime_libraries, self.cuda_folders())
 
     @once
     def _devices(self) -> list[dict[str, Any]]:
