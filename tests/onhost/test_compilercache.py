@@ -172,6 +172,100 @@ def test_without_a_file_of_dependencies_nothing_is_cached(builds: Builds) -> Non
     assert (cache.use().hits, cache.use().misses) == (0, 0)
 
 
+# ---- nvcc
+
+DRY_RUN = """\
+#$ _THERE_={0}/bin
+#$ NVVMIR_LIBRARY_DIR={0}/nvvm/libdevice
+#$ PATH={0}/nvvm/bin:{0}/bin:/usr/bin:/bin
+#$ gcc -D__CUDA_ARCH_LIST__=750 -E -x c++ -D__CUDACC__ -D__NVCC__ "none.cu" -o "a"
+#$ cudafe++ --c++17 --gnu_version=120200 --orig_src_file_name "none.cu"
+#$ "$CICC_PATH/cicc" --c++17 --gnu_version=120200 --orig_src_file_name "none.cu"
+#$ ptxas -arch=sm_75 -m64  "a.ptx"  -o "a.cubin"
+#$ fatbinary -64 --cicc-cmdline="-ftz=0 -prec_div=1 " "--image3=kind=elf,sm=75,file=a.cubin"
+#$ rm a.fatbin
+"""
+"""Of nvcc 13.0.88, cut. {0}: its root."""
+
+NVCC = """\
+#!/bin/sh
+# As each nvcc from 12.4 to 13.5 did (measured): -E prints the pass of the first GPU alone, and -MD
+# names the files of all passes.
+case " $* " in
+*" --dryrun "*) exec cat {0}/dryrun ;;
+esac
+while [ $# -gt 0 ]; do
+  case $1 in
+  -E) print=1 ;;
+  -MF | -o) [ "$1" = -o ] && out=$2 || deps=$2; shift ;;
+  -MT | -x | -ccbin) shift ;;
+  -*) ;;
+  *) source=$1 ;;
+  esac
+  shift
+done
+if [ "$print" ]; then exec g++ -x c++ -D__CUDA_ARCH__=750 -E "$source" ${{out:+-o "$out"}}; fi
+exec g++ -x c++ $NVCC_APPEND_FLAGS -MD -MT x.o -MF "$deps" -c "$source" -o "$out"
+"""
+
+
+@pytest.fixture
+def nvcc(builds: Builds) -> Path:
+    """The root of a toolkit whose nvcc the builds have."""
+    root = builds.root / "cuda"
+    for name in ("bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/cicc", "nvvm/libdevice/a"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+        (root / name).chmod(0o755)
+    (root / "dryrun").write_text(DRY_RUN.format(root))
+    (root / "bin/nvcc").write_text(NVCC.format(root))
+    (root / "bin/nvcc").chmod(0o755)
+    builds.env = ENV | {"CUDACXX": str(root / "bin/nvcc"), "CUDAHOSTCXX": "/usr/bin/g++"}
+    return root
+
+
+def by_nvcc(builds: Builds, **env: str) -> str:
+    """What became of a file in a build of its own."""
+    builds.env |= env
+    cache = builds.cache()
+    assert cache.problems == []
+    words = ["-MD", "-MT", "x.o", "-MF", "x.d", "-x", "cu", "-c", str(builds.root / "x.cu")]
+    launcher = cache.launchers["CMAKE_CUDA_COMPILER_LAUNCHER"]
+    argv = [launcher, builds.env["CUDACXX"], *words, "-o", "x.o"]
+    subprocess.run(argv, cwd=cache.tmp.parent, env=builds.env, check=True)
+    return "hit" if cache.use().hits else "miss"
+
+
+def test_what_nvcc_compiles_is_found_again_and_nothing_else(builds: Builds, nvcc: Path) -> None:
+    source, header = builds.root / "x.cu", builds.root / "host.h"
+    code = '#ifndef __CUDA_ARCH__\n#include "host.h"\nint host() {{ return HOST + {}; }}\n#endif\n'
+    header.write_text("#define HOST 1\n")
+    source.write_text(code.format(1))
+    assert [by_nvcc(builds), by_nvcc(builds)] == ["miss", "hit"]
+    # By what -E prints these would be hits: with the object of before (measured, ccache 4.14.2).
+    source.write_text(code.format(2))
+    assert by_nvcc(builds) == "miss"
+    header.write_text("#define HOST 2\n")
+    assert by_nvcc(builds) == "miss"
+    assert by_nvcc(builds, NVCC_APPEND_FLAGS="-DX=1") == "miss"
+    # nvcc itself stays the same when what it runs is another one.
+    for part in ("nvvm/bin/cicc", "bin/ptxas", "nvvm/libdevice/a"):
+        (nvcc / part).write_text(f"another {part}")
+        assert by_nvcc(builds) == "miss"
+    assert by_nvcc(builds) == "hit"
+
+
+def test_of_an_nvcc_that_is_not_understood_only_the_rest_is_cached(
+    builds: Builds, nvcc: Path
+) -> None:
+    for text, expected in (("#$ nothing\n", "names no cicc, "), ("", "tells nothing")):
+        (nvcc / "dryrun").write_text(text)
+        cache = builds.cache()
+        assert "CMAKE_CUDA_COMPILER_LAUNCHER" not in cache.launchers
+        said = goes_on(builds, cache)
+        assert "CUDA is compiled without it: " in said and expected in said, said
+
+
 # ---- what goes wrong
 
 
