@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -46,6 +47,7 @@ exit 0
 TRIAL = "int llamafleet_trial_{number} = {number};\n"
 
 HITS = ("direct_cache_hit", "preprocessed_cache_hit")
+MISS, KEPT, NOT_KEPT = "cache_miss", "local_storage_write", "not kept"
 NO_ANSWER = ("remote_storage_error", "remote_storage_timeout")
 """Words of ccache's log of results: one a line, several a file."""
 
@@ -174,9 +176,12 @@ class Cache:
         source.write_text(TRIAL.format(number=time.time_ns()), encoding="utf-8")
         first = self._compile(kind, compiler, source)
         second = self._compile(kind, compiler, source)
-        if not first["cache_miss"] or not second[HITS[0]]:
+        if not first[MISS] or not second[HITS[0]]:
             found = " and ".join(_words(counts) for counts in (first, second))
-            raise Unusable(f"a file compiled twice was {found}; expected a miss and a hit")
+            raise Unusable(
+                f"a file compiled twice was {found}; expected a miss and a hit; next: df -h "
+                f"{self.folder}"
+            )
 
     def _unshared(self, compiler: Sequence[str]) -> str:
         """Why the shared cache can't be used; "": it can."""
@@ -266,11 +271,17 @@ class Cache:
         shutil.rmtree(self.folder / "source", ignore_errors=True)
 
     def _counts(self) -> Counter[str]:
+        """How many files each word was said of."""
         try:
             text = self.results.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return Counter()
-        return Counter(text.splitlines())
+        counts: Counter[str] = Counter()
+        for part in re.split(r"^# .*$", text, flags=re.MULTILINE):
+            words = {*part.split()}
+            counts.update(words)
+            counts[NOT_KEPT] += {MISS} <= words and KEPT not in words
+        return counts
 
     def use(self) -> CacheUse:
         """What it did, once the build is made."""
@@ -282,12 +293,16 @@ class Cache:
         problems = [*self.problems]
         if failed:
             problems.append(f"it failed at {failed} files, which were compiled without it")
+        if counts[NOT_KEPT]:
+            problems.append(
+                f"{counts[NOT_KEPT]} files could not be kept: is {self.folder} full, or read-only?"
+            )
         if errors:
             problems.append(f"{self.config.url} gave no answer {errors} times")
         return CacheUse(
             tool=self.tool,
             hits=sum(counts[name] for name in HITS),
-            misses=counts["cache_miss"],
+            misses=counts[MISS],
             failed=failed,
             remote_hits=counts["remote_storage_hit"],
             remote_errors=errors,
@@ -311,7 +326,7 @@ def _variables(*languages: str) -> list[str]:
 
 
 def _words(counts: Mapping[str, int]) -> str:
-    names = (*HITS, "cache_miss")
+    names = (*HITS, MISS)
     return ", ".join(name for name in names if counts[name]) or ", ".join(counts) or "no result"
 
 

@@ -365,6 +365,32 @@ def test_what_is_damaged_is_compiled_again(builds: Builds) -> None:
     assert (second.tmp.parent / "x.o").read_bytes() == (first.tmp.parent / "x.o").read_bytes()
 
 
+FULL = """\
+# /tmp/x.cpp
+cache_miss
+direct_cache_miss
+local_storage_miss
+local_storage_read_miss
+# /tmp/y.cpp
+cache_miss
+direct_cache_miss
+local_storage_miss
+local_storage_read_miss
+local_storage_write
+local_storage_write
+"""
+"""Recorded of ccache 4.14.2: x.cpp on a file system that is full, and on one that is read-only."""
+
+
+def test_what_could_not_be_kept_is_said(builds: Builds) -> None:
+    cache = builds.cache()
+    cache.results.write_text(FULL)
+    assert compilercache.note(cache.use()) == (
+        "compiler cache: 0 of 2 files were there; 1 files could not be kept: is "
+        f"{builds.config.folder} full, or read-only?"
+    )
+
+
 # ---- shared
 
 
