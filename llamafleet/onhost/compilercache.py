@@ -6,6 +6,7 @@ words of new releases of it (mozilla/sccache#2722, #2862).
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import re
@@ -239,22 +240,26 @@ class Cache:
 
     # -- in use
 
-    def source(self, archive: Path) -> Path | None:
-        """The archive's tree, at the path that each build has; None: it can't be had.
+    def places(self, archive: Path, tree: Path) -> tuple[Path, Path] | None:
+        """The archive's files and CMake's `tree` at paths that each build has; None: no such ones.
 
         pip unpacks into a folder of a random name, which stands in include paths and in the code
-        itself, by __FILE__: nothing would ever be found again.
+        itself, by __FILE__: nothing would ever be found again. The tree's own name is that of the
+        fingerprint, and stands in include paths of what is no CUDA.
         """
-        target = self.folder / "source"
+        target, link = self.folder / "source", self.folder / "cmake"
         try:
+            tree.mkdir(parents=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(tree)
             shutil.rmtree(target, ignore_errors=True)
             with tarfile.open(archive) as packed:
                 if hasattr(tarfile, "data_filter"):
                     packed.extractall(target, filter="data")
                 else:
                     packed.extractall(target)
-            (tree,) = target.iterdir()
-            return tree.rename(target / "llama-cpp-python")
+            (unpacked,) = target.iterdir()
+            return unpacked.rename(target / "llama-cpp-python"), link
         except (OSError, ValueError, tarfile.TarError) as error:
             self._give_up(f"the source can't be unpacked to {target}: {error}")
             return None
@@ -269,6 +274,8 @@ class Cache:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder / "source", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.folder / "cmake").unlink()
 
     def _counts(self) -> Counter[str]:
         """How many files each word was said of."""
