@@ -386,9 +386,10 @@ def _through(
     fetch = [{"install": "download"}.get(word, word) for word in pip]
     pip_run(cache.job, [*fetch, *FROM_SOURCE, "-d", str(archives), "-r", str(llama)], cache.env)
     (archive,) = archives.iterdir()
-    source = cache.source(archive)
-    if source is None:
+    places = cache.places(archive, tree)
+    if places is None:
         return None
+    source, tree = places
     cache.begin()
     # It was checked when it was fetched: a folder has no hash.
     unchecked = [word for word in into if word != HASHES]

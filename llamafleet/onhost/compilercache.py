@@ -6,8 +6,10 @@ words of new releases of it (mozilla/sccache#2722, #2862).
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -46,6 +48,7 @@ exit 0
 TRIAL = "int llamafleet_trial_{number} = {number};\n"
 
 HITS = ("direct_cache_hit", "preprocessed_cache_hit")
+MISS, KEPT, NOT_KEPT = "cache_miss", "local_storage_write", "not kept"
 NO_ANSWER = ("remote_storage_error", "remote_storage_timeout")
 """Words of ccache's log of results: one a line, several a file."""
 
@@ -174,9 +177,12 @@ class Cache:
         source.write_text(TRIAL.format(number=time.time_ns()), encoding="utf-8")
         first = self._compile(kind, compiler, source)
         second = self._compile(kind, compiler, source)
-        if not first["cache_miss"] or not second[HITS[0]]:
+        if not first[MISS] or not second[HITS[0]]:
             found = " and ".join(_words(counts) for counts in (first, second))
-            raise Unusable(f"a file compiled twice was {found}; expected a miss and a hit")
+            raise Unusable(
+                f"a file compiled twice was {found}; expected a miss and a hit; next: df -h "
+                f"{self.folder}"
+            )
 
     def _unshared(self, compiler: Sequence[str]) -> str:
         """Why the shared cache can't be used; "": it can."""
@@ -234,22 +240,26 @@ class Cache:
 
     # -- in use
 
-    def source(self, archive: Path) -> Path | None:
-        """The archive's tree, at the path that each build has; None: it can't be had.
+    def places(self, archive: Path, tree: Path) -> tuple[Path, Path] | None:
+        """The archive's files and CMake's `tree` at paths that each build has; None: no such ones.
 
         pip unpacks into a folder of a random name, which stands in include paths and in the code
-        itself, by __FILE__: nothing would ever be found again.
+        itself, by __FILE__: nothing would ever be found again. The tree's own name is that of the
+        fingerprint, and stands in include paths of what is no CUDA.
         """
-        target = self.folder / "source"
+        target, link = self.folder / "source", self.folder / "cmake"
         try:
+            tree.mkdir(parents=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(tree)
             shutil.rmtree(target, ignore_errors=True)
             with tarfile.open(archive) as packed:
                 if hasattr(tarfile, "data_filter"):
                     packed.extractall(target, filter="data")
                 else:
                     packed.extractall(target)
-            (tree,) = target.iterdir()
-            return tree.rename(target / "llama-cpp-python")
+            (unpacked,) = target.iterdir()
+            return unpacked.rename(target / "llama-cpp-python"), link
         except (OSError, ValueError, tarfile.TarError) as error:
             self._give_up(f"the source can't be unpacked to {target}: {error}")
             return None
@@ -264,13 +274,21 @@ class Cache:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder / "source", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.folder / "cmake").unlink()
 
     def _counts(self) -> Counter[str]:
+        """How many files each word was said of."""
         try:
             text = self.results.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return Counter()
-        return Counter(text.splitlines())
+        counts: Counter[str] = Counter()
+        for part in re.split(r"^# .*$", text, flags=re.MULTILINE):
+            words = {*part.split()}
+            counts.update(words)
+            counts[NOT_KEPT] += {MISS} <= words and KEPT not in words
+        return counts
 
     def use(self) -> CacheUse:
         """What it did, once the build is made."""
@@ -282,12 +300,16 @@ class Cache:
         problems = [*self.problems]
         if failed:
             problems.append(f"it failed at {failed} files, which were compiled without it")
+        if counts[NOT_KEPT]:
+            problems.append(
+                f"{counts[NOT_KEPT]} files could not be kept: is {self.folder} full, or read-only?"
+            )
         if errors:
             problems.append(f"{self.config.url} gave no answer {errors} times")
         return CacheUse(
             tool=self.tool,
             hits=sum(counts[name] for name in HITS),
-            misses=counts["cache_miss"],
+            misses=counts[MISS],
             failed=failed,
             remote_hits=counts["remote_storage_hit"],
             remote_errors=errors,
@@ -311,7 +333,7 @@ def _variables(*languages: str) -> list[str]:
 
 
 def _words(counts: Mapping[str, int]) -> str:
-    names = (*HITS, "cache_miss")
+    names = (*HITS, MISS)
     return ", ".join(name for name in names if counts[name]) or ", ".join(counts) or "no result"
 
 

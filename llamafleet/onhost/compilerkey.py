@@ -56,7 +56,8 @@ def cuda_key(env: Mapping[str, str]) -> str:
     folders, bitcode = _FOLDERS.search(told), _BITCODE.search(told)
     names = {*_STEP.findall(told)}
     if not folders or not bitcode or not names >= NVCC_PARTS:
-        raise UnknownCompiler(f"{nvcc} --dryrun names no {', '.join(sorted(NVCC_PARTS - names))}")
+        missing = sorted(NVCC_PARTS - names) or ["PATH" if bitcode else "NVVMIR_LIBRARY_DIR"]
+        raise UnknownCompiler(f"{nvcc} --dryrun names no {', '.join(missing)}")
     own = dict(env) | {"PATH": folders[1]}
     files = {program(nvcc, env), *(program(name, own) for name in names - {"rm"})}
     files |= {path for path in Path(bitcode[1]).iterdir() if path.is_file()}

@@ -166,7 +166,12 @@ class Build:
     """A build job over the small archive, with one thing or another changed."""
 
     def __init__(
-        self, runner: Runner, wheelhouse: Path, name: str = "f00d", **changes: Any
+        self,
+        runner: Runner,
+        wheelhouse: Path,
+        name: str = "f00d",
+        key: str = "f00d",
+        **changes: Any,
     ) -> None:
         sdist = wheelhouse / "llama_cpp_python-0.3.36.tar.gz"
         sha256 = hashlib.sha256(sdist.read_bytes()).hexdigest()
@@ -174,7 +179,7 @@ class Build:
         self.prefix = runner.root / "versions" / name
         self.folder = runner.job(
             "build",
-            "f00d",
+            key,
             {
                 "inputs": asdict(INPUTS),
                 "prefix": str(self.prefix),

@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache as cached
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ from tests.onhost.test_build import SDIST, Build, wheelhouse
 from tests.plans.hosts import CPU_HOST, build_of
 
 __all__ = ["wheelhouse"]
+
+hashed = compilerkey._sha256
 
 ENV = {"PATH": PATH, "CC": "/usr/bin/gcc", "CXX": "/usr/bin/g++", "LC_ALL": "C.UTF-8"}
 
@@ -94,7 +97,19 @@ def builds(fetched: Builds, tool: Path, monkeypatch: pytest.MonkeyPatch) -> Buil
         self.tool = "ccache 4.14.2"
 
     monkeypatch.setattr(Cache, "_install", install)
+    monkeypatch.setattr(compilerkey, "_sha256", sha256)
     return fetched
+
+
+@cached
+def _once(path: Path, mtime: int, size: int) -> bytes:
+    return hashed(path)
+
+
+def sha256(path: Path) -> bytes:
+    """The same, of a file as it is once: the compiler has 100 MB."""
+    found = path.stat()
+    return _once(path, found.st_mtime_ns, found.st_size)
 
 
 def compiled(cache: Cache, source: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -153,6 +168,7 @@ def test_another_cpu_or_compiler_finds_nothing(
     assert (other.use().hits, other.use().misses) == (0, 1)
 
 
+@pytest.mark.long
 def test_the_time_of_a_build_is_not_another_s(builds: Builds) -> None:
     source, header = builds.root / "x.cpp", builds.root / "x.h"
     header.write_text("const char *when() { return __TIME__; }\n")
@@ -170,6 +186,100 @@ def test_without_a_file_of_dependencies_nothing_is_cached(builds: Builds) -> Non
     plain = [cache.launchers["CMAKE_CXX_COMPILER_LAUNCHER"], "/usr/bin/g++", "-c", str(source)]
     assert subprocess.run(plain, cwd=cache.tmp, env=ENV, check=False).returncode == 0
     assert (cache.use().hits, cache.use().misses) == (0, 0)
+
+
+# ---- nvcc
+
+DRY_RUN = """\
+#$ _THERE_={0}/bin
+#$ NVVMIR_LIBRARY_DIR={0}/nvvm/libdevice
+#$ PATH={0}/nvvm/bin:{0}/bin:/usr/bin:/bin
+#$ gcc -D__CUDA_ARCH_LIST__=750 -E -x c++ -D__CUDACC__ -D__NVCC__ "none.cu" -o "a"
+#$ cudafe++ --c++17 --gnu_version=120200 --orig_src_file_name "none.cu"
+#$ "$CICC_PATH/cicc" --c++17 --gnu_version=120200 --orig_src_file_name "none.cu"
+#$ ptxas -arch=sm_75 -m64  "a.ptx"  -o "a.cubin"
+#$ fatbinary -64 --cicc-cmdline="-ftz=0 -prec_div=1 " "--image3=kind=elf,sm=75,file=a.cubin"
+#$ rm a.fatbin
+"""
+"""Of nvcc 13.0.88, cut. {0}: its root."""
+
+NVCC = """\
+#!/bin/sh
+# As each nvcc from 12.4 to 13.5 did (measured): -E prints the pass of the first GPU alone, and -MD
+# names the files of all passes.
+case " $* " in
+*" --dryrun "*) exec cat {0}/dryrun ;;
+esac
+while [ $# -gt 0 ]; do
+  case $1 in
+  -E) print=1 ;;
+  -MF | -o) [ "$1" = -o ] && out=$2 || deps=$2; shift ;;
+  -MT | -x | -ccbin) shift ;;
+  -*) ;;
+  *) source=$1 ;;
+  esac
+  shift
+done
+if [ "$print" ]; then exec g++ -x c++ -D__CUDA_ARCH__=750 -E "$source" ${{out:+-o "$out"}}; fi
+exec g++ -x c++ $NVCC_APPEND_FLAGS -MD -MT x.o -MF "$deps" -c "$source" -o "$out"
+"""
+
+
+@pytest.fixture
+def nvcc(builds: Builds) -> Path:
+    """The root of a toolkit whose nvcc the builds have."""
+    root = builds.root / "cuda"
+    for name in ("bin/ptxas", "bin/cudafe++", "bin/fatbinary", "nvvm/bin/cicc", "nvvm/libdevice/a"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+        (root / name).chmod(0o755)
+    (root / "dryrun").write_text(DRY_RUN.format(root))
+    (root / "bin/nvcc").write_text(NVCC.format(root))
+    (root / "bin/nvcc").chmod(0o755)
+    builds.env = ENV | {"CUDACXX": str(root / "bin/nvcc"), "CUDAHOSTCXX": "/usr/bin/g++"}
+    return root
+
+
+def by_nvcc(builds: Builds, **env: str) -> str:
+    """What became of a file in a build of its own."""
+    builds.env |= env
+    cache = builds.cache()
+    assert cache.problems == []
+    words = ["-MD", "-MT", "x.o", "-MF", "x.d", "-x", "cu", "-c", str(builds.root / "x.cu")]
+    launcher = cache.launchers["CMAKE_CUDA_COMPILER_LAUNCHER"]
+    argv = [launcher, builds.env["CUDACXX"], *words, "-o", "x.o"]
+    subprocess.run(argv, cwd=cache.tmp.parent, env=builds.env, check=True)
+    return "hit" if cache.use().hits else "miss"
+
+
+def test_what_nvcc_compiles_is_found_again_and_nothing_else(builds: Builds, nvcc: Path) -> None:
+    source, header = builds.root / "x.cu", builds.root / "host.h"
+    code = '#ifndef __CUDA_ARCH__\n#include "host.h"\nint host() {{ return HOST + {}; }}\n#endif\n'
+    header.write_text("#define HOST 1\n")
+    source.write_text(code.format(1))
+    assert [by_nvcc(builds), by_nvcc(builds)] == ["miss", "hit"]
+    # By what -E prints these would be hits: with the object of before (measured, ccache 4.14.2).
+    source.write_text(code.format(2))
+    assert by_nvcc(builds) == "miss"
+    header.write_text("#define HOST 2\n")
+    assert by_nvcc(builds) == "miss"
+    assert by_nvcc(builds, NVCC_APPEND_FLAGS="-DX=1") == "miss"
+    # nvcc itself stays the same when what it runs is another one.
+    for part in ("nvvm/bin/cicc", "bin/ptxas", "nvvm/libdevice/a"):
+        (nvcc / part).write_text(f"another {part}")
+        assert by_nvcc(builds) == "miss"
+    assert by_nvcc(builds) == "hit"
+
+
+def test_of_an_nvcc_that_is_not_understood_only_the_rest_is_cached(
+    builds: Builds, nvcc: Path
+) -> None:
+    for text, expected in (("#$ nothing\n", "names no cicc, "), ("", "tells nothing")):
+        (nvcc / "dryrun").write_text(text)
+        cache = builds.cache()
+        assert "CMAKE_CUDA_COMPILER_LAUNCHER" not in cache.launchers
+        said = goes_on(builds, cache)
+        assert "CUDA is compiled without it: " in said and expected in said, said
 
 
 # ---- what goes wrong
@@ -235,6 +345,7 @@ def test_where_the_cache_fails_the_compiler_alone_compiles(builds: Builds, scrip
     assert cache.use().failed == 1
 
 
+@pytest.mark.long
 def test_one_that_fails_or_hangs_from_the_start_is_not_used(
     builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +380,32 @@ def test_what_is_damaged_is_compiled_again(builds: Builds) -> None:
     goes_on(builds, second)
     assert (second.use().hits, second.use().misses) == (0, 1)
     assert (second.tmp.parent / "x.o").read_bytes() == (first.tmp.parent / "x.o").read_bytes()
+
+
+FULL = """\
+# /tmp/x.cpp
+cache_miss
+direct_cache_miss
+local_storage_miss
+local_storage_read_miss
+# /tmp/y.cpp
+cache_miss
+direct_cache_miss
+local_storage_miss
+local_storage_read_miss
+local_storage_write
+local_storage_write
+"""
+"""Recorded of ccache 4.14.2: x.cpp on a file system that is full, and on one that is read-only."""
+
+
+def test_what_could_not_be_kept_is_said(builds: Builds) -> None:
+    cache = builds.cache()
+    cache.results.write_text(FULL)
+    assert compilercache.note(cache.use()) == (
+        "compiler cache: 0 of 2 files were there; 1 files could not be kept: is "
+        f"{builds.config.folder} full, or read-only?"
+    )
 
 
 # ---- shared
@@ -323,6 +460,7 @@ def test_hosts_share_what_one_of_them_compiled(
     assert goes_on(builds, second) == ("compiler cache: 1 of 1 files were there, 1 of them shared")
 
 
+@pytest.mark.long
 def test_a_shared_cache_that_does_not_answer_is_left_out(
     builds: Builds, redis: tuple[int, subprocess.Popen[bytes]]
 ) -> None:
@@ -366,6 +504,7 @@ endif()
 """
 """ggml/CMakeLists.txt and ggml/src/CMakeLists.txt of 0.3.36."""
 
+INCLUDES = "target_include_directories(llama PRIVATE . ${CMAKE_CURRENT_BINARY_DIR})\n"
 FILE = "const char *file(void) { return __FILE__; }\n"
 
 
@@ -373,7 +512,8 @@ FILE = "const char *file(void) { return __FILE__; }\n"
 def archive(wheelhouse: Path, wheels: list[str]) -> Path:
     """The wheelhouse, with ccache and an archive whose code has its own path in it."""
     old, sdist = "add_library(", {**SDIST, "two.c": SDIST["two.c"] + FILE}
-    sdist["CMakeLists.txt"] = sdist["CMakeLists.txt"].replace(old, AS_GGML + old, 1)
+    text = sdist["CMakeLists.txt"].replace(old, AS_GGML + old, 1)
+    sdist["CMakeLists.txt"] = text.replace("if(BROKEN)", f"{INCLUDES}if(BROKEN)", 1)
     with tarfile.open(wheelhouse / "llama_cpp_python-0.3.36.tar.gz", "w:gz") as packed:
         for name, text in sdist.items():
             entry = tarfile.TarInfo(f"llama_cpp_python-0.3.36/{name}")
@@ -427,12 +567,12 @@ def test_a_build_says_what_it_found(tmp_path: Path, archive: Path, decoys: dict[
         toy = Build(
             runner,
             archive,
-            name=f"f00d-{number}",
+            name=f"f00{number}",
+            key=f"f00{number}",
             cmake_args=PLANNED,
             environment=decoys,
             cache=cache,
         )
-        (toy.folder / "stamp.json").unlink(missing_ok=True)
         assert toy.run().returncode == 0, toy.stamp
         return toy
 
