@@ -353,3 +353,14 @@ def test_each_byte_of_a_wheel_comes_and_goes_under_any_login_shell(
     target, own = here / "host" / NAME, Access("", "", 0o644)
     assert shells.run_all(upload.write(store.file(KEY, wheel), str(target), own, SHA256)) == []
     assert target.read_bytes() == WHEEL and target.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("content", [WHEEL[:-1], WHEEL[::-1], b""])
+def test_the_store_keeps_nothing_of_a_wheel_that_is_wrong(here: Path, content: bytes) -> None:
+    wheel = stored(here)
+    store = WheelStore(here / FOLDER)
+    other = replace(wheel, host="@fake/b")
+    with store.incoming(KEY, other) as coming:
+        coming.add(content)
+    assert store.all() == {KEY: wheel} and store.wrong(KEY, wheel) == ""
+    assert sorted(path.name for path in (here / FOLDER / KEY).iterdir()) == [NAME, RECORD]
