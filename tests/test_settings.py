@@ -424,6 +424,33 @@ def test_unknown_keys_name_the_nearest_and_no_value() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"GGML_NATIVE": "ON"}, "found that name, allowed: the setting cpu_baseline"),
+        ({"ggml_avx512": "ON"}, "found that name, allowed: the setting cpu_baseline"),
+        ({"GGML_CPU_ARM_ARCH": "armv9-a"}, "found that name, allowed: the setting cpu_baseline"),
+        ({"CMAKE_CXX_FLAGS": "-O3 -march=znver4"}, "allowed: no -m options beside cpu_baseline"),
+        ({"CMAKE_C_FLAGS_RELEASE": "-mavx512f"}, "allowed: no -m options beside cpu_baseline"),
+    ],
+)
+def test_no_option_makes_shared_code_that_a_host_can_t_run(
+    options: dict[str, str], allowed: str
+) -> None:
+    for setting in ({"build_sharing": "wheel"}, {"cpu_baseline": "x86-64-v3"}):
+        (line,) = lines_of(cmake_options=options, **setting)
+        assert allowed in line
+    assert Settings.model_validate({"cmake_options": options})
+    lines_of_none = validate_fleet({"a": {"cmake_options": options}})
+    assert lines_of_none["a"].build_sharing == "host"
+
+
+def test_options_that_choose_no_instruction_set_may_be_shared() -> None:
+    flags = {"CMAKE_CXX_FLAGS": "-O3 -fno-math-errno", "CMAKE_CUDA_FLAGS": "-maxrregcount=64"}
+    (found,) = validate_fleet({"a": {"cmake_options": flags, "build_sharing": "wheel"}}).values()
+    assert found.cmake_options == flags
+
+
 def test_contradictions() -> None:
     beside = 'allowed: no such key beside accelerator = "cpu"'
     assert lines_of(

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "onhost.verify.owners": "the kernel's /proc",
     "onhost.verify.synth": "models that this code wrote, by their hash",
     "onhost.verify.worker": "its parent's requests",
+    "onhost.wheel": "a wheel by its hash; macros that a compiler of the host prints, by a pattern",
     "zipapps": "files of this package",
 }
 """Modules that read what needs no target, and why."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from base64 import b64encode
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from llamafleet.managed import Access
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BuildConfig, JobError, SharedWheel
 from llamafleet.wheelstore import FOLDER, RECORD, WheelStore
-from operations import share
+from operations import share, upload
 from operations.build import build, take
 from operations.share import agree
+from tests.operations import shells
 from tests.operations.fake import STATUS, FakeHost, Fleet, answer_of, ended, fleet
+from tests.operations.shells import LOGIN_SHELLS
 from tests.operations.test_build import FOLDER as JOB
 from tests.operations.test_build import KEY, LAYOUT, after_the_build, planned
 from tests.plans.hosts import there
@@ -325,3 +329,38 @@ def test_a_build_of_before_that_kept_no_wheel_is_no_source(
         assert deploy(run) == []
         assert "wheel of @fake/b; " in run.runs["c"].changes[0]
     assert hosts["a"].sent == [] and JOB
+
+
+@pytest.mark.parametrize("login", LOGIN_SHELLS)
+def test_each_byte_of_a_wheel_comes_and_goes_under_any_login_shell(
+    here: Path, monkeypatch: pytest.MonkeyPatch, login: str
+) -> None:
+    """The commands themselves, run: in three parts, the last a short one."""
+    if shutil.which(login.split(maxsplit=1)[0]) is None:
+        pytest.skip(f"no {login} here")
+    source, fact = here / NAME, share.WheelPart()
+    source.write_bytes(WHEEL)
+    wheel = share.wheel_of("@fake/a", keeps().product)
+    assert isinstance(wheel, SharedWheel)
+    store = WheelStore(here / FOLDER)
+    with store.incoming(KEY, wheel) as coming:
+        while coming.size < len(WHEEL):
+            size = min(4096, len(WHEEL) - coming.size)
+            command = fact.command("", str(source), coming.size, size)
+            coming.add(fact.process(shells.run(command, login).stdout.splitlines()))
+        assert coming.wrong == ""
+    assert store.wrong(KEY, wheel) == ""
+    target, own = here / "host" / NAME, Access("", "", 0o644)
+    assert shells.run_all(upload.write(store.file(KEY, wheel), str(target), own, SHA256)) == []
+    assert target.read_bytes() == WHEEL and target.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("content", [WHEEL[:-1], WHEEL[::-1], b""])
+def test_the_store_keeps_nothing_of_a_wheel_that_is_wrong(here: Path, content: bytes) -> None:
+    wheel = stored(here)
+    store = WheelStore(here / FOLDER)
+    other = replace(wheel, host="@fake/b")
+    with store.incoming(KEY, other) as coming:
+        coming.add(content)
+    assert store.all() == {KEY: wheel} and store.wrong(KEY, wheel) == ""
+    assert sorted(path.name for path in (here / FOLDER / KEY).iterdir()) == [NAME, RECORD]

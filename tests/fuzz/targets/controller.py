@@ -27,6 +27,7 @@ from llamafleet.tables.rows import Row as TableRow
 from llamafleet.tables.rows import TableError, _load
 from llamafleet.wheelhouse.index import _links
 from llamafleet.wheelhouse.manifest import MANIFEST, WheelhouseError, build_command, read, verify
+from llamafleet.wheelstore import RECORD, WheelStore
 from tests.cli import run
 from tests.fuzz import Target
 from tests.fuzz.material import DEEP, HOSTILE, documents, dumped, encoded, objects, texts, words
@@ -187,7 +188,42 @@ def _wanted(prefix: str, folder: Path) -> object:
     return Runs(folder).find(prefix).id
 
 
+WHEEL = {
+    "host": "gpu-a",
+    "name": "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl",
+    "sha256": "a" * 64,
+    "size": 44_800_000,
+    "libraries": {"llama_cpp/lib/libllama.so": "b" * 64},
+    "needs": ["AVX2", "FMA"],
+    "nvcc": "13.0.88",
+}
+
+
+def _wheel(text: str, folder: Path) -> object:
+    """Its record; what counts as one names a file in that very folder."""
+    key = "0123456789abcdef"
+    _kept(folder, f"{key}/{RECORD}", text)
+    found = WheelStore(folder).all()
+    for wheel in found.values():
+        assert WheelStore(folder).file(key, wheel).parent == folder / key
+    return found
+
+
 KEPT = (
+    Target(
+        "the record of a shared wheel",
+        ("wheelstore:WheelStore", "plans.share:unsound"),
+        documents([WHEEL]),
+        _wheel,
+        known=(
+            *DEEP,
+            dumped(_changed(WHEEL, name="../../x.whl")),
+            dumped(_changed(WHEEL, host=ESCAPE)),
+            dumped(_changed(WHEEL, size=10**400)),
+            dumped(_changed(WHEEL, needs=[ESCAPE])),
+        ),
+        share=0.5,
+    ),
     Target(
         "a kept run",
         ("history.runs:Runs", "history.report:render_run"),
