@@ -8,6 +8,7 @@ from llamafleet import __version__
 from llamafleet.cli.deploy import check, deploy
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
+from llamafleet.cli.upstream import upstream
 from llamafleet.cli.wheelhouse import wheelhouse
 
 
@@ -21,5 +22,5 @@ def main() -> None:
     """
 
 
-for command in (check, deploy, plan, snapshot, report, wheelhouse):
+for command in (check, deploy, plan, snapshot, report, upstream, wheelhouse):
     main.add_command(command)
