@@ -10,6 +10,7 @@ from llamafleet.cli.diagnose import diagnose
 from llamafleet.cli.fix import fix
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
+from llamafleet.cli.upstream import upstream
 from llamafleet.cli.wheelhouse import wheelhouse
 
 
@@ -23,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (check, deploy, plan, snapshot, diagnose, fix, report, wheelhouse):
+for command in (check, deploy, plan, snapshot, diagnose, fix, report, upstream, wheelhouse):
     main.add_command(command)

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 
 from llamafleet.protocol.options import OWN
 
+SET = " (set)"
+"""Behind a default that a file sets, and no `option` declares."""
+_OR = " or "
+
 _COMMENT = re.compile(r'("(?:[^"\\]|\\.)*")|#\[\[.*?\]\]|#[^\n]*', re.DOTALL)
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _OPTION = re.compile(rf"\b(?:cmake_dependent_)?option\s*\(\s*(\w+)\s+{_TEXT}\s*([^()]*)\)", re.I)
@@ -23,11 +27,17 @@ def declared(files: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for text in files.values():
         bare = _COMMENT.sub(lambda match: match[1] or "", text)
-        for kind in (_OPTION, _CACHED):
+        for kind, mark in ((_OPTION, ""), (_CACHED, SET)):
             for name, default in kind.findall(bare):
                 if OWN.fullmatch(name):
-                    found.setdefault(name, set()).add(" ".join(default.split()) or "OFF")
-    return {name: " or ".join(sorted(defaults)) for name, defaults in sorted(found.items())}
+                    value = " ".join(default.split()) or "OFF"
+                    found.setdefault(name, set()).add(value + mark)
+    return {name: _OR.join(sorted(defaults)) for name, defaults in sorted(found.items())}
+
+
+def is_option(defaults: str) -> bool:
+    """Whether an `option` declares it, by what `declared` says."""
+    return any(not one.endswith(SET) for one in defaults.split(_OR))
 
 
 def minimum(text: str) -> str:

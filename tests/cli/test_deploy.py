@@ -39,6 +39,31 @@ def test_all_errors_of_all_hosts_are_said_at_once(folder: Path) -> None:
     ]
 
 
+def test_a_version_that_is_not_known_is_looked_up_and_its_hash_is_shown(
+    folder: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "llama-cpp-python/index.html"
+    page.parent.mkdir()
+    page.write_text(f'<a href="llama_cpp_python-0.3.9999.tar.gz#sha256={"ab" * 32}">x</a>')
+    data = {"llama_version": "0.3.9999", "index_url": f"file://{tmp_path}"}
+    (folder / "fleet").write_text(f"hosts = {[('10.231.7.1', data)]!r}\n")
+    done = llamafleet(folder, "check", "fleet")
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        [
+            f"llama-cpp-python 0.3.9999: sha256 {'ab' * 32} (looked up at file://{tmp_path})",
+            "  not known here: its options are first compared on the host; "
+            "next: llamafleet upstream 0.3.9999",
+            "fleet: the settings of 1 hosts are sound",
+        ],
+    )
+    page.write_text("<a>none</a>")
+    for command in (["check", "fleet"], ["deploy", "--inventory", "fleet", "--dry"]):
+        done = llamafleet(folder, *command)
+        assert done.returncode == 2, done.stderr
+        assert "host 10.231.7.1: llama_sha256: found none of 0.3.9999" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

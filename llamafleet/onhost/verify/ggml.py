@@ -18,6 +18,7 @@ INPUT_FLAG = 1
 _OBJECT_BYTES = 32
 """sizeof(struct ggml_object), which ggml_tensor_overhead() counts besides the tensor."""
 _F32 = 0
+"""GGML_TYPE_F32."""
 
 
 class Unreadable(Exception):

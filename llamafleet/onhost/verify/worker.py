@@ -126,14 +126,23 @@ class Llama:
             device = get(index)
             free, total = size(0), size(0)
             memory(device, ctypes.byref(free), ctypes.byref(total))
-            properties = DeviceProperties()
-            ask(device, ctypes.byref(properties))
+            told = DeviceProperties()
+            ask(device, ctypes.byref(told))
+            kind_of = kind(device)
+            # By another layout the address would be read from anywhere: what has a function of
+            # its own is compared. 0: CUDA would not tell the memory this once.
+            totals = {told.memory_total, total.value} - {0}
+            if (told.name, told.type) != (name(device), kind_of) or len(totals) > 1:
+                raise TaskFailed(
+                    f"ggml tells of a device in another form than is known (type {told.type}, "
+                    f"{told.memory_total} bytes; expected {kind_of}, {total.value})"
+                )
             result.append(
                 {
                     "name": name(device).decode(),
                     "description": description(device).decode(),
-                    "bus_id": properties.device_id and properties.device_id.decode().lower(),
-                    "type": _DEVICE_TYPES.get(kind(device), "?"),
+                    "bus_id": told.device_id and told.device_id.decode().lower(),
+                    "type": _DEVICE_TYPES.get(kind_of, "?"),
                     "free": free.value,
                     "total": total.value,
                 }
@@ -370,10 +379,20 @@ def main() -> int:
         llama = Llama()
         reply = TASKS[request["task"]](llama, request, channel)
     except Exception as error:
-        channel.send({"error": f"{type(error).__name__}: {error}"})
+        channel.send({"error": _said(error)})
         return 1
     channel.send({"reply": reply | {"timings": llama.timings}})
     return 0
+
+
+def _said(error: Exception) -> str:
+    """What went wrong; a name that llama_cpp lacks is its version's fault, and no model's."""
+    text = f"{type(error).__name__}: {error}"
+    module = getattr(error, "obj", None)
+    if isinstance(error, AttributeError) and getattr(module, "__name__", "") == imported.PACKAGE:
+        version = getattr(module, "__version__", "?")
+        return f"{text}: this verification does not know llama-cpp-python {version}"
+    return text
 
 
 def mapped_libraries(prefixes: tuple[str, ...]) -> list[str]:

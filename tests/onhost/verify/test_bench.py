@@ -57,11 +57,11 @@ def test_figures_leave_the_discarded_out() -> None:
     assert bench.summarise(512, [10.0], discard=0)["stdev_ts"] == 0
 
 
-def worker(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of one worker whose marks are answered at once."""
+def worker(request: dict[str, Any], planted: str = "") -> list[dict[str, Any]]:
+    """The messages of one worker whose marks are answered at once; `planted`: runs before it."""
     answers = json.dumps(request) + "\n" * 8
     run = subprocess.run(
-        [PYTHON, "-c", "from llamafleet.onhost.verify import worker; worker.main()"],
+        [PYTHON, "-c", f"from llamafleet.onhost.verify import worker; {planted}\nworker.main()"],
         input=answers,
         capture_output=True,
         text=True,
@@ -70,6 +70,26 @@ def worker(request: dict[str, Any]) -> list[dict[str, Any]]:
         timeout=120,
     )
     return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@needs_llama
+def test_a_device_in_another_form_is_refused_and_not_read_from_anywhere() -> None:
+    """As a version would have it that put another member before the type."""
+    fields = "[('more', worker.ctypes.c_size_t), *worker.DeviceProperties._fields_]"
+    planted = (
+        f"worker.DeviceProperties = type('P', (worker.ctypes.Structure,), {{'_fields_': {fields}}})"
+    )
+    (*_, last) = worker({"task": "probe"}, planted)
+    assert "ggml tells of a device in another form than is known" in last["error"]
+
+
+@needs_llama
+def test_a_name_that_a_version_lacks_is_its_version_s_fault(models: Path) -> None:
+    path, _ = synth.ensure(models, "tiny", "f16")
+    asked = {"task": "context", "model": str(path), "n_gpu_layers": 0, "n_ctx": 256}
+    (*_, last) = worker(asked, "import llama_cpp; del llama_cpp.llama_n_ctx")
+    said = "has no attribute 'llama_n_ctx': this verification does not know llama-cpp-python 0.3."
+    assert said in last["error"]
 
 
 @needs_llama
