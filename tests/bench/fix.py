@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamafleet.protocol.environment import PACKAGE
-from llamafleet.tables.pinned import HOST, pip_line, pins
+from llamafleet.tables.pinned import HOST, pins, pip_line
 from tests.gpu import faults
 
 CUDA = "libggml-cuda.so"
@@ -71,7 +71,9 @@ class Bench:
         # Not PYTHONPATH, which fix takes for what is in front of the environment.
         start = f"import sys; sys.path[0] = {str(Path.cwd())!r}; {code}"
         argv = [sys.executable, "-c", start, "fix", "--venv", str(env), *words, *options]
-        return subprocess.run(argv, env=self.environ, cwd="/", capture_output=True, text=True)
+        return subprocess.run(
+            argv, env=self.environ, cwd="/", capture_output=True, text=True, check=False
+        )
 
 
 def library(env: Path, name: str) -> Path:
