@@ -37,7 +37,12 @@ BAD = replace(
 def recorded(name: str) -> HostSnapshot:
     """A recorded host that has this very Python."""
     version = ".".join(map(str, sys.version_info[:3]))
-    return replace(load(name).snapshot, pythons=(Tool(BASE, version),), user="ada", uid=1000)
+    return replace(
+        load(name).snapshot,
+        pythons=(Tool(str(Path(BASE).resolve()), version),),
+        user="ada",
+        uid=1000,
+    )
 
 
 class Here:
@@ -123,6 +128,13 @@ def test_a_cpu_build_beside_a_gpu_is_planned(here: Here) -> None:
     assert "-DCMAKE_CUDA_ARCHITECTURES=90" in ended.output
     assert ended.output.strip().endswith("next: the same command with --yes")
     assert here.done == [] and here.files() == before
+
+
+def test_an_interpreter_behind_a_link_is_the_one_of_the_snapshot(here: Here) -> None:
+    """As Debian's /usr/bin/python3 is python3.11."""
+    (here.folder / "python3").symlink_to(Path(BASE).resolve())
+    ended = run("fix", "--python", here.folder / "python3")
+    assert "python: found" not in ended.output and ended.exit_code in (0, 1), ended.output
 
 
 def test_what_is_found_as_json(here: Here) -> None:
