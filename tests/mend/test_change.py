@@ -175,6 +175,7 @@ def test_one_that_was_killed_is_taken_back(place: Place) -> None:
     assert place.files() == place.before
 
 
+@pytest.mark.long
 def test_a_users_own_site(tmp_path: Path) -> None:
     """Of a Python that is no environment: the old one in the home, and nothing beside it."""
     base = getattr(sys, "_base_executable", sys.executable)

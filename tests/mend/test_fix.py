@@ -171,8 +171,10 @@ def test_a_build_that_is_not_good_changes_nothing(here: Here) -> None:
     (here.site / "llama_cpp/lib/libllama.so").unlink()
     before = here.files()
     here.results = [BAD]
-    ended = here.fix("--yes")
+    ended = here.fix("--yes", "--json")
     assert ended.exit_code == 1 and "nothing was changed: offload: found 0 of 33" in ended.output
+    told = json.loads(ended.stdout)
+    assert not told["right"] and told["failure"].startswith("the new build is not good")
     assert here.files() == before and here.done == ["build", "new build"]
 
 
