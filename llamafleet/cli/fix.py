@@ -20,9 +20,8 @@ from llamafleet.terminal import masked_data, printable
 # They bring pydantic's models and pyinfra with them, which no other command needs.
 if TYPE_CHECKING:
     from llamafleet.mend.machine import Machine
+    from llamafleet.mend.mending import Judgement
     from llamafleet.mend.work import Worker
-    from llamafleet.plans.mend.judge import Facts, Finding
-    from llamafleet.plans.mend.plan import Mending
     from llamafleet.protocol.environment import Environment
 
 DECIDED = ("scope", "python")
@@ -175,37 +174,45 @@ class Fix:
         from llamafleet.mend.mending import examine, interrupted, mend
         from llamafleet.mend.work import Failed
 
+        judged: Judgement | None = None
+        failure = ""
         try:
             known = interrupted(work, environment, restore=yes)
             if known and yes:
                 environment = describe(environment.executable, work.here.ask)
-            facts, findings, mending = examine(work, environment, known)
-            self._tell(facts, findings, mending)
-            if not any(f.red for f in findings):
-                return 0
-            if check or not yes or not mending.needed or mending.problems:
-                if not check and not yes and mending.needed and not mending.problems:
-                    self.say("next: the same command with --yes")
-                return 1
-            facts, findings, mending = mend(work, facts, mending)
+            judged = examine(work, environment, known)
+            if yes and judged[2].ready:
+                self._explain(judged)
+                judged = mend(work, judged[0], judged[2])
         except Failed as problem:
-            self.say(f"FAILED {problem}")
-            return 1
-        self._tell(facts, findings, mending)
-        return 1 if any(f.red for f in findings) else 0
+            failure = str(problem)
+        if judged:
+            self._tell(judged, failure)
+            if judged[2].ready and not yes and not check:
+                self.say("next: the same command with --yes")
+        if failure:
+            self.say(f"FAILED {failure}")
+        return 1 if failure or judged is None or any(f.red for f in judged[1]) else 0
 
-    def _tell(self, facts: Facts, findings: tuple[Finding, ...], mending: Mending) -> None:
+    def _explain(self, judged: Judgement) -> None:
         from llamafleet.plans.mend.plan import explain
 
+        for line in explain(*judged):
+            self.say(line)
+
+    def _tell(self, judged: Judgement, failure: str) -> None:
+        """The answer; as JSON it is one object, whatever came of it."""
         if not self.as_json:
-            for line in explain(facts, findings, mending):
-                self.say(line)
+            if not failure:
+                self._explain(judged)
             return
+        facts, findings, mending = judged
         told = {
             "version": 1,
             "python": facts.environment.executable,
             "chosen_by": self.target.why,
-            "right": not any(finding.red for finding in findings),
+            "right": not failure and not any(finding.red for finding in findings),
+            "failure": failure,
             "findings": [asdict(finding) for finding in findings],
             "environment": asdict(facts.environment),
             "copies": [asdict(copy) for copy in facts.look.copies],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,36 @@ def test_one_that_was_killed_is_taken_back(place: Place) -> None:
     assert found is not None
     again.restore(found)
     assert place.files() == place.before
+
+
+@pytest.mark.long
+def test_a_users_own_site(tmp_path: Path) -> None:
+    """Of a Python that is no environment: the old one in the home, and nothing beside it."""
+    base = getattr(sys, "_base_executable", sys.executable)
+    made = here(tmp_path)
+    environment = describe(base, made.ask)
+    if environment.externally_managed or not environment.user_site:
+        pytest.skip("this Python takes nothing from pip")
+    site = Path(environment.user_site)
+    assert site.is_relative_to(tmp_path)
+    (tmp_path / "new").mkdir()
+    wheels = [
+        write_wheel(tmp_path, "llama-cpp-python", "0.3.16", OLD),
+        write_wheel(tmp_path / "new", "llama-cpp-python", "0.3.36", NEW),
+    ]
+    change = Change(made, str(site))
+    told = replace(mending(environment), scheme="user site", site=str(site), old="")
+    first = change.take(wheels[0])
+    change.install(change.begin(environment, told, first), first, Settings())
+    change.commit()
+    assert (site / "llama_cpp/lib/libllama.so").exists() and (site / "include/llama.h").exists()
+    wheel = change.take(wheels[1])
+    journal = change.begin(environment, told, wheel)
+    change.install(journal, wheel, Settings())
+    assert not (site / "include/llama.h").exists() and (site / "llama_cpp/__init__.py").exists()
+    change.restore(journal)
+    assert (site / "include/llama.h").read_text() == "old"
+    assert {path.name for path in site.iterdir()} == set(journal.there)
 
 
 def test_what_pip_says_is_told_where_it_fails(place: Place) -> None:

@@ -37,7 +37,12 @@ BAD = replace(
 def recorded(name: str) -> HostSnapshot:
     """A recorded host that has this very Python."""
     version = ".".join(map(str, sys.version_info[:3]))
-    return replace(load(name).snapshot, pythons=(Tool(BASE, version),), user="ada", uid=1000)
+    return replace(
+        load(name).snapshot,
+        pythons=(Tool(str(Path(BASE).resolve()), version),),
+        user="ada",
+        uid=1000,
+    )
 
 
 class Here:
@@ -125,6 +130,13 @@ def test_a_cpu_build_beside_a_gpu_is_planned(here: Here) -> None:
     assert here.done == [] and here.files() == before
 
 
+def test_an_interpreter_behind_a_link_is_the_one_of_the_snapshot(here: Here) -> None:
+    """As Debian's /usr/bin/python3 is python3.11."""
+    (here.folder / "python3").symlink_to(Path(BASE).resolve())
+    ended = run("fix", "--python", here.folder / "python3")
+    assert "python: found" not in ended.output and ended.exit_code in (0, 1), ended.output
+
+
 def test_what_is_found_as_json(here: Here) -> None:
     here.on("h100-ubuntu24")
     here.patch.setenv("CMAKE_ARGS", "-DLLAMA_CUBLAS=on")
@@ -145,7 +157,7 @@ def test_a_broken_one_is_mended(here: Here) -> None:
     assert "numpy-9.0.dist-info/RECORD" in here.files()
 
 
-@pytest.mark.parametrize("how", ["red", "no result"])
+@pytest.mark.parametrize("how", ["red", pytest.param("no result", marks=pytest.mark.long)])
 def test_one_that_is_no_better_in_place_goes_again(here: Here, how: str) -> None:
     (here.site / "llama_cpp/lib/libllama.so").unlink()
     before = here.files()
@@ -159,11 +171,14 @@ def test_a_build_that_is_not_good_changes_nothing(here: Here) -> None:
     (here.site / "llama_cpp/lib/libllama.so").unlink()
     before = here.files()
     here.results = [BAD]
-    ended = here.fix("--yes")
+    ended = here.fix("--yes", "--json")
     assert ended.exit_code == 1 and "nothing was changed: offload: found 0 of 33" in ended.output
+    told = json.loads(ended.stdout)
+    assert not told["right"] and told["failure"].startswith("the new build is not good")
     assert here.files() == before and here.done == ["build", "new build"]
 
 
+@pytest.mark.long
 def test_one_that_was_cut_off_is_seen_and_taken_back(here: Here) -> None:
     (here.site / "llama_cpp/lib/libllama.so").unlink()
     with here.patch.context() as killed:
@@ -200,6 +215,28 @@ def test_bad_input(here: Here, words: tuple[str, ...], said: str) -> None:
     ended = here.fix(*words)
     assert ended.exit_code == 2 and said in ended.output
     assert not (here.folder / ".local").exists() or here.done == []
+
+
+PROVEN = os.environ.get("LLAMAFLEET_TEST_PYTHON")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not PROVEN, reason="needs LLAMAFLEET_TEST_PYTHON")
+@pytest.mark.skipif(not shutil.which("uv"), reason="no uv here")
+def test_a_real_environment_by_uvx(tmp_path: Path) -> None:
+    """All that it needs is in the package: snapshot, tables, code for hosts, pip."""
+    root = Path(__file__).resolve().parents[2]
+    # As a user, for whom a folder of root's is no hindrance here: HOME is another one.
+    command = ["uvx", "--no-cache", "--from", root, "llamafleet", "fix", "--python", PROVEN]
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--json"], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if os.geteuid() == 0 and done.returncode == 2:
+        assert "which only root can reach" in done.stderr or "another account" in done.stderr
+        return
+    told = json.loads(done.stdout)
+    assert done.returncode == 0 and told["result"]["verdict"] in ("PASS", "CPU ONLY"), done.stdout
 
 
 @pytest.mark.parametrize(

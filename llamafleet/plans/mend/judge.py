@@ -322,9 +322,17 @@ def _proof(facts: Facts) -> Iterator[Finding]:
     result = facts.result
     if result is None or result.good:
         return
+    copy = facts.own or facts.imported
+    built = facts.plan.build.inputs.llama_version if facts.plan.build else ""
+    other = copy is not None and built not in ("", copy.version)
+    doubt = (
+        f" (the verification was made for {built}, not for {copy.version})"
+        if other and copy
+        else ""
+    )
     for where, check in result.red:
         found = f"{where + ': ' if where else ''}{check.name}: {check.found}"
-        yield Finding("verification", True, found, f"Expected: {check.expected}", check.next)
+        yield Finding("verification", True, found, f"Expected: {check.expected}{doubt}", check.next)
     if not result.red:
         found = f"the verification ends with {result.verdict}"
         yield Finding("verification", True, found, "; ".join(result.busy))

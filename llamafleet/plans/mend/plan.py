@@ -39,6 +39,11 @@ class Mending:
     problems: tuple[Problem, ...] = ()
     """What stands in the way: nothing is done then."""
 
+    @property
+    def ready(self) -> bool:
+        """There is something to do, and nothing in the way."""
+        return self.needed and not self.problems
+
 
 def plan_mending(facts: Facts, findings: Sequence[Finding], version: str) -> Mending:
     """What to do about the findings; `version` of llama-cpp-python is built."""
