@@ -36,7 +36,8 @@ _OWN = re.compile(
 _FAILED = re.compile(
     r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
     r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
-    r"|^\S.{0,200} failed:$"
+    r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
+    r"|\bFehler ?:|\berreur ?:|\bошибка ?:|\berror ?:|エラー|错误"
 )
 _FALLS_BACK = re.compile(
     r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
