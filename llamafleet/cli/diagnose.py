@@ -90,5 +90,15 @@ def _read(file: Path) -> str:
             f"{file}: found more than {MOST_BYTES} bytes; next: tail -c 8M {file} | llamafleet "
             "diagnose -"
         )
-    wide = raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
-    return raw.decode("utf-16" if wide else "utf-8", errors="replace")
+    return raw.decode(_encoding(raw), errors="replace")
+
+
+def _encoding(raw: bytes) -> str:
+    """Not all of Windows writes the mark that says UTF-16; Latin letters tell by their NULs."""
+    if raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "utf-16"
+    begin = raw[:1000]
+    for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):
+        if begin[first::2].count(0) > len(begin) / 3:
+            return encoding
+    return "utf-8"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from llamafleet.protocol.log_text import LogText
-from llamafleet.protocol.needed import SPACE, Needs, holds, needs_of, vocabulary
+from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
 
 MAX_LINES = 20
@@ -36,7 +37,8 @@ _OWN = re.compile(
 _FAILED = re.compile(
     r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
     r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
-    r"|^\S.{0,200} failed:$"
+    r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
+    r"|\bFehler ?:|\berreur ?:|\bошибка ?:|\berror ?:|エラー|错误"
 )
 _FALLS_BACK = re.compile(
     r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
@@ -148,7 +150,8 @@ def causes(
     for place, signature in enumerate(asked):
         if not holds(signature.needs, words):
             continue
-        match = _first(signature, log, recovery, taken)
+        pattern = _narrowed(signature, words)
+        match = _first(signature, pattern, log, recovery, taken)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
@@ -166,12 +169,30 @@ def diagnose(
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
 
 
+def _narrowed(signature: Signature, words: str) -> re.Pattern[str]:
+    """Its pattern without the alternatives whose words are not there."""
+    each = alternatives_of(signature.pattern.pattern)
+    if len(each) != len(signature.needs):  # asked for without a filter
+        return signature.pattern
+    pairs = zip(each, signature.needs)  # noqa: B905 - hosts have Pythons without strict
+    return _compiled_once("|".join(one for one, needs in pairs if holds((needs,), words)))
+
+
+@lru_cache(maxsize=512)
+def _compiled_once(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.MULTILINE)
+
+
 def _first(
-    signature: Signature, log: LogText, recovery: Recovery, taken: list[tuple[int, int]]
+    signature: Signature,
+    pattern: re.Pattern[str],
+    log: LogText,
+    recovery: Recovery,
+    taken: list[tuple[int, int]],
 ) -> Match | None:
     """Its best place: no warning where there is another, no line that an earlier signature has."""
     best: Match | None = None
-    for count, found in enumerate(signature.pattern.finditer(log.joined)):
+    for count, found in enumerate(pattern.finditer(log.joined)):
         if count == MOST_PLACES:
             break
         span = _span(found, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -26,6 +27,14 @@ def needs_of(pattern: str) -> Needs:
     return _Reader(pattern).alternatives()
 
 
+def alternatives_of(pattern: str) -> tuple[str, ...]:
+    """The same that `needs_of` tells of, in its order: the pattern is these with | between."""
+    reader = _Reader(pattern)
+    ends = [-1]
+    reader.alternatives(ends)
+    return tuple(pattern[a + 1 : b] for a, b in itertools.pairwise([*ends, len(pattern)]))
+
+
 def vocabulary(text: str) -> str:
     """Each word of a text once, with spaces between, before and behind."""
     return " ".join(["", *set(_WORD.findall(text)), ""])
@@ -44,10 +53,12 @@ class _Reader:
     pattern: str
     at: int = 0
 
-    def alternatives(self) -> Needs:
-        """Up to the end, or to the bracket that closes a group."""
+    def alternatives(self, ends: list[int] | None = None) -> Needs:
+        """Up to the end, or to the bracket that closes a group. `ends`: takes where | stands."""
         made = [self._alternative()]
         while self._next() == "|":
+            if ends is not None:
+                ends.append(self.at)
             self.at += 1
             made.append(self._alternative())
         return tuple(made)

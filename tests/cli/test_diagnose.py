@@ -55,8 +55,26 @@ def test_an_unknown_failure_is_told_in_the_compilers_own_lines() -> None:
 
 def test_what_powershell_wrote(tmp_path: Path) -> None:
     log = tmp_path / "pip.log"
-    log.write_text(BROKEN, encoding="utf-16")
-    assert "cause: enospc" in run("diagnose", log).output
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        log.write_bytes(BROKEN.encode(encoding))
+        assert "cause: enospc" in run("diagnose", log).output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ERROR",
+        "bash: llama-server: command not found",
+        "collect2: erreur: ld a retourné le statut de sortie 1",
+        "x.cu:3:10: schwerwiegender Fehler: x.h: Datei oder Verzeichnis nicht gefunden",
+        "gcc: 致命错误：没有输入文件",
+        "Some check failed:",
+    ],
+)
+def test_a_log_that_says_that_something_failed_is_never_called_well(line: str) -> None:
+    result = run("diagnose", "-", stdin=f"a\n{line}\nb\n")
+    assert result.exit_code == 1
+    assert f"  {line}\n" in result.output
 
 
 def test_a_terminals_codes_are_not_passed_on() -> None:

@@ -65,6 +65,28 @@ def test_the_command_line_plans_a_host_over_its_connection(
     assert "uid=0" in file.read_text()
 
 
+def test_why_a_host_s_job_failed_is_told_over_its_connection(
+    booted: BootedHost, folder: Path
+) -> None:
+    fleet = write_inventory(folder, {HOST: booted.data()})
+    nothing = llamafleet(folder, "diagnose", HOST, "--inventory", fleet)
+    assert nothing.returncode == 2 and "found no log of a failed job" in nothing.stderr
+    job = "/var/lib/llamafleet/build/0123"
+    # Neither the folder nor the log is for the account that connects.
+    booted.run(
+        f"mkdir -p {job} && chmod 700 /var/lib/llamafleet && cd {job} && umask 077 && "
+        f'echo \'{{"error": {{"phase": "compile"}}}}\' > stamp.json && '
+        "printf 'a\\nx.o: No space left on device\\n' > build.log"
+    )
+    try:
+        known = llamafleet(folder, "diagnose", HOST, "--inventory", fleet)
+        assert known.returncode == 1, known.stderr
+        told = f"{HOST}:{job}/build.log:2: x.o: No space left on device\n  cause: enospc: "
+        assert known.stdout.startswith(told)
+    finally:
+        booted.run("rm -r /var/lib/llamafleet")
+
+
 def test_a_disk_too_small_is_named_before_anything_is_built(
     booted: BootedHost, folder: Path
 ) -> None:
