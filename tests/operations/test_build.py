@@ -71,6 +71,20 @@ def test_a_build_is_told_started_under_the_account_and_waited_for(
     assert f"{ZIPAPP} status --dir {FOLDER}" in asked
 
 
+def test_what_a_build_says_though_it_ended_well_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = "built without the compiler cache: the wheelhouse has none"
+    host = FakeHost()
+    status = ended("build", KEY)
+    assert status.stamp is not None
+    told = replace(status, stamp=replace(status.stamp, notes=(note,)))
+    host.answers[STATUS] = answer_of(told)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(build) == []
+        assert run.runs["a"].changes[1:] == [note]
+
+
 def test_a_build_that_runs_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "time", Clock())
     host = FakeHost().job("build", KEY, RUNNING)

@@ -17,7 +17,11 @@ from typing import Any
 
 import pytest
 
-from llamafleet.plans.requirements import host_requirements, llama_requirement
+from llamafleet.plans.requirements import (
+    cache_requirements,
+    host_requirements,
+    llama_requirement,
+)
 from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.settings import LLAMA_VERSION, Settings
 from llamafleet.tables.pinned import HOST, pins
@@ -192,7 +196,8 @@ def offline(folder: Path, lines: str, target: Path, *options: object) -> Any:
 
 def test_pip_takes_everything_from_it_alone(real: Real, tmp_path: Path) -> None:
     folder, manifest = real.folder, real.manifest
-    done = offline(folder, host_requirements(manifest), tmp_path / "wheels")
+    lines = host_requirements(manifest) + cache_requirements(manifest)
+    done = offline(folder, lines, tmp_path / "wheels")
     assert done.returncode == 0, done.stderr
     wheels = {name for name in manifest.files if name.endswith(".whl")}
     assert {path.name for path in (tmp_path / "wheels").iterdir()} == wheels
