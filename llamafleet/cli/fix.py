@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from llamafleet.mend.machine import Machine
     from llamafleet.mend.mending import Judgement
     from llamafleet.mend.work import Worker
+    from llamafleet.plans.mend.judge import Facts, Finding
+    from llamafleet.plans.mend.plan import Mending
     from llamafleet.protocol.environment import Environment
 
 DECIDED = ("scope", "python")
 """Settings that the environment decides."""
+OF_JUDGEMENT = ("findings", "environment", "copies", "mending", "result")
+"""Of the answer as JSON; null where the environment could not be judged."""
 
 
 @click.command()
@@ -106,14 +110,23 @@ class Fix:
     def run(self, *, yes: bool, check: bool) -> int:
         """The exit code. Raises NoAnswer, OSError."""
         from llamafleet.mend.machine import machine, make_folders
+        from llamafleet.mend.rights import refuse_foreign_site, trusted, trusted_folder
         from llamafleet.onhost.job import locked
 
+        root = os.geteuid() == 0
+        if root:
+            # What root makes here is for its account to read, and for nobody to write.
+            os.umask(0o022)
+            refuse_foreign_site(self.target.python)
         here = machine(os.geteuid(), Path.home(), dict(os.environ))
-        self._trusted(self.target.python)
         self._reached(here)
         environment = describe(self.target.python, here.ask)
-        for path in (environment.base_executable, environment.prefix, environment.site):
-            self._trusted(path)
+        if root:
+            places = (environment.executable, environment.base_executable, environment.prefix)
+            for path in places:
+                trusted(path)
+            for site in filter(None, (environment.site, environment.user_site)):
+                trusted_folder(Path(site))
         self.say(f"environment: {environment.prefix} ({self.target.why})")
         for other in self.target.others:
             self.say(f"  not looked at: {other}; next: llamafleet fix --python {other.split()[0]}")
@@ -127,22 +140,6 @@ class Fix:
             make_folders(here)
             work = self._worker(here, environment)
             return self._work(work, environment, yes=yes, check=check)
-
-    @staticmethod
-    def _trusted(path: str) -> None:
-        """Root does nothing with what another account can write. Raises NoAnswer."""
-        from llamafleet.onhost.job import JobFailed, refuse_foreign
-
-        if os.geteuid() != 0:
-            return
-        try:
-            refuse_foreign(Path(path))
-        except JobFailed as problem:
-            found = str(problem).partition("; ")[0]
-            raise NoAnswer(
-                f"rights: {found}, and root; expected the environment's own user, as another "
-                "account can write there; next: run the same command as that user"
-            ) from None
 
     def _reached(self, here: Machine) -> None:
         """Root runs it with another user's rights, who must be able to. Raises NoAnswer."""
@@ -186,10 +183,14 @@ class Fix:
                 judged = mend(work, judged[0], judged[2])
         except Failed as problem:
             failure = str(problem)
-        if judged:
-            self._tell(judged, failure)
-            if judged[2].ready and not yes and not check:
-                self.say("next: the same command with --yes")
+        except (NoAnswer, OSError) as problem:
+            if judged is None:
+                raise
+            # It was judged, and being mended: no fault of what was given.
+            failure = str(problem)
+        self._tell(judged, failure)
+        if judged and judged[2].ready and not yes and not check:
+            self.say("next: the same command with --yes")
         if failure:
             self.say(f"FAILED {failure}")
         return 1 if failure or judged is None or any(f.red for f in judged[1]) else 0
@@ -200,23 +201,31 @@ class Fix:
         for line in explain(*judged):
             self.say(line)
 
-    def _tell(self, judged: Judgement, failure: str) -> None:
+    def _tell(self, judged: Judgement | None, failure: str) -> None:
         """The answer; as JSON it is one object, whatever came of it."""
-        if not self.as_json:
-            if not failure:
-                self._explain(judged)
-            return
-        facts, findings, mending = judged
-        told = {
-            "version": 1,
+        if self.as_json:
+            told = {
+                "version": 1,
+                "python": self.target.python,
+                "chosen_by": self.target.why,
+                "right": False,
+                "failure": failure,
+                **(self._judged(*judged, failure) if judged else dict.fromkeys(OF_JUDGEMENT)),
+            }
+            click.echo(json.dumps(masked_data(told), indent=1))
+        elif judged and not failure:
+            self._explain(judged)
+
+    @staticmethod
+    def _judged(
+        facts: Facts, findings: tuple[Finding, ...], mending: Mending, failure: str
+    ) -> dict[str, object]:
+        return {
             "python": facts.environment.executable,
-            "chosen_by": self.target.why,
             "right": not failure and not any(finding.red for finding in findings),
-            "failure": failure,
             "findings": [asdict(finding) for finding in findings],
             "environment": asdict(facts.environment),
             "copies": [asdict(copy) for copy in facts.look.copies],
             "mending": asdict(mending),
             "result": asdict(facts.result) if facts.result else None,
         }
-        click.echo(json.dumps(masked_data(told), indent=1))

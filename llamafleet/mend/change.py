@@ -33,6 +33,7 @@ PIP_S = 900.0
 MOST_BYTES = 4 << 30
 """Of a wheel; those of a build for all architectures have some hundred MB."""
 INFO = re.compile(r"llama[_.-]cpp[_.-]python-[^/]+\.(dist|egg)-info", re.IGNORECASE)
+USER_BASE = "PYTHONUSERBASE"
 LEFT = "~"
 """What pip moved away and had no time to remove begins so, as "~lama_cpp" (its temp_dir.py)."""
 
@@ -142,6 +143,9 @@ class Change:
         home = self._here.environ.get("HOME", "/")
         # pip reads no settings of the user's: they may name other places and other indexes.
         clean = {"PATH": PATH, "HOME": home, "LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
+        if journal.scheme == "user site" and (base := self._here.environ.get(USER_BASE)):
+            # The site that was looked at and kept lies there: this variable is Python's, not pip's.
+            clean[USER_BASE] = base
         said = run(argv, PIP_S, clean | env)
         if said.status != 0:
             lines = said.error.strip().splitlines() or ["it says nothing"]
@@ -155,7 +159,18 @@ class Change:
         self._forget()
 
     def restore(self, journal: Journal) -> None:
-        """The old one as it was. May be cut off and done again. Raises Failed, OSError."""
+        """The old one as it was. May be cut off and done again. Raises Failed."""
+        try:
+            self._restore(journal)
+        except (OSError, tarfile.TarError) as error:
+            raise Failed(
+                f"{self._site}: found that the old {PACKAGE} can't be put back ({error}), and may "
+                f"be half there; expected to write there; next: df -h {self._site}, then the same "
+                f"command with --yes: its files are kept in {self.folder / BACKUP}"
+            ) from error
+
+    def _restore(self, journal: Journal) -> None:
+        """Raises Failed, OSError, TarError."""
         site = self._site
         _remove_new(site, journal)
         with tarfile.open(self.folder / BACKUP) as tar:

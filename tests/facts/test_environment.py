@@ -21,7 +21,9 @@ STUB = {"llama_cpp/__init__.py": "__version__ = '0.3.36'\n", "llama_cpp/lib/libl
 SYSTEM = Path("/usr/bin/python3")
 
 
-ANSWERS = 'case $4 in describe) echo "llamafleet-answer %s";; *) echo 3.11;; esac'
+ANSWERS = (
+    'case $4 in describe) echo "llamafleet-answer %s";; *) echo "llamafleet-answer 3.11";; esac'
+)
 
 
 class Asked:
@@ -164,9 +166,9 @@ def test_an_import_that_fails_is_an_answer(
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("echo 2.7", "found Python 2.7; expected 3.10 to"),
+        ("echo llamafleet-answer 2.7", "found Python 2.7; expected 3.10 to"),
         ("exit 3", "found no Python that runs (it ended with status 3"),
-        ("echo 3.11", "found no answer that is understood"),
+        ("echo llamafleet-answer 3.11", "found no answer that is understood"),
         (ANSWERS % "{}", "found no answer that is understood"),
         (ANSWERS % "[1", "found no answer that is understood"),
     ],
@@ -197,3 +199,12 @@ def test_which_environment_is_meant(tmp_path: Path) -> None:
     ]
     assert found[-1][0] == f"{tmp_path}/path/bin/python3"
     assert candidates({"VIRTUAL_ENV": "/no/such"}, tmp_path, "/x") == []
+
+
+def test_words_at_the_end_are_no_version(venv: Path, tmp_path: Path) -> None:
+    """Of a sitecustomize that says something when the interpreter ends."""
+    shutil.copytree(venv, tmp_path / "env", symlinks=True)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "sitecustomize.py").write_text("import atexit; atexit.register(print, 'bye')")
+    told = describe(str(tmp_path / "env/bin/python"), Asked(tmp_path))
+    assert told.virtual

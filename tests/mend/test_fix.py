@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import Result as Ended
 
+from llamafleet.facts.environment import NoAnswer
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.mend import machine as of_machine
 from llamafleet.mend import mending
@@ -199,6 +201,45 @@ def test_root_does_nothing_in_another_users_environment(
     here.env.chmod(here.env.stat().st_mode | stat.S_IWOTH)
     ended = here.fix("--check")
     assert ended.exit_code == 2 and "as another account can write there" in ended.output
+
+
+@pytest.mark.parametrize("step", ["take", "begin", "install"])
+def test_a_full_disk_is_no_bad_input(here: Here, step: str) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    before = here.files()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    here.patch.setattr(mending.Change, step, full)
+    ended = here.fix("--yes", "--json")
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == 1 and "No space left" in told["failure"]
+    words = "the old one is back" if step == "install" else "nothing was changed"
+    assert words in told["failure"] and here.files() == before
+
+
+def test_an_interpreter_that_is_gone_after_the_change_is_no_bad_input(here: Here) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    before = here.files()
+
+    def no_answer(*_: object) -> None:
+        raise NoAnswer("python: found no Python that runs")
+
+    here.patch.setattr(mending, "describe", no_answer)
+    ended = here.fix("--yes")
+    assert ended.exit_code == 1 and "the old one is back" in ended.output
+    assert here.files() == before
+
+
+def test_json_also_where_a_journal_cant_be_read(here: Here) -> None:
+    here.patch.setattr(
+        mending.Change, "unfinished", lambda *_: (_ for _ in ()).throw(Failed("no journal"))
+    )
+    ended = here.fix("--check", "--json")
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == 1 and not told["right"] and told["failure"] == "no journal"
+    assert told["findings"] is None
 
 
 @pytest.mark.parametrize(
