@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.cli.plan import set_option, validated
-from llamafleet.facts.environment import NoAnswer, Target, candidates, describe
+from llamafleet.facts.environment import NoAnswer, Target, broken, candidates, describe
 from llamafleet.terminal import masked_data, printable
 
 # They bring pydantic's models and pyinfra with them, which no other command needs.
@@ -81,7 +82,7 @@ def _target(venv: Path | None, python: str | None) -> Target:
         if not named.is_file():
             raise BadInput(
                 f"--venv {venv}: found no bin/python in it; expected an environment; "
-                f"next: python3 -m venv {venv}"
+                f"next: python3 -m venv {shlex.quote(str(venv))}"
             )
         return Target(str(named), "--venv")
     if python:
@@ -89,11 +90,16 @@ def _target(venv: Path | None, python: str | None) -> Target:
         if path is None:
             raise BadInput(f"--python {python}: found no program; expected an interpreter's path")
         return Target(str(Path(path).absolute()), "--python")
+    if gone := broken(os.environ):
+        raise BadInput(
+            f"$VIRTUAL_ENV: found no bin/python that runs in {gone}; expected the active "
+            "environment's; next: deactivate, make it anew, or llamafleet fix --python PATH"
+        )
     found = candidates(os.environ, Path.cwd(), sys.prefix)
     if not found:
         raise BadInput("found no python3 on PATH; expected one; next: llamafleet fix --python PATH")
     (first, why), *rest = found
-    return Target(first, why, tuple(f"{other} ({by})" for other, by in rest))
+    return Target(first, why, tuple(rest))
 
 
 @dataclass
@@ -128,8 +134,9 @@ class Fix:
             for site in filter(None, (environment.site, environment.user_site)):
                 trusted_folder(Path(site))
         self.say(f"environment: {environment.prefix} ({self.target.why})")
-        for other in self.target.others:
-            self.say(f"  not looked at: {other}; next: llamafleet fix --python {other.split()[0]}")
+        for other, by in self.target.others:
+            command = f"llamafleet fix --python {shlex.quote(other)}"
+            self.say(f"  not looked at: {other} ({by}); next: {command}")
         Path(here.layout.prefix).mkdir(parents=True, exist_ok=True)
         with locked(Path(here.layout.prefix, "lock"), "fix") as holder:
             if holder:

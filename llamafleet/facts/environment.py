@@ -117,8 +117,8 @@ class Target:
 
     python: str
     why: str
-    others: tuple[str, ...] = ()
-    """Environments that were not looked at, each with what names it."""
+    others: tuple[tuple[str, str], ...] = ()
+    """Interpreters of environments that were not looked at, each with what names it."""
 
 
 def candidates(environ: Mapping[str, str], folder: Path, own: str) -> list[tuple[str, str]]:
@@ -138,3 +138,12 @@ def candidates(environ: Mapping[str, str], folder: Path, own: str) -> list[tuple
         if os.access(python, os.X_OK) and not same:
             seen.setdefault(python, why)
     return list(seen.items())
+
+
+def broken(environ: Mapping[str, str]) -> str:
+    """Folder of the active environment where it has no interpreter that runs; "": it has one.
+
+    Another interpreter is not what its user means. A conda environment may have none.
+    """
+    value = environ.get("VIRTUAL_ENV", "")
+    return value if value and not os.access(f"{value}/bin/python", os.X_OK) else ""

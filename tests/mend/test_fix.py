@@ -258,6 +258,23 @@ def test_bad_input(here: Here, words: tuple[str, ...], said: str) -> None:
     assert not (here.folder / ".local").exists() or here.done == []
 
 
+def test_an_active_environment_that_is_gone(here: Here) -> None:
+    """Not the python3 on PATH in its place."""
+    here.patch.setenv("VIRTUAL_ENV", str(here.folder / "gone env"))
+    ended = run("fix", "--check")
+    assert ended.exit_code == 2 and "$VIRTUAL_ENV: found no bin/python" in ended.output
+
+
+def test_others_are_named_so_that_they_can_be_typed(here: Here) -> None:
+    other = here.folder / "other env/bin/python"
+    other.parent.mkdir(parents=True)
+    other.touch(0o755)
+    here.patch.setenv("VIRTUAL_ENV", str(here.env))
+    here.patch.setenv("CONDA_PREFIX", str(other.parent.parent))
+    ended = run("fix", "--check")
+    assert f"next: llamafleet fix --python '{other}'" in ended.output
+
+
 PROVEN = os.environ.get("LLAMAFLEET_TEST_PYTHON")
 
 
