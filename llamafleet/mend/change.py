@@ -6,6 +6,7 @@ back: by the next run, from the copy of the old one's files.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -99,6 +100,8 @@ class Change:
         """Keep the old one's files, then write the journal. Raises Failed, OSError."""
         old = _old_files(self._site, Path(environment.prefix))
         files = {name: _content(self._site / name) for name in old}
+        names = _wheel_names(wheel)
+        _refuse_others(self._site, [name for name in names if name not in files])
         with (self.folder / BACKUP).open("wb") as opened:
             with tarfile.open(fileobj=opened, mode="w") as tar:
                 for name in old:
@@ -114,7 +117,7 @@ class Change:
             old=mending.old,
             new=mending.new,
             files=files,
-            names=_wheel_names(wheel),
+            names=names,
             adds=mending.adds,
             there=tuple(sorted(there)),
         )
@@ -250,10 +253,24 @@ def _wheel_names(wheel: Path) -> tuple[str, ...]:
         return tuple(sorted(name for name in opened.namelist() if not name.endswith("/")))
 
 
+def _refuse_others(site: Path, names: Iterable[str]) -> None:
+    """Of the wheel's files, one that lies there already is another package's. Raises Failed."""
+    if there := next((name for name in names if _is_file(site / name)), None):
+        raise Failed(
+            f"{site / there}: found a file that the wheel of {PACKAGE} has too, and the old one "
+            "has not; expected none of another package's; nothing was changed; next: see whose "
+            f"it is, by grep -l {there} {site}/*.dist-info/RECORD"
+        )
+
+
 def _remove_new(site: Path, journal: Journal) -> None:
     """All of any llama-cpp-python that is there, and what pip left."""
     for name in journal.names:
         (site / name).unlink(missing_ok=True)
+        for folder in list(Path(name).parents)[:-1]:
+            if folder.parts[0] not in journal.there:
+                with contextlib.suppress(OSError):
+                    (site / folder).rmdir()
     for entry in list(site.iterdir()) if site.is_dir() else []:
         left = entry.name.startswith(LEFT) and entry.name not in journal.there
         if entry.name == MODULE or INFO.fullmatch(entry.name) or left:

@@ -27,6 +27,8 @@ DYNAMIC = range(61184, 65520)
 """Numbers of users that nobody has for long: systemd's UIDS-GIDS, "Special systemd UID ranges"."""
 MOST = 16 << 20
 """Bytes of what a command says last that are kept."""
+NO_TRACES = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""To look at an environment leaves nothing in it: uv compiles no files, as pip does."""
 CLOSED_S = 2.0
 """For what was said before a command ended to be read."""
 
@@ -57,7 +59,7 @@ class Machine:
         self, argv: Sequence[str], seconds: float, variables: Mapping[str, str] | None = None
     ) -> Said:
         """Run a command as its user would, with its own variables and these on top."""
-        env = {**self.environ, **(variables or {})}
+        env = {**self.environ, **NO_TRACES, **(variables or {})}
         return run([*self.as_account, *argv], seconds, env)
 
 

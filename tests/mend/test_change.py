@@ -259,6 +259,30 @@ def test_a_record_that_names_files_of_others(place: Place) -> None:
     assert place.change.unfinished() is None
 
 
+def test_a_file_of_another_package(place: Place) -> None:
+    """The new wheel would write over it, and no copy of it is kept."""
+    files = {**NEW, "include/ggml.h": "new"}
+    wheel = write_wheel(place.wheel.parent, "llama-cpp-python", "0.3.37", files)
+    (place.site / "include/ggml.h").write_text("theirs")
+    with pytest.raises(Failed, match=r"include/ggml\.h: found a file .* nothing was changed"):
+        place.change.begin(place.environment, place.mending, place.change.take(wheel))
+    assert place.change.unfinished() is None
+
+
+def test_of_a_new_one_alone_no_folder_stays(place: Place) -> None:
+    """Where there was no old one before."""
+    for name in ("llama_cpp", "lib", "include", "llama_cpp_python-0.3.16.dist-info"):
+        shutil.rmtree(place.site / name)
+    before = sorted(place.site.rglob("*"))
+    wheel = write_wheel(place.wheel.parent, "llama-cpp-python", "0.3.37", OLD)
+    wheel = place.change.take(wheel)
+    journal = place.change.begin(place.environment, place.mending, wheel)
+    place.change.install(journal, wheel, Settings())
+    assert (place.site / "include/llama.h").exists()
+    place.change.restore(journal)
+    assert sorted(place.site.rglob("*")) == before
+
+
 def test_a_journal_that_cant_be_read(place: Place) -> None:
     place.begin()
     (place.change.folder / "journal.json").write_text("{}")

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from llamafleet.mend.machine import MOST, run
+from llamafleet.facts.environment import attempt
+from llamafleet.mend.machine import MOST, machine, run
 from llamafleet.onhost.job import session_members
 
 ENV = {"PATH": os.environ["PATH"]}
@@ -44,3 +45,13 @@ def test_one_that_left_with_the_pipe_keeps_nobody_waiting(tmp_path: Path) -> Non
     said = run(["sh", "-c", f"setsid sleep 20 & echo $! > {file}; echo done"], 15, ENV)
     assert said.output == "done\n" and time.monotonic() - begun < 10
     os.kill(int(file.read_text()), 9)
+
+
+def test_to_look_leaves_nothing_in_an_environment(tmp_path: Path) -> None:
+    """uv compiles nothing at an installation: an import would."""
+    (tmp_path / "llama_cpp").mkdir()
+    (tmp_path / "llama_cpp/__init__.py").touch()
+    environ = {**ENV, "PYTHONPATH": str(tmp_path)}
+    made = machine(1000, tmp_path / "home", environ)
+    assert attempt(sys.executable, made.ask).imported
+    assert [path.name for path in (tmp_path / "llama_cpp").iterdir()] == ["__init__.py"]
