@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llamafleet.cli.errors import BadInput
-from llamafleet.cli.plan import set_option, validated
+from llamafleet.cli.plan import looked_up, set_option, validated
 from llamafleet.facts.environment import NoAnswer, Target, broken, candidates, describe
 from llamafleet.terminal import masked_data, printable
 
@@ -171,7 +171,9 @@ class Fix:
         # Without links, as a snapshot names interpreters.
         base = str(Path(environment.base_executable).resolve())
         data |= self.given | {"scope": "user", "python": base}
-        settings = validated(data)
+        settings, lines = looked_up(validated(data))
+        for line in lines:
+            self.say(line)
         return Worker(here, settings, read_machine(here, settings), self.as_json)
 
     def _work(self, work: Worker, environment: Environment, *, yes: bool, check: bool) -> int:

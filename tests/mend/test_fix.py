@@ -275,6 +275,18 @@ def test_others_are_named_so_that_they_can_be_typed(here: Here) -> None:
     assert f"next: llamafleet fix --python '{other}'" in ended.output
 
 
+def test_a_version_that_is_not_known_is_looked_up(here: Here) -> None:
+    """Before anything is built: no archive is taken without its hash."""
+    index = here.folder / "simple/llama-cpp-python"
+    index.mkdir(parents=True)
+    (index / "index.html").write_text(f'<a href="llama_cpp_python-9.9.9.tar.gz#sha256={"a" * 64}">')
+    words = ["--check", "--set", f"index_url=file://{index.parent}", "--set"]
+    ended = here.fix(*words, "llama_version=9.9.9")
+    assert ended.exit_code == 0 and f"9.9.9: sha256 {'a' * 64} (looked up at " in ended.output
+    ended = here.fix(*words, "llama_version=9.9.8")
+    assert ended.exit_code == 2 and "llama_sha256: found none of 9.9.8" in ended.output
+
+
 PROVEN = os.environ.get("LLAMAFLEET_TEST_PYTHON")
 
 
