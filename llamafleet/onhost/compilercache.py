@@ -249,7 +249,8 @@ class Cache:
         """
         target, link = self.folder / "source", self.folder / "cmake"
         try:
-            tree.mkdir(parents=True)
+            # The order of the units has made it already.
+            tree.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(tree)
             shutil.rmtree(target, ignore_errors=True)

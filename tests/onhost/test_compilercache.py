@@ -26,7 +26,7 @@ from llamafleet.onhost.job import Job
 from llamafleet.protocol.job import PATH, CacheConfig
 from llamafleet.tables.pinned import CACHE
 from tests.onhost.runner import PYTHON, Runner
-from tests.onhost.test_build import SDIST, Build, wheelhouse
+from tests.onhost.test_build import SDIST, Build, small_memory, wheelhouse
 from tests.plans.hosts import CPU_HOST, build_of
 
 __all__ = ["wheelhouse"]
@@ -586,3 +586,24 @@ def test_a_build_says_what_it_found(tmp_path: Path, archive: Path, decoys: dict[
     assert second.stamp["libraries"] == first["libraries"]
     assert second.stamp["notes"][0] in (second.folder / "build.log").read_text()
     assert not (tmp_path / "c" / "source").exists() and not (second.folder / "tmp").exists()
+
+
+def test_a_build_through_it_that_is_out_of_memory_is_made_once_more(
+    tmp_path: Path, archive: Path
+) -> None:
+    cache = {
+        "requirements": tables.text(CACHE),
+        "folder": str(tmp_path / "c"),
+        "limit_gb": 1,
+        "url": None,
+    }
+    environment = {"CXX": "/usr/bin/g++", **small_memory(tmp_path / "small")}
+    toy = Build(
+        Runner(tmp_path), archive, cmake_args=PLANNED, environment=environment, cache=cache
+    )
+    assert toy.run().returncode == 0, toy.stamp
+    assert toy.stamp["retry"]["jobs"] == 1
+    assert toy.stamp["cache"]["tool"] == "ccache 4.14.2", toy.stamp["cache"]
+    # One job is all that the second attempt had.
+    assert toy.stamp["packing"] > 0.5
+    assert toy.stamp["order"].startswith("longest first"), toy.stamp["order"]
