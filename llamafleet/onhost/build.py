@@ -418,7 +418,7 @@ def _built(job: Job, config: BuildConfig, argv: Sequence[str], env: dict[str, st
         job.again(retry)
         tree = job.folder / "cmake"
         shutil.rmtree(tree, ignore_errors=True)
-        # The compiler cache has a link to it: to nothing it would be in CMake's way.
+        # The compiler cache has it by a link, which must not lead to nothing.
         tree.mkdir(exist_ok=True)
         log = BuildLog()
         run(env | {PARALLEL: str(retry.jobs)})
