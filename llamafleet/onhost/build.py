@@ -330,6 +330,8 @@ def _take(job: Job, config: BuildConfig, tmp: Path) -> BuildProduct:
     _install(job, env, pip, Path(config.wheel_file), shared.sha256)
     libraries = library_hashes(prefix)
     wheel.check_installed(shared, libraries)
+    # What lies in the folders that they look into is this host's.
+    refuse_wrong_paths(prefix, libraries, config.environment.get(LIBRARY_PATH, ""))
     job.phase("check", "import")
     imported = import_check(python, env, job.folder)
     job.finish()
