@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 from base64 import b64encode
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -393,3 +395,19 @@ def test_one_that_waits_keeps_its_lock_though_its_maker_begins_later(
     # With --serial one that stands behind never begins before.
     monkeypatch.setattr(share, "BEGIN_S", 0.02)
     assert share.wait(waits, "c").function(nobody, nobody)
+
+
+def test_what_a_killed_run_left_in_the_store_is_removed_and_what_comes_just_now_is_not(
+    here: Path,
+) -> None:
+    wheel = stored(here)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder = here / FOLDER / KEY
+    left, comes = (folder / f".{NAME}.{pid}" for pid in (gone.pid, os.getppid()))
+    left.write_bytes(WHEEL)
+    comes.write_bytes(WHEEL)
+    with WheelStore().incoming(KEY, wheel) as coming:
+        coming.add(WHEEL)
+    assert not left.exists() and comes.exists()
+    assert WheelStore().wrong(KEY, wheel) == ""
