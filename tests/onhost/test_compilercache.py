@@ -598,9 +598,7 @@ def test_a_build_through_it_that_is_out_of_memory_is_made_once_more(
         "url": None,
     }
     environment = {"CXX": "/usr/bin/g++", **small_memory(tmp_path / "small")}
-    toy = Build(
-        Runner(tmp_path), archive, cmake_args=PLANNED, environment=environment, cache=cache
-    )
+    toy = Build(Runner(tmp_path), archive, cmake_args=PLANNED, environment=environment, cache=cache)
     assert toy.run().returncode == 0, toy.stamp
     assert toy.stamp["retry"]["jobs"] == 1
     assert toy.stamp["cache"]["tool"] == "ccache 4.14.2", toy.stamp["cache"]
