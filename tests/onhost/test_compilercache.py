@@ -325,6 +325,16 @@ def test_a_folder_that_may_be_another_s_is_not_used(builds: Builds, fault: str) 
     assert cache.launchers == {} and str(folder) in said, said
 
 
+def test_credentials_that_this_host_s_python_can_t_read_end_no_build(builds: Builds) -> None:
+    """What netrc.py takes differs by Python's version: the controller's has read them."""
+    builds.config = replace(builds.config, url="redis://127.0.0.1:9")
+    (builds.root / "netrc").write_text("machine 127.0.0.1\nlogin me\nfull-of-words\n")
+    builds.env = ENV | {"NETRC": str(builds.root / "netrc")}
+    said = goes_on(builds, builds.cache())
+    assert "0 of 1 files were there; redis://127.0.0.1:9 is not used: " in said, said
+    assert "netrc, line " in said and "full-of-words" not in said, said
+
+
 def break_program(cache: Cache, script: str) -> None:
     cache.program.unlink()
     cache.program.write_text(f"#!/bin/sh\n{script}\n")
