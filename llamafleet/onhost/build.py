@@ -269,7 +269,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
         import_s=imported.import_s,
         nvcc=built_by,
         order=log.order or order,
-        packing=ninja.packing(made, config.jobs),
+        packing=ninja.packing(made, job.retry.jobs if job.retry else config.jobs),
         cache=used,
         wheel=kept.name if kept else "",
         needs=_needs(config, env) if kept else (),
@@ -330,6 +330,8 @@ def _take(job: Job, config: BuildConfig, tmp: Path) -> BuildProduct:
     _install(job, env, pip, Path(config.wheel_file), shared.sha256)
     libraries = library_hashes(prefix)
     wheel.check_installed(shared, libraries)
+    # What lies in the folders that they look into is this host's.
+    refuse_wrong_paths(prefix, libraries, config.environment.get(LIBRARY_PATH, ""))
     job.phase("check", "import")
     imported = import_check(python, env, job.folder)
     job.finish()
@@ -370,10 +372,16 @@ def _longest_first(
 
 
 def _last_log(jobs: Path) -> str:
-    """What ninja told of the last build on this host, whatever its fingerprint; "": of none."""
-    logs = [path for path in jobs.glob("*/cmake/.ninja_log") if path.is_file()]
-    last = max(logs, key=lambda path: path.stat().st_mtime, default=None)
-    return last.read_text(encoding="utf-8", errors="replace") if last else ""
+    """What ninja told of the last build on this host, whatever its fingerprint; "": of none.
+
+    It is of use for the order alone: one that can't be read counts as none.
+    """
+    try:
+        logs = [path for path in jobs.glob("*/cmake/.ninja_log") if path.is_file()]
+        last = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+        return last.read_text(encoding="utf-8", errors="replace") if last else ""
+    except OSError:
+        return ""
 
 
 def _through(
@@ -627,7 +635,8 @@ def refuse_wrong_paths(prefix: Path, libraries: Iterable[str], toolkit: str) -> 
             raise JobFailed(
                 f"{prefix / name}: found {wrong}; expected DT_RPATH with CUDA's libraries in "
                 f"{toolkit or 'no folder'}; "
-                "next: remove what adds -rpath to the compiler or the linker of this host"
+                "next: remove what adds -rpath to the compiler or the linker of this host, or to "
+                "cmake_options"
             )
 
 

@@ -148,7 +148,12 @@ class Cache:
         url = urlsplit(self.config.url)
         login = ""
         if file := self.env.get("NETRC"):
-            found = netrc.netrc(file).authenticators(url.hostname or "")
+            try:
+                found = netrc.netrc(file).authenticators(url.hostname or "")
+            except netrc.NetrcParseError as error:  # Its text has words of the file.
+                where = f"{file}, line {error.lineno}"
+                self.problems.append(f"{self.config.url} is not used: {where} can't be read")
+                return ""
             login = ":".join(quote(found[at] or "", safe="") for at in (0, 2)) if found else ""
         place = f"{login}@{url.netloc}" if login else url.netloc
         limits = f"connect-timeout={CONNECT_MS}|operation-timeout={ANSWER_MS}"

@@ -508,7 +508,9 @@ def test_a_wheel_for_other_hosts_is_kept_and_one_of_them_installs_it(
     runner: Runner, wheelhouse: Path, tmp_path: Path
 ) -> None:
     inputs = asdict(replace(INPUTS, cpu_flags="0" * 16))
-    toy = Build(runner, wheelhouse, inputs=inputs, keep_wheel=True)
+    searched = tmp_path / "searched"
+    rpath = f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--disable-new-dtags,-rpath,{searched}"
+    toy = Build(runner, wheelhouse, inputs=inputs, keep_wheel=True, cmake_args=[rpath])
     assert toy.run().returncode == 0, (toy.folder / "build.log").read_text()[-3000:]
     stamp = toy.stamp
     shared = wheel_of("gpu-a", decode(BuildProduct, stamp))
@@ -533,6 +535,14 @@ def test_a_wheel_for_other_hosts_is_kept_and_one_of_them_installs_it(
     assert (got["libraries"], got["system_info"]) == (stamp["libraries"], stamp["system_info"])
     assert json.loads(taken.proof.read_text())["shared_from"] == "gpu-a"
     assert "done already" in taken.run().stdout
+
+    # The same folder holds another toolkit's libraries on a third host.
+    searched.mkdir()
+    (searched / "libcudart.so.12").touch()
+    (tmp_path / "third").mkdir()
+    refused = Build(Runner(tmp_path / "third"), wheelhouse, requirements="", **told)
+    assert refused.run().returncode == job.EXIT_FAILED and not refused.prefix.exists()
+    assert f"with '{searched}'; expected DT_RPATH" in refused.stamp["error"]["lines"][0]
 
 
 def test_broken_import_fails(runner: Runner, wheelhouse: Path) -> None:
