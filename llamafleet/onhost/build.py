@@ -410,7 +410,10 @@ def _built(job: Job, config: BuildConfig, argv: Sequence[str], env: dict[str, st
         if retry is None:
             raise
         job.again(retry)
-        shutil.rmtree(job.folder / "cmake", ignore_errors=True)
+        tree = job.folder / "cmake"
+        shutil.rmtree(tree, ignore_errors=True)
+        # The compiler cache has it by a link, which must not lead to nothing.
+        tree.mkdir(exist_ok=True)
         log = BuildLog()
         run(env | {PARALLEL: str(retry.jobs)})
     return log

@@ -53,6 +53,16 @@ NO_ANSWER = ("remote_storage_error", "remote_storage_timeout")
 """Words of ccache's log of results: one a line, several a file."""
 
 
+def counted(results: str) -> Counter[str]:
+    """How many files each word of ccache's log of results was said of."""
+    counts: Counter[str] = Counter()
+    for part in re.split(r"^# .*$", results, flags=re.MULTILINE):
+        words = {*part.split()}
+        counts.update(words)
+        counts[NOT_KEPT] += {MISS} <= words and KEPT not in words
+    return counts
+
+
 class Unusable(Exception):
     """Why the build goes on without it."""
 
@@ -249,7 +259,7 @@ class Cache:
         """
         target, link = self.folder / "source", self.folder / "cmake"
         try:
-            tree.mkdir(parents=True)
+            tree.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(tree)
             shutil.rmtree(target, ignore_errors=True)
@@ -283,12 +293,7 @@ class Cache:
             text = self.results.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return Counter()
-        counts: Counter[str] = Counter()
-        for part in re.split(r"^# .*$", text, flags=re.MULTILINE):
-            words = {*part.split()}
-            counts.update(words)
-            counts[NOT_KEPT] += {MISS} <= words and KEPT not in words
-        return counts
+        return counted(text)
 
     def use(self) -> CacheUse:
         """What it did, once the build is made."""
