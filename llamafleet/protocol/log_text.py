@@ -74,6 +74,8 @@ _STEP = re.compile(
     r"(?:object|executable|\w+ (?:library|module)) \S+"
 )
 """What a build does, and a name within it is no word of a failure."""
+_OF_USERS = re.compile(r"""(?:"(?:content|prompt)" ?: ?|\bprompt: )["'].*""")
+"""What a server was asked and answered may speak of failures."""
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
     r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |warn(?:ing)?\b(?!: no usable)"
@@ -132,7 +134,7 @@ def _lines(text: str) -> Iterator[Line]:
     warned_at, passed = -1, False
     for number, raw in numbered(text):
         bare = without_prefix(_ANSI.sub("", raw).translate(_PLAIN))
-        said = _SPACE.sub(" ", bare).strip()
+        said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
         if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
             continue
         indent = len(bare) - len(bare.lstrip())

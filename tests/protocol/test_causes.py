@@ -292,3 +292,17 @@ def test_half_a_secret_is_not_shown() -> None:
         said = f"{'y' * blanks} https://bob:hunter2hunter2hunter2@pypi.lab/x {WRONG} error: z"
         (match,) = causes(SIGNATURES, said)
         assert "hunter" not in match.line and "hunter" not in "".join(error_lines(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'srv log_server_r: request: {"messages":[{"role":"user","content":"why %s?"}]}',
+        'slot update_slots: id 0 | task 1 | prompt: "why %s?"',
+    ],
+)
+def test_what_users_write_is_no_failure(said: str) -> None:
+    log = "main: server is listening on http://127.0.0.1:8080\n"
+    assert causes(SIGNATURES, f"{log}{said % WRONG}\n") == ()
+    answer = 'srv log_server_r: response: {"error":{"code":500,"message":"%s"}}'
+    assert first(f"{log}{answer % OOM}\n") == "oom-weights"
