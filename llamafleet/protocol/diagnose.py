@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from llamafleet.protocol.log_text import LogText
+from llamafleet.protocol.log_text import LogText, numbered
 from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
+from llamafleet.protocol.redact import redacted
 
 MAX_LINES = 20
 LONGEST_LINE = 400
@@ -207,7 +208,7 @@ def _first(
         if mended:
             continue
         taken.append((first, last))
-        said = " ".join(each.text for each in log.lines[first : last + 1])[:LONGEST_LINE]
+        said = _shown(" ".join(each.text for each in log.lines[first : last + 1]))
         warns = line.warns and not signature.mended_by
         rank: Rank = "hint" if warns else signature.rank
         match = Match(
@@ -253,12 +254,39 @@ def _explains(
     return one[1].id in each[0].explains and each[1].id not in {*passed, one[1].id}
 
 
+def _shown(line: str) -> str:
+    """A line cut where it is long, at a blank: nobody recognises half a secret as one."""
+    line = redacted(line)
+    if len(line) <= LONGEST_LINE:
+        return line
+    return (
+        line[: line.rfind(" ", 0, LONGEST_LINE + 1)]
+        if " " in line[:LONGEST_LINE]
+        else line[:LONGEST_LINE]
+    )
+
+
 def fails(text: str) -> bool:
     """Something says that it failed, and nothing behind it that all is well."""
     log = LogText.of(text)
-    well = Recovery.of(log).well
-    said = (line for line in log.lines if line.number > well and not line.warns)
-    return any(_OWN.search(line.text) or _FAILED.search(line.text) for line in said)
+    words = vocabulary(log.joined)
+    asked = [_within(pattern, words) for pattern in (_OWN, _FAILED)]
+    said = [
+        line.number
+        for line in log.lines
+        if not line.warns and any(one.search(line.text) for one in asked)
+    ]
+    recovery = Recovery.of(log)
+    return not all(map(recovery.ended_well, said))
+
+
+def _within(pattern: re.Pattern[str], words: str) -> re.Pattern[str]:
+    """A pattern of this module without the alternatives whose words are not there."""
+    each = alternatives_of(pattern.pattern)
+    needs = needs_of(family_of(pattern.pattern))
+    pairs = zip(each, needs)  # noqa: B905 - hosts have Pythons without strict
+    left = [one for one, need in pairs if holds((need,), words)]
+    return _compiled_once("|".join(left) or "(?!)")
 
 
 def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
@@ -267,17 +295,17 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     A compiler's, linker's or interpreter's own words stand before those of who called it, and what
     it says further down is kept.
     """
-    lines = [line.rstrip()[:LONGEST_LINE] for line in text.splitlines()]
+    lines = [line.rstrip() for _, line in numbered(text.rstrip("\n"))] if text else []
     own = [number for number, line in enumerate(lines) if _OWN.search(line)]
     start = next(iter(own), None)
     for asked in (_FAILED, _FALLS_BACK):
         if start is None:
             start = next((at for at, line in enumerate(lines) if asked.search(line)), None)
     if start is None:
-        return lines[-limit:]
+        return list(map(_shown, lines[-limit:]))
     begin = max(0, start - BEFORE)
     further = _further(lines, own, begin + limit, limit // 2)
-    return [*lines[begin : begin + limit - len(further)], *further]
+    return [_shown(line) for line in (*lines[begin : begin + limit - len(further)], *further)]
 
 
 def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:

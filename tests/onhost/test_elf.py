@@ -124,6 +124,8 @@ def test_a_stub_or_another_toolkit_in_the_path_fails_the_build(
 ) -> None:
     stubs = library(built.libdir / "stubs/libcuda.so", "int cu(void) { return 999; }").parent
     for folder in (stubs, toolkit(tmp_path / "cuda-12.4", 3)):
+        # One library of CUDA among others is enough.
+        library(folder / "libother.so", "int other(void) { return 0; }")
         built.link(f"{planned(built.libdir)} -Wl,-rpath,{folder}")
         assert f", with '{folder}'; expected DT_RPATH with CUDA's libr" in refused(built)
     built.link(f"{planned(built.libdir)} -Wl,-rpath,here")
