@@ -182,6 +182,7 @@ ENVIRONMENT = Environment(
     externally_managed="",
     conda=False,
     conda_package="",
+    editable="",
     uv="0.9.0",
     pip="",
     distributions=(Distribution("numpy", "2.3.0", SITE, "ab" * 32),),

@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamafleet.onhost import driver
-from llamafleet.onhost.build import BuildLog, target, undeclared_options
+from llamafleet.onhost.buildlog import BuildLog, target, undeclared_options
 from llamafleet.onhost.compilercache import counted
 from llamafleet.onhost.job import JobFailed
 from llamafleet.onhost.ninja import Unordered, link_seconds, ordered, packing
@@ -386,7 +386,7 @@ PRINTED = (
     ),
     Target(
         "pip's output",
-        ("onhost.build:BuildLog", "onhost.build:target"),
+        ("onhost.buildlog:BuildLog", "onhost.buildlog:target"),
         texts(PIP),
         _pip,
         known=(
@@ -422,7 +422,7 @@ PRINTED = (
     ),
     Target(
         "CMake's cache",
-        ("onhost.build:undeclared_options",),
+        ("onhost.buildlog:undeclared_options",),
         texts([CACHE]),
         _cache,
         known=("GGML_" + "A" * 40_000,),
