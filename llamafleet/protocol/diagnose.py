@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from llamafleet.protocol.log_text import LogText
+from llamafleet.protocol.failing import FAILED, FALLS_BACK, OWN, failing
+from llamafleet.protocol.log_text import LogText, numbered, without_prefix
 from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
 
@@ -25,25 +26,6 @@ Rank = Literal["cause", "consequence", "hint"]
 """What a signature is worth: a cause; what follows from one, or says that something failed; what
 may be harmless, as a warning is."""
 RANKS: tuple[Rank, ...] = get_args(Rank)
-
-_OWN = re.compile(
-    r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
-    r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
-    r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
-    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
-    r"|^E: |error while loading shared|died due to signal|\bKilled\b",
-)
-"""A compiler's, linker's, loader's or interpreter's own words."""
-_FAILED = re.compile(
-    r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
-    r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
-    r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
-    r"|\bFehler ?:|\berreur ?:|\bошибка ?:|\berror ?:|エラー|错误"
-)
-_FALLS_BACK = re.compile(
-    r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
-)
-
 
 @dataclass(frozen=True)
 class Signature:
@@ -137,8 +119,7 @@ def causes(
     said first. What the log itself shows to be mended is left out; and hints, where it ended well
     and everything is asked.
     """
-    log = LogText.of(text)
-    recovery = Recovery.of(log)
+    log, recovery = _read(text)
     # The general words of a consequence belong to a cause where one fits them too.
     asked = sorted(
         (one for one in signatures if stages is None or one.stage in stages),
@@ -255,10 +236,14 @@ def _explains(
 
 def fails(text: str) -> bool:
     """Something says that it failed, and nothing behind it that all is well."""
+    log, recovery = _read(text)
+    return failing(log.lines, recovery.well) is not None
+
+
+@lru_cache(maxsize=1)
+def _read(text: str) -> tuple[LogText, Recovery]:
     log = LogText.of(text)
-    well = Recovery.of(log).well
-    said = (line for line in log.lines if line.number > well and not line.warns)
-    return any(_OWN.search(line.text) or _FAILED.search(line.text) for line in said)
+    return log, Recovery.of(log)
 
 
 def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
@@ -267,17 +252,28 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     A compiler's, linker's or interpreter's own words stand before those of who called it, and what
     it says further down is kept.
     """
-    lines = [line.rstrip()[:LONGEST_LINE] for line in text.splitlines()]
-    own = [number for number, line in enumerate(lines) if _OWN.search(line)]
+    numbers, lines = _ends(text)
+    bare = [without_prefix(line).strip() for line in lines]
+    own = [at for at, line in enumerate(bare) if OWN.search(line)]
     start = next(iter(own), None)
-    for asked in (_FAILED, _FALLS_BACK):
+    for asked in (FAILED, FALLS_BACK):
         if start is None:
-            start = next((at for at, line in enumerate(lines) if asked.search(line)), None)
+            start = next((at for at, line in enumerate(bare) if asked.search(line)), None)
+    if start is None:
+        log, recovery = _read(text)
+        first = failing(log.lines, recovery.well)
+        start = numbers.index(first.number) if first else None
     if start is None:
         return lines[-limit:]
     begin = max(0, start - BEFORE)
     further = _further(lines, own, begin + limit, limit // 2)
     return [*lines[begin : begin + limit - len(further)], *further]
+
+
+def _ends(text: str) -> tuple[list[int], list[str]]:
+    """The lines that are read of a log, with their numbers."""
+    each = list(numbered(text.rstrip("\n"))) if text.strip() else []
+    return [at for at, _ in each], [line.rstrip()[:LONGEST_LINE] for _, line in each]
 
 
 def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:

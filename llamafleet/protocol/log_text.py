@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+
+from llamafleet.protocol.locales import Spoken
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
@@ -27,9 +29,18 @@ _PLAIN = str.maketrans(
         "，": ", ",
         "（": "(",
         "）": ")",
+        "«": "'",
+        "»": "'",
+        "„": '"',
+        "！": "! ",
+        "。": ". ",
     }
 )
 """What locales write for a programs' own signs."""
+_FOREIGN = re.compile(r"[^\x00-\x7f\W]")
+"""A letter that English has not."""
+_TAIL = 2000
+"""Lines at the end of a log that tell its language where its letters are English ones."""
 _FOR_DEVELOPERS = re.compile(r"cmake (?:warning \(dev\)|deprecation warning)")
 """Its whole text is no news for who builds."""
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -51,6 +62,7 @@ _PREFIX = re.compile(
             r"\[ {0,2}\d{1,3}%\]",  # make
             r"[│|>](?=\s)",
             r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
+            r"[IEF]\d{4} " + _TIME + r" {1,8}\d{1,9} \S{1,80}:\d{1,6}\]",  # Kubernetes' programs
             r"stderr:(?=\s)",
         )
     )
@@ -60,7 +72,8 @@ _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
     r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |warn(?:ing)?\b(?!: no usable)"
-    r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn\b|\[notice\]|.{0,300}: warning: )"
+    r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
+    r"|.{0,300}: (?:\w{0,40})warning: |.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
 )
 
 
@@ -81,7 +94,11 @@ class LogText:
 
     @classmethod
     def of(cls, text: str) -> LogText:
-        return cls(tuple(_lines(text)))
+        lines = tuple(_lines(text))
+        spoken = _spoken(lines)
+        if spoken:
+            lines = tuple(replace(line, text=spoken.english(line.text)) for line in lines)
+        return cls(lines)
 
     @cached_property
     def joined(self) -> str:
@@ -101,6 +118,11 @@ class LogText:
         return bisect_right(self._starts, offset) - 1
 
 
+def _spoken(lines: tuple[Line, ...]) -> Spoken | None:
+    foreign = {line.text for line in lines if _FOREIGN.search(line.text)}
+    return Spoken.of("\n".join((*foreign, *(line.text for line in lines[-_TAIL:]))).lower())
+
+
 def without_prefix(line: str) -> str:
     """Its indentation is kept where it has no prefix."""
     for _ in range(DEEPEST):
@@ -113,7 +135,7 @@ def without_prefix(line: str) -> str:
 
 def _lines(text: str) -> Iterator[Line]:
     warned_at, passed = -1, False
-    for number, raw in _numbered(text):
+    for number, raw in numbered(text):
         bare = without_prefix(_ANSI.sub("", raw[:LONGEST_LINE]).translate(_PLAIN))
         said = _SPACE.sub(" ", bare).strip()
         if not said or _GLOG_WARNING.match(said):
@@ -130,7 +152,7 @@ def _lines(text: str) -> Iterator[Line]:
         yield Line(number, said, warns)
 
 
-def _numbered(text: str) -> Iterator[tuple[int, str]]:
+def numbered(text: str) -> Iterator[tuple[int, str]]:
     """Of a long log both ends, with the numbers that their lines have in the whole."""
     if len(text) <= 2 * HALF:
         yield from enumerate(text.split("\n"), 1)

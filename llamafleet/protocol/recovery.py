@@ -29,6 +29,18 @@ _BUILD_ENDED = re.compile(
     r"(?:successfully (?:installed|built)|\*\*\* created \S+\.whl|built target |"
     r"-- build files have been written|build (?:finished|succeeded)|installed llama)"
 )
+_GOOD_END = re.compile(
+    r"(?:complete!$|nothing to do\.?$|ignoring repositories: |requirement already "
+    r"|0 upgraded, 0 newly installed|status: (?:downloaded newer|image is up to date)"
+    r"|installed \d+ packages? in|audited \d+ packages?|executing transaction: .{0,20}done"
+    r"|# to activate this environment|.{0,40}all requested packages already installed"
+    r"|dkms: (?:install|build) completed|dkms autoinstall .{0,80}succeeded"
+    r"|installation of the .{1,120}is now complete|(?:all )?done[.!]?$|-- generating done"
+    r"|naming to \S{1,200}.{0,20}done|exporting to image|successfully (?:tagged|uninstalled)"
+    r"|.{0,80}\b(?:completed|finished|installed|built|loaded|started|updated) successfully\b"
+    r"|.{0,80}\bsuccess(?:ful(?:ly)?)?[.!]*$|test passed$|result = pass$)"
+)
+"""How steps of package managers, container engines and installers end well."""
 _RUN_BEGINS = re.compile(
     r".{0,60}(?:(?P<model>loaded meta data)|(?P<main>main: loading model)"
     r"|(?P<server>starting llama server|started llama)|(?P<runner>starting (?:go )?runner)"
@@ -58,6 +70,8 @@ class Recovery:
     """The last line that says that a run does its work."""
     succeeded: int
     """The last line that says that a build ended well."""
+    good: int = 0
+    """The last line that says so of any other step."""
 
     @classmethod
     def of(cls, log: LogText) -> Recovery:
@@ -69,12 +83,13 @@ class Recovery:
             runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
             ended=ended,
             succeeded=succeeded,
+            good=_last(lines, _GOOD_END),
         )
 
     @property
     def well(self) -> int:
         """The last line that says that all went well."""
-        return max(self.succeeded, self.ended)
+        return max(self.succeeded, self.ended, self.good)
 
     def mended(self, stage: str, id: str, line: Line) -> bool:
         """What that line says of that stage is of no more account."""

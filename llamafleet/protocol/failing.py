@@ -1,0 +1,98 @@
+"""Whether a log says that something failed, known or not, and in which of its lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from llamafleet.protocol.log_text import Line
+
+OWN = re.compile(
+    r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
+    r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
+    r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
+    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
+    r"|^E: |error while loading shared|died due to signal|\bKilled\b"
+    r"|^panic: |\bFATAL\b|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
+)
+"""A compiler's, linker's, loader's or interpreter's own words."""
+FAILED = re.compile(
+    r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
+    r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
+    r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
+    r"|^Error: |^Traceback \(most recent call last\)|^(?:.{1,80}: )?(?:line \d+: )?\S+: not found$"
+    r"|\bexit(?:ed)? (?:with )?(?:code|status):? [1-9]|\breturned non-zero|\bexit status [1-9]"
+)
+"""What reports a failure of another program."""
+FALLS_BACK = re.compile(
+    r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
+)
+
+ENDS = 4
+"""Lines at the end of a log in which a word of failure alone is enough."""
+GOES_ON_WITHIN = 3
+"""Lines behind a failure in which a program says that it goes on without what failed."""
+
+_WORDS = re.compile(
+    r"(?<![\w./=-])(?:errors?|fail(?:s|ed|ures?|ing)?|fatal|cannot|can't|can not|could not"
+    r"|couldn't|unable to|refused|denied|forbidden|unauthori[sz]ed|not found|does(?: not|n't) exist"
+    r"|no such|invalid|illegal|abort(?:ed|ing)?|crash(?:ed)?|exceptions?|killed|segfault"
+    r"|rejected|(?:is|are) not (?:supported|installed|available|allowed|permitted|recognized)"
+    r"|unsupported|unresolved|not permitted|timed out|unreachable|mismatch(?:es)?|incompatible"
+    r"|unavailable|corrupt(?:ed)?|insufficient|out of memory|no more mirrors|too many requests"
+    r"|rate limit|not ready|(?:is|are) required|fallen off|is too old|core dumped|bad gateway"
+    r"|status(?: code)?:? ?\(?[45]\d\d|http(?:/[\d.]+)? ?(?:status )?[45]\d\d|erro[rn]? [45]\d\d"
+    r"|(?:code|status)[=: ]{1,2}-?(?!0\b|200\b)\d{1,3}|[Xx]id \(|no usable|interrupted"
+    r"|fehler|erreur|échec|échoué|impossible d|erro|falha|falló|ошибк\w*|не удалось|отказано"
+    r"|fehlgeschlagen|nicht gefunden|introuvable|fallito)(?![\w/(-]|\.\w)"
+    r"|错误|失败|无法|找不到|未找到|錯誤|失敗|エラー|できません|오류|실패",
+    re.IGNORECASE,
+)
+_HARMLESS = re.compile(
+    r"-- |get:|hit:|ign:|unpacking |setting up |selecting |preparing to |\(reading |downloading "
+    r"|.{0,300}(?:\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
+    r"|\b(?:errors?|fail(?:ed|ures?))(?:\(s\))?[:=] ?(?:0|none)\b|\b0 (?:failed|errors?)\b"
+    r"|\blevel=(?:info|debug)\b|not a git repository|dubious ownership"
+    r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
+    r"|tainting kernel|taints kernel|acpi(?: bios)? error|raise_exception|- kv +\d|if it fails"
+    r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
+    r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
+    r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
+    r"|unable to determine if secure boot)",
+    re.IGNORECASE,
+)
+"""Of lines that hold such a word, those of programs that do well."""
+_GOES_ON = re.compile(
+    r"(?:falling back|fallback|retrying|trying again|(?:ignoring|skipping|continuing|using)\b)"
+    r"|.{0,300}(?:falling back to|retrying|will be (?:ignored|skipped)|continuing (?:with|anyway))",
+    re.IGNORECASE,
+)
+
+
+def failing(lines: Sequence[Line], well: int) -> Line | None:
+    """The first line behind `well` that says that something failed, and that it ended so.
+
+    `well` is the last line by which all was well, 0: none.
+    """
+    left = [line for line in lines if line.number > well and not line.warns]
+    ends = [line for line in left[-ENDS:] if _WORDS.search(line.text) and not harmless(line.text)]
+    said = [at for at, line in enumerate(left) if tells(line.text)]
+    lasting = [at for at in said if ends or not _gone_on(left, at)]
+    firsts = [*(left[at] for at in lasting[:1]), *ends[:1]]
+    return min(firsts, key=lambda line: line.number, default=None)
+
+
+def tells(text: str) -> bool:
+    """A line's own words say that something failed, wherever it stands."""
+    return bool(OWN.search(text) or FAILED.search(text)) and not harmless(text)
+
+
+def harmless(text: str) -> bool:
+    """It says so of what does no harm."""
+    return bool(_HARMLESS.match(text))
+
+
+def _gone_on(lines: Sequence[Line], at: int) -> bool:
+    """The line before counts too: two streams come out of order."""
+    about = lines[max(0, at - 1) : at + 1 + GOES_ON_WITHIN]
+    return any(_GOES_ON.match(line.text) for line in about)
