@@ -71,7 +71,7 @@ _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
-    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |warn(?:ing)?\b(?!: no usable)"
+    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |-?warn(?:ing)?\b(?!: no usable)"
     r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
     r"|.{0,300}: (?:\w{0,40})warning: |.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
 )

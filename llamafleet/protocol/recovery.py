@@ -35,7 +35,7 @@ _GOOD_END = re.compile(
     r"|installed \d+ packages? in|audited \d+ packages?|executing transaction: .{0,20}done"
     r"|# to activate this environment|.{0,40}all requested packages already installed"
     r"|dkms: (?:install|build) completed|dkms autoinstall .{0,80}succeeded"
-    r"|installation of the .{1,120}is now complete|(?:all )?done[.!]?$|-- generating done"
+    r"|.{0,200}installation of the .{1,120}is now complete|(?:all )?done[.!]?$|-- generating done"
     r"|naming to \S{1,200}.{0,20}done|exporting to image|successfully (?:tagged|uninstalled)"
     r"|.{0,80}\b(?:completed|finished|installed|built|loaded|started|updated) successfully\b"
     r"|.{0,80}\bsuccess(?:ful(?:ly)?)?[.!]*$|test passed$|result = pass$)"
