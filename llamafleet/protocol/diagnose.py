@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -19,6 +20,8 @@ LONGEST_LINE = 400
 BEFORE = 2
 MOST_PLACES = 50
 """Places of a signature that are looked at: where one is explained away the next may count."""
+_LOOKS_AT_ALL = (r"\s\S", r"\A")
+"""Of patterns that may reach over any number of lines."""
 WRAPPED = 4
 """Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
 
@@ -26,6 +29,7 @@ Rank = Literal["cause", "consequence", "hint"]
 """What a signature is worth: a cause; what follows from one, or says that something failed; what
 may be harmless, as a warning is."""
 RANKS: tuple[Rank, ...] = get_args(Rank)
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -131,8 +135,7 @@ def causes(
     for place, signature in enumerate(asked):
         if not holds(signature.needs, words):
             continue
-        pattern = _narrowed(signature, words)
-        match = _first(signature, pattern, log, recovery, taken)
+        match = _first(signature, _places(signature, log, words), log, recovery, taken)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
@@ -164,16 +167,35 @@ def _compiled_once(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.MULTILINE)
 
 
+def _places(signature: Signature, log: LogText, words: str) -> Iterator[re.Match[str]]:
+    """Where its pattern fits, searched for only in parts of the log that hold its words."""
+    pattern = _narrowed(signature, words)
+    if any(one in pattern.pattern for one in _LOOKS_AT_ALL):
+        yield from pattern.finditer(log.joined)
+        return
+    pairs = list(itertools.zip_longest(log.parts, log.parts[1:]))
+    held = [
+        holds(signature.needs, one.words + (other.words if other else "")) for one, other in pairs
+    ]
+    begin: int | None = None
+    for at, here in enumerate([*held, False]):
+        if here and begin is None:
+            begin = log.parts[at].start
+        elif not here and begin is not None:
+            yield from pattern.finditer(log.joined, begin, log.parts[min(at, len(held) - 1)].end)
+            begin = None
+
+
 def _first(
     signature: Signature,
-    pattern: re.Pattern[str],
+    places: Iterable[re.Match[str]],
     log: LogText,
     recovery: Recovery,
     taken: list[tuple[int, int]],
 ) -> Match | None:
     """Its best place: no warning where there is another, no line that an earlier signature has."""
     best: Match | None = None
-    for count, found in enumerate(pattern.finditer(log.joined)):
+    for count, found in enumerate(places):
         if count == MOST_PLACES:
             break
         span = _span(found, log)

@@ -11,7 +11,7 @@ OWN = re.compile(
     r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
     r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
-    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
+    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception)(?:: |:?$)|No space left on device|Segmentation fault"
     r"|^E: |error while loading shared|died due to signal|\bKilled\b"
     r"|^panic: |\bFATAL\b|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
 )
@@ -30,6 +30,8 @@ FALLS_BACK = re.compile(
 
 ENDS = 4
 """Lines at the end of a log in which a word of failure alone is enough."""
+PROSE = 300
+"""Characters of a line beyond which such a word is one of a text that a program was given."""
 GOES_ON_WITHIN = 3
 """Lines behind a failure in which a program says that it goes on without what failed."""
 
@@ -49,8 +51,8 @@ _WORDS = re.compile(
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(
-    r"-- |get:|hit:|ign:|unpacking |setting up |selecting |preparing to |\(reading |downloading "
-    r"|.{0,300}(?:\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
+    r"-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to |\(reading |downloading "
+    r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
     r"|\b(?:errors?|fail(?:ed|ures?))(?:\(s\))?[:=] ?(?:0|none)\b|\b0 (?:failed|errors?)\b"
     r"|\blevel=(?:info|debug)\b|not a git repository|dubious ownership"
     r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
@@ -75,11 +77,15 @@ def failing(lines: Sequence[Line], well: int) -> Line | None:
     `well` is the last line by which all was well, 0: none.
     """
     left = [line for line in lines if line.number > well and not line.warns]
-    ends = [line for line in left[-ENDS:] if _WORDS.search(line.text) and not harmless(line.text)]
+    ends = [line for line in left[-ENDS:] if _complains(line.text)]
     said = [at for at, line in enumerate(left) if tells(line.text)]
     lasting = [at for at in said if ends or not _gone_on(left, at)]
     firsts = [*(left[at] for at in lasting[:1]), *ends[:1]]
     return min(firsts, key=lambda line: line.number, default=None)
+
+
+def _complains(text: str) -> bool:
+    return len(text) <= PROSE and bool(_WORDS.search(text)) and not harmless(text)
 
 
 def tells(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -9,11 +10,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llamafleet.protocol.locales import Spoken
+from llamafleet.protocol.needed import vocabulary
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
 HALF = 2 * 2**20
 """Characters read at either end of a log: the first error and how it ended."""
+PART = 60
+"""Lines of which it is known together which words they hold."""
 DEEPEST = 5
 """Prefixes one after another, as of a container's log in a journal."""
 
@@ -88,6 +92,17 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some lines of a log."""
+
+    start: int
+    """Of the first in `LogText.joined`."""
+    end: int
+    words: str
+    """Its vocabulary."""
+
+
+@dataclass(frozen=True)
 class LogText:
     lines: tuple[Line, ...]
     """Those that are not empty, nor another library's warnings."""
@@ -106,6 +121,15 @@ class LogText:
         return "\n".join(line.text.lower() for line in self.lines)
 
     @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The whole, in its order."""
+        bounds = [*self._starts[::PART], len(self.joined) + 1]
+        return tuple(
+            Part(start, end - 1, vocabulary(self.joined[start:end]))
+            for start, end in itertools.pairwise(bounds)
+        )
+
+    @cached_property
     def _starts(self) -> list[int]:
         starts, at = [], 0
         for line in self.lines:
@@ -119,7 +143,9 @@ class LogText:
 
 
 def _spoken(lines: tuple[Line, ...]) -> Spoken | None:
-    foreign = {line.text for line in lines if _FOREIGN.search(line.text)}
+    foreign = {
+        line.text for line in lines if not line.text.isascii() and _FOREIGN.search(line.text)
+    }
     return Spoken.of("\n".join((*foreign, *(line.text for line in lines[-_TAIL:]))).lower())
 
 
@@ -136,7 +162,7 @@ def without_prefix(line: str) -> str:
 def _lines(text: str) -> Iterator[Line]:
     warned_at, passed = -1, False
     for number, raw in numbered(text):
-        bare = without_prefix(_ANSI.sub("", raw[:LONGEST_LINE]).translate(_PLAIN))
+        bare = without_prefix(_plain(raw[:LONGEST_LINE]))
         said = _SPACE.sub(" ", bare).strip()
         if not said or _GLOG_WARNING.match(said):
             continue
@@ -144,12 +170,23 @@ def _lines(text: str) -> Iterator[Line]:
         lower = said.lower()
         if warned_at >= 0 and indent <= warned_at:
             warned_at = -1
-        warns = warned_at >= 0 or bool(_WARNS.match(lower))
+        warns = warned_at >= 0 or (_may_warn(lower) and bool(_WARNS.match(lower)))
         if lower.startswith("cmake") and warns:
             warned_at, passed = indent, bool(_FOR_DEVELOPERS.match(lower))
         if warned_at >= 0 and passed:
             continue
         yield Line(number, said, warns)
+
+
+def _plain(line: str) -> str:
+    if "\x1b" in line:
+        line = _ANSI.sub("", line)
+    return line if line.isascii() and "\r" not in line else line.translate(_PLAIN)
+
+
+def _may_warn(lower: str) -> bool:
+    """What all that `_WARNS` fits has."""
+    return "warn" in lower or lower[0] in "wdc["
 
 
 def numbered(text: str) -> Iterator[tuple[int, str]]:

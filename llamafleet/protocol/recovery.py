@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llamafleet.protocol.log_text import Line, LogText
 
 BUILD = frozenset({"toolkit", "deps", "configure", "compile", "link", "detection"})
+MADE = BUILD - {"detection"} | {"import"}
+"""Done before a run does its work."""
 RUN = frozenset({"import", "runtime"})
 OUT_OF_MEMORY = "oom-"
 """How signatures of it begin: llama.cpp itself tries again with less."""
@@ -93,6 +95,8 @@ class Recovery:
 
     def mended(self, stage: str, id: str, line: Line) -> bool:
         """What that line says of that stage is of no more account."""
+        if stage in MADE and line.number < self.ended:
+            return True
         if stage in BUILD:
             warned = line.warns and line.number < max(self.succeeded, self.fetched)
             return warned or _begun_again(self.builds, line.number)
@@ -108,8 +112,8 @@ def _begun_again(begins: Begins, number: int) -> bool:
     return any(at > number and what in before for at, what in begins)
 
 
-def _last(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> int:
-    return max((number for number, text in lines if pattern.match(text)), default=0)
+def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
+    return next((number for number, text in reversed(lines) if pattern.match(text)), 0)
 
 
 def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Begins:
