@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from llamafleet.protocol.failing import FAILED, FALLS_BACK, OWN, failing
+from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, own
 from llamafleet.protocol.log_text import LogText, numbered, without_prefix
 from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
@@ -153,13 +152,14 @@ def diagnose(
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
 
 
-def _narrowed(signature: Signature, words: str) -> re.Pattern[str]:
-    """Its pattern without the alternatives whose words are not there."""
+def _narrowed(signature: Signature, words: str) -> tuple[re.Pattern[str], Needs]:
+    """Its pattern without the alternatives whose words are not there, and what that needs."""
     each = alternatives_of(signature.pattern.pattern)
     if len(each) != len(signature.needs):  # asked for without a filter
-        return signature.pattern
+        return signature.pattern, signature.needs
     pairs = zip(each, signature.needs)  # noqa: B905 - hosts have Pythons without strict
-    return _compiled_once("|".join(one for one, needs in pairs if holds((needs,), words)))
+    held = [(one, needs) for one, needs in pairs if holds((needs,), words)]
+    return _compiled_once("|".join(one for one, _ in held)), tuple(needs for _, needs in held)
 
 
 @lru_cache(maxsize=512)
@@ -169,21 +169,19 @@ def _compiled_once(pattern: str) -> re.Pattern[str]:
 
 def _places(signature: Signature, log: LogText, words: str) -> Iterator[re.Match[str]]:
     """Where its pattern fits, searched for only in parts of the log that hold its words."""
-    pattern = _narrowed(signature, words)
+    pattern, needs = _narrowed(signature, words)
     if any(one in pattern.pattern for one in _LOOKS_AT_ALL):
         yield from pattern.finditer(log.joined)
         return
-    pairs = list(itertools.zip_longest(log.parts, log.parts[1:]))
-    held = [
-        holds(signature.needs, one.words + (other.words if other else "")) for one, other in pairs
-    ]
     begin: int | None = None
-    for at, here in enumerate([*held, False]):
-        if here and begin is None:
-            begin = log.parts[at].start
-        elif not here and begin is not None:
-            yield from pattern.finditer(log.joined, begin, log.parts[min(at, len(held) - 1)].end)
-            begin = None
+    for part in log.parts:
+        here = holds(needs, part.words)
+        if begin is not None and not here:
+            # With this part, in which a message of the one before may end.
+            yield from pattern.finditer(log.joined, begin, part.end)
+        begin = (part.start if begin is None else begin) if here else None
+    if begin is not None:
+        yield from pattern.finditer(log.joined, begin)
 
 
 def _first(
@@ -276,8 +274,8 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     """
     numbers, lines = _ends(text)
     bare = [without_prefix(line).strip() for line in lines]
-    own = [at for at, line in enumerate(bare) if OWN.search(line)]
-    start = next(iter(own), None)
+    owned = [at for at, line in enumerate(bare) if own(line)]
+    start = next(iter(owned), None)
     for asked in (FAILED, FALLS_BACK):
         if start is None:
             start = next((at for at, line in enumerate(bare) if asked.search(line)), None)
@@ -288,7 +286,7 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     if start is None:
         return lines[-limit:]
     begin = max(0, start - BEFORE)
-    further = _further(lines, own, begin + limit, limit // 2)
+    further = _further(lines, owned, begin + limit, limit // 2)
     return [*lines[begin : begin + limit - len(further)], *further]
 
 

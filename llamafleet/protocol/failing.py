@@ -24,6 +24,11 @@ FAILED = re.compile(
     r"|\bexit(?:ed)? (?:with )?(?:code|status):? [1-9]|\breturned non-zero|\bexit status [1-9]"
 )
 """What reports a failure of another program."""
+_STEMS = (
+    *("err", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert", "space"),
+    *("fault", "died", "killed", "e: ", "panic", "nvrm", "not found", "not execute", "*** ["),
+    *("collect2", "traceback", "exit", "returned", "fehler", "错误", "ошибка", "エラー"),
+)
 FALLS_BACK = re.compile(
     r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
 )
@@ -44,14 +49,16 @@ _WORDS = re.compile(
     r"|unavailable|corrupt(?:ed)?|insufficient|out of memory|no more mirrors|too many requests"
     r"|rate limit|not ready|(?:is|are) required|fallen off|is too old|core dumped|bad gateway"
     r"|status(?: code)?:? ?\(?[45]\d\d|http(?:/[\d.]+)? ?(?:status )?[45]\d\d|erro[rn]? [45]\d\d"
-    r"|(?:code|status)[=: ]{1,2}-?(?!0\b|200\b)\d{1,3}|[Xx]id \(|no usable|interrupted"
+    r"|(?:code|status)[=: ]{1,2}-?(?!0\b|200\b)\d{1,3}|[Xx]id \("
+    r"|no usable|interrupted"
     r"|fehler|erreur|échec|échoué|impossible d|erro|falha|falló|ошибк\w*|не удалось|отказано"
     r"|fehlgeschlagen|nicht gefunden|introuvable|fallito)(?![\w/(-]|\.\w)"
     r"|错误|失败|无法|找不到|未找到|錯誤|失敗|エラー|できません|오류|실패",
     re.IGNORECASE,
 )
 _HARMLESS = re.compile(
-    r"-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to |\(reading |downloading "
+    r"-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to "
+    r"|\(reading |downloading "
     r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
     r"|\b(?:errors?|fail(?:ed|ures?))(?:\(s\))?[:=] ?(?:0|none)\b|\b0 (?:failed|errors?)\b"
     r"|\blevel=(?:info|debug)\b|not a git repository|dubious ownership"
@@ -90,7 +97,19 @@ def _complains(text: str) -> bool:
 
 def tells(text: str) -> bool:
     """A line's own words say that something failed, wherever it stands."""
-    return bool(OWN.search(text) or FAILED.search(text)) and not harmless(text)
+    said = may_tell(text) and (OWN.search(text) or FAILED.search(text))
+    return bool(said) and not harmless(text)
+
+
+def own(text: str) -> bool:
+    """They are a compiler's, linker's, loader's or interpreter's own words."""
+    return may_tell(text) and bool(OWN.search(text))
+
+
+def may_tell(text: str) -> bool:
+    """What all lines have that OWN or FAILED fits: looked for first, for it takes no time."""
+    lower = text.lower()
+    return any(stem in lower for stem in _STEMS)
 
 
 def harmless(text: str) -> bool:

@@ -574,7 +574,9 @@ class Spoken:
     @classmethod
     def of(cls, text: str) -> Spoken | None:
         """Those of a text in lower case; None: it is in English."""
-        heard = sorted((one for one in _ENGLISH if _stem(one) in text), key=len, reverse=True)
+        heard = sorted(
+            (one for one in _ENGLISH if one in text or _spaced(one) in text), key=len, reverse=True
+        )
         around = tuple(
             (_pattern_around(one), english.replace("{}", r"\1"))
             for english, all_of_it in AROUND.items()
@@ -592,9 +594,9 @@ class Spoken:
         return line
 
 
-def _stem(phrase: str) -> str:
-    """Without the colon, before which French leaves a space."""
-    return phrase.rstrip(" :")
+def _spaced(phrase: str) -> str:
+    """With the space that French leaves before a colon."""
+    return phrase.replace(":", " :")
 
 
 def _key(found: str) -> str:

@@ -75,9 +75,11 @@ _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
-    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |-?warn(?:ing)?\b(?!: no usable)"
+    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: "
+    r"|-?warn(?:ing)?\b(?!: no usable)"
     r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
-    r"|.{0,300}: (?:\w{0,40})warning: |.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
+    r"|.{0,300}: (?:\w{0,40})warning: "
+    r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
 )
 
 
@@ -122,11 +124,12 @@ class LogText:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """The whole, in its order."""
+        """The whole in its order; each with the words of the next one too, where messages end."""
         bounds = [*self._starts[::PART], len(self.joined) + 1]
+        words = [vocabulary(self.joined[a:b]) for a, b in itertools.pairwise(bounds)]
         return tuple(
-            Part(start, end - 1, vocabulary(self.joined[start:end]))
-            for start, end in itertools.pairwise(bounds)
+            Part(bounds[at], bounds[at + 1], "".join(words[at : at + 2]))
+            for at in range(len(words))
         )
 
     @cached_property
