@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, own
+from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, fits, own
 from llamafleet.protocol.log_text import LogText, numbered, without_prefix
 from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
@@ -278,7 +278,7 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     start = next(iter(owned), None)
     for asked in (FAILED, FALLS_BACK):
         if start is None:
-            start = next((at for at, line in enumerate(bare) if asked.search(line)), None)
+            start = next((at for at, line in enumerate(bare) if fits(asked, line)), None)
     if start is None:
         log, recovery = _read(text)
         first = failing(log.lines, recovery.well)

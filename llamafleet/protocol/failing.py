@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from llamafleet.protocol.log_text import Line
 
-OWN = re.compile(
+OWN = (
     r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
     r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
@@ -16,7 +17,7 @@ OWN = re.compile(
     r"|^panic: |\bFATAL\b|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
 )
 """A compiler's, linker's, loader's or interpreter's own words."""
-FAILED = re.compile(
+FAILED = (
     r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
     r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
     r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
@@ -29,9 +30,7 @@ _STEMS = (
     *("fault", "died", "killed", "e: ", "panic", "nvrm", "not found", "not execute", "*** ["),
     *("collect2", "traceback", "exit", "returned", "fehler", "错误", "ошибка", "エラー"),
 )
-FALLS_BACK = re.compile(
-    r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
-)
+FALLS_BACK = r"(?i)warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)"
 
 ENDS = 4
 """Lines at the end of a log in which a word of failure alone is enough."""
@@ -40,8 +39,8 @@ PROSE = 300
 GOES_ON_WITHIN = 3
 """Lines behind a failure in which a program says that it goes on without what failed."""
 
-_WORDS = re.compile(
-    r"(?<![\w./=-])(?:errors?|fail(?:s|ed|ures?|ing)?|fatal|cannot|can't|can not|could not"
+_WORDS = (
+    r"(?i)(?<![\w./=-])(?:errors?|fail(?:s|ed|ures?|ing)?|fatal|cannot|can't|can not|could not"
     r"|couldn't|unable to|refused|denied|forbidden|unauthori[sz]ed|not found|does(?: not|n't) exist"
     r"|no such|invalid|illegal|abort(?:ed|ing)?|crash(?:ed)?|exceptions?|killed|segfault"
     r"|rejected|(?:is|are) not (?:supported|installed|available|allowed|permitted|recognized)"
@@ -53,11 +52,10 @@ _WORDS = re.compile(
     r"|no usable|interrupted"
     r"|fehler|erreur|échec|échoué|impossible d|erro|falha|falló|ошибк\w*|не удалось|отказано"
     r"|fehlgeschlagen|nicht gefunden|introuvable|fallito)(?![\w/(-]|\.\w)"
-    r"|错误|失败|无法|找不到|未找到|錯誤|失敗|エラー|できません|오류|실패",
-    re.IGNORECASE,
+    r"|错误|失败|无法|找不到|未找到|錯誤|失敗|エラー|できません|오류|실패"
 )
-_HARMLESS = re.compile(
-    r"-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to "
+_HARMLESS = (
+    r"(?i)(?:-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to "
     r"|\(reading |downloading "
     r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
     r"|\b(?:errors?|fail(?:ed|ures?))(?:\(s\))?[:=] ?(?:0|none)\b|\b0 (?:failed|errors?)\b"
@@ -67,15 +65,25 @@ _HARMLESS = re.compile(
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
     r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
-    r"|unable to determine if secure boot)",
-    re.IGNORECASE,
+    r"|unable to determine if secure boot))"
 )
 """Of lines that hold such a word, those of programs that do well."""
-_GOES_ON = re.compile(
-    r"(?:falling back|fallback|retrying|trying again|(?:ignoring|skipping|continuing|using)\b)"
-    r"|.{0,300}(?:falling back to|retrying|will be (?:ignored|skipped)|continuing (?:with|anyway))",
-    re.IGNORECASE,
+_GOES_ON = (
+    r"(?i)(?:(?:falling back|fallback|retrying|trying again"
+    r"|(?:ignoring|skipping|continuing|using)\b)"
+    r"|.{0,300}(?:falling back to|retrying|will be (?:ignored|skipped)|continuing (?:with|anyway)))"
 )
+
+
+def fits(pattern: str, text: str) -> bool:
+    """One of the patterns above fits somewhere in the line."""
+    return bool(_compiled(pattern).search(text))
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Not when this is imported: that is on the way of each command."""
+    return re.compile(pattern)
 
 
 def failing(lines: Sequence[Line], well: int) -> Line | None:
@@ -92,18 +100,18 @@ def failing(lines: Sequence[Line], well: int) -> Line | None:
 
 
 def _complains(text: str) -> bool:
-    return len(text) <= PROSE and bool(_WORDS.search(text)) and not harmless(text)
+    return len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
 
 
 def tells(text: str) -> bool:
     """A line's own words say that something failed, wherever it stands."""
-    said = may_tell(text) and (OWN.search(text) or FAILED.search(text))
+    said = may_tell(text) and (fits(OWN, text) or fits(FAILED, text))
     return bool(said) and not harmless(text)
 
 
 def own(text: str) -> bool:
     """They are a compiler's, linker's, loader's or interpreter's own words."""
-    return may_tell(text) and bool(OWN.search(text))
+    return may_tell(text) and fits(OWN, text)
 
 
 def may_tell(text: str) -> bool:
@@ -114,10 +122,10 @@ def may_tell(text: str) -> bool:
 
 def harmless(text: str) -> bool:
     """It says so of what does no harm."""
-    return bool(_HARMLESS.match(text))
+    return bool(_compiled(_HARMLESS).match(text))
 
 
 def _gone_on(lines: Sequence[Line], at: int) -> bool:
     """The line before counts too: two streams come out of order."""
     about = lines[max(0, at - 1) : at + 1 + GOES_ON_WITHIN]
-    return any(_GOES_ON.match(line.text) for line in about)
+    return any(_compiled(_GOES_ON).match(line.text) for line in about)
