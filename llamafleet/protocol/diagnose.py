@@ -21,6 +21,11 @@ MOST_PLACES = 50
 """Places of a signature that are looked at: where one is explained away the next may count."""
 _LOOKS_AT_ALL = (r"\s\S", r"\A")
 """Of patterns that may reach over any number of lines."""
+_OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
+"""What the kernel quotes there is said of the GPU's own processors."""
+_DETECTION = "detection"
+_APT_WARNS = "W: "
+"""Before a text that ends nothing: what does begins with E."""
 WRAPPED = 4
 """Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
 
@@ -201,6 +206,8 @@ def _first(
         line = log.lines[first]
         if any(first <= end and start <= last for start, end in taken):
             continue
+        if _OF_A_CARD.search(line.text) and signature.stage != _DETECTION:
+            continue
         if signature.mended_by:
             mended = bool(signature.mended_by.search(log.joined, span[1]))
         else:
@@ -209,7 +216,7 @@ def _first(
             continue
         taken.append((first, last))
         said = " ".join(each.text for each in log.lines[first : last + 1])[:LONGEST_LINE]
-        warns = line.warns and not signature.mended_by
+        warns = line.warns and not (signature.mended_by and not line.text.startswith(_APT_WARNS))
         rank: Rank = "hint" if warns else signature.rank
         match = Match(
             signature.id,

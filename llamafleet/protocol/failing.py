@@ -12,8 +12,9 @@ OWN = (
     r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
     r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
-    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception)(?:: |:?$)|No space left on device|Segmentation fault"
-    r"|^E: |error while loading shared|died due to signal|\bKilled\b"
+    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception)(?:: |:?$)"
+    r"|^(?:[a-z_]\w*\.)+[A-Z]\w+: |No space left on device|Segmentation fault"
+    r"|\berror [A-Z]{1,5}\d{3,5}: |^E: |error while loading shared|died due to signal|\bKilled\b"
     r"|^panic: |\bFATAL\b|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
 )
 """A compiler's, linker's, loader's or interpreter's own words."""
@@ -21,7 +22,7 @@ FAILED = (
     r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
     r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
     r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
-    r"|^Error: |^Traceback \(most recent call last\)|^(?:.{1,80}: )?(?:line \d+: )?\S+: not found$"
+    r"|^Error: |^(?:.{1,80}: )?(?:line \d+: )?\S+: not found$"
     r"|\bexit(?:ed)? (?:with )?(?:code|status):? [1-9]|\breturned non-zero|\bexit status [1-9]"
 )
 """What reports a failure of another program."""
@@ -65,7 +66,8 @@ _HARMLESS = (
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
     r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
-    r"|unable to determine if secure boot))"
+    r"|unable to determine if secure boot|but you have .{1,100}incompatible"
+    r"|\brequires .{1,100}which is not installed))"
 )
 """Of lines that hold such a word, those of programs that do well."""
 _GOES_ON = (

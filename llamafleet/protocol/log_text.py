@@ -73,6 +73,17 @@ _PREFIX = re.compile(
 )
 _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
+_QUOTED = re.compile(
+    r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
+    r"|chat template: "
+    r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
+    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: ",
+    re.IGNORECASE,
+)
+"""What a program shows and does not say: its source, a model's data, names of files, what it went
+on in spite of."""
+_IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
+_OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
     r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: "
@@ -163,13 +174,17 @@ def without_prefix(line: str) -> str:
 
 
 def _lines(text: str) -> Iterator[Line]:
-    warned_at, passed = -1, False
+    warned_at, passed, ignored = -1, False, False
     for number, raw in numbered(text):
         bare = without_prefix(_plain(raw[:LONGEST_LINE]))
         said = _SPACE.sub(" ", bare).strip()
         if not said or _GLOG_WARNING.match(said):
             continue
         indent = len(bare) - len(bare.lstrip())
+        ignored = ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
+        if ignored or _QUOTED.match(said):
+            ignored = ignored or bool(_IGNORED.match(said))
+            continue
         lower = said.lower()
         if warned_at >= 0 and indent <= warned_at:
             warned_at = -1

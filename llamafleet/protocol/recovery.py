@@ -49,7 +49,8 @@ _RUN_BEGINS = re.compile(
     r"|(?P<devices>found [1-9]\d{0,2} cuda devices))"
 )
 _RUN_ENDED = re.compile(
-    r".{0,60}(?:is listening|: listening on|model loaded|llama runner started|eval time|"
+    r".{0,60}(?:is listening|: listening on|model loaded|output generated in|llama runner started"
+    r"|eval time|"
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
     r"\d+ tokens per second)"
 )
