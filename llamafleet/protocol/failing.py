@@ -49,10 +49,11 @@ _WORDS = (
     r"|unavailable|corrupt(?:ed)?|insufficient|out of memory|no more mirrors|too many requests"
     r"|rate limit|not ready|(?:is|are) required|fallen off|is too old|core dumped|bad gateway"
     r"|status(?: code)?:? ?\(?[45]\d\d|http(?:/[\d.]+)? ?(?:status )?[45]\d\d|erro[rn]? [45]\d\d"
-    r"|(?:code|status)[=: ]{1,2}-?(?!0\b|200\b)\d{1,3}|[Xx]id \("
+    r"|[Xx]id \("
     r"|no usable|interrupted"
     r"|fehler|erreur|échec|échoué|impossible d|erro|falha|falló|ошибк\w*|не удалось|отказано"
     r"|fehlgeschlagen|nicht gefunden|introuvable|fallito)(?![\w/(-]|\.\w)"
+    r"|\b(?:code|status)[=: ]{1,2}-?(?!0\b|[23]\d\d\b)\d{1,3}\b"
     r"|错误|失败|无法|找不到|未找到|錯誤|失敗|エラー|できません|오류|실패"
 )
 _HARMLESS = (

@@ -586,12 +586,12 @@ class Spoken:
         return cls(_any_of(heard), around) if heard or around else None
 
     def english(self, line: str) -> str:
-        """The line with what is known of it in English."""
+        """The line with what is known of it in English; French has a space before a colon."""
         for pattern, said in self.around:
             line = pattern.sub(said, line)
         if self.phrases:
             line = self.phrases.sub(lambda found: _ENGLISH[_key(found[0])], line)
-        return line
+        return line.replace(" : ", ": ")
 
 
 def _spaced(phrase: str) -> str:
