@@ -125,7 +125,7 @@ def causes(
 
     A cause stands before its consequence and before a hint, and of two causes the one that was
     said first. What the log itself shows to be mended is left out; and hints, where it ended well
-    and everything is asked.
+    and everything is asked, but for those that only their own words mend.
     """
     log, recovery = _read(text)
     # The general words of a consequence belong to a cause where one fits them too.
@@ -143,7 +143,7 @@ def causes(
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
-        found = [each for each in found if each[-1].rank != "hint"]
+        found = [each for each in found if each[-1].rank != "hint" or each[-2].mended_by]
     ranked = [(one, match) for *_, one, match in sorted(found, key=lambda each: each[:3])]
     return tuple(match for _, match in _roots_first(ranked))
 

@@ -78,6 +78,13 @@ _GOES_ON = (
 )
 
 
+_EXCEPTION = r"(?:\w+\.)*[A-Z]\w+(?:: |$)"
+_TRACEBACK = "Traceback (most recent call last)"
+_STOPPED = ("KeyboardInterrupt", "SystemExit: 0")
+LONGEST_TRACEBACK = 200
+"""Lines of one that are looked at."""
+
+
 def fits(pattern: str, text: str) -> bool:
     """One of the patterns above fits somewhere in the line."""
     return bool(_compiled(pattern).search(text))
@@ -96,10 +103,20 @@ def failing(lines: Sequence[Line], well: int) -> Line | None:
     """
     left = [line for line in lines if line.number > well and not line.warns]
     ends = [line for line in left[-ENDS:] if _complains(line.text)]
+    if left and _raised(left):
+        ends.append(left[-1])
     said = [at for at, line in enumerate(left) if tells(line.text)]
     lasting = [at for at in said if ends or not _gone_on(left, at)]
     firsts = [*(left[at] for at in lasting[:1]), *ends[:1]]
     return min(firsts, key=lambda line: line.number, default=None)
+
+
+def _raised(lines: Sequence[Line]) -> bool:
+    """The last line is that of an exception, whatever its name."""
+    last = lines[-1].text
+    if last.startswith(_STOPPED) or not _compiled(_EXCEPTION).match(last):
+        return False
+    return any(_TRACEBACK in line.text for line in lines[-LONGEST_TRACEBACK:])
 
 
 def _complains(text: str) -> bool:

@@ -77,11 +77,12 @@ _QUOTED = re.compile(
     r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
     r"|chat template: "
     r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
-    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: ",
+    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
+    r"|if (?:you|it|this|your) (?:get|see|encounter|run into|fails|happens|receive)\b",
     re.IGNORECASE,
 )
 """What a program shows and does not say: its source, a model's data, names of files, what it went
-on in spite of."""
+on in spite of, and advice."""
 _IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
 _OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")

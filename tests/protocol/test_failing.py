@@ -32,13 +32,14 @@ def first(text: str) -> str:
         "构建失败",
         "[FAILED] Failed to start frob.service",
         "panic: runtime error: index out of range",
+        'Traceback (most recent call last)\n  File "x.py", line 3\nUnsupportedOperation: fileno',
     ],
 )
 def test_a_log_that_ends_in_an_error_is_never_called_well(end: str) -> None:
     log = "\n".join([*(f"step {n}" for n in range(40)), end])
     found = causes(SIGNATURES, log)
     assert fails(log) or any(match.rank != "hint" for match in found)
-    assert any(end in line for line in error_lines(log))
+    assert any(end.splitlines()[-1] in line for line in error_lines(log))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_log_that_ends_in_an_error_is_never_called_well(end: str) -> None:
         "-- Looking for pthread_create in pthreads - not found",
         "0 errors, 0 warnings",
         "fatal: not a git repository (or any of the parent directories): .git",
-        "nvidia: module verification failed: signature and/or required key missing - tainting kernel",
+        "nvidia: module verification failed: signature missing - tainting kernel",
         "srv  log_server_r: done request: GET /favicon.ico 127.0.0.1 404",
         "Setting up libgpg-error0:amd64 (1.47-3build2) ...",
         "[12/40] /usr/bin/c++ -Werror -c error.cpp -o error.cpp.o",
@@ -80,7 +81,7 @@ def test_what_does_no_harm_is_no_failure(end: str) -> None:
         "no remote preset found, skipping\nmain: server is listening on http://127.0.0.1:8080\n",
         # An installer that asks and goes on.
         "-> The CC version check failed:\nWARNING: Ignoring CC version mismatch:\n"
-        "-> Installation of the NVIDIA Accelerated Graphics Driver (version: 580) is now complete.\n",
+        "-> Installation of the NVIDIA Driver (version: 580) is now complete.\n",
         # Another tool in the place of the one that failed.
         "error: unexpected argument '--torch-backend' found\nuv failed, falling back to pip\n"
         "step 3\nstep 4\nstep 5\nstep 6\n",
@@ -105,13 +106,13 @@ def test_an_error_behind_a_good_end_counts() -> None:
     [
         (
             "cuda-headers-missing",
-            "x.cu:3:10: schwerwiegender Fehler: cuda_runtime.h: Datei oder Verzeichnis nicht gefunden",
+            "x.cu:3: schwerwiegender Fehler: cuda_runtime.h: Datei oder Verzeichnis nicht gefunden",
         ),
         ("libcuda-missing-at-link", "/usr/bin/ld : ne peut trouver -lcuda"),
         ("libcuda-missing-at-link", "/usr/bin/ld: 找不到 -lcuda"),
         (
             "cuda-libraries-missing-at-link",
-            "/usr/bin/ld: -lcudart kann nicht gefunden werden: Datei oder Verzeichnis nicht gefunden",
+            "ld: -lcudart kann nicht gefunden werden: Datei oder Verzeichnis nicht gefunden",
         ),
         ("cuda-libraries-missing-at-link", "a.o：对‘cublasCreate_v2’未定义的引用"),
         ("nvcc-not-found", "bash: nvcc : commande introuvable"),
