@@ -137,7 +137,7 @@ def own(text: str) -> bool:
 def may_tell(text: str) -> bool:
     """What all lines have that OWN or FAILED fits: looked for first, for it takes no time."""
     lower = text.lower()
-    return any(stem in lower for stem in _STEMS)
+    return any(map(lower.__contains__, _STEMS))
 
 
 def harmless(text: str) -> bool:

@@ -16,7 +16,7 @@ LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
 HALF = 2 * 2**20
 """Characters read at either end of a log: the first error and how it ended."""
-PART = 60
+PART = 150
 """Lines of which it is known together which words they hold."""
 DEEPEST = 5
 """Prefixes one after another, as of a container's log in a journal."""
