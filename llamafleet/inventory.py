@@ -56,6 +56,7 @@ _REFUSED_OPTIONS = {
     "GIT_EXE": _COMMIT,
     "GIT_EXECUTABLE": _COMMIT,
     "CMAKE_SHARED_LINKER_FLAGS": "leaving it out (it holds the toolkit's run-time search path)",
+    "CMAKE_BUILD_TYPE": "leaving it out (the build backend takes none: it is Release)",
     "GGML_CCACHE": _CACHE,
     "CMAKE_SHARED_LINKER_FLAGS_RELEASE": _PLACES,
     "GGML_BACKEND_DL": "leaving it out (a backend that can't be loaded is a silent CPU fallback)",

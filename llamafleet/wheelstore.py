@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llamafleet.plans.share import unsound
-from llamafleet.protocol.job import SharedWheel
+from llamafleet.protocol.job import SharedWheel, start_ticks
 from llamafleet.received import received_text
 from llamafleet.supplied import small_file
 
@@ -103,6 +103,7 @@ class WheelStore:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         partial = folder / f".{wheel.name}.{os.getpid()}"
         partial.unlink(missing_ok=True)
+        _remove_left(folder)
         coming = Incoming(wheel, partial)
         try:
             try:
@@ -119,9 +120,17 @@ class WheelStore:
         record = self.folder / key / RECORD
         record.unlink(missing_ok=True)
         for old in self.folder.joinpath(key).glob("*.whl"):
-            old.unlink()
+            old.unlink(missing_ok=True)  # Another run may have been here.
         partial.replace(self.file(key, wheel))
         new = record.with_name(f".{RECORD}.{os.getpid()}")
         new.unlink(missing_ok=True)
         new.write_text(json.dumps(asdict(wheel), indent=1) + "\n", encoding="utf-8")
         new.replace(record)
+
+
+def _remove_left(folder: Path) -> None:
+    """What runs that were killed have left, each some 50 MB."""
+    for left in folder.glob(".*.whl.*"):
+        pid = left.suffix[1:]
+        if pid.isdecimal() and start_ticks(int(pid)) is None:
+            left.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ def build() -> Generator[PyinfraCommand, None, None]:
         return
     if wanted.job is None:
         if share.is_asked(run):
+            run.sharing.begun.add(run.name)
             yield share.fetch(run)
         else:
             run.noop(wanted.reason)
@@ -86,7 +87,7 @@ def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, Non
         run.settings = run.settings.model_copy(update={"rebuild": False})
         return True
 
-    run.sharing.building.add(run.name)
+    run.sharing.begins(run.name)
     try:
         if job.start:
             yield from share.bring(run, wanted)

@@ -29,6 +29,9 @@ BEGIN = "@wheel"
 PART_S = 120
 """For one such answer; a silent host ends it sooner."""
 
+BEGIN_S = 10
+"""For a host that another one waits for, to begin its build."""
+
 
 @operation()
 def agree() -> Generator[PyinfraCommand, None, None]:
@@ -69,10 +72,17 @@ def waits_for(run: HostRun) -> str:
 
 
 def wait(run: HostRun, maker: str) -> FunctionCommand:
-    """While another host builds, so that this one's lock stays fresh; the stage waits anyway."""
+    """While another host builds, so that this one's lock stays fresh; the stage waits anyway.
+
+    It may begin a moment later than this one; with pyinfra's --serial it is not even begun.
+    """
 
     def poll(state: State, host: Host) -> bool:
-        while maker in run.sharing.building - failed(run):
+        patience, sharing = time.monotonic() + BEGIN_S, run.sharing
+        while maker not in failed(run) and (
+            maker in sharing.building
+            or (maker not in sharing.begun and time.monotonic() < patience)
+        ):
             lock.keep(run)
             time.sleep(POLL_SECONDS)
         return True

@@ -28,6 +28,8 @@ class Sharing:
     """By a host that waits, the one that it waits for."""
     building: set[str] = field(default_factory=set)
     """Hosts that are at it just now."""
+    begun: set[str] = field(default_factory=set)
+    """Those, and the ones that were."""
     why: dict[str, str] = field(default_factory=dict)
     """By a host that gave no wheel, the reason."""
 
@@ -54,6 +56,11 @@ class Sharing:
     def lines(self) -> list[str]:
         """Who builds what for whom."""
         return sharing_lines(self._at_it(()), self.wheels, self.fresh)
+
+    def begins(self, host: str) -> None:
+        """It is at it from now on."""
+        self.building.add(host)
+        self.begun.add(host)
 
     def has(self, key: str, wheel: SharedWheel) -> None:
         """The controller has it from now on."""

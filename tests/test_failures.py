@@ -13,8 +13,8 @@ from typing import get_args
 import pytest
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.onhost.build import import_check
 from llamafleet.onhost.job import JobFailed
+from llamafleet.onhost.product import import_check
 from llamafleet.onhost.verify import known, synth
 from llamafleet.onhost.verify.child import Children
 from llamafleet.onhost.verify.evidence import task_failed

@@ -343,6 +343,7 @@ NO_SECRET = "no secret: options are in logs and results"
         ("CMAKE_C_COMPILER", "the setting host_compiler"),
         ("CMAKE_SHARED_LINKER_FLAGS", "leaving it out (it holds the toolkit's"),
         ("GGML_BACKEND_DL", "leaving it out (a backend that can't be loaded is a silent CPU"),
+        ("CMAKE_BUILD_TYPE", "leaving it out (the build backend takes none"),
         ("GGML_CCACHE", "the setting compiler_cache"),
         ("CMAKE_CXX_COMPILER_LAUNCHER", "the setting compiler_cache"),
         ("CMAKE_CUDA_LINKER_LAUNCHER", "the setting compiler_cache"),
@@ -507,7 +508,7 @@ def test_an_option_that_a_version_lacks_is_refused_by_name() -> None:
 
 def test_options_that_no_table_knows_are_left_to_cmake() -> None:
     """Those of CMake, those that the tree reads undeclared, those of a version not known here."""
-    settings_of(cmake_options={"CMAKE_BUILD_TYPE": "Debug", "GGML_BUILD_NUMBER": "7"})
+    settings_of(cmake_options={"CMAKE_CXX_STANDARD": "17", "GGML_BUILD_NUMBER": "7"})
     settings_of(llama_version="0.3.9999", cmake_options={"GGML_CUDA_SOON": "ON"})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -86,10 +87,12 @@ def _read(file: Path) -> str:
     except OSError as error:
         raise BadInput(f"{file} can't be read: {error.strerror}; next: {FILE}") from error
     if len(raw) > MOST_BYTES:
+        said = "COMMAND 2>&1 | tail -c 8M" if str(file) == "-" else f"tail -c 8M {quote(str(file))}"
         raise BadInput(
-            f"{file}: found more than {MOST_BYTES} bytes; next: tail -c 8M {file} | llamafleet "
-            "diagnose -"
+            f"{file}: found more than {MOST_BYTES} bytes; next: {said} | llamafleet diagnose -"
         )
+    if not raw.strip():
+        raise BadInput(f"{file}: found no text; next: COMMAND 2>&1 | llamafleet diagnose -")
     return raw.decode(_encoding(raw), errors="replace")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from llamafleet.cli.errors import BadInput
-from llamafleet.cli.plan import set_option, validated
-from llamafleet.facts.environment import NoAnswer, Target, candidates, describe
+from llamafleet.cli.plan import looked_up, set_option, validated
+from llamafleet.facts.environment import NoAnswer, Target, broken, candidates, describe
 from llamafleet.terminal import masked_data, printable
 
 # They bring pydantic's models and pyinfra with them, which no other command needs.
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from llamafleet.mend.machine import Machine
     from llamafleet.mend.mending import Judgement
     from llamafleet.mend.work import Worker
+    from llamafleet.plans.mend.judge import Facts, Finding
+    from llamafleet.plans.mend.plan import Mending
     from llamafleet.protocol.environment import Environment
 
 DECIDED = ("scope", "python")
 """Settings that the environment decides."""
+OF_JUDGEMENT = ("findings", "environment", "copies", "mending", "result")
+"""Of the answer as JSON; null where the environment could not be judged."""
 
 
 @click.command()
@@ -77,7 +82,7 @@ def _target(venv: Path | None, python: str | None) -> Target:
         if not named.is_file():
             raise BadInput(
                 f"--venv {venv}: found no bin/python in it; expected an environment; "
-                f"next: python3 -m venv {venv}"
+                f"next: python3 -m venv {shlex.quote(str(venv))}"
             )
         return Target(str(named), "--venv")
     if python:
@@ -85,11 +90,16 @@ def _target(venv: Path | None, python: str | None) -> Target:
         if path is None:
             raise BadInput(f"--python {python}: found no program; expected an interpreter's path")
         return Target(str(Path(path).absolute()), "--python")
+    if gone := broken(os.environ):
+        raise BadInput(
+            f"$VIRTUAL_ENV: found no bin/python that runs in {gone}; expected the active "
+            "environment's; next: deactivate, make it anew, or llamafleet fix --python PATH"
+        )
     found = candidates(os.environ, Path.cwd(), sys.prefix)
     if not found:
         raise BadInput("found no python3 on PATH; expected one; next: llamafleet fix --python PATH")
     (first, why), *rest = found
-    return Target(first, why, tuple(f"{other} ({by})" for other, by in rest))
+    return Target(first, why, tuple(rest))
 
 
 @dataclass
@@ -106,17 +116,27 @@ class Fix:
     def run(self, *, yes: bool, check: bool) -> int:
         """The exit code. Raises NoAnswer, OSError."""
         from llamafleet.mend.machine import machine, make_folders
+        from llamafleet.mend.rights import refuse_foreign_site, trusted, trusted_folder
         from llamafleet.onhost.job import locked
 
+        root = os.geteuid() == 0
+        if root:
+            # What root makes here is for its account to read, and for nobody to write.
+            os.umask(0o022)
+            refuse_foreign_site(self.target.python)
         here = machine(os.geteuid(), Path.home(), dict(os.environ))
-        self._trusted(self.target.python)
         self._reached(here)
         environment = describe(self.target.python, here.ask)
-        for path in (environment.base_executable, environment.prefix, environment.site):
-            self._trusted(path)
+        if root:
+            places = (environment.executable, environment.base_executable, environment.prefix)
+            for path in places:
+                trusted(path)
+            for site in filter(None, (environment.site, environment.user_site)):
+                trusted_folder(Path(site))
         self.say(f"environment: {environment.prefix} ({self.target.why})")
-        for other in self.target.others:
-            self.say(f"  not looked at: {other}; next: llamafleet fix --python {other.split()[0]}")
+        for other, by in self.target.others:
+            command = f"llamafleet fix --python {shlex.quote(other)}"
+            self.say(f"  not looked at: {other} ({by}); next: {command}")
         Path(here.layout.prefix).mkdir(parents=True, exist_ok=True)
         with locked(Path(here.layout.prefix, "lock"), "fix") as holder:
             if holder:
@@ -127,22 +147,6 @@ class Fix:
             make_folders(here)
             work = self._worker(here, environment)
             return self._work(work, environment, yes=yes, check=check)
-
-    @staticmethod
-    def _trusted(path: str) -> None:
-        """Root does nothing with what another account can write. Raises NoAnswer."""
-        from llamafleet.onhost.job import JobFailed, refuse_foreign
-
-        if os.geteuid() != 0:
-            return
-        try:
-            refuse_foreign(Path(path))
-        except JobFailed as problem:
-            found = str(problem).partition("; ")[0]
-            raise NoAnswer(
-                f"rights: {found}, and root; expected the environment's own user, as another "
-                "account can write there; next: run the same command as that user"
-            ) from None
 
     def _reached(self, here: Machine) -> None:
         """Root runs it with another user's rights, who must be able to. Raises NoAnswer."""
@@ -167,7 +171,9 @@ class Fix:
         # Without links, as a snapshot names interpreters.
         base = str(Path(environment.base_executable).resolve())
         data |= self.given | {"scope": "user", "python": base}
-        settings = validated(data)
+        settings, lines = looked_up(validated(data))
+        for line in lines:
+            self.say(line)
         return Worker(here, settings, read_machine(here, settings), self.as_json)
 
     def _work(self, work: Worker, environment: Environment, *, yes: bool, check: bool) -> int:
@@ -186,10 +192,14 @@ class Fix:
                 judged = mend(work, judged[0], judged[2])
         except Failed as problem:
             failure = str(problem)
-        if judged:
-            self._tell(judged, failure)
-            if judged[2].ready and not yes and not check:
-                self.say("next: the same command with --yes")
+        except (NoAnswer, OSError) as problem:
+            if judged is None:
+                raise
+            # It was judged, and being mended: no fault of what was given.
+            failure = str(problem)
+        self._tell(judged, failure)
+        if judged and judged[2].ready and not yes and not check:
+            self.say("next: the same command with --yes")
         if failure:
             self.say(f"FAILED {failure}")
         return 1 if failure or judged is None or any(f.red for f in judged[1]) else 0
@@ -200,23 +210,31 @@ class Fix:
         for line in explain(*judged):
             self.say(line)
 
-    def _tell(self, judged: Judgement, failure: str) -> None:
+    def _tell(self, judged: Judgement | None, failure: str) -> None:
         """The answer; as JSON it is one object, whatever came of it."""
-        if not self.as_json:
-            if not failure:
-                self._explain(judged)
-            return
-        facts, findings, mending = judged
-        told = {
-            "version": 1,
+        if self.as_json:
+            told = {
+                "version": 1,
+                "python": self.target.python,
+                "chosen_by": self.target.why,
+                "right": False,
+                "failure": failure,
+                **(self._judged(*judged, failure) if judged else dict.fromkeys(OF_JUDGEMENT)),
+            }
+            click.echo(json.dumps(masked_data(told), indent=1))
+        elif judged and not failure:
+            self._explain(judged)
+
+    @staticmethod
+    def _judged(
+        facts: Facts, findings: tuple[Finding, ...], mending: Mending, failure: str
+    ) -> dict[str, object]:
+        return {
             "python": facts.environment.executable,
-            "chosen_by": self.target.why,
             "right": not failure and not any(finding.red for finding in findings),
-            "failure": failure,
             "findings": [asdict(finding) for finding in findings],
             "environment": asdict(facts.environment),
             "copies": [asdict(copy) for copy in facts.look.copies],
             "mending": asdict(mending),
             "result": asdict(facts.result) if facts.result else None,
         }
-        click.echo(json.dumps(masked_data(told), indent=1))

@@ -67,13 +67,14 @@ def validated(data: dict[str, object]) -> Settings:
         raise BadInput("; ".join(line.removeprefix("host ") for line in error.lines)) from error
 
 
-def _looked_up(settings: Settings) -> Settings:
-    """With the hash of the version."""
+def looked_up(settings: Settings) -> tuple[Settings, list[str]]:
+    """With the hash of the version, and a line where no table has it. Raises BadInput."""
     from llamafleet.inventory import SettingsError
-    from llamafleet.published import looked_up
+    from llamafleet.published import looked_up as of_fleet
 
     try:
-        return looked_up({"--set": settings})[0]["--set"]
+        found, lines = of_fleet({"--set": settings})
+        return found["--set"], lines
     except SettingsError as error:
         raise BadInput("; ".join(line.removeprefix("host ") for line in error.lines)) from error
 
@@ -142,7 +143,7 @@ def plan(
         from llamafleet.cli.host import read_host
 
         chosen, text = read_host(str(target), inventory, settings)
-    chosen = _looked_up(chosen)
+    chosen = looked_up(chosen)[0]
     host = _parse(str(target), text)
     supplies = read_supplies({host.hostname: chosen})[host.hostname]
     layout = layout_for(chosen, host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from contextlib import nullcontext
 from datetime import date
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 
 from llamafleet.cli.errors import BadInput
+from llamafleet.tables import parse_version
 from llamafleet.tables.releases import Release, release, releases
 from llamafleet.terminal import printable
 from llamafleet.wheelhouse.index import Sources
@@ -18,7 +20,7 @@ from llamafleet.wheelhouse.manifest import WheelhouseError, sha256_of
 
 @click.command()
 @click.argument("version", required=False)
-@click.option("--against", metavar="VERSION", help="A known release; else the newest one.")
+@click.option("--against", metavar="VERSION", help="A known release; else the one before it.")
 @click.option("--index-url", metavar="URL", help="Package index; else pip's own, or PyPI.")
 @click.option(
     "--keep",
@@ -35,7 +37,8 @@ def upstream(
 ) -> None:
     """Say what VERSION of llama-cpp-python changed: options, log words, symbols that we use.
 
-    Without VERSION it is the newest one at the index. Its sources are read, and nothing of them is
+    Without VERSION it is the newest one at the index. It is compared with the newest known release
+    that is older. Its sources are read, and nothing of them is
     run. Lines with "!" are about what this project uses. Exit code 0: there is none; 1: there are;
     2: bad input.
     """
@@ -48,11 +51,11 @@ def upstream(
 
     try:
         where = sources(index_url)
-        version = version or _newest(where)
-        known = _known(against, version)
-        if known is None:
-            click.echo(f"{version}: the newest there is, and known: nothing to compare")
+        named, version = bool(version), version or _newest(where)
+        if not named and not against and release(version):
+            click.echo(f"{version}: the newest at the index, and known: nothing to compare")
             return
+        known = _known(against, version)
         with nullcontext(str(keep)) if keep else tempfile.TemporaryDirectory() as folder:
             new_file = _archive(where, version, Path(folder))
             old_file = _archive(where, known.version, Path(folder))
@@ -81,17 +84,23 @@ def _newest(where: Sources) -> str:
     return newest(where, PROJECT)
 
 
-def _known(against: str | None, version: str) -> Release | None:
-    """What a version is compared with; None: it is the newest one that is known."""
+def _known(against: str | None, version: str) -> Release:
+    """What a version is compared with. Raises BadInput."""
     names = ", ".join(one.version for one in releases())
     if against is not None:
         row = release(against)
         if row is None:
             raise BadInput(f"--against: found {against}; expected one of {names}")
         return row
-    if version == releases()[0].version:
-        return None
-    return releases()[0]
+    if re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version) is None:
+        raise BadInput(f"found {version}; expected a released version, as {releases()[0].version}")
+    for row in releases():
+        if row.order < parse_version(version):
+            return row
+    raise BadInput(
+        f"found {version}, and none that is older is known; expected one after "
+        f"{releases()[-1].version}; next: --against VERSION, one of {names}"
+    )
 
 
 def _archive(where: Sources, version: str, folder: Path) -> Path:

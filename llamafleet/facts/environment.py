@@ -20,8 +20,8 @@ T = TypeVar("T")
 LOOK_S, TRIAL_S = 60.0, 180.0
 """An import of a CUDA build takes a second, and a slow disk's first one some more."""
 
-VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
-"""For any Python, so that one that is too old is named."""
+VERSION = f"import sys; print('\\n{ANSWER}%d.%d' % sys.version_info[:2])"
+"""For any Python, so that one that is too old is named; others may speak before and after it."""
 
 
 class NoAnswer(Exception):
@@ -45,7 +45,7 @@ Run = Callable[[Sequence[str], float, Mapping[str, str] | None], Said]
 def describe(python: str, run: Run) -> Environment:
     """The environment of `python`. Raises NoAnswer."""
     told = run([python, "-I", "-c", VERSION], LOOK_S, None)
-    version = told.output.strip().rpartition("\n")[2]
+    version = _answer(told)
     if told.status != 0 or not version:
         raise NoAnswer(_no_python(python, told))
     if version not in PYTHONS:
@@ -90,15 +90,20 @@ def _no_python(python: str, said: Said) -> str:
 
 
 def _ask(kind: type[T], said: Said, python: str) -> T:
-    lines = [line for line in said.output.splitlines() if line.startswith(ANSWER)]
     try:
-        return decode(kind, json.loads(lines[-1].removeprefix(ANSWER)))
-    except (IndexError, ValueError, RecursionError, DecodeError) as error:
+        return decode(kind, json.loads(_answer(said)))
+    except (ValueError, RecursionError, DecodeError) as error:
         found = _last(said.error) or str(error)
         raise NoAnswer(
             f"{python}: found no answer that is understood ({found}); expected one about its "
             f"environment; next: {python} -I -c 'import sysconfig, importlib.metadata'"
         ) from error
+
+
+def _answer(said: Said) -> str:
+    """ "": there is none."""
+    lines = [line for line in said.output.splitlines() if line.startswith(ANSWER)]
+    return lines[-1].removeprefix(ANSWER).strip() if lines else ""
 
 
 def _last(text: str) -> str:
@@ -112,8 +117,8 @@ class Target:
 
     python: str
     why: str
-    others: tuple[str, ...] = ()
-    """Environments that were not looked at, each with what names it."""
+    others: tuple[tuple[str, str], ...] = ()
+    """Interpreters of environments that were not looked at, each with what names it."""
 
 
 def candidates(environ: Mapping[str, str], folder: Path, own: str) -> list[tuple[str, str]]:
@@ -133,3 +138,12 @@ def candidates(environ: Mapping[str, str], folder: Path, own: str) -> list[tuple
         if os.access(python, os.X_OK) and not same:
             seen.setdefault(python, why)
     return list(seen.items())
+
+
+def broken(environ: Mapping[str, str]) -> str:
+    """Folder of the active environment where it has no interpreter that runs; "": it has one.
+
+    Another interpreter is not what its user means. A conda environment may have none.
+    """
+    value = environ.get("VIRTUAL_ENV", "")
+    return value if value and not os.access(f"{value}/bin/python", os.X_OK) else ""

@@ -19,6 +19,8 @@ import sysconfig
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 ANSWER = "llamafleet-answer "
 MODULE, PACKAGE = "llama_cpp", "llama-cpp-python"
@@ -69,6 +71,7 @@ def describe() -> dict[str, Any]:
         "conda": meta.is_dir(),
         "conda_package": packages[0] if packages else "",
         "uv": uv.group(1) if uv else "",
+        "editable": next(filter(None, map(editable, metadata.distributions(path=places))), ""),
         "pip": next((one["version"] for one in found if one["name"] == "pip"), ""),
         "distributions": found,
     }
@@ -91,6 +94,17 @@ def distribution(one: metadata.Distribution) -> dict[str, str] | None:
     }
 
 
+def editable(one: metadata.Distribution) -> str:
+    """Folder of sources that are imported from where they lie (direct_url.json, PEP 610)."""
+    try:
+        told = json.loads(one.read_text("direct_url.json") or "{}")
+        if normal(one.metadata["Name"]) == PACKAGE and told["dir_info"]["editable"] is True:
+            return url2pathname(urlsplit(told["url"]).path).rstrip("/")
+    except Exception:
+        return ""
+    return ""
+
+
 def look() -> dict[str, Any]:
     copies = []
     for entry in dict.fromkeys(sys.path):
@@ -102,6 +116,9 @@ def look() -> dict[str, Any]:
     except Exception:
         spec = None
     found = str(Path(spec.origin).absolute().parent) if spec and spec.origin else ""
+    if found and found not in [one["folder"] for one in copies]:
+        # By a hook, as an editable installation's.
+        copies.insert(0, copy(Path(found), found))
     return {"copies": copies, "found": found, "folder": str(Path.cwd())}
 
 

@@ -28,11 +28,13 @@ class FailedLog(FactBase[str]):
             for folder in (state_dir, jobs_of_root)
             for kind in get_args(Kind)
         )
-        # The account that builds writes there: a link is not followed.
+        # The account that builds writes there: no link is followed, and no pipe waited for.
         return one_line(
             # pyinfra does not tell no output from a failed command.
             f"echo; ls -t {logs} 2>/dev/null | while IFS= read -r log; do "
-            'folder=${log%/*}; [ -L "$folder" ] || [ -L "$log" ] && continue; '
+            'folder=${log%/*}; [ -L "${folder%/*}" ] || [ -L "$folder" ] || [ -L "$log" ] '
+            f'|| [ ! -f "$log" ] || [ -L "$folder/{STAMP}" ] || [ ! -f "$folder/{STAMP}" ] '
+            "&& continue; "
             f'grep -q \'"error": *{{\' "$folder/{STAMP}" 2>/dev/null || continue; '
             f'echo "{HEAD}$log"; head -c {HALF} "$log"; '
             f'[ "$(wc -c < "$log")" -le {2 * HALF} ] || echo; '

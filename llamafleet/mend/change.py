@@ -6,6 +6,7 @@ back: by the next run, from the copy of the old one's files.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -33,6 +34,7 @@ PIP_S = 900.0
 MOST_BYTES = 4 << 30
 """Of a wheel; those of a build for all architectures have some hundred MB."""
 INFO = re.compile(r"llama[_.-]cpp[_.-]python-[^/]+\.(dist|egg)-info", re.IGNORECASE)
+USER_BASE = "PYTHONUSERBASE"
 LEFT = "~"
 """What pip moved away and had no time to remove begins so, as "~lama_cpp" (its temp_dir.py)."""
 
@@ -98,6 +100,8 @@ class Change:
         """Keep the old one's files, then write the journal. Raises Failed, OSError."""
         old = _old_files(self._site, Path(environment.prefix))
         files = {name: _content(self._site / name) for name in old}
+        names = _wheel_names(wheel)
+        _refuse_others(self._site, [name for name in names if name not in files])
         with (self.folder / BACKUP).open("wb") as opened:
             with tarfile.open(fileobj=opened, mode="w") as tar:
                 for name in old:
@@ -113,7 +117,7 @@ class Change:
             old=mending.old,
             new=mending.new,
             files=files,
-            names=_wheel_names(wheel),
+            names=names,
             adds=mending.adds,
             there=tuple(sorted(there)),
         )
@@ -142,6 +146,9 @@ class Change:
         home = self._here.environ.get("HOME", "/")
         # pip reads no settings of the user's: they may name other places and other indexes.
         clean = {"PATH": PATH, "HOME": home, "LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
+        if journal.scheme == "user site" and (base := self._here.environ.get(USER_BASE)):
+            # The site that was looked at and kept lies there: this variable is Python's, not pip's.
+            clean[USER_BASE] = base
         said = run(argv, PIP_S, clean | env)
         if said.status != 0:
             lines = said.error.strip().splitlines() or ["it says nothing"]
@@ -155,7 +162,18 @@ class Change:
         self._forget()
 
     def restore(self, journal: Journal) -> None:
-        """The old one as it was. May be cut off and done again. Raises Failed, OSError."""
+        """The old one as it was. May be cut off and done again. Raises Failed."""
+        try:
+            self._restore(journal)
+        except (OSError, tarfile.TarError) as error:
+            raise Failed(
+                f"{self._site}: found that the old {PACKAGE} can't be put back ({error}), and may "
+                f"be half there; expected to write there; next: df -h {self._site}, then the same "
+                f"command with --yes: its files are kept in {self.folder / BACKUP}"
+            ) from error
+
+    def _restore(self, journal: Journal) -> None:
+        """Raises Failed, OSError, TarError."""
         site = self._site
         _remove_new(site, journal)
         with tarfile.open(self.folder / BACKUP) as tar:
@@ -235,10 +253,24 @@ def _wheel_names(wheel: Path) -> tuple[str, ...]:
         return tuple(sorted(name for name in opened.namelist() if not name.endswith("/")))
 
 
+def _refuse_others(site: Path, names: Iterable[str]) -> None:
+    """Of the wheel's files, one that lies there already is another package's. Raises Failed."""
+    if there := next((name for name in names if _is_file(site / name)), None):
+        raise Failed(
+            f"{site / there}: found a file that the wheel of {PACKAGE} has too, and the old one "
+            "has not; expected none of another package's; nothing was changed; next: see whose "
+            f"it is, by grep -l {there} {site}/*.dist-info/RECORD"
+        )
+
+
 def _remove_new(site: Path, journal: Journal) -> None:
     """All of any llama-cpp-python that is there, and what pip left."""
     for name in journal.names:
         (site / name).unlink(missing_ok=True)
+        for folder in list(Path(name).parents)[:-1]:
+            if folder.parts[0] not in journal.there:
+                with contextlib.suppress(OSError):
+                    (site / folder).rmdir()
     for entry in list(site.iterdir()) if site.is_dir() else []:
         left = entry.name.startswith(LEFT) and entry.name not in journal.there
         if entry.name == MODULE or INFO.fullmatch(entry.name) or left:

@@ -6,9 +6,11 @@ import os
 import pwd
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from llamafleet.facts.environment import NoAnswer, Said
 from llamafleet.facts.host import HostSnapshot
@@ -24,7 +26,11 @@ ROOT_FOLDER = "/var/lib/llamafleet-fix"
 DYNAMIC = range(61184, 65520)
 """Numbers of users that nobody has for long: systemd's UIDS-GIDS, "Special systemd UID ranges"."""
 MOST = 16 << 20
-"""Characters of what a command says that are kept."""
+"""Bytes of what a command says last that are kept."""
+NO_TRACES = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""To look at an environment leaves nothing in it: uv compiles no files, as pip does."""
+CLOSED_S = 2.0
+"""For what was said before a command ended to be read."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,12 @@ class Machine:
         self, argv: Sequence[str], seconds: float, variables: Mapping[str, str] | None = None
     ) -> Said:
         """Run a command as its user would, with its own variables and these on top."""
-        env = {**self.environ, **(variables or {})}
+        env = {**self.environ, **NO_TRACES, **(variables or {})}
         return run([*self.as_account, *argv], seconds, env)
 
 
 def run(argv: Sequence[str], seconds: float, env: Mapping[str, str]) -> Said:
-    """How it ended; it and what it started are gone by then."""
+    """How it ended; it and what it started in its session are gone by then."""
     try:
         process = subprocess.Popen(
             argv,
@@ -72,15 +78,39 @@ def run(argv: Sequence[str], seconds: float, env: Mapping[str, str]) -> Said:
         )
     except OSError as error:
         return Said(127, "", f"{argv[0]}: {error.strerror or error}")
+    assert process.stdout is not None and process.stderr is not None
+    ends = [_End(process.stdout), _End(process.stderr)]
     try:
-        out, err = process.communicate(timeout=seconds)
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         end_session(process)
         return Said(None, "", "it did not end")
-    except BaseException:
+    finally:
         end_session(process)
-        raise
-    return Said(process.returncode, out[-MOST:], err[-MOST:])
+    out, err = (end.text() for end in ends)
+    return Said(process.returncode, out, err)
+
+
+class _End(threading.Thread):
+    """The end of what comes out of a pipe: a command that never stops saying something fills no
+    memory, and one that goes on elsewhere with the pipe in its hands keeps nobody waiting."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        super().__init__(daemon=True)
+        self._pipe, self._kept = pipe, bytearray()
+        self.start()
+
+    def run(self) -> None:
+        while piece := os.read(self._pipe.fileno(), 1 << 16):
+            self._kept += piece
+            if len(self._kept) > 2 * MOST:
+                del self._kept[:-MOST]
+
+    def text(self) -> str:
+        self.join(CLOSED_S)
+        if not self.is_alive():
+            self._pipe.close()
+        return bytes(self._kept[-MOST:]).decode("utf-8", "replace")
 
 
 def machine(euid: int, home: Path, environ: Mapping[str, str]) -> Machine:
@@ -134,11 +164,16 @@ def make_folders(here: Machine) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     here.changes.chmod(0o700)
     if here.account is not None:
+        # Also where they were made before, with whatever umask.
+        for folder in (prefix, Path(layout.configs)):
+            folder.chmod(0o755)
         for folder in (state, versions):
             os.chown(folder, here.account, here.account)
     for path, data in ((layout.zipapp, host_zipapp()), (layout.pip, pip_zipapp())):
         if not Path(path).is_file() or Path(path).read_bytes() != data:
             Path(path).write_bytes(data)
+        if here.account is not None:
+            Path(path).chmod(0o644)
 
 
 def read_machine(here: Machine, settings: Settings) -> HostSnapshot:

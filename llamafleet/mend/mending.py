@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llamafleet.facts.environment import describe
+from llamafleet.facts.environment import NoAnswer, describe
 from llamafleet.inventory import read_supplies
 from llamafleet.mend.change import Change, changed
 from llamafleet.mend.look import read_facts
@@ -74,16 +74,22 @@ def mend(work: Worker, facts: Facts, mending: Mending) -> Judgement:
     if not proven.good:
         raise Failed(f"the new build is not good, and nothing was changed: {_red(proven)}")
     change = Change(work.here, mending.site)
-    wheel = change.take(work.pack(plan.build.config.prefix))
-    work.say(f"install: {wheel.name}")
-    journal = change.begin(facts.environment, mending, wheel)
+    try:
+        wheel = change.take(work.pack(plan.build.config.prefix))
+        work.say(f"install: {wheel.name}")
+        journal = change.begin(facts.environment, mending, wheel)
+    except OSError as problem:
+        raise Failed(
+            f"{problem}; expected to write below {work.here.layout.prefix}, and nothing was "
+            "changed; next: df -h, ls -ld"
+        ) from problem
     try:
         change.install(journal, wheel, work.settings)
         work.say("verify: in place")
         judgement = _after(work, facts, mending)
     except BaseException as problem:
         change.restore(journal)
-        if isinstance(problem, Failed):
+        if isinstance(problem, Failed | NoAnswer | OSError):
             raise Failed(f"{problem}; the old one is back") from problem
         raise
     if any(f.red and f.kind != "shadowed" for f in judgement[1]):

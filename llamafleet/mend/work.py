@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.mend.machine import Machine, run
+from llamafleet.mend.machine import NO_TRACES, Machine, run
 from llamafleet.onhost.job import EXIT_BUSY, end_session
 from llamafleet.plans.mend.judge import Facts
 from llamafleet.plans.mend.plan import NEEDED, Scheme
@@ -182,6 +182,7 @@ def verify_in_place(work: Worker, facts: Facts, site: str, scheme: Scheme) -> Re
     place = Path(site).resolve()
     stamp = _stamp_of(here, place)
     variables = {name: here.environ[name] for name in AS_STARTED if name in here.environ}
+    variables |= NO_TRACES
     paths = [tools(work, environment), *([str(place)] if scheme == "user site" else [])]
     backend = facts.plan.backend
     inputs = verification_inputs(work.settings, work.snapshot, backend, "environment")
@@ -202,7 +203,8 @@ def verify_in_place(work: Worker, facts: Facts, site: str, scheme: Scheme) -> Re
         allow_busy=True,
         environment={**variables, "PYTHONPATH": ":".join(paths)},
     )
-    return verify(work, config, environment.executable, {"PYTHONPATH": ":".join(paths)})
+    told = {**NO_TRACES, "PYTHONPATH": ":".join(paths)}
+    return verify(work, config, environment.executable, told)
 
 
 def _stamp_of(here: Machine, site: Path) -> Path:

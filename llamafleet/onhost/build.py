@@ -8,139 +8,49 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
-import itertools
-import json
 import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
 
-from llamafleet.onhost import compilercache, elf, ninja, nvcc, wheel
+from llamafleet.onhost import compilercache, ninja, nvcc, wheel
+from llamafleet.onhost.buildlog import BuildLog, refuse_unused, undeclared_options
 from llamafleet.onhost.diagnose import OF_JOBS, causes
+from llamafleet.onhost.environment import environment
 from llamafleet.onhost.job import Job, JobFailed
+from llamafleet.onhost.pip import (
+    FROM_SOURCE,
+    HASHES,
+    WHEELS_ONLY,
+    own_pip,
+    pip_install,
+    pip_run,
+)
+from llamafleet.onhost.product import import_check, library_hashes, refuse_wrong_paths
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
     BUILD,
     LIBRARY_PATH,
     NVCC,
     PARALLEL,
-    PATH,
     WHEELS,
     BuildConfig,
     BuildProduct,
-    JobConfig,
-    PipConfig,
     Stamp,
     read_json,
     sync_folder,
     write_json,
 )
-from llamafleet.protocol.options import OWN, READ_UNDECLARED
 from llamafleet.protocol.retry import retry_for
-
-NINJA_STEP = re.compile(r"^\s*\[([0-9]{1,9})/([0-9]{1,9})\] (.*)")
-WHEEL = re.compile(
-    r"Created wheel for llama.cpp.python: .*\bsize=([0-9]{1,15}) sha256=([0-9a-f]{64})"
-)
-UNUSED = "Manually-specified variables were not used by the project"
-PHASES = {
-    "*** Configuring CMake": "configure",
-    "*** Building project with": "compile",
-    "*** Installing project into wheel": "install",
-}
-"""scikit-build-core's own lines (1.1.2), by the phase that begins there."""
 
 KEEP = ("CMakeCache.txt", ".ninja_log", "CMakeFiles/CMakeConfigureLog.yaml")
 """What stays of the CMake tree: evidence. The objects take hundreds of MB."""
 
 INCOMPLETE = "incomplete"
 """In the folder of a build that is being made: the next one removes what was cut off."""
-
-HASHES = "--require-hashes"
-WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
-NO_FILE = "No matching distribution found for "
-NOT_FETCHED = re.compile(r"Could not fetch URL .* Error|HTTP error \d")
-FROM_SOURCE = (
-    "--progress-bar=off",
-    "--no-build-isolation",
-    "--no-binary",
-    "llama-cpp-python",
-    "--no-deps",
-)
-
-AnyPip = TypeVar("AnyPip", bound=PipConfig)
-
-IMPORT_CHECK = """
-import json, time
-begun = time.perf_counter()
-import llama_cpp
-spent = time.perf_counter() - begun
-print("\\n" + json.dumps({
-    "llama_cpp_python": llama_cpp.__version__,
-    "system_info": llama_cpp.llama_print_system_info().decode(),
-    "import_s": round(spent, 3),
-}))
-"""
-
-
-class BuildLog:
-    """Reads pip's verbose output line by line and keeps what the stamp needs."""
-
-    def __init__(self) -> None:
-        self.phase = "resolve"
-        self.step = 0
-        self.steps = 0
-        self.line = ""
-        self.unused: list[str] = []
-        """Options that CMake says it did not use."""
-        self.order = ""
-        """In which order the units were compiled; "": nothing was said of it."""
-        self.wheel_bytes: int | None = None
-        self.wheel_sha256: str | None = None
-        self._before = self._run = 0
-        self._in_unused = False
-
-    def feed(self, line: str) -> None:
-        self.line = line.strip()
-        if self._in_unused and self.line:
-            # The list ends where CMake speaks again: its status lines begin with two dashes.
-            self._in_unused = bool(re.fullmatch(r"\w[\w.:-]*", self.line))
-            if self._in_unused:
-                self.unused.append(self.line)
-        if UNUSED in line:
-            self._in_unused = True
-        elif found := NINJA_STEP.match(line):
-            self._count(int(found[1]), int(found[2]))
-            self.line = target(found[3])
-        elif self.line.startswith(ninja.SAYS):
-            self.order = self.line.removeprefix(ninja.SAYS)
-        elif found := WHEEL.search(line):
-            self.wheel_bytes, self.wheel_sha256 = int(found[1]), found[2]
-        else:
-            for marker, phase in PHASES.items():
-                if self.line.startswith(marker):
-                    self.phase = phase
-
-    def _count(self, step: int, steps: int) -> None:
-        """Count the steps of all runs of ninja together; each begins at 1 of its own steps."""
-        if steps != self._run:
-            self._before, self._run = self.steps, steps
-        self.step, self.steps = self._before + step, self._before + steps
-
-
-def target(command: str) -> str:
-    """What a ninja step makes: the argument of its last -o, else the command's first words."""
-    words = command.split()
-    outputs = [after for word, after in itertools.pairwise(words) if word == "-o"]
-    return outputs[-1] if outputs else command[:120]
 
 
 def done(config: BuildConfig) -> bool:
@@ -269,7 +179,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
         import_s=imported.import_s,
         nvcc=built_by,
         order=log.order or order,
-        packing=ninja.packing(made, config.jobs),
+        packing=ninja.packing(made, job.retry.jobs if job.retry else config.jobs),
         cache=used,
         wheel=kept.name if kept else "",
         needs=_needs(config, env) if kept else (),
@@ -330,6 +240,8 @@ def _take(job: Job, config: BuildConfig, tmp: Path) -> BuildProduct:
     _install(job, env, pip, Path(config.wheel_file), shared.sha256)
     libraries = library_hashes(prefix)
     wheel.check_installed(shared, libraries)
+    # What lies in the folders that they look into is this host's.
+    refuse_wrong_paths(prefix, libraries, config.environment.get(LIBRARY_PATH, ""))
     job.phase("check", "import")
     imported = import_check(python, env, job.folder)
     job.finish()
@@ -370,10 +282,16 @@ def _longest_first(
 
 
 def _last_log(jobs: Path) -> str:
-    """What ninja told of the last build on this host, whatever its fingerprint; "": of none."""
-    logs = [path for path in jobs.glob("*/cmake/.ninja_log") if path.is_file()]
-    last = max(logs, key=lambda path: path.stat().st_mtime, default=None)
-    return last.read_text(encoding="utf-8", errors="replace") if last else ""
+    """What ninja told of the last build on this host, whatever its fingerprint; "": of none.
+
+    It is of use for the order alone: one that can't be read counts as none.
+    """
+    try:
+        logs = [path for path in jobs.glob("*/cmake/.ninja_log") if path.is_file()]
+        last = max(logs, key=lambda path: path.stat().st_mtime, default=None)
+        return last.read_text(encoding="utf-8", errors="replace") if last else ""
+    except OSError:
+        return ""
 
 
 def _through(
@@ -410,7 +328,10 @@ def _built(job: Job, config: BuildConfig, argv: Sequence[str], env: dict[str, st
         if retry is None:
             raise
         job.again(retry)
-        shutil.rmtree(job.folder / "cmake", ignore_errors=True)
+        tree = job.folder / "cmake"
+        shutil.rmtree(tree, ignore_errors=True)
+        # The compiler cache has it by a link, which must not lead to nothing.
+        tree.mkdir(exist_ok=True)
         log = BuildLog()
         run(env | {PARALLEL: str(retry.jobs)})
     return log
@@ -440,98 +361,6 @@ def variables(config: BuildConfig) -> dict[str, str]:
     }
 
 
-def environment(
-    config: JobConfig, own: Mapping[str, str], prefix: Path, tmp: Path
-) -> dict[str, str]:
-    """A job's environment: nothing of the caller's, whose settings would change what is built.
-
-    `own` wins over what is common to all jobs. `tmp`: a folder for this job alone.
-    """
-    home = tmp / "home"
-    home.mkdir(parents=True, exist_ok=True)
-    common = {
-        "PATH": PATH,
-        # Settings in a home count as little as those in variables.
-        "HOME": str(home),
-        "TMPDIR": str(tmp),
-        # Error lines are recognised by their English words.
-        "LANG": "C.UTF-8",
-        "LC_ALL": "C.UTF-8",
-        "PYTHONNOUSERSITE": "1",
-        # pip then reads no configuration at all: pip's own documentation, "Configuration".
-        "PIP_CONFIG_FILE": os.devnull,
-    }
-    env = common | network(config) | dict(own)
-    return env | {"PATH": f"{prefix / 'bin'}:{env['PATH']}"}
-
-
-def network(config: JobConfig) -> dict[str, str]:
-    """How a job's programs reach indexes and mirrors: proxies, certificates, credentials."""
-    env: dict[str, str] = {}
-    for name, value in config.proxies.items():
-        # curl reads http_proxy in lower case alone, others all in upper case alone.
-        env |= {name.lower(): value, name.upper(): value}
-    if config.ca_bundle:
-        names = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-        env |= dict.fromkeys(names, config.ca_bundle)
-    if config.netrc:
-        env["NETRC"] = config.netrc
-    if isinstance(config, PipConfig) and config.index_url and not config.find_links:
-        # Not on a command line, which everybody can read.
-        env["PIP_INDEX_URL"] = config.index_url
-        if config.index_url.startswith("http:"):
-            # pip passes such an index over in silence; hashes tell what it may send.
-            env["PIP_TRUSTED_HOST"] = urlsplit(config.index_url).netloc
-    return env
-
-
-def own_pip(config: AnyPip, tmp: Path) -> AnyPip:
-    """The same with a copy of pip of this job's own: the host's may be replaced while it runs."""
-    return replace(config, pip=str(shutil.copy(config.pip, tmp / "pip.pyz")))
-
-
-def pip_run(
-    job: Job,
-    argv: Sequence[str],
-    env: dict[str, str],
-    on_line: Callable[[str], object] = lambda line: None,
-    keep: Callable[[str], bool] = lambda line: True,
-) -> None:
-    """Run a pip of `pip_install`; where it finds no file, also why the index gave none.
-
-    Raises JobFailed, the cause then being in the log.
-    """
-    missing = False
-
-    def follow(line: str) -> None:
-        nonlocal missing
-        missing = missing or NO_FILE in line
-        on_line(line)
-
-    try:
-        job.command(argv, env=env, on_line=follow, keep=keep)
-    except JobFailed:
-        if missing:
-            # pip says an HTTP status only here, among thousands of lines.
-            with contextlib.suppress(JobFailed):
-                job.command(
-                    [*argv, "-vv", "--retries", "0", "--dry-run"], env=env, keep=NOT_FETCHED.search
-                )
-        raise
-
-
-def pip_install(config: PipConfig, python: str) -> list[str]:
-    """`pip install` with hashes required, from one folder alone or from its environment's index.
-
-    To be run in the job's `environment`.
-    """
-    argv = [python, "-I", config.pip, "--disable-pip-version-check", "--no-input", "install"]
-    argv += ["--no-cache-dir", HASHES]
-    if config.find_links:
-        argv += ["--no-index", "--find-links", config.find_links]
-    return argv
-
-
 def _follow(job: Job, log: BuildLog, line: str, allowed_unused: Sequence[str]) -> None:
     log.feed(line)
     if log.phase != job.current_phase:
@@ -542,90 +371,6 @@ def _follow(job: Job, log: BuildLog, line: str, allowed_unused: Sequence[str]) -
             refuse_unused([*log.unused, *undeclared], allowed_unused)
     else:
         job.progress.step(log.step, log.steps, log.line)
-
-
-def undeclared_options(cache: str) -> list[str]:
-    """Options of llama.cpp's name space in CMakeCache.txt that nothing has declared.
-
-    CMake does not report a mistyped GGML_* as unused: ggml reads every variable of that prefix to
-    write its package file (measured with 0.3.36). An option that is declared has a type.
-    """
-    names = re.findall(rf"^({OWN.pattern}):UNINITIALIZED=", cache, re.MULTILINE)
-    return [name for name in names if name not in READ_UNDECLARED]
-
-
-def refuse_unused(unused: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raise JobFailed where CMake did not use an option: a typing error builds something else."""
-    wrong = [name for name in dict.fromkeys(unused) if name not in allowed]
-    if wrong:
-        raise JobFailed(
-            f"{UNUSED}: found {', '.join(wrong)}; expected options that this version knows; "
-            "next: correct cmake_options in the inventory"
-        )
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What IMPORT_CHECK prints: version, system info and the seconds that the import took."""
-
-    llama_cpp_python: str
-    system_info: str
-    import_s: float
-
-
-def import_check(python: str, env: dict[str, str], folder: Path) -> Imported:
-    """Import the package in a process of its own."""
-    # Not in a source directory: its llama_cpp/ would be imported in place of the installed one.
-    child = subprocess.run(
-        [python, "-I", "-c", IMPORT_CHECK],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        env=env,
-        cwd=folder,
-        timeout=300,
-        check=False,
-    )
-    if child.returncode < 0:
-        raise JobFailed(
-            f"import llama_cpp was ended by {signal.Signals(-child.returncode).name}: found code "
-            "that this CPU or system does not run; expected an import; "
-            "next: read the log, and compare the CPU with the one it was built for"
-        )
-    if child.returncode:
-        text = (child.stderr.strip() or child.stdout.strip()).splitlines()
-        raise JobFailed(
-            f"import llama_cpp ended with status {child.returncode}: {text[-1] if text else ''}"
-        )
-    return decode(Imported, json.loads(child.stdout.strip().splitlines()[-1]))
-
-
-def library_hashes(prefix: Path) -> dict[str, str]:
-    """sha256 of each library of the installed package, by its path below the venv."""
-    folder = "lib/python*/site-packages/llama_cpp/lib"
-    return {
-        str(path.relative_to(prefix)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(prefix.glob(f"{folder}/lib*.so*"))
-    }
-
-
-def refuse_wrong_paths(prefix: Path, libraries: Iterable[str], toolkit: str) -> None:
-    """Raise JobFailed where a built library would load what is not of this build's toolkit.
-
-    `toolkit`: the folder of its libraries, "" for the CPU.
-    """
-    for name in libraries:
-        try:
-            wrong = elf.wrong_path(elf.read(prefix / name), toolkit)
-        except elf.ElfError as error:
-            raise JobFailed(f"{error}; next: run the same command again") from error
-        if wrong:
-            raise JobFailed(
-                f"{prefix / name}: found {wrong}; expected DT_RPATH with CUDA's libraries in "
-                f"{toolkit or 'no folder'}; "
-                "next: remove what adds -rpath to the compiler or the linker of this host"
-            )
 
 
 def _ninja_log(tree: Path) -> str:

@@ -53,6 +53,16 @@ NO_ANSWER = ("remote_storage_error", "remote_storage_timeout")
 """Words of ccache's log of results: one a line, several a file."""
 
 
+def counted(results: str) -> Counter[str]:
+    """How many files each word of ccache's log of results was said of."""
+    counts: Counter[str] = Counter()
+    for part in re.split(r"^# .*$", results, flags=re.MULTILINE):
+        words = {*part.split()}
+        counts.update(words)
+        counts[NOT_KEPT] += {MISS} <= words and KEPT not in words
+    return counts
+
+
 class Unusable(Exception):
     """Why the build goes on without it."""
 
@@ -138,7 +148,12 @@ class Cache:
         url = urlsplit(self.config.url)
         login = ""
         if file := self.env.get("NETRC"):
-            found = netrc.netrc(file).authenticators(url.hostname or "")
+            try:
+                found = netrc.netrc(file).authenticators(url.hostname or "")
+            except netrc.NetrcParseError as error:  # Its text has words of the file.
+                where = f"{file}, line {error.lineno}"
+                self.problems.append(f"{self.config.url} is not used: {where} can't be read")
+                return ""
             login = ":".join(quote(found[at] or "", safe="") for at in (0, 2)) if found else ""
         place = f"{login}@{url.netloc}" if login else url.netloc
         limits = f"connect-timeout={CONNECT_MS}|operation-timeout={ANSWER_MS}"
@@ -249,7 +264,7 @@ class Cache:
         """
         target, link = self.folder / "source", self.folder / "cmake"
         try:
-            tree.mkdir(parents=True)
+            tree.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to(tree)
             shutil.rmtree(target, ignore_errors=True)
@@ -283,12 +298,7 @@ class Cache:
             text = self.results.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return Counter()
-        counts: Counter[str] = Counter()
-        for part in re.split(r"^# .*$", text, flags=re.MULTILINE):
-            words = {*part.split()}
-            counts.update(words)
-            counts[NOT_KEPT] += {MISS} <= words and KEPT not in words
-        return counts
+        return counted(text)
 
     def use(self) -> CacheUse:
         """What it did, once the build is made."""

@@ -12,6 +12,7 @@ from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, fits, own
 from llamafleet.protocol.log_text import LogText, numbered, without_prefix
 from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
+from llamafleet.protocol.redact import redacted
 
 MAX_LINES = 20
 LONGEST_LINE = 400
@@ -215,7 +216,7 @@ def _first(
         if mended:
             continue
         taken.append((first, last))
-        said = " ".join(each.text for each in log.lines[first : last + 1])[:LONGEST_LINE]
+        said = _shown(" ".join(each.text for each in log.lines[first : last + 1]))
         warns = line.warns and not (signature.mended_by and not line.text.startswith(_APT_WARNS))
         rank: Rank = "hint" if warns else signature.rank
         match = Match(
@@ -261,10 +262,22 @@ def _explains(
     return one[1].id in each[0].explains and each[1].id not in {*passed, one[1].id}
 
 
+def _shown(line: str) -> str:
+    """A line cut where it is long, at a blank: nobody recognises half a secret as one."""
+    line = redacted(line)
+    if len(line) <= LONGEST_LINE:
+        return line
+    return (
+        line[: line.rfind(" ", 0, LONGEST_LINE + 1)]
+        if " " in line[:LONGEST_LINE]
+        else line[:LONGEST_LINE]
+    )
+
+
 def fails(text: str) -> bool:
     """Something says that it failed, and nothing behind it that all is well."""
     log, recovery = _read(text)
-    return failing(log.lines, recovery.well) is not None
+    return failing(log.lines, recovery) is not None
 
 
 @lru_cache(maxsize=1)
@@ -288,19 +301,19 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
             start = next((at for at, line in enumerate(bare) if fits(asked, line)), None)
     if start is None:
         log, recovery = _read(text)
-        first = failing(log.lines, recovery.well)
+        first = failing(log.lines, recovery)
         start = numbers.index(first.number) if first else None
     if start is None:
-        return lines[-limit:]
+        return list(map(_shown, lines[-limit:]))
     begin = max(0, start - BEFORE)
     further = _further(lines, owned, begin + limit, limit // 2)
-    return [*lines[begin : begin + limit - len(further)], *further]
+    return [_shown(line) for line in (*lines[begin : begin + limit - len(further)], *further)]
 
 
 def _ends(text: str) -> tuple[list[int], list[str]]:
     """The lines that are read of a log, with their numbers."""
     each = list(numbered(text.rstrip("\n"))) if text.strip() else []
-    return [at for at, _ in each], [line.rstrip()[:LONGEST_LINE] for _, line in each]
+    return [at for at, _ in each], [line.rstrip() for _, line in each]
 
 
 def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:

@@ -73,6 +73,8 @@ class Environment:
     """File by which conda says that it installed llama-cpp-python; "": there is none."""
     uv: str
     """Version of the uv that made it; "": another program did."""
+    editable: str
+    """Folder of llama-cpp-python's sources that are imported from where they lie; "": none."""
     pip: str
     """Version; "": it has none."""
     distributions: tuple[Distribution, ...]

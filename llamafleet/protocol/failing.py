@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import cache
 
 from llamafleet.protocol.log_text import Line
+from llamafleet.protocol.recovery import Recovery
 
 OWN = (
     r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
@@ -96,18 +98,20 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def failing(lines: Sequence[Line], well: int) -> Line | None:
-    """The first line behind `well` that says that something failed, and that it ended so.
-
-    `well` is the last line by which all was well, 0: none.
-    """
-    left = [line for line in lines if line.number > well and not line.warns]
-    ends = [line for line in left[-ENDS:] if _complains(line.text)]
-    if left and _raised(left):
+def failing(lines: Sequence[Line], recovery: Recovery) -> Line | None:
+    """The first line that says that something failed and did not end well further down."""
+    left = [line for line in lines if not line.warns]
+    last = [line for line in left[-ENDS:] if line.number > recovery.well]
+    ends = [line for line in last if _complains(line.text)]
+    if last and _raised(left):
         ends.append(left[-1])
     said = [at for at, line in enumerate(left) if tells(line.text)]
-    lasting = [at for at in said if ends or not _gone_on(left, at)]
-    firsts = [*(left[at] for at in lasting[:1]), *ends[:1]]
+    lasting = (
+        left[at]
+        for at in said
+        if (ends or not _gone_on(left, at)) and not recovery.ended_well(left[at].number)
+    )
+    firsts = [*itertools.islice(lasting, 1), *ends[:1]]
     return min(firsts, key=lambda line: line.number, default=None)
 
 

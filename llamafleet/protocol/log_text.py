@@ -14,10 +14,23 @@ from llamafleet.protocol.needed import vocabulary
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
+END = 300
+"""Characters at the end of a longer one: of a log in one line, or behind a bar of progress."""
 HALF = 2 * 2**20
 """Characters read at either end of a log: the first error and how it ended."""
 PART = 150
 """Lines of which it is known together which words they hold."""
+BETWEEN = 2**18
+"""Characters read of the rest at most, in lines that sound like a failure."""
+MOST_SOUNDING = 500
+"""Of these lines for each word."""
+FOLLOWING = 3
+"""Lines read with each of these: CMake wraps a message."""
+_IN_ANY_CASE = ("error", "fatal", "failed", "killed", "fehler", "erreur")
+_SOUNDS = (
+    *(form for each in _IN_ANY_CASE for form in (each, each.capitalize(), each.upper())),
+    *("undefined reference", "cannot ", "No space left", "not found", "ermission denied", "错误"),
+)
 DEEPEST = 5
 """Prefixes one after another, as of a container's log in a journal."""
 
@@ -28,7 +41,6 @@ _PLAIN = str.maketrans(
         "’": "'",
         "“": '"',
         "”": '"',
-        "\r": " ",
         "：": ": ",
         "，": ", ",
         "（": "(",
@@ -85,6 +97,13 @@ _QUOTED = re.compile(
 on in spite of, and advice."""
 _IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
 _OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
+_STEP = re.compile(
+    r"(?:Building|Linking) (?:C|CXX|CUDA|HIP|ASM|RC)\S* "
+    r"(?:object|executable|\w+ (?:library|module)) \S+"
+)
+"""What a build does, and a name within it is no word of a failure."""
+_OF_USERS = re.compile(r"""(?:"(?:content|prompt)" ?: ?|\bprompt: )["'].*""")
+"""What a server was asked and answered may speak of failures."""
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
     r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: "
@@ -177,9 +196,9 @@ def without_prefix(line: str) -> str:
 def _lines(text: str) -> Iterator[Line]:
     warned_at, passed, ignored = -1, False, False
     for number, raw in numbered(text):
-        bare = without_prefix(_plain(raw[:LONGEST_LINE]))
-        said = _SPACE.sub(" ", bare).strip()
-        if not said or _GLOG_WARNING.match(said):
+        bare = without_prefix(_plain(raw))
+        said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
+        if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
             continue
         indent = len(bare) - len(bare.lstrip())
         ignored = ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
@@ -200,7 +219,7 @@ def _lines(text: str) -> Iterator[Line]:
 def _plain(line: str) -> str:
     if "\x1b" in line:
         line = _ANSI.sub("", line)
-    return line if line.isascii() and "\r" not in line else line.translate(_PLAIN)
+    return line if line.isascii() else line.translate(_PLAIN)
 
 
 def _may_warn(lower: str) -> bool:
@@ -209,10 +228,56 @@ def _may_warn(lower: str) -> bool:
 
 
 def numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Of a long log both ends, with the numbers that their lines have in the whole."""
+    """Lines, each in bounded size, with the numbers that they have in the whole.
+
+    What a carriage return parts are lines of one number, as of a bar of progress. Of a long log
+    both ends, and of what is between them the lines that sound like a failure.
+    """
+    for number, line in _read(text):
+        for part in line.split("\r"):
+            long = len(part) > LONGEST_LINE + END
+            yield number, f"{part[:LONGEST_LINE]} ... {part[-END:]}" if long else part
+
+
+def _read(text: str) -> Iterator[tuple[int, str]]:
     if len(text) <= 2 * HALF:
         yield from enumerate(text.split("\n"), 1)
         return
-    yield from enumerate(text[:HALF].split("\n"), 1)
-    tail = len(text) - HALF
+    head = text.rfind("\n", 0, HALF) + 1 or HALF
+    tail = text.find("\n", len(text) - HALF) + 1 or len(text) - HALF
+    yield from enumerate(text[:head].removesuffix("\n").split("\n"), 1)
+    yield from _between(text, head, tail)
     yield from enumerate(text[tail:].split("\n"), text.count("\n", 0, tail) + 1)
+
+
+def _between(text: str, head: int, tail: int) -> Iterator[tuple[int, str]]:
+    at, number, left = head, text.count("\n", 0, head) + 1, BETWEEN
+    for begin in sorted(_sounding(text, head, tail)):
+        if begin < at:
+            continue
+        number += text.count("\n", at, begin)
+        at = begin
+        for _ in range(1 + FOLLOWING):
+            end = text.find("\n", at, tail) + 1 or tail
+            left -= min(end - at, LONGEST_LINE)
+            if left < 0 or at == tail:
+                return
+            yield number, text[at:end].removesuffix("\n")
+            at, number = end, number + 1
+
+
+def _sounding(text: str, head: int, tail: int) -> set[int]:
+    """Where lines begin that sound like a failure; a build's own steps do not."""
+    found = set[int]()
+    for word in _SOUNDS:
+        at, count = text.find(word, head, tail), 0
+        while at >= 0 and count < MOST_SOUNDING:
+            begin = text.rfind("\n", head, at) + 1 or head
+            end = text.find("\n", at, tail)
+            end = tail if end < 0 else end
+            line = text[begin : min(end, begin + LONGEST_LINE)]
+            if not _STEP.fullmatch(without_prefix(line).strip()):
+                found.add(begin)
+                count += 1
+            at = text.find(word, end, tail)
+    return found

@@ -22,9 +22,9 @@ _FETCHES = re.compile(
 )
 _BUILD_BEGINS = re.compile(
     r"(?P<cmake>\*\*\* configuring cmake)|(?P<compiler>-- the c compiler identification)"
-    r"|(?P<wheel>building wheel for \S+(?: \(\S+\))?(?:: started| \.\.\. ))"
+    r"|(?P<wheel>building wheel for (?P<of>\S+)(?: \(\S+\))?(?:: started| \.\.\. ))"
     r"|(?P<pip>collecting llama|processing \S*llama)"
-    r"|(?P<typed>[$+] (?:sudo )?(?:cmake|pip|make|docker|apt|conda) )"
+    r"|(?P<typed>[$+] (?:sudo )?(?P<program>cmake|pip|make|docker|apt|conda) (?P<rest>.*))"
     r"|(?P<again>attempt [2-9]|(?:retry|try)ing (?:again|with|once)\b)"
 )
 _BUILD_ENDED = re.compile(
@@ -55,6 +55,9 @@ _RUN_ENDED = re.compile(
     r"\d+ tokens per second)"
 )
 _AGAIN = "again"
+_OURS = "llama"
+_STEPS_OF_OURS = frozenset({"cmake", "compiler", "pip", "make"})
+_HAVE_VERBS = frozenset({"pip", "docker", "apt", "conda"})
 
 Begins = tuple[tuple[int, str], ...]
 """Line numbers, and what was begun there."""
@@ -73,19 +76,23 @@ class Recovery:
     """The last line that says that a run does its work."""
     succeeded: int
     """The last line that says that a build ended well."""
-    good: int = 0
+    good: int
     """The last line that says so of any other step."""
+    ends: tuple[int, ...]
+    """All lines that say that a build ended well."""
 
     @classmethod
     def of(cls, log: LogText) -> Recovery:
         lines = [(line.number, line.text.lower()) for line in log.lines]
-        succeeded, ended = _last(lines, _BUILD_ENDED), _last(lines, _RUN_ENDED)
+        ends = tuple(number for number, text in lines if _BUILD_ENDED.match(text))
+        succeeded, ended = max(ends, default=0), _last(lines, _RUN_ENDED)
         return cls(
             fetched=_last(lines, _FETCHES),
             builds=_begins([each for each in lines if each[0] < succeeded], _BUILD_BEGINS),
             runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
             ended=ended,
             succeeded=succeeded,
+            ends=ends,
             good=_last(lines, _GOOD_END),
         )
 
@@ -93,6 +100,18 @@ class Recovery:
     def well(self) -> int:
         """The last line that says that all went well."""
         return max(self.succeeded, self.ended, self.good)
+
+    def ended_well(self, number: int) -> bool:
+        """What that line tells of ended well further down, and not only something else did."""
+        if number < max(self.ended, self.good):
+            return True
+        end = next((each for each in self.ends if each > number), 0)
+        if not end:
+            return False
+        before = {what for at, what in self.builds if at < number} | {_AGAIN}
+        behind = [(at, what) for at, what in self.builds if at > number]
+        alone = not any(at < end for at, _ in behind)
+        return alone or any(what in before or _of_ours(what) for _, what in behind)
 
     def mended(self, stage: str, id: str, line: Line) -> bool:
         """What that line says of that stage is of no more account."""
@@ -119,4 +138,27 @@ def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
 
 def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Begins:
     found = ((number, pattern.match(text)) for number, text in lines)
-    return tuple((number, match.lastgroup or "") for number, match in found if match)
+    return tuple((number, _what(match)) for number, match in found if match)
+
+
+def _what(begun: re.Match[str]) -> str:
+    """Of two steps the same where one is the other made again: with other options, or versions."""
+    said = begun.groupdict()
+    if said.get("of"):
+        return f"wheel {_target([said['of']])}"
+    if said.get("program") in _HAVE_VERBS:
+        verb, *words = said["rest"].split() or [""]
+        return f"{said['program']} {verb} {_target(words)}"
+    return said.get("program") or begun.lastgroup or ""
+
+
+def _of_ours(what: str) -> bool:
+    return what in _STEPS_OF_OURS or what.endswith(_OURS)
+
+
+def _target(words: Iterable[str]) -> str:
+    """What is built or installed; whatever is named beside it."""
+    names = [word for word in words if not word.startswith("-")]
+    if any(_OURS in name for name in names):
+        return _OURS
+    return next((re.split(r"[=<>~!\[]", name)[0] for name in names), "")

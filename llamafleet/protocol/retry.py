@@ -22,4 +22,6 @@ def retry_for(found: Sequence[Match], phase: str, jobs: int) -> Retry | None:
     """
     if phase != COMPILE or jobs < 2 or not found or found[0].id != OUT_OF_MEMORY:
         return None
+    if any(match.rank == "cause" for match in found[1:]):
+        return None  # It would stop the second attempt too.
     return Retry(found[0].id, found[0].line, before=jobs, jobs=max(1, jobs // SHARE))

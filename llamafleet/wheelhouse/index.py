@@ -99,7 +99,10 @@ def published(where: Sources, project: str, names: tuple[str, ...]) -> Published
 
 
 def newest(where: Sources, project: str) -> str:
-    """The newest released version of a project with a source archive. Raises WheelhouseError."""
+    """The newest released version of a project with a source archive that was not taken back.
+
+    Raises WheelhouseError.
+    """
     told = []
     for index in where.indexes:
         try:
@@ -110,7 +113,11 @@ def newest(where: Sources, project: str) -> str:
         stem = re.compile(
             r"(?i)" + re.sub(r"[-_.]", "[-_.]", project) + r"-(\d+(?:\.\d+)*)\.tar\.gz"
         )
-        versions = [match[1] for file in files if (match := stem.fullmatch(file))]
+        versions = [
+            match[1]
+            for name, file in files.items()
+            if not file.yanked and (match := stem.fullmatch(name))
+        ]
         if versions:
             return max(versions, key=parse_version)
         told.append(f"{redacted(index)}: found {len(files)} files, and no source archive")
@@ -199,6 +206,8 @@ class _File:
     url: str
     sha256: str
     """"": it is not told."""
+    yanked: bool = False
+    """The maker took it back (PEP 592)."""
 
 
 def _links(content: bytes, base: str) -> Iterator[tuple[str, _File]]:
@@ -207,7 +216,10 @@ def _links(content: bytes, base: str) -> Iterator[tuple[str, _File]]:
         try:
             for file in json.loads(content)["files"]:
                 sha256 = str(dict(file.get("hashes") or {}).get("sha256", ""))
-                yield str(file["filename"]), _File(urljoin(base, str(file["url"])), sha256)
+                url = urljoin(base, str(file["url"]))
+                # A reason, also an empty one in quotes, or true (PEP 691).
+                yanked = file.get("yanked", False) is not False
+                yield str(file["filename"]), _File(url, sha256, yanked)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"JSON of another kind: {type(error).__name__}") from error
         return
@@ -215,24 +227,25 @@ def _links(content: bytes, base: str) -> Iterator[tuple[str, _File]]:
     page.feed(content.decode("utf-8", "replace"))
     if not page.targets:
         raise ValueError(f"it begins with {content[:40]!r}")
-    for target in page.targets:
+    for target, yanked in page.targets:
         bare, _, fragment = target.partition("#")
         url = urljoin(base, bare)
         kind, _, value = fragment.partition("=")
         name = unquote(urlsplit(url).path.rpartition("/")[2])
-        yield name, _File(url, value if kind == "sha256" else "")
+        yield name, _File(url, value if kind == "sha256" else "", yanked)
 
 
 class _Anchors(HTMLParser):
-    """Targets of the links of a page."""
+    """Targets of the links of a page, and whether each was taken back."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.targets: list[str] = []
+        self.targets: list[tuple[str, bool]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "a":
-            self.targets += [value for name, value in attrs if name == "href" and value]
+            yanked = any(name == "data-yanked" for name, _ in attrs)
+            self.targets += [(value, yanked) for name, value in attrs if name == "href" and value]
 
 
 def _take(url: str, target: Path, network: Network) -> None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
-from llamafleet.onhost import build, ninja
+from llamafleet.onhost import build, buildlog, ninja
 from llamafleet.onhost.job import Job
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BuildConfig
@@ -63,7 +63,7 @@ def recipe(config: BuildConfig, folder: Path, jobs: int) -> Row:
     pip += ["--verbose", "--no-binary", "llama-cpp-python", "-C", f"build-dir={tree}", one]
     with (folder / "log").open("w") as log:
         subprocess.run(pip, env=env, check=True, stdout=log, stderr=log)
-    told_by = build.BuildLog()
+    told_by = buildlog.BuildLog()
     for line in (folder / "log").read_text(errors="replace").splitlines():
         told_by.feed(line)
     made = (tree / ".ninja_log").read_text()

@@ -39,7 +39,9 @@ def test_standard_input_as_json() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "Successfully installed x-1\n", "warning: y is deprecated\n"])
+@pytest.mark.parametrize(
+    "text", ["a\n", "Successfully installed x-1\n", "warning: y is deprecated\n"]
+)
 def test_nothing_wrong(text: str) -> None:
     result = run("diagnose", "-", stdin=text)
     assert (result.exit_code, result.output) == (0, "-: found nothing wrong\n")
@@ -87,6 +89,23 @@ def test_bad_input(tmp_path: Path) -> None:
     folder = run("diagnose", tmp_path)
     assert folder.exit_code == 2
     assert "can't be read" in folder.stderr
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_no_text_is_no_proof(text: str) -> None:
+    result = run("diagnose", "-", stdin=text)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith("found no text; next: COMMAND 2>&1 | llamafleet diagnose -\n")
+
+
+def test_what_is_too_long_tells_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llamafleet.cli.diagnose.MOST_BYTES", 3)
+    log = tmp_path / "a log"
+    log.write_text("abcd")
+    assert f"next: tail -c 8M '{log}' | llamafleet diagnose -" in run("diagnose", log).stderr
+    assert "next: COMMAND 2>&1 | tail -c 8M | lla" in run("diagnose", "-", stdin="abcd").stderr
 
 
 def test_a_host_of_the_inventory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,45 @@ def test_the_newest_one_is_compared_and_its_row_is_printed(index: Path) -> None:
 def test_what_is_known_already_is_nothing_to_compare(index: Path) -> None:
     (index / archived(NEW)).unlink()
     list_files(index)
-    assert upstream(index) == (0, f"{KNOWN}: the newest there is, and known: nothing to compare\n")
+    told = f"{KNOWN}: the newest at the index, and known: nothing to compare\n"
+    assert upstream(index) == (0, told)
     code, said = upstream(index, KNOWN, "--against", KNOWN)
     assert code == 0 and said.endswith("0 changes, 0 of what is used here\n")
+
+
+@pytest.fixture
+def both(index: Path, tmp_path: Path) -> Iterator[Path]:
+    """The table knows both."""
+    table = yaml.safe_load(tables.text("releases.yaml"))
+    newer = {**table["releases"][0], "version": NEW, "sha256": sha256_of(index / archived(NEW))}
+    (tmp_path / "both").mkdir()
+    rows = table | {"releases": [newer, *table["releases"]]}
+    (tmp_path / "both/releases.yaml").write_text(yaml.safe_dump(rows))
+    with tables.overlaid(tmp_path / "both"):
+        yield index
+
+
+def test_a_known_one_is_compared_with_the_one_before_it(both: Path) -> None:
+    """Not the newest with itself, nor an older one with what came after it."""
+    code, said = upstream(both, NEW)
+    assert code == 1 and said.startswith(f"llama-cpp-python {NEW} against {KNOWN} of ")
+    code, said = upstream(both, KNOWN)
+    assert code == 2 and f"found {KNOWN}, and none that is older is known" in said
+
+
+def test_an_index_that_lags_behind_is_not_called_new(both: Path) -> None:
+    (both / archived(NEW)).unlink()
+    list_files(both)
+    told = f"{KNOWN}: the newest at the index, and known: nothing to compare\n"
+    assert upstream(both) == (0, told)
+
+
+def test_a_release_that_was_taken_back_is_not_the_newest(index: Path) -> None:
+    text = (index / "index.html").read_text()
+    (index / "index.html").write_text(
+        text.replace(f'<a href="{archived(NEW)}', f'<a data-yanked="bad" href="{archived(NEW)}')
+    )
+    assert upstream(index)[1].startswith(f"{KNOWN}: the newest at the index")
 
 
 def test_archives_that_are_kept_are_not_fetched_again(index: Path, tmp_path: Path) -> None:
@@ -101,6 +137,8 @@ def test_an_archive_that_is_not_what_the_index_tells_is_refused(index: Path) -> 
 
 
 def test_bad_input(index: Path) -> None:
+    code, said = upstream(index, "../9.9.9")
+    assert code == 2 and "expected a released version" in said
     code, said = upstream(index, "9.9.9")
     assert code == 2 and "none of that name" in said
     code, said = upstream(index, NEW, "--against", "0.2.0")

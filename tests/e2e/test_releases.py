@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.onhost.build import BuildLog, undeclared_options
+from llamafleet.onhost.buildlog import BuildLog, undeclared_options
 from llamafleet.plans.build import CPU_OPTIONS, MAY_LACK
 from llamafleet.protocol.options import OWN
 from llamafleet.tables.releases import Release, releases

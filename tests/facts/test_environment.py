@@ -21,7 +21,9 @@ STUB = {"llama_cpp/__init__.py": "__version__ = '0.3.36'\n", "llama_cpp/lib/libl
 SYSTEM = Path("/usr/bin/python3")
 
 
-ANSWERS = 'case $4 in describe) echo "llamafleet-answer %s";; *) echo 3.11;; esac'
+ANSWERS = (
+    'case $4 in describe) echo "llamafleet-answer %s";; *) echo "llamafleet-answer 3.11";; esac'
+)
 
 
 class Asked:
@@ -164,9 +166,9 @@ def test_an_import_that_fails_is_an_answer(
 @pytest.mark.parametrize(
     ("program", "words"),
     [
-        ("echo 2.7", "found Python 2.7; expected 3.10 to"),
+        ("echo llamafleet-answer 2.7", "found Python 2.7; expected 3.10 to"),
         ("exit 3", "found no Python that runs (it ended with status 3"),
-        ("echo 3.11", "found no answer that is understood"),
+        ("echo llamafleet-answer 3.11", "found no answer that is understood"),
         (ANSWERS % "{}", "found no answer that is understood"),
         (ANSWERS % "[1", "found no answer that is understood"),
     ],
@@ -197,3 +199,56 @@ def test_which_environment_is_meant(tmp_path: Path) -> None:
     ]
     assert found[-1][0] == f"{tmp_path}/path/bin/python3"
     assert candidates({"VIRTUAL_ENV": "/no/such"}, tmp_path, "/x") == []
+
+
+def test_words_at_the_end_are_no_version(venv: Path, tmp_path: Path) -> None:
+    """Of a sitecustomize that says something when the interpreter ends."""
+    shutil.copytree(venv, tmp_path / "env", symlinks=True)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "sitecustomize.py").write_text("import atexit; atexit.register(print, 'bye')")
+    told = describe(str(tmp_path / "env/bin/python"), Asked(tmp_path))
+    assert told.virtual
+
+
+@pytest.mark.parametrize("how", ["path", "hook"])
+def test_an_editable_installation(venv: Path, tmp_path: Path, how: str) -> None:
+    """Its sources, by a .pth file or by a finder as scikit-build-core's."""
+    shutil.copytree(venv, tmp_path / "env", symlinks=True)
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    sources = tmp_path / "my src"
+    sources.mkdir()
+    shutil.move(site / "llama_cpp", sources / "llama_cpp")
+    (info,) = site.glob("llama_cpp_python-*.dist-info")
+    told = {"dir_info": {"editable": True}, "url": sources.as_uri()}
+    (info / "direct_url.json").write_text(json.dumps(told))
+    (info / "RECORD").write_text("")
+    if how == "path":
+        (site / "_llama.pth").write_text(f"{sources}\n")
+    else:
+        (site / "_llama.pth").write_text("import _llama\n")
+        (site / "_llama.py").write_text(
+            "import importlib.util as u, sys\n"
+            "class Finder:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name == 'llama_cpp':\n"
+            f"            place = {str(sources / 'llama_cpp')!r}\n"
+            "            return u.spec_from_file_location(\n"
+            "                name, place + '/__init__.py', submodule_search_locations=[place])\n"
+            "sys.meta_path.insert(0, Finder())\n"
+        )
+    python = str(tmp_path / "env/bin/python")
+    assert describe(python, Asked(tmp_path)).editable == str(sources)
+    seen = look(python, Asked(tmp_path))
+    (copy,) = seen.copies
+    assert copy.folder == seen.found == f"{sources}/llama_cpp" and copy.libraries
+
+
+def test_an_active_environment_that_is_gone_is_no_other_one(tmp_path: Path) -> None:
+    """As after an upgrade of the Python that it was made of."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to("/no/such")
+    assert environment.broken({"VIRTUAL_ENV": str(tmp_path)}) == str(tmp_path)
+    assert not environment.broken({}) and not environment.broken({"CONDA_PREFIX": str(tmp_path)})
+    (tmp_path / "bin/python").unlink()
+    (tmp_path / "bin/python").touch(0o755)
+    assert not environment.broken({"VIRTUAL_ENV": str(tmp_path)})

@@ -28,7 +28,11 @@ def read(state: Path, shell: str = "sh") -> str:
     fact = FailedLog()
     command = fact.command(str(state), str(state / "none"))
     done = subprocess.run(
-        [*shell_command(shell), "-c", command], capture_output=True, text=True, check=True
+        [*shell_command(shell), "-c", command],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
     )
     return fact.process(done.stdout.splitlines())
 
@@ -54,7 +58,26 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     path.symlink_to(secret)
     linked = job(tmp_path / "elsewhere", "b", "secret\n", age=1).parent
     (tmp_path / "build" / "b").symlink_to(linked)
+    (tmp_path / "toolkit").symlink_to(tmp_path / "away" / "toolkit")
+    kind = job(tmp_path / "away", "c", "secret\n", age=1).parents[1]
+    kind.rename(kind.with_name("toolkit"))
+    (kind.with_name("toolkit") / "c" / "build.log").rename(
+        kind.with_name("toolkit") / "c" / log_name("toolkit")
+    )
+    stamp = job(tmp_path, "d", "linked stamp\n", age=1).with_name(STAMP)
+    stamp.rename(tmp_path / STAMP)
+    stamp.symlink_to(tmp_path / STAMP)
     assert read(tmp_path) == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_pipe_is_not_waited_for(shell: str, tmp_path: Path) -> None:
+    wanted = job(tmp_path, "a", "wrong\n", age=3)
+    for name, pipe in (("b", log_name("build")), ("c", STAMP)):
+        path = job(tmp_path, name, "", age=1).with_name(pipe)
+        path.unlink()
+        os.mkfifo(path)
+    assert read(tmp_path, shell) == f"{HEAD}{wanted}\nwrong"
 
 
 def test_of_a_long_log_both_ends(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from random import Random
 
 from llamafleet.layout import Layout
-from llamafleet.onhost.build import library_hashes, proof
+from llamafleet.onhost.build import proof
+from llamafleet.onhost.product import library_hashes
 from llamafleet.protocol.job import BUILD, read_json
 from llamafleet.wheelhouse.manifest import MANIFEST, sha256_of
 from tests.e2e.runs import PYINFRA, checkout, environment, write_inventory

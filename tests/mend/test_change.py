@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -156,8 +157,9 @@ def test_one_that_was_killed_is_taken_back(place: Place) -> None:
             place.change.install(journal, wheel, Settings())
         finally:
             os._exit(0)
-    end = time.monotonic() + 30
-    while place.files() == place.before and time.monotonic() < end:
+    end, there = time.monotonic() + 30, set(os.listdir(place.site))  # noqa: PTH208
+    # The folder alone: what pip moves away meanwhile can't be walked through.
+    while set(os.listdir(place.site)) == there and time.monotonic() < end:  # noqa: PTH208
         time.sleep(0.001)
     for entry in Path("/proc").glob("[0-9]*"):
         # pip runs in a session of its own: found by the wheel's path on its command line.
@@ -205,6 +207,41 @@ def test_a_users_own_site(tmp_path: Path) -> None:
     assert {path.name for path in site.iterdir()} == set(journal.there)
 
 
+def test_a_users_own_site_elsewhere(tmp_path: Path) -> None:
+    """PYTHONUSERBASE names it: what is kept and what pip changes is the same folder."""
+    base, kept = getattr(sys, "_base_executable", sys.executable), tmp_path / "elsewhere"
+    made = here(tmp_path)
+    made = replace(made, environ={**made.environ, "PYTHONUSERBASE": str(kept)})
+    environment = describe(base, made.ask)
+    if environment.externally_managed or not environment.user_site:
+        pytest.skip("this Python takes nothing from pip")
+    site = Path(environment.user_site)
+    assert site.is_relative_to(kept)
+    change = Change(made, str(site))
+    told = replace(mending(environment), scheme="user site", site=str(site), old="")
+    wheel = change.take(write_wheel(tmp_path, "llama-cpp-python", "0.3.36", NEW))
+    change.install(change.begin(environment, told, wheel), wheel, Settings())
+    assert (site / "llama_cpp/__init__.py").exists()
+    assert not (tmp_path / ".local/lib").exists()
+
+
+def test_a_disk_that_takes_nothing_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said that the old one is not back, and where its files are; nothing is forgotten."""
+    journal, _ = place.begin()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("llamafleet.mend.change.shutil.copyfileobj", full)
+        with pytest.raises(Failed, match=r"can't be put back .*No space.*; next: .*old\.tar"):
+            place.change.restore(journal)
+    found = place.change.unfinished()
+    assert found == journal
+    place.change.restore(journal)
+    assert place.files() == place.before
+
+
 def test_what_pip_says_is_told_where_it_fails(place: Place) -> None:
     journal, wheel = place.begin()
     wheel.write_bytes(b"no zip")
@@ -220,6 +257,30 @@ def test_a_record_that_names_files_of_others(place: Place) -> None:
     with pytest.raises(Failed, match="files of this environment alone"):
         place.begin()
     assert place.change.unfinished() is None
+
+
+def test_a_file_of_another_package(place: Place) -> None:
+    """The new wheel would write over it, and no copy of it is kept."""
+    files = {**NEW, "include/ggml.h": "new"}
+    wheel = write_wheel(place.wheel.parent, "llama-cpp-python", "0.3.37", files)
+    (place.site / "include/ggml.h").write_text("theirs")
+    with pytest.raises(Failed, match=r"include/ggml\.h: found a file .* nothing was changed"):
+        place.change.begin(place.environment, place.mending, place.change.take(wheel))
+    assert place.change.unfinished() is None
+
+
+def test_of_a_new_one_alone_no_folder_stays(place: Place) -> None:
+    """Where there was no old one before."""
+    for name in ("llama_cpp", "lib", "include", "llama_cpp_python-0.3.16.dist-info"):
+        shutil.rmtree(place.site / name)
+    before = sorted(place.site.rglob("*"))
+    wheel = write_wheel(place.wheel.parent, "llama-cpp-python", "0.3.37", OLD)
+    wheel = place.change.take(wheel)
+    journal = place.change.begin(place.environment, place.mending, wheel)
+    place.change.install(journal, wheel, Settings())
+    assert (place.site / "include/llama.h").exists()
+    place.change.restore(journal)
+    assert sorted(place.site.rglob("*")) == before
 
 
 def test_a_journal_that_cant_be_read(place: Place) -> None:

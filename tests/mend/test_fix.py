@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import Result as Ended
 
+from llamafleet.facts.environment import NoAnswer
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.mend import machine as of_machine
 from llamafleet.mend import mending
@@ -201,6 +203,45 @@ def test_root_does_nothing_in_another_users_environment(
     assert ended.exit_code == 2 and "as another account can write there" in ended.output
 
 
+@pytest.mark.parametrize("step", ["take", "begin", "install"])
+def test_a_full_disk_is_no_bad_input(here: Here, step: str) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    before = here.files()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    here.patch.setattr(mending.Change, step, full)
+    ended = here.fix("--yes", "--json")
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == 1 and "No space left" in told["failure"]
+    words = "the old one is back" if step == "install" else "nothing was changed"
+    assert words in told["failure"] and here.files() == before
+
+
+def test_an_interpreter_that_is_gone_after_the_change_is_no_bad_input(here: Here) -> None:
+    (here.site / "llama_cpp/lib/libllama.so").unlink()
+    before = here.files()
+
+    def no_answer(*_: object) -> None:
+        raise NoAnswer("python: found no Python that runs")
+
+    here.patch.setattr(mending, "describe", no_answer)
+    ended = here.fix("--yes")
+    assert ended.exit_code == 1 and "the old one is back" in ended.output
+    assert here.files() == before
+
+
+def test_json_also_where_a_journal_cant_be_read(here: Here) -> None:
+    here.patch.setattr(
+        mending.Change, "unfinished", lambda *_: (_ for _ in ()).throw(Failed("no journal"))
+    )
+    ended = here.fix("--check", "--json")
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == 1 and not told["right"] and told["failure"] == "no journal"
+    assert told["findings"] is None
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -215,6 +256,35 @@ def test_bad_input(here: Here, words: tuple[str, ...], said: str) -> None:
     ended = here.fix(*words)
     assert ended.exit_code == 2 and said in ended.output
     assert not (here.folder / ".local").exists() or here.done == []
+
+
+def test_an_active_environment_that_is_gone(here: Here) -> None:
+    """Not the python3 on PATH in its place."""
+    here.patch.setenv("VIRTUAL_ENV", str(here.folder / "gone env"))
+    ended = run("fix", "--check")
+    assert ended.exit_code == 2 and "$VIRTUAL_ENV: found no bin/python" in ended.output
+
+
+def test_others_are_named_so_that_they_can_be_typed(here: Here) -> None:
+    other = here.folder / "other env/bin/python"
+    other.parent.mkdir(parents=True)
+    other.touch(0o755)
+    here.patch.setenv("VIRTUAL_ENV", str(here.env))
+    here.patch.setenv("CONDA_PREFIX", str(other.parent.parent))
+    ended = run("fix", "--check")
+    assert f"next: llamafleet fix --python '{other}'" in ended.output
+
+
+def test_a_version_that_is_not_known_is_looked_up(here: Here) -> None:
+    """Before anything is built: no archive is taken without its hash."""
+    index = here.folder / "simple/llama-cpp-python"
+    index.mkdir(parents=True)
+    (index / "index.html").write_text(f'<a href="llama_cpp_python-9.9.9.tar.gz#sha256={"a" * 64}">')
+    words = ["--check", "--set", f"index_url=file://{index.parent}", "--set"]
+    ended = here.fix(*words, "llama_version=9.9.9")
+    assert ended.exit_code == 0 and f"9.9.9: sha256 {'a' * 64} (looked up at " in ended.output
+    ended = here.fix(*words, "llama_version=9.9.8")
+    assert ended.exit_code == 2 and "llama_sha256: found none of 9.9.8" in ended.output
 
 
 PROVEN = os.environ.get("LLAMAFLEET_TEST_PYTHON")

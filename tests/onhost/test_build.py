@@ -27,9 +27,11 @@ from typing import Any, cast
 import pytest
 
 from llamafleet import zipapps
-from llamafleet.onhost import build, job
+from llamafleet.onhost import build, buildlog, job
+from llamafleet.onhost import environment as of_jobs
 from llamafleet.onhost import wheel as shared_wheel
 from llamafleet.onhost.ninja import SORTED, Costs, steps, wrap
+from llamafleet.onhost.pip import pip_install
 from llamafleet.plans.share import wheel_of
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import (
@@ -508,7 +510,9 @@ def test_a_wheel_for_other_hosts_is_kept_and_one_of_them_installs_it(
     runner: Runner, wheelhouse: Path, tmp_path: Path
 ) -> None:
     inputs = asdict(replace(INPUTS, cpu_flags="0" * 16))
-    toy = Build(runner, wheelhouse, inputs=inputs, keep_wheel=True)
+    searched = tmp_path / "searched"
+    rpath = f"-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--disable-new-dtags,-rpath,{searched}"
+    toy = Build(runner, wheelhouse, inputs=inputs, keep_wheel=True, cmake_args=[rpath])
     assert toy.run().returncode == 0, (toy.folder / "build.log").read_text()[-3000:]
     stamp = toy.stamp
     shared = wheel_of("gpu-a", decode(BuildProduct, stamp))
@@ -533,6 +537,14 @@ def test_a_wheel_for_other_hosts_is_kept_and_one_of_them_installs_it(
     assert (got["libraries"], got["system_info"]) == (stamp["libraries"], stamp["system_info"])
     assert json.loads(taken.proof.read_text())["shared_from"] == "gpu-a"
     assert "done already" in taken.run().stdout
+
+    # The same folder holds another toolkit's libraries on a third host.
+    searched.mkdir()
+    (searched / "libcudart.so.12").touch()
+    (tmp_path / "third").mkdir()
+    refused = Build(Runner(tmp_path / "third"), wheelhouse, requirements="", **told)
+    assert refused.run().returncode == job.EXIT_FAILED and not refused.prefix.exists()
+    assert f"with '{searched}'; expected DT_RPATH" in refused.stamp["error"]["lines"][0]
 
 
 def test_broken_import_fails(runner: Runner, wheelhouse: Path) -> None:
@@ -644,8 +656,8 @@ def test_stopped_in_the_middle(runner: Runner, wheelhouse: Path) -> None:
 # ---- what is read from a log
 
 
-def read(lines: list[str]) -> tuple[build.BuildLog, list[str]]:
-    log, phases = build.BuildLog(), ["resolve"]
+def read(lines: list[str]) -> tuple[buildlog.BuildLog, list[str]]:
+    log, phases = buildlog.BuildLog(), ["resolve"]
     for line in lines:
         log.feed(line)
         if log.phase != phases[-1]:
@@ -697,9 +709,9 @@ UNUSED = """\
 def test_unused_options_are_listed_and_nothing_after_them() -> None:
     log, _ = read(UNUSED.splitlines())
     assert log.unused == ["GGML_CUBLAS", "LLAMA_OPTION-X"]
-    build.refuse_unused(log.unused, ["GGML_CUBLAS", "LLAMA_OPTION-X"])
+    buildlog.refuse_unused(log.unused, ["GGML_CUBLAS", "LLAMA_OPTION-X"])
     with pytest.raises(job.JobFailed, match="found LLAMA_OPTION-X;"):
-        build.refuse_unused(log.unused, ["GGML_CUBLAS"])
+        buildlog.refuse_unused(log.unused, ["GGML_CUBLAS"])
 
 
 def test_an_option_of_llama_cpp_that_nothing_declares_is_a_mistyped_one() -> None:
@@ -712,7 +724,7 @@ def test_an_option_of_llama_cpp_that_nothing_declares_is_a_mistyped_one() -> Non
         "CMAKE_PLATFORM_NO_VERSIONED_SONAME:UNINITIALIZED=ON\n"
         "LLAVA_BULID:UNINITIALIZED=OFF\n"
     )
-    assert build.undeclared_options(cache) == ["GGML_CUBLASS", "LLAVA_BULID"]
+    assert buildlog.undeclared_options(cache) == ["GGML_CUBLASS", "LLAVA_BULID"]
 
 
 PRODUCT = BuildProduct(
@@ -743,7 +755,7 @@ CONFIG = BuildConfig(
 
 def environment(tmp: Path, **changes: Any) -> dict[str, str]:
     config = replace(CONFIG, **changes)
-    return build.environment(config, build.variables(config), Path("/venv"), tmp)
+    return of_jobs.environment(config, build.variables(config), Path("/venv"), tmp)
 
 
 def test_environment_is_the_plans_and_not_the_callers(
@@ -778,9 +790,9 @@ def test_the_plan_s_network_reaches_every_program(tmp_path: Path) -> None:
 
 def test_one_folder_or_one_index_and_it_stands_on_no_command_line(tmp_path: Path) -> None:
     both = replace(CONFIG, find_links="/w", index_url="https://i")
-    assert build.pip_install(both, "py")[-3:] == ["--no-index", "--find-links", "/w"]
+    assert pip_install(both, "py")[-3:] == ["--no-index", "--find-links", "/w"]
     assert "PIP_INDEX_URL" not in environment(tmp_path, find_links="/w", index_url="https://i")
-    argv = build.pip_install(replace(CONFIG, index_url="https://i"), "py")
+    argv = pip_install(replace(CONFIG, index_url="https://i"), "py")
     assert "https://i" not in argv and "--require-hashes" in argv
     env = environment(tmp_path, index_url="https://i")
     assert env["PIP_INDEX_URL"] == "https://i" and "PIP_TRUSTED_HOST" not in env
@@ -838,8 +850,8 @@ def pip(tmp_path: Path, wheel: Path, **network: Any) -> subprocess.CompletedProc
     archive.write_bytes(zipapps.pip_zipapp())
     listed.write_text(f"toy==1.0 {hash_option(wheel)}\n")
     config = replace(CONFIG, pip=str(archive), index_url="http://index.test/simple", **network)
-    env = build.environment(config, {}, Path("/usr"), tmp_path / "tmp")
-    argv = build.pip_install(config, PYTHON)
+    env = of_jobs.environment(config, {}, Path("/usr"), tmp_path / "tmp")
+    argv = pip_install(config, PYTHON)
     return subprocess.run(
         [*argv, "--retries", "1", "--target", str(tmp_path / "made"), "-r", str(listed)],
         env=env,

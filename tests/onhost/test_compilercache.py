@@ -26,7 +26,7 @@ from llamafleet.onhost.job import Job
 from llamafleet.protocol.job import PATH, CacheConfig
 from llamafleet.tables.pinned import CACHE
 from tests.onhost.runner import PYTHON, Runner
-from tests.onhost.test_build import SDIST, Build, wheelhouse
+from tests.onhost.test_build import SDIST, Build, small_memory, wheelhouse
 from tests.plans.hosts import CPU_HOST, build_of
 
 __all__ = ["wheelhouse"]
@@ -325,6 +325,16 @@ def test_a_folder_that_may_be_another_s_is_not_used(builds: Builds, fault: str) 
     assert cache.launchers == {} and str(folder) in said, said
 
 
+def test_credentials_that_this_host_s_python_can_t_read_end_no_build(builds: Builds) -> None:
+    """What netrc.py takes differs by Python's version: the controller's has read them."""
+    builds.config = replace(builds.config, url="redis://127.0.0.1:9")
+    (builds.root / "netrc").write_text("machine 127.0.0.1\nlogin me\nfull-of-words\n")
+    builds.env = ENV | {"NETRC": str(builds.root / "netrc")}
+    said = goes_on(builds, builds.cache())
+    assert "0 of 1 files were there; redis://127.0.0.1:9 is not used: " in said, said
+    assert "netrc, line " in said and "full-of-words" not in said, said
+
+
 def break_program(cache: Cache, script: str) -> None:
     cache.program.unlink()
     cache.program.write_text(f"#!/bin/sh\n{script}\n")
@@ -586,3 +596,22 @@ def test_a_build_says_what_it_found(tmp_path: Path, archive: Path, decoys: dict[
     assert second.stamp["libraries"] == first["libraries"]
     assert second.stamp["notes"][0] in (second.folder / "build.log").read_text()
     assert not (tmp_path / "c" / "source").exists() and not (second.folder / "tmp").exists()
+
+
+def test_a_build_through_it_that_is_out_of_memory_is_made_once_more(
+    tmp_path: Path, archive: Path
+) -> None:
+    cache = {
+        "requirements": tables.text(CACHE),
+        "folder": str(tmp_path / "c"),
+        "limit_gb": 1,
+        "url": None,
+    }
+    environment = {"CXX": "/usr/bin/g++", **small_memory(tmp_path / "small")}
+    toy = Build(Runner(tmp_path), archive, cmake_args=PLANNED, environment=environment, cache=cache)
+    assert toy.run().returncode == 0, toy.stamp
+    assert toy.stamp["retry"]["jobs"] == 1
+    assert toy.stamp["cache"]["tool"] == "ccache 4.14.2", toy.stamp["cache"]
+    # One job is all that the second attempt had.
+    assert toy.stamp["packing"] > 0.5
+    assert toy.stamp["order"].startswith("longest first"), toy.stamp["order"]

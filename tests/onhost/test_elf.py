@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.onhost import build, elf
+from llamafleet.onhost import elf, product
 from llamafleet.onhost.job import JobFailed
 from llamafleet.plans.build import cmake_options
 from llamafleet.plans.plan import ToolkitPlan
@@ -110,7 +110,7 @@ def test_what_is_built_by_the_plan_has_the_right_path(built: Built, tmp_path: Pa
 def refused(built: Built) -> str:
     name = str(built.ggml.relative_to(built.root))
     with pytest.raises(JobFailed) as raised:
-        build.refuse_wrong_paths(built.root, [name], str(built.libdir))
+        product.refuse_wrong_paths(built.root, [name], str(built.libdir))
     return str(raised.value)
 
 
@@ -124,6 +124,8 @@ def test_a_stub_or_another_toolkit_in_the_path_fails_the_build(
 ) -> None:
     stubs = library(built.libdir / "stubs/libcuda.so", "int cu(void) { return 999; }").parent
     for folder in (stubs, toolkit(tmp_path / "cuda-12.4", 3)):
+        # One library of CUDA among others is enough.
+        library(folder / "libother.so", "int other(void) { return 0; }")
         built.link(f"{planned(built.libdir)} -Wl,-rpath,{folder}")
         assert f", with '{folder}'; expected DT_RPATH with CUDA's libr" in refused(built)
     built.link(f"{planned(built.libdir)} -Wl,-rpath,here")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost import wheel
-from llamafleet.onhost.build import import_check
 from llamafleet.onhost.job import JobFailed
+from llamafleet.onhost.product import import_check
 from llamafleet.protocol.job import SharedWheel
 from tests.onhost.runner import Runner
 from tests.onhost.test_build import INPUTS, Build

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 from base64 import b64encode
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from llamafleet.wheelstore import FOLDER, RECORD, WheelStore
 from operations import share, upload
 from operations.build import build, take
 from operations.share import agree
+from operations.sharing import Sharing
 from tests.operations import shells
 from tests.operations.fake import STATUS, FakeHost, Fleet, answer_of, ended, fleet
 from tests.operations.shells import LOGIN_SHELLS
@@ -43,6 +47,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the run is called: the wheels come to lie there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(share, "POLL_SECONDS", 0.01)
+    # The time stands for all hosts here: pyinfra's own program makes sleep() let others go on.
+    monkeypatch.setattr(share, "BEGIN_S", 0.02)
     return tmp_path
 
 
@@ -364,3 +370,44 @@ def test_the_store_keeps_nothing_of_a_wheel_that_is_wrong(here: Path, content: b
         coming.add(content)
     assert store.all() == {KEY: wheel} and store.wrong(KEY, wheel) == ""
     assert sorted(path.name for path in (here / FOLDER / KEY).iterdir()) == [NAME, RECORD]
+
+
+def test_one_that_waits_keeps_its_lock_though_its_maker_begins_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That of a build that runs already may stand behind those that wait for it."""
+    sharing, kept = Sharing(), []
+
+    def keep(run: object) -> None:
+        kept.append(run)
+        if len(kept) == 1:
+            sharing.begins("b")
+        elif len(kept) == 3:
+            sharing.building.discard("b")
+
+    monkeypatch.setattr(share.lock, "keep", keep)
+    monkeypatch.setattr(share, "BEGIN_S", 10)
+    waits: Any = SimpleNamespace(
+        sharing=sharing, host=SimpleNamespace(state=SimpleNamespace(failed_hosts=set()))
+    )
+    nobody: Any = None
+    assert share.wait(waits, "b").function(nobody, nobody) and len(kept) == 3
+    # With --serial one that stands behind never begins before.
+    monkeypatch.setattr(share, "BEGIN_S", 0.02)
+    assert share.wait(waits, "c").function(nobody, nobody)
+
+
+def test_what_a_killed_run_left_in_the_store_is_removed_and_what_comes_just_now_is_not(
+    here: Path,
+) -> None:
+    wheel = stored(here)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    folder = here / FOLDER / KEY
+    left, comes = (folder / f".{NAME}.{pid}" for pid in (gone.pid, os.getppid()))
+    left.write_bytes(WHEEL)
+    comes.write_bytes(WHEEL)
+    with WheelStore().incoming(KEY, wheel) as coming:
+        coming.add(WHEEL)
+    assert not left.exists() and comes.exists()
+    assert WheelStore().wrong(KEY, wheel) == ""

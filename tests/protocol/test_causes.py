@@ -226,3 +226,83 @@ def test_a_long_log_is_read_at_both_ends_with_its_own_line_numbers() -> None:
     middle = "compiling something that takes a while\n" * 200_000
     found = causes(SIGNATURES, f"{SAMPLE['enospc']}\n{middle}{SAMPLE['python-h']}\n")
     assert {match.id: match.number for match in found} == {"enospc": 1, "python-h": 200_002}
+
+
+UNKNOWN = "x.cpp:3:1: error: something odd"
+WRONG = SAMPLE["arch-89-needs-11-8"]
+LONG = "[7/900] Building CUDA object src/x.cu.o\n" * 150_000
+
+
+def test_what_stands_in_the_middle_of_a_long_log_is_read() -> None:
+    (match,) = causes(SIGNATURES, f"{LONG}{WRONG}\n{LONG}")
+    assert (match.id, match.number) == ("arch-89-needs-11-8", 150_001)
+    assert fails(f"{LONG}{UNKNOWN}\n{LONG}")
+    assert UNKNOWN in error_lines(f"{LONG}{UNKNOWN}\n{LONG}")
+    assert not fails(LONG)
+
+
+def test_what_stands_far_behind_in_its_line_is_read() -> None:
+    bar = "\r".join(f"Downloading {n} %  ######" for n in range(100))
+    assert first(f"{bar}\r{WRONG}\n") == "arch-89-needs-11-8"
+    assert first(f"{'x ' * 9000}{WRONG}\n") == "arch-89-needs-11-8"
+    assert fails(f"{bar}\r{UNKNOWN}\r\n")
+
+
+PIP = "$ pip install "
+WHEEL = "Building wheel for {} (pyproject.toml): started"
+
+
+@pytest.mark.parametrize(
+    ("failed", "after"),
+    [
+        (f"{PIP}llama-cpp-python", f"{PIP}rich\nSuccessfully installed rich-13"),
+        ("$ apt install nvcc", f"$ apt install cmake\n{PIP}rich\nSuccessfully installed rich-13"),
+        (WHEEL.format("llama-cpp-python"), f"{WHEEL.format('x')}\nSuccessfully built x"),
+        ("a", f"{PIP}rich\nSuccessfully installed rich-13"),
+    ],
+)
+def test_what_ended_well_of_another_thing_mends_nothing(failed: str, after: str) -> None:
+    assert first(f"{failed}\n{WRONG}\n{after}\n") == "arch-89-needs-11-8"
+    assert fails(f"{failed}\n{UNKNOWN}\n{after}\n")
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        f"{PIP}--no-cache-dir llama-cpp-python==0.3\nSuccessfully installed llama_cpp_python-0.3",
+        f"{WHEEL.format('llama-cpp-python')}\nSuccessfully built llama-cpp-python",
+        "Retrying with one job\nSuccessfully built llama-cpp-python",
+    ],
+)
+def test_the_same_thing_made_again_mends_it(again: str) -> None:
+    begun = f"{PIP}llama-cpp-python\n{WHEEL.format('llama-cpp-python')}\n"
+    assert first(f"{begun}{WRONG}\n{again}\n") == ""
+    assert not fails(f"{begun}{UNKNOWN}\n{again}\n")
+
+
+def test_a_name_in_a_step_of_a_build_is_no_failure() -> None:
+    steps = (
+        "[1/9] Building CXX object tests/oom-kill.cc.o\n[ 50%] Linking CXX executable bad_alloc\n"
+    )
+    assert causes(SIGNATURES, steps) == () and not fails(steps)
+
+
+def test_half_a_secret_is_not_shown() -> None:
+    for blanks in range(330, 400, 3):
+        said = f"{'y' * blanks} https://bob:hunter2hunter2hunter2@pypi.lab/x {WRONG} error: z"
+        (match,) = causes(SIGNATURES, said)
+        assert "hunter" not in match.line and "hunter" not in "".join(error_lines(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'srv log_server_r: request: {"messages":[{"role":"user","content":"why %s?"}]}',
+        'slot update_slots: id 0 | task 1 | prompt: "why %s?"',
+    ],
+)
+def test_what_users_write_is_no_failure(said: str) -> None:
+    log = "main: server is listening on http://127.0.0.1:8080\n"
+    assert causes(SIGNATURES, f"{log}{said % WRONG}\n") == ()
+    answer = 'srv log_server_r: response: {"error":{"code":500,"message":"%s"}}'
+    assert first(f"{log}{answer % OOM}\n") == "oom-weights"

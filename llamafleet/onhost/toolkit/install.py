@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost import nvcc
-from llamafleet.onhost.build import environment
+from llamafleet.onhost.environment import environment
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import packages as toolkit_packages
 from llamafleet.onhost.toolkit import runfile as toolkit_runfile

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llamafleet.onhost.build import environment
 from llamafleet.onhost.download import Network
+from llamafleet.onhost.environment import environment
 from llamafleet.onhost.job import STOPPER, Job, JobFailed
 from llamafleet.onhost.toolkit import repository as repositories
 from llamafleet.onhost.toolkit.changes import Changes, refuse, unknown

@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
-from llamafleet.onhost.build import own_pip, pip_install, pip_run
 from llamafleet.onhost.job import Job, JobFailed
+from llamafleet.onhost.pip import own_pip, pip_install, pip_run
 from llamafleet.protocol.job import ToolkitProduct, WheelsConfig
 
 DOWNLOAD = re.compile(r"^Progress ([0-9]{1,15}) of ([0-9]{1,15})$")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -109,7 +110,15 @@ class Facts:
     @property
     def own(self) -> Copy | None:
         """The copy that is this environment's."""
-        return next((c for c in self.look.copies if c.by in self.places), None)
+        sources = self.environment.editable
+        return next(
+            (
+                c
+                for c in self.look.copies
+                if c.by in self.places or (sources and c.folder.startswith(f"{sources}/"))
+            ),
+            None,
+        )
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -351,7 +360,12 @@ def _duplicates(facts: Facts) -> Iterator[Finding]:
         versions = sorted({one.version for one in named if one.place == place})
         if len(versions) > 1:
             found = f"{place} has records of {PACKAGE} {' and '.join(versions)}"
-            yield Finding("duplicate", True, found, "An installation was cut off there")
+            python = shlex.quote(facts.environment.executable)
+            remove = f"{python} -m pip uninstall -y {PACKAGE}"
+            if not facts.environment.pip:
+                remove = f"uv pip uninstall --python {python} {PACKAGE}"
+            again = f"{remove}, until it finds none; then llamafleet fix --python {python} --yes"
+            yield Finding("duplicate", True, found, "An installation was cut off there", again)
     rest = [c for c in facts.look.copies if c is not facts.imported and c is not facts.own]
     for copy in rest:
         found = f"another {MODULE} {copy.version} lies in {copy.folder}"

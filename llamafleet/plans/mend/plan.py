@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -95,7 +96,7 @@ def scheme_of(facts: Facts) -> Scheme:
 def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
     """Why nothing may be put into this environment."""
     environment = facts.environment
-    python = environment.executable
+    python = shlex.quote(environment.executable)
     if environment.externally_managed:
         return [
             Problem(
@@ -113,6 +114,25 @@ def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
                 f"{environment.conda_package}: conda installed {PACKAGE} here",
                 "one that conda does not keep: it would not know of the new one",
                 f"conda remove --force {PACKAGE}, and llamafleet fix again",
+            )
+        ]
+    if environment.editable:
+        return [
+            Problem(
+                "environment",
+                f"an editable installation of {environment.editable}, whose sources are yours",
+                "one that is installed, as nothing is built in those sources here",
+                f"build it there again, or uninstall {PACKAGE}, and llamafleet fix --python "
+                f"{python} --yes",
+            )
+        ]
+    if scheme == "environment" and not facts.writable and environment.owner == facts.machine.uid:
+        return [
+            Problem(
+                "environment",
+                f"{environment.site}, which its own user (uid {environment.owner}) can't write",
+                "a file system and a folder that can be written",
+                f"findmnt -T {shlex.quote(environment.site)}; ls -ld the same",
             )
         ]
     if scheme == "environment" and not facts.writable:
@@ -180,4 +200,6 @@ def _right(facts: Facts) -> list[str]:
     verdict = facts.result.verdict if facts.result else ""
     if facts.gpus:
         return [f"right: {what} uses the GPU ({verdict})"]
+    if facts.machine.gpus:
+        return [f"right: {what} runs on the CPU, as accelerator = cpu asks ({verdict})"]
     return [f"right: {what} runs on the CPU, and there is no NVIDIA GPU here ({verdict})"]

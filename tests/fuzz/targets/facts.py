@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from llamafleet.facts.environment import NoAnswer, Said, describe, look
+from llamafleet.facts.environment_probe import ANSWER
 from llamafleet.facts.reader import SnapshotError, parse
 from llamafleet.facts.scrub import scrub
 from llamafleet.facts.summary import summarize
 from llamafleet.plans.make import explain, layout_for, make_plan
+from llamafleet.protocol.environment import Copy, Distribution, Environment, Look
+from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.settings import Settings
 from llamafleet.terminal import printable
 from tests.facts.test_reader import GOOD
@@ -162,6 +169,41 @@ KNOWN = (
 )
 
 
+SITE = "/v/lib/python3.12/site-packages"
+ENVIRONMENT = Environment(
+    executable="/v/bin/python",
+    version="3.12.3",
+    prefix="/v",
+    base_prefix="/usr",
+    base_executable="/usr/bin/python3.12",
+    site=SITE,
+    user_site="",
+    owner=1000,
+    externally_managed="",
+    conda=False,
+    conda_package="",
+    editable="",
+    uv="0.9.0",
+    pip="",
+    distributions=(Distribution("numpy", "2.3.0", SITE, "ab" * 32),),
+)
+COPY = Copy(
+    "/v/lib/python3.12/site-packages/llama_cpp", "environment", "0.3.36", {"libllama.so": 1}
+)
+FOUND = Look((COPY,), COPY.folder, "/home/u")
+
+
+def _environment(text: str, _: Path) -> object:
+    def run(argv: Sequence[str], *_: object) -> Said:
+        return Said(0, ANSWER + text if argv[-1] == "describe" else PYTHONS[0], "")
+
+    return describe("/v/bin/python", run)
+
+
+def _copies(text: str, _: Path) -> object:
+    return look("/v/bin/python", lambda *_: Said(0, ANSWER + text, ""))
+
+
 def _read(text: str, _: Path) -> object:
     return parse(text.split("\n"))
 
@@ -188,6 +230,24 @@ def _plan(text: str, _: Path) -> object:
 
 
 TARGETS = (
+    Target(
+        "an interpreter's environment",
+        ("facts.environment:describe",),
+        texts([json.dumps(asdict(ENVIRONMENT))]),
+        _environment,
+        (NoAnswer,),
+        printable=False,
+        share=0.5,
+    ),
+    Target(
+        "an interpreter's copies of llama_cpp",
+        ("facts.environment:look",),
+        texts([json.dumps(asdict(FOUND))]),
+        _copies,
+        (NoAnswer,),
+        printable=False,
+        share=0.5,
+    ),
     Target(
         "a snapshot",
         ("facts.reader:parse",),

@@ -12,7 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamafleet.onhost import driver
-from llamafleet.onhost.build import BuildLog, target, undeclared_options
+from llamafleet.onhost.buildlog import BuildLog, target, undeclared_options
+from llamafleet.onhost.compilercache import counted
 from llamafleet.onhost.job import JobFailed
 from llamafleet.onhost.ninja import Unordered, link_seconds, ordered, packing
 from llamafleet.onhost.toolkit.changes import (
@@ -285,6 +286,20 @@ def _build_ninja(text: str, _: Path) -> object:
     return ordered(text, len)
 
 
+RESULTS = """\
+# /src/ggml.c
+cache_miss
+local_storage_write
+# /src/ggml-cuda.cu
+direct_cache_hit
+remote_storage_hit
+"""
+
+
+def _results(text: str, _: Path) -> object:
+    return sorted(counted(text).elements())
+
+
 def _cache(text: str, _: Path) -> object:
     return undeclared_options(text)
 
@@ -371,7 +386,7 @@ PRINTED = (
     ),
     Target(
         "pip's output",
-        ("onhost.build:BuildLog", "onhost.build:target"),
+        ("onhost.buildlog:BuildLog", "onhost.buildlog:target"),
         texts(PIP),
         _pip,
         known=(
@@ -407,7 +422,7 @@ PRINTED = (
     ),
     Target(
         "CMake's cache",
-        ("onhost.build:undeclared_options",),
+        ("onhost.buildlog:undeclared_options",),
         texts([CACHE]),
         _cache,
         known=("GGML_" + "A" * 40_000,),
@@ -497,6 +512,14 @@ DRIVER = (
         partial(_asked, program="nvidia-smi"),
         known=(ESCAPE, "9" * 40_000 + ".1", "\n" * 40_000, "x" * 500_000),
         share=0.1,
+    ),
+    Target(
+        "what ccache tells of its results",
+        ("onhost.compilercache:counted",),
+        texts([RESULTS]),
+        _results,
+        printable=False,
+        share=0.5,
     ),
     Target(
         "ldconfig's list",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.onhost.build import network
 from llamafleet.onhost.download import Network
+from llamafleet.onhost.environment import network
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.toolkit import repository as repositories
 from llamafleet.onhost.toolkit.changes import unknown

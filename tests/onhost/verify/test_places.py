@@ -390,7 +390,9 @@ def test_libraries_are_judged_by_where_the_build_really_lies(tmp_path: Path) -> 
     (tmp_path / "f00").mkdir()
     (tmp_path / "current").symlink_to("f00")
     evidence = probed(
-        config=SimpleNamespace(prefix=str(tmp_path / "current"), stamp="/job/stamp.json"),
+        config=SimpleNamespace(
+            prefix=str(tmp_path / "current"), stamp="/job/stamp.json", backend="cpu"
+        ),
         product=SimpleNamespace(libraries={"libllama.so": "aa"}),
         libraries=lambda: {str(tmp_path / "f00/libllama.so"): "aa"},
     )

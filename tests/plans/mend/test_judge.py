@@ -33,6 +33,7 @@ ENVIRONMENT = Environment(
     conda=False,
     conda_package="",
     uv="",
+    editable="",
     pip="24.0",
     distributions=tuple(
         Distribution(name, "1.0", SITE, "a" * 64)
@@ -251,7 +252,51 @@ def test_a_file_that_is_gone() -> None:
 def test_two_records_of_it() -> None:
     twice = (*ENVIRONMENT.distributions, Distribution("llama-cpp-python", "0.2.0", SITE, "b" * 64))
     found = facts(copy(CUDA), environment=replace(ENVIRONMENT, distributions=twice), result=RESULT)
-    assert "0.2.0 and 1.0" in only(found).found
+    finding = only(found)
+    assert "0.2.0 and 1.0" in finding.found and "pip uninstall -y llama-cpp-python" in finding.next
+    without = replace(found, environment=replace(found.environment, pip=""))
+    assert only(without).next.startswith("uv pip uninstall --python /home/ada/env/bin/python ")
+
+
+def editable(libraries: dict[str, int], **changes: Any) -> Facts:
+    sources = copy(libraries, folder="/home/ada/my src/llama_cpp", by="other", version="")
+    environment = replace(ENVIRONMENT, editable="/home/ada/my src")
+    return facts(sources, environment=environment, **changes)
+
+
+def test_an_editable_installation_is_the_environments_own() -> None:
+    """Neither absent, nor in front of it: nobody is told to remove his sources."""
+    assert judge(editable(CUDA, result=RESULT)) == ()
+    found = editable(LIBRARIES, trial=imported(False))
+    assert only(found).kind == "cpu_only"
+    (problem,) = plan_mending(found, judge(found), "0.3.36").problems
+    assert "editable installation of /home/ada/my src" in problem.found
+
+
+def test_a_folder_that_its_own_user_cant_write() -> None:
+    """As on a file system that is mounted to be read: no other user could either."""
+    found = facts(copy(LIBRARIES), trial=imported(False), writable=False)
+    found = replace(found, environment=replace(ENVIRONMENT, owner=found.machine.uid))
+    (problem,) = plan_mending(found, judge(found), "0.3.36").problems
+    assert problem.next.startswith("findmnt -T ") and "sudo" not in problem.next
+
+
+def test_a_path_with_blanks_can_be_typed() -> None:
+    told = replace(ENVIRONMENT, executable="/home/ada/my env/bin/python", owner=4711)
+    found = facts(copy(LIBRARIES), trial=imported(False), writable=False, environment=told)
+    (problem,) = plan_mending(found, judge(found), "0.3.36").problems
+    assert problem.next.endswith("--python '/home/ada/my env/bin/python'")
+
+
+def test_a_gpu_that_is_not_asked_for_is_not_denied() -> None:
+    found = facts(
+        copy(LIBRARIES),
+        trial=imported(False),
+        plan=plan(WITH_TOOLKIT, accelerator="cpu", scope="user"),
+        result=replace(RESULT, verdict="CPU ONLY"),
+    )
+    (said,) = explain(found, judge(found), plan_mending(found, judge(found), "0.3.36"))
+    assert "accelerator = cpu" in said and "no NVIDIA GPU" not in said
 
 
 def test_a_red_check_is_a_finding_with_its_words() -> None:
