@@ -84,16 +84,18 @@ class Recovery:
     @classmethod
     def of(cls, log: LogText) -> Recovery:
         lines = [(line.number, line.text.lower()) for line in log.lines]
-        ends = tuple(number for number, text in lines if _BUILD_ENDED.match(text))
-        succeeded, ended = max(ends, default=0), _last(lines, _RUN_ENDED)
+        succeeded, ended = _last(lines, _BUILD_ENDED), _last(lines, _RUN_ENDED)
+        good = _last(lines, _GOOD_END)
         return cls(
             fetched=_last(lines, _FETCHES),
-            builds=_begins([each for each in lines if each[0] < succeeded], _BUILD_BEGINS),
+            builds=_begins(
+                [each for each in lines if each[0] < max(succeeded, good)], _BUILD_BEGINS
+            ),
             runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
             ended=ended,
             succeeded=succeeded,
-            ends=ends,
-            good=_last(lines, _GOOD_END),
+            good=good,
+            ends=_all(lines, _BUILD_ENDED, _GOOD_END),
         )
 
     @property
@@ -103,7 +105,7 @@ class Recovery:
 
     def ended_well(self, number: int) -> bool:
         """What that line tells of ended well further down, and not only something else did."""
-        if number < max(self.ended, self.good):
+        if number < self.ended:
             return True
         end = next((each for each in self.ends if each > number), 0)
         if not end:
@@ -134,6 +136,10 @@ def _begun_again(begins: Begins, number: int) -> bool:
 
 def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
     return next((number for number, text in reversed(lines) if pattern.match(text)), 0)
+
+
+def _all(lines: Iterable[tuple[int, str]], *patterns: re.Pattern[str]) -> tuple[int, ...]:
+    return tuple(number for number, text in lines if any(one.match(text) for one in patterns))
 
 
 def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Begins:
