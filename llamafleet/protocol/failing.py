@@ -109,7 +109,7 @@ def failing(lines: Sequence[Line], recovery: Recovery) -> Line | None:
     lasting = (
         left[at]
         for at in said
-        if (ends or not _gone_on(left, at)) and not recovery.ended_well(left[at].number)
+        if (ends or not _gone_on(left, at)) and not recovery.ended_well(left[at])
     )
     firsts = [*itertools.islice(lasting, 1), *ends[:1]]
     return min(firsts, key=lambda line: line.number, default=None)

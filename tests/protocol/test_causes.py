@@ -267,6 +267,29 @@ def test_what_ended_well_of_another_thing_mends_nothing(failed: str, after: str)
 
 
 @pytest.mark.parametrize(
+    "after",
+    [
+        "done",
+        "Requirement already satisfied: rich in /usr/lib",
+        "0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.",
+        "Nothing to do.\nComplete!",
+        "#9 naming to docker.io/x/y done",
+        "# To activate this environment, use",
+        "ca-certificates updated successfully",
+    ],
+)
+@pytest.mark.parametrize("begun", ["", "$ sudo apt-get install gcc\n"])
+def test_a_good_end_of_another_program_hides_no_compilers_error(begun: str, after: str) -> None:
+    assert fails(f"{UNKNOWN}\n{begun}{after}\n")
+
+
+def test_a_good_end_mends_its_own_program() -> None:
+    apt, between = "E: x can't be read\n", "step\n" * 9
+    assert not fails(f"{apt}0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.\n")
+    assert fails(f"{apt}{between}Status: Downloaded newer image for x\n")
+
+
+@pytest.mark.parametrize(
     "again",
     [
         f"{PIP}--no-cache-dir llama-cpp-python==0.3\nSuccessfully installed llama_cpp_python-0.3",
