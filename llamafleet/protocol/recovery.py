@@ -88,32 +88,29 @@ class Recovery:
     """The last line that says that a run does its work."""
     succeeded: int
     """The last line that says that a build ended well."""
-    good: int
-    """The last line that says so of any other step."""
-    ends: tuple[int, ...]
-    """All lines that say that a build ended well."""
+    ends: Steps
+    """Where steps ended well, and who says it; empty: any program."""
 
     @classmethod
     def of(cls, log: LogText) -> Recovery:
         lines = [(line.number, line.text.lower()) for line in log.lines]
-        succeeded, ended = _last(lines, _BUILD_ENDED), _last(lines, _RUN_ENDED)
-        good = _last(lines, _GOOD_END)
-        begun = _begins(lines, _BUILD_BEGINS)
+        ends, begun = tuple(_ends(lines)), _begins(lines, _BUILD_BEGINS)
+        succeeded = max((at for at, who in ends if who == _OF_A_BUILD), default=0)
+        ended, last = _last(lines, _RUN_ENDED), max((at for at, _ in ends), default=0)
         return cls(
             fetched=_last(lines, _FETCHES),
-            begun=tuple(each for each in begun if each[0] < max(succeeded, good)),
+            begun=tuple(each for each in begun if each[0] < last),
             builds=tuple(each for each in begun if each[0] < succeeded),
             runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
             ended=ended,
             succeeded=succeeded,
-            good=good,
-            ends=tuple(_ends(lines)),
+            ends=ends,
         )
 
     @property
     def well(self) -> int:
         """The last line that says that all went well."""
-        return max(self.succeeded, self.ended, self.good)
+        return max([self.ended, *(at for at, _ in self.ends[-1:])])
 
     def ended_well(self, line: Line) -> bool:
         """What that line tells of ended well further down, and not only something else did."""
