@@ -234,7 +234,7 @@ def numbered(text: str) -> Iterator[tuple[int, str]]:
     both ends, and of what is between them the lines that sound like a failure.
     """
     for number, line in _read(text):
-        for part in line.split("\r"):
+        for part in line.rstrip("\r").split("\r"):
             long = len(part) > LONGEST_LINE + END
             yield number, f"{part[:LONGEST_LINE]} ... {part[-END:]}" if long else part
 

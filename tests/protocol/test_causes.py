@@ -248,6 +248,10 @@ def test_what_stands_far_behind_in_its_line_is_read() -> None:
     assert fails(f"{bar}\r{UNKNOWN}\r\n")
 
 
+def test_line_ends_of_windows_make_no_empty_lines() -> None:
+    assert error_lines("a\r\n\r\nb\r\n") == ["a", "", "b"]
+
+
 PIP = "$ pip install "
 WHEEL = "Building wheel for {} (pyproject.toml): started"
 
