@@ -44,6 +44,7 @@ DATA = Path(__file__).parent / "onhost" / "data"
 Row = dict[str, str]
 CHECKS = {
     "blas-0": "library_cuda",
+    "cpu-build": "library_cuda",
     "cpu-only-build": "library_cuda",
     "fa-fallback": "benchmark",
     "mlock": "context",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from llamafleet.protocol.log_text import LogText, numbered
+from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, fits, own
+from llamafleet.protocol.log_text import LogText, numbered, without_prefix
 from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
 from llamafleet.protocol.recovery import Recovery
 from llamafleet.protocol.redact import redacted
@@ -19,6 +20,13 @@ LONGEST_LINE = 400
 BEFORE = 2
 MOST_PLACES = 50
 """Places of a signature that are looked at: where one is explained away the next may count."""
+_LOOKS_AT_ALL = (r"\s\S", r"\A")
+"""Of patterns that may reach over any number of lines."""
+_OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
+"""What the kernel quotes there is said of the GPU's own processors."""
+_DETECTION = "detection"
+_APT_WARNS = "W: "
+"""Before a text that ends nothing: what does begins with E."""
 WRAPPED = 4
 """Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
 
@@ -26,24 +34,6 @@ Rank = Literal["cause", "consequence", "hint"]
 """What a signature is worth: a cause; what follows from one, or says that something failed; what
 may be harmless, as a warning is."""
 RANKS: tuple[Rank, ...] = get_args(Rank)
-
-_OWN = re.compile(
-    r"\berror:(?! subprocess-exited| command )|\berror in \w+: |错误[:：]"
-    r"|\b[Ff]atal(?: error)? ?[:：]|\b(?:nvcc|ptxas|nvlink) fatal"
-    r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
-    r"|^\s*(?:\w+\.)*\w*(?:Error|Exception): |No space left on device|Segmentation fault"
-    r"|^E: |error while loading shared|died due to signal|\bKilled\b",
-)
-"""A compiler's, linker's, loader's or interpreter's own words."""
-_FAILED = re.compile(
-    r"\berror:|FAILED:|CMake Error|ERROR:|\*\*\* \[|Error response from daemon"
-    r"|Installation failed|\bfailed\b.{0,40}\bexit|\b(?:check|build|test|step|command) failed\b"
-    r"|^\S.{0,200} failed:$|^collect2: |command not found$|did not execute successfully|^ERROR$"
-    r"|\bFehler ?:|\berreur ?:|\bошибка ?:|\berror ?:|エラー|错误"
-)
-_FALLS_BACK = re.compile(
-    r"warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -136,10 +126,9 @@ def causes(
 
     A cause stands before its consequence and before a hint, and of two causes the one that was
     said first. What the log itself shows to be mended is left out; and hints, where it ended well
-    and everything is asked.
+    and everything is asked, but for those that only their own words mend.
     """
-    log = LogText.of(text)
-    recovery = Recovery.of(log)
+    log, recovery = _read(text)
     # The general words of a consequence belong to a cause where one fits them too.
     asked = sorted(
         (one for one in signatures if stages is None or one.stage in stages),
@@ -151,12 +140,11 @@ def causes(
     for place, signature in enumerate(asked):
         if not holds(signature.needs, words):
             continue
-        pattern = _narrowed(signature, words)
-        match = _first(signature, pattern, log, recovery, taken)
+        match = _first(signature, _places(signature, log, words), log, recovery, taken)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
-        found = [each for each in found if each[-1].rank != "hint"]
+        found = [each for each in found if each[-1].rank != "hint" or each[-2].mended_by]
     ranked = [(one, match) for *_, one, match in sorted(found, key=lambda each: each[:3])]
     return tuple(match for _, match in _roots_first(ranked))
 
@@ -170,13 +158,14 @@ def diagnose(
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
 
 
-def _narrowed(signature: Signature, words: str) -> re.Pattern[str]:
-    """Its pattern without the alternatives whose words are not there."""
+def _narrowed(signature: Signature, words: str) -> tuple[re.Pattern[str], Needs]:
+    """Its pattern without the alternatives whose words are not there, and what that needs."""
     each = alternatives_of(signature.pattern.pattern)
     if len(each) != len(signature.needs):  # asked for without a filter
-        return signature.pattern
+        return signature.pattern, signature.needs
     pairs = zip(each, signature.needs)  # noqa: B905 - hosts have Pythons without strict
-    return _compiled_once("|".join(one for one, needs in pairs if holds((needs,), words)))
+    held = [(one, needs) for one, needs in pairs if holds((needs,), words)]
+    return _compiled_once("|".join(one for one, _ in held)), tuple(needs for _, needs in held)
 
 
 @lru_cache(maxsize=512)
@@ -184,22 +173,41 @@ def _compiled_once(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.MULTILINE)
 
 
+def _places(signature: Signature, log: LogText, words: str) -> Iterator[re.Match[str]]:
+    """Where its pattern fits, searched for only in parts of the log that hold its words."""
+    pattern, needs = _narrowed(signature, words)
+    if any(one in pattern.pattern for one in _LOOKS_AT_ALL):
+        yield from pattern.finditer(log.joined)
+        return
+    begin: int | None = None
+    for part in log.parts:
+        here = holds(needs, part.words)
+        if begin is not None and not here:
+            # With this part, in which a message of the one before may end.
+            yield from pattern.finditer(log.joined, begin, part.end)
+        begin = (part.start if begin is None else begin) if here else None
+    if begin is not None:
+        yield from pattern.finditer(log.joined, begin)
+
+
 def _first(
     signature: Signature,
-    pattern: re.Pattern[str],
+    places: Iterable[re.Match[str]],
     log: LogText,
     recovery: Recovery,
     taken: list[tuple[int, int]],
 ) -> Match | None:
     """Its best place: no warning where there is another, no line that an earlier signature has."""
     best: Match | None = None
-    for count, found in enumerate(pattern.finditer(log.joined)):
+    for count, found in enumerate(places):
         if count == MOST_PLACES:
             break
         span = _span(found, log)
         first, last = log.index_at(span[0]), log.index_at(span[1] - 1)
         line = log.lines[first]
         if any(first <= end and start <= last for start, end in taken):
+            continue
+        if _OF_A_CARD.search(line.text) and signature.stage != _DETECTION:
             continue
         if signature.mended_by:
             mended = bool(signature.mended_by.search(log.joined, span[1]))
@@ -209,7 +217,7 @@ def _first(
             continue
         taken.append((first, last))
         said = _shown(" ".join(each.text for each in log.lines[first : last + 1]))
-        warns = line.warns and not signature.mended_by
+        warns = line.warns and not (signature.mended_by and not line.text.startswith(_APT_WARNS))
         rank: Rank = "hint" if warns else signature.rank
         match = Match(
             signature.id,
@@ -268,25 +276,14 @@ def _shown(line: str) -> str:
 
 def fails(text: str) -> bool:
     """Something says that it failed, and nothing behind it that all is well."""
+    log, recovery = _read(text)
+    return failing(log.lines, recovery) is not None
+
+
+@lru_cache(maxsize=1)
+def _read(text: str) -> tuple[LogText, Recovery]:
     log = LogText.of(text)
-    words = vocabulary(log.joined)
-    asked = [_within(pattern, words) for pattern in (_OWN, _FAILED)]
-    said = [
-        line.number
-        for line in log.lines
-        if not line.warns and any(one.search(line.text) for one in asked)
-    ]
-    recovery = Recovery.of(log)
-    return not all(map(recovery.ended_well, said))
-
-
-def _within(pattern: re.Pattern[str], words: str) -> re.Pattern[str]:
-    """A pattern of this module without the alternatives whose words are not there."""
-    each = alternatives_of(pattern.pattern)
-    needs = needs_of(family_of(pattern.pattern))
-    pairs = zip(each, needs)  # noqa: B905 - hosts have Pythons without strict
-    left = [one for one, need in pairs if holds((need,), words)]
-    return _compiled_once("|".join(left) or "(?!)")
+    return log, Recovery.of(log)
 
 
 def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
@@ -295,17 +292,28 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
     A compiler's, linker's or interpreter's own words stand before those of who called it, and what
     it says further down is kept.
     """
-    lines = [line.rstrip() for _, line in numbered(text.rstrip("\n"))] if text else []
-    own = [number for number, line in enumerate(lines) if _OWN.search(line)]
-    start = next(iter(own), None)
-    for asked in (_FAILED, _FALLS_BACK):
+    numbers, lines = _ends(text)
+    bare = [without_prefix(line).strip() for line in lines]
+    owned = [at for at, line in enumerate(bare) if own(line)]
+    start = next(iter(owned), None)
+    for asked in (FAILED, FALLS_BACK):
         if start is None:
-            start = next((at for at, line in enumerate(lines) if asked.search(line)), None)
+            start = next((at for at, line in enumerate(bare) if fits(asked, line)), None)
+    if start is None:
+        log, recovery = _read(text)
+        first = failing(log.lines, recovery)
+        start = numbers.index(first.number) if first else None
     if start is None:
         return list(map(_shown, lines[-limit:]))
     begin = max(0, start - BEFORE)
-    further = _further(lines, own, begin + limit, limit // 2)
+    further = _further(lines, owned, begin + limit, limit // 2)
     return [_shown(line) for line in (*lines[begin : begin + limit - len(further)], *further)]
+
+
+def _ends(text: str) -> tuple[list[int], list[str]]:
+    """The lines that are read of a log, with their numbers."""
+    each = list(numbered(text.rstrip("\n"))) if text.strip() else []
+    return [at for at, _ in each], [line.rstrip() for _, line in each]
 
 
 def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+
+from llamafleet.protocol.locales import Spoken
+from llamafleet.protocol.needed import vocabulary
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
@@ -14,6 +18,8 @@ END = 300
 """Characters at the end of a longer one: of a log in one line, or behind a bar of progress."""
 HALF = 2 * 2**20
 """Characters read at either end of a log: the first error and how it ended."""
+PART = 150
+"""Lines of which it is known together which words they hold."""
 BETWEEN = 2**18
 """Characters read of the rest at most, in lines that sound like a failure."""
 MOST_SOUNDING = 500
@@ -39,9 +45,18 @@ _PLAIN = str.maketrans(
         "，": ", ",
         "（": "(",
         "）": ")",
+        "«": "'",
+        "»": "'",
+        "„": '"',
+        "！": "! ",
+        "。": ". ",
     }
 )
 """What locales write for a programs' own signs."""
+_FOREIGN = re.compile(r"[^\x00-\x7f\W]")
+"""A letter that English has not."""
+_TAIL = 2000
+"""Lines at the end of a log that tell its language where its letters are English ones."""
 _FOR_DEVELOPERS = re.compile(r"cmake (?:warning \(dev\)|deprecation warning)")
 """Its whole text is no news for who builds."""
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
@@ -63,12 +78,25 @@ _PREFIX = re.compile(
             r"\[ {0,2}\d{1,3}%\]",  # make
             r"[│|>](?=\s)",
             r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
+            r"[IEF]\d{4} " + _TIME + r" {1,8}\d{1,9} \S{1,80}:\d{1,6}\]",  # Kubernetes' programs
             r"stderr:(?=\s)",
         )
     )
 )
 _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
+_QUOTED = re.compile(
+    r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
+    r"|chat template: "
+    r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
+    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
+    r"|if (?:you|it|this|your) (?:get|see|encounter|run into|fails|happens|receive)\b",
+    re.IGNORECASE,
+)
+"""What a program shows and does not say: its source, a model's data, names of files, what it went
+on in spite of, and advice."""
+_IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
+_OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
 _STEP = re.compile(
     r"(?:Building|Linking) (?:C|CXX|CUDA|HIP|ASM|RC)\S* "
     r"(?:object|executable|\w+ (?:library|module)) \S+"
@@ -78,8 +106,11 @@ _OF_USERS = re.compile(r"""(?:"(?:content|prompt)" ?: ?|\bprompt: )["'].*""")
 """What a server was asked and answered may speak of failures."""
 _SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
-    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: |warn(?:ing)?\b(?!: no usable)"
-    r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn\b|\[notice\]|.{0,300}: warning: )"
+    r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: "
+    r"|-?warn(?:ing)?\b(?!: no usable)"
+    r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
+    r"|.{0,300}: (?:\w{0,40})warning: "
+    r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
 )
 
 
@@ -94,18 +125,43 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some lines of a log."""
+
+    start: int
+    """Of the first in `LogText.joined`."""
+    end: int
+    words: str
+    """Its vocabulary."""
+
+
+@dataclass(frozen=True)
 class LogText:
     lines: tuple[Line, ...]
     """Those that are not empty, nor another library's warnings."""
 
     @classmethod
     def of(cls, text: str) -> LogText:
-        return cls(tuple(_lines(text)))
+        lines = tuple(_lines(text))
+        spoken = _spoken(lines)
+        if spoken:
+            lines = tuple(replace(line, text=spoken.english(line.text)) for line in lines)
+        return cls(lines)
 
     @cached_property
     def joined(self) -> str:
         """In lower case, a line end between lines: what patterns are searched in."""
         return "\n".join(line.text.lower() for line in self.lines)
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """The whole in its order; each with the words of the next one too, where messages end."""
+        bounds = [*self._starts[::PART], len(self.joined) + 1]
+        words = [vocabulary(self.joined[a:b]) for a, b in itertools.pairwise(bounds)]
+        return tuple(
+            Part(bounds[at], bounds[at + 1], "".join(words[at : at + 2]))
+            for at in range(len(words))
+        )
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -120,6 +176,13 @@ class LogText:
         return bisect_right(self._starts, offset) - 1
 
 
+def _spoken(lines: tuple[Line, ...]) -> Spoken | None:
+    foreign = {
+        line.text for line in lines if not line.text.isascii() and _FOREIGN.search(line.text)
+    }
+    return Spoken.of("\n".join((*foreign, *(line.text for line in lines[-_TAIL:]))).lower())
+
+
 def without_prefix(line: str) -> str:
     """Its indentation is kept where it has no prefix."""
     for _ in range(DEEPEST):
@@ -131,22 +194,37 @@ def without_prefix(line: str) -> str:
 
 
 def _lines(text: str) -> Iterator[Line]:
-    warned_at, passed = -1, False
+    warned_at, passed, ignored = -1, False, False
     for number, raw in numbered(text):
-        bare = without_prefix(_ANSI.sub("", raw).translate(_PLAIN))
+        bare = without_prefix(_plain(raw))
         said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
         if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
             continue
         indent = len(bare) - len(bare.lstrip())
+        ignored = ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
+        if ignored or _QUOTED.match(said):
+            ignored = ignored or bool(_IGNORED.match(said))
+            continue
         lower = said.lower()
         if warned_at >= 0 and indent <= warned_at:
             warned_at = -1
-        warns = warned_at >= 0 or bool(_WARNS.match(lower))
+        warns = warned_at >= 0 or (_may_warn(lower) and bool(_WARNS.match(lower)))
         if lower.startswith("cmake") and warns:
             warned_at, passed = indent, bool(_FOR_DEVELOPERS.match(lower))
         if warned_at >= 0 and passed:
             continue
         yield Line(number, said, warns)
+
+
+def _plain(line: str) -> str:
+    if "\x1b" in line:
+        line = _ANSI.sub("", line)
+    return line if line.isascii() else line.translate(_PLAIN)
+
+
+def _may_warn(lower: str) -> bool:
+    """What all that `_WARNS` fits has."""
+    return "warn" in lower or lower[0] in "wdc["
 
 
 def numbered(text: str) -> Iterator[tuple[int, str]]:
@@ -156,7 +234,7 @@ def numbered(text: str) -> Iterator[tuple[int, str]]:
     both ends, and of what is between them the lines that sound like a failure.
     """
     for number, line in _read(text):
-        for part in line.split("\r"):
+        for part in line.rstrip("\r").split("\r"):
             long = len(part) > LONGEST_LINE + END
             yield number, f"{part[:LONGEST_LINE]} ... {part[-END:]}" if long else part
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llamafleet.protocol.log_text import Line, LogText
 
 BUILD = frozenset({"toolkit", "deps", "configure", "compile", "link", "detection"})
+MADE = BUILD - {"detection"} | {"import"}
+"""Done before a run does its work."""
 RUN = frozenset({"import", "runtime"})
 OUT_OF_MEMORY = "oom-"
 """How signatures of it begin: llama.cpp itself tries again with less."""
@@ -22,30 +24,53 @@ _BUILD_BEGINS = re.compile(
     r"(?P<cmake>\*\*\* configuring cmake)|(?P<compiler>-- the c compiler identification)"
     r"|(?P<wheel>building wheel for (?P<of>\S+)(?: \(\S+\))?(?:: started| \.\.\. ))"
     r"|(?P<pip>collecting llama|processing \S*llama)"
-    r"|(?P<typed>[$+] (?:sudo )?(?P<program>cmake|pip|make|docker|apt|conda) (?P<rest>.*))"
+    r"|(?P<typed>[$+] (?:sudo )?(?P<program>cmake|pip|make|docker|apt(?:-get)?|conda) (?P<rest>.*))"
     r"|(?P<again>attempt [2-9]|(?:retry|try)ing (?:again|with|once)\b)"
 )
 _BUILD_ENDED = re.compile(
     r"(?:successfully (?:installed|built)|\*\*\* created \S+\.whl|built target |"
     r"-- build files have been written|build (?:finished|succeeded)|installed llama)"
 )
+_GOOD_END = re.compile(
+    r"(?:(?P<apt>0 upgraded, 0 newly installed)"
+    r"|(?P<container>status: (?:downloaded newer|image is up to date)|successfully tagged"
+    r"|naming to \S{1,200}.{0,20}done|exporting to image)"
+    r"|complete!$|nothing to do\.?$|ignoring repositories: |requirement already "
+    r"|installed \d+ packages? in|audited \d+ packages?|executing transaction: .{0,20}done"
+    r"|# to activate this environment|.{0,40}all requested packages already installed"
+    r"|dkms: (?:install|build) completed|dkms autoinstall .{0,80}succeeded"
+    r"|.{0,200}installation of the .{1,120}is now complete|(?:all )?done[.!]?$|-- generating done"
+    r"|successfully uninstalled"
+    r"|.{0,80}\b(?:completed|finished|installed|built|loaded|started|updated) successfully\b"
+    r"|.{0,80}\bsuccess(?:ful(?:ly)?)?[.!]*$|test passed$|result = pass$)"
+)
+"""How steps of package managers, container engines and installers end well."""
+_SAID_BY = re.compile(
+    r"(?P<apt>e: |dpkg: error)|(?P<container>error response from daemon|.{0,40}failed to solve)"
+    r"|(?P<build>.{0,400}(?:: (?:fatal )?error: |\b(?:nvcc|ptxas|nvlink) (?:fatal|error)"
+    r"|undefined reference to|cannot find -l)|cmake error|failed: |.{0,40}\*\*\* \[|collect2: "
+    r"|ninja: )"
+)
+"""Whose failure no other program's good end mends."""
 _RUN_BEGINS = re.compile(
     r".{0,60}(?:(?P<model>loaded meta data)|(?P<main>main: loading model)"
     r"|(?P<server>starting llama server|started llama)|(?P<runner>starting (?:go )?runner)"
     r"|(?P<devices>found [1-9]\d{0,2} cuda devices))"
 )
 _RUN_ENDED = re.compile(
-    r".{0,60}(?:is listening|: listening on|model loaded|llama runner started|eval time|"
+    r".{0,60}(?:is listening|: listening on|model loaded|output generated in|llama runner started"
+    r"|eval time|"
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
     r"\d+ tokens per second)"
 )
 _AGAIN = "again"
+_OF_A_BUILD = "build"
 _OURS = "llama"
 _STEPS_OF_OURS = frozenset({"cmake", "compiler", "pip", "make"})
-_HAVE_VERBS = frozenset({"pip", "docker", "apt", "conda"})
+_HAVE_VERBS = frozenset({"pip", "docker", "apt", "apt-get", "conda"})
 
-Begins = tuple[tuple[int, str], ...]
-"""Line numbers, and what was begun there."""
+Steps = tuple[tuple[int, str], ...]
+"""Line numbers, and what was begun or ended there."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +79,28 @@ class Recovery:
 
     fetched: int
     """The last line at which something was downloaded or installed."""
-    builds: Begins
+    begun: Steps
+    """Before the last good end."""
+    builds: Steps
     """Of builds that ended well, or before one did."""
-    runs: Begins
+    runs: Steps
     ended: int
     """The last line that says that a run does its work."""
     succeeded: int
     """The last line that says that a build ended well."""
-    ends: tuple[int, ...]
-    """All lines that say that a build ended well."""
+    ends: Steps
+    """Where steps ended well, and who says it; empty: any program."""
 
     @classmethod
     def of(cls, log: LogText) -> Recovery:
         lines = [(line.number, line.text.lower()) for line in log.lines]
-        ends = tuple(number for number, text in lines if _BUILD_ENDED.match(text))
-        succeeded, ended = max(ends, default=0), _last(lines, _RUN_ENDED)
+        ends, begun = tuple(_ends(lines)), _begins(lines, _BUILD_BEGINS)
+        succeeded = max((at for at, who in ends if who == _OF_A_BUILD), default=0)
+        ended, last = _last(lines, _RUN_ENDED), max((at for at, _ in ends), default=0)
         return cls(
             fetched=_last(lines, _FETCHES),
-            builds=_begins([each for each in lines if each[0] < succeeded], _BUILD_BEGINS),
+            begun=tuple(each for each in begun if each[0] < last),
+            builds=tuple(each for each in begun if each[0] < succeeded),
             runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
             ended=ended,
             succeeded=succeeded,
@@ -81,22 +110,28 @@ class Recovery:
     @property
     def well(self) -> int:
         """The last line that says that all went well."""
-        return max(self.succeeded, self.ended)
+        return max([self.ended, *(at for at, _ in self.ends[-1:])])
 
-    def ended_well(self, number: int) -> bool:
+    def ended_well(self, line: Line) -> bool:
         """What that line tells of ended well further down, and not only something else did."""
+        number = line.number
         if number < self.ended:
             return True
-        end = next((each for each in self.ends if each > number), 0)
+        said = _SAID_BY.match(line.text.lower())
+        by = {said.lastgroup, _OF_A_BUILD} if said else None
+        ends = (at for at, who in self.ends if at > number and (by is None or who in by))
+        end = next(ends, 0)
         if not end:
             return False
-        before = {what for at, what in self.builds if at < number} | {_AGAIN}
-        behind = [(at, what) for at, what in self.builds if at > number]
+        before = {what for at, what in self.begun if at < number} | {_AGAIN}
+        behind = [(at, what) for at, what in self.begun if at > number]
         alone = not any(at < end for at, _ in behind)
         return alone or any(what in before or _of_ours(what) for _, what in behind)
 
     def mended(self, stage: str, id: str, line: Line) -> bool:
         """What that line says of that stage is of no more account."""
+        if stage in MADE and line.number < self.ended:
+            return True
         if stage in BUILD:
             warned = line.warns and line.number < max(self.succeeded, self.fetched)
             return warned or _begun_again(self.builds, line.number)
@@ -106,17 +141,25 @@ class Recovery:
         return False
 
 
-def _begun_again(begins: Begins, number: int) -> bool:
+def _begun_again(begins: Steps, number: int) -> bool:
     """The same step was begun before that line and behind it."""
     before = {what for at, what in begins if at < number} | {_AGAIN}
     return any(at > number and what in before for at, what in begins)
 
 
-def _last(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> int:
-    return max((number for number, text in lines if pattern.match(text)), default=0)
+def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
+    return next((number for number, text in reversed(lines) if pattern.match(text)), 0)
 
 
-def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Begins:
+def _ends(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    for number, text in lines:
+        if _BUILD_ENDED.match(text):
+            yield number, _OF_A_BUILD
+        elif good := _GOOD_END.match(text):
+            yield number, good.lastgroup or ""
+
+
+def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Steps:
     found = ((number, pattern.match(text)) for number, text in lines)
     return tuple((number, _what(match)) for number, match in found if match)
 

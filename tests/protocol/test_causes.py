@@ -248,6 +248,10 @@ def test_what_stands_far_behind_in_its_line_is_read() -> None:
     assert fails(f"{bar}\r{UNKNOWN}\r\n")
 
 
+def test_line_ends_of_windows_make_no_empty_lines() -> None:
+    assert error_lines("a\r\n\r\nb\r\n") == ["a", "", "b"]
+
+
 PIP = "$ pip install "
 WHEEL = "Building wheel for {} (pyproject.toml): started"
 
@@ -264,6 +268,29 @@ WHEEL = "Building wheel for {} (pyproject.toml): started"
 def test_what_ended_well_of_another_thing_mends_nothing(failed: str, after: str) -> None:
     assert first(f"{failed}\n{WRONG}\n{after}\n") == "arch-89-needs-11-8"
     assert fails(f"{failed}\n{UNKNOWN}\n{after}\n")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "done",
+        "Requirement already satisfied: rich in /usr/lib",
+        "0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.",
+        "Nothing to do.\nComplete!",
+        "#9 naming to docker.io/x/y done",
+        "# To activate this environment, use",
+        "ca-certificates updated successfully",
+    ],
+)
+@pytest.mark.parametrize("begun", ["", "$ sudo apt-get install gcc\n"])
+def test_a_good_end_of_another_program_hides_no_compilers_error(begun: str, after: str) -> None:
+    assert fails(f"{UNKNOWN}\n{begun}{after}\n")
+
+
+def test_a_good_end_mends_its_own_program() -> None:
+    apt, between = "E: x can't be read\n", "step\n" * 9
+    assert not fails(f"{apt}0 upgraded, 0 newly installed, 0 to remove and 3 not upgraded.\n")
+    assert fails(f"{apt}{between}Status: Downloaded newer image for x\n")
 
 
 @pytest.mark.parametrize(

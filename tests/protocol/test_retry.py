@@ -30,6 +30,7 @@ def test_fewer_jobs_where_the_kernel_ended_a_compiler() -> None:
         (f"x.o: No space left on device\n{KILLED}", COMPILE, 8),
         (f"{KILLED}\nnvcc fatal : Unsupported gpu architecture 'compute_89'", COMPILE, 8),
         ("x.c:3:1: error: no such type", COMPILE, 8),
+        (KILLED.replace("Killed", "Terminated"), COMPILE, 8),
         ("", COMPILE, 8),
     ],
 )

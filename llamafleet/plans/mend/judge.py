@@ -6,12 +6,15 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.plan import Plan, Problem
+from llamafleet.protocol.diagnose import Signature, diagnose, signatures_from
 from llamafleet.protocol.environment import MODULE, PACKAGE, Copy, Environment, Look, Trial
 from llamafleet.protocol.result import Result
+from llamafleet.tables import failures
 
 Kind = Literal[
     "interrupted",
@@ -47,8 +50,10 @@ the second with a warning."""
 WANTS_CUDA = re.compile(r"-D\s*(GGML_CUDA|LLAMA_CUDA|LLAMA_CUBLAS)(:\w+)?=(on|1|true|yes)", re.I)
 OPENED = re.compile(r"(lib[\w+.-]*?\.so[\w.]*): cannot open shared object file")
 OF_TOOLKIT = re.compile(r"lib(?:cudart|cublas|cublasLt)\.so\.(\d+)")
-NEWER_SYSTEM = re.compile(r"version `((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found")
-SIGILL = "ended with signal 4:"
+OF_IMPORTS = ("import", "deps", "runtime")
+"""Stages of the catalogue of failures whose words an import can end with."""
+OTHER_SYSTEM = frozenset({"glibc-version", "glibcxx"})
+"""Those of them that say that a library of this system is of another age."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,7 @@ def _of_import(facts: Facts) -> Iterator[Finding]:
     trial = facts.trial
     if trial is None or trial.imported:
         return
-    opened, newer = OPENED.search(trial.error), NEWER_SYSTEM.search(trial.error)
+    opened = OPENED.search(trial.error)
     found = f"import {MODULE} fails: {trial.error}"
     if opened and (of := OF_TOOLKIT.match(opened[1])):
         yield _no_toolkit_library(facts, found, opened[1], of[1])
@@ -222,14 +227,16 @@ def _of_import(facts: Facts) -> Iterator[Finding]:
         yield Finding("library", True, found, why)
     elif opened:
         yield Finding("library", True, found, f"The loader finds no {opened[1]} on this machine")
-    elif newer:
-        why = f"It was built on a newer system: this one has no {newer[1]}"
-        yield Finding("library", True, found, why)
-    elif SIGILL in trial.error:
-        why = "It was built for a CPU with instructions that this one does not have"
-        yield Finding("import", True, found, why)
+    elif known := diagnose(_signatures(), trial.error, stages=OF_IMPORTS):
+        kind: Kind = "library" if known.id in OTHER_SYSTEM else "import"
+        yield Finding(kind, True, found, known.cause)
     else:
         yield Finding("import", True, found, "What is there can't be used as it is")
+
+
+@cache
+def _signatures() -> tuple[Signature, ...]:
+    return signatures_from(failures.rows())
 
 
 def _no_toolkit_library(facts: Facts, found: str, library: str, major: str) -> Finding:

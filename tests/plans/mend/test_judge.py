@@ -176,12 +176,14 @@ def test_a_library_that_is_not_found(
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        ("OSError: /lib/libc.so.6: version `GLIBC_2.38' not found (required by x)", "GLIBC_2.38"),
         (
-            "the interpreter ended with signal 4: no word",
-            "instructions that this one does not have",
+            "OSError: /lib/libc.so.6: version `GLIBC_2.38' not found (required by x)",
+            "built on a newer distribution",
         ),
-        ("ModuleNotFoundError: No module named 'diskcache'", "can't be used as it is"),
+        ("the interpreter ended with signal 4: no word", "CPU instructions that this CPU"),
+        ("ModuleNotFoundError: No module named 'diskcache'", "Python package that is needed"),
+        ("OSError: x.so: cannot allocate memory in static TLS block", "thread-local data"),
+        ("ValueError: a word that nobody knows", "can't be used as it is"),
     ],
 )
 def test_an_import_that_fails(error: str, why: str) -> None:

@@ -1,0 +1,188 @@
+"""That something failed is said of each log that ends so, and of none that ended well."""
+
+from __future__ import annotations
+
+import pytest
+
+from llamafleet.protocol.diagnose import causes, error_lines, fails, signatures_from
+from llamafleet.tables import failures
+
+SIGNATURES = signatures_from(failures.rows())
+
+
+def first(text: str) -> str:
+    return next((match.id for match in causes(SIGNATURES, text)), "")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "bash: line 3: frobnicate: command not found",
+        "Compiler version check failed:",
+        "ERROR",
+        "AssertionError:",
+        "subprocess.TimeoutExpired: Command 'nvcc' timed out after 60 seconds",
+        "error MSB6003: The specified task executable could not be run.",
+        "curl: (22) The requested URL returned error: 404",
+        "The requested operation was refused by the server",
+        "main.service: Main process exited, code=exited, status=3/NOTIMPLEMENTED",
+        "make: *** [Makefile:221: modules] Chyba 2",
+        "collect2: erreur: ld a retourné le statut de sortie 1",
+        "Paketlisten konnten nicht gelesen werden: Vorgang fehlgeschlagen",
+        "构建失败",
+        "[FAILED] Failed to start frob.service",
+        "panic: runtime error: index out of range",
+        'Traceback (most recent call last)\n  File "x.py", line 3\nUnsupportedOperation: fileno',
+    ],
+)
+def test_a_log_that_ends_in_an_error_is_never_called_well(end: str) -> None:
+    log = "\n".join([*(f"step {n}" for n in range(40)), end])
+    found = causes(SIGNATURES, log)
+    assert fails(log) or any(match.rank != "hint" for match in found)
+    assert any(end.splitlines()[-1] in line for line in error_lines(log))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "-- Looking for pthread_create in pthreads - not found",
+        "0 errors, 0 warnings",
+        "fatal: not a git repository (or any of the parent directories): .git",
+        "nvidia: module verification failed: signature missing - tainting kernel",
+        "srv  log_server_r: done request: GET /favicon.ico 127.0.0.1 404",
+        "Setting up libgpg-error0:amd64 (1.47-3build2) ...",
+        "[12/40] /usr/bin/c++ -Werror -c error.cpp -o error.cpp.o",
+        "Pipfile.lock not found, creating...",
+        "langchain 0.1.0 requires numpy<2, but you have numpy 2.1.0 which is incompatible.",
+        'level=INFO msg="no error"',
+        "+ echo >&2 'ERROR: no configuration'",
+    ],
+)
+def test_what_does_no_harm_is_no_failure(end: str) -> None:
+    assert not fails(f"step 1\n{end}\n")
+    assert first(f"step 1\n{end}\n") == ""
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        # dnf goes on without a repository.
+        "  - Status code: 404 for https://m.lab/repodata/repomd.xml (IP: 192.0.2.1)\n"
+        "Error: Failed to download metadata for repo 'x': Cannot download repomd.xml\n"
+        "Ignoring repositories: x\nNothing to do.\nComplete!\n",
+        # pip, after an index that did not answer.
+        "WARNING: Retrying (Retry(total=0)) after connection broken by 'ReadTimeoutError(x)'\n"
+        "Requirement already up-to-date: pip in /usr/lib\n",
+        # A traceback within a warning, and one that Python ignores.
+        "Exception ignored in: <function Llama.__del__>\nTraceback (most recent call last):\n"
+        "  File \"llama.py\", line 9, in __del__\nTypeError: 'NoneType' object is not callable\n",
+        # A file that need not be there.
+        "common_download_file_single_online: HEAD failed, status: 404\n"
+        "no remote preset found, skipping\nmain: server is listening on http://127.0.0.1:8080\n",
+        # An installer that asks and goes on.
+        "-> The CC version check failed:\nWARNING: Ignoring CC version mismatch:\n"
+        "-> Installation of the NVIDIA Driver (version: 580) is now complete.\n",
+        # Another tool in the place of the one that failed.
+        "error: unexpected argument '--torch-backend' found\nuv failed, falling back to pip\n"
+        "step 3\nstep 4\nstep 5\nstep 6\n",
+        # Names of files, and a model's own text.
+        "[INFO]: Installed: /usr/local/cuda/include/thrust/system/detail/bad_alloc.h\n",
+        "llama_model_loader: - kv 30: tokenizer.chat_template str = {{ raise_exception('no') }}\n",
+        "    {{ raise_exception('Conversation roles must alternate user/assistant') }}\n",
+    ],
+)
+def test_what_a_program_went_on_in_spite_of_is_no_failure(log: str) -> None:
+    assert not fails(log)
+    assert [match for match in causes(SIGNATURES, log) if match.rank != "hint"] == []
+
+
+def test_an_error_behind_a_good_end_counts() -> None:
+    assert fails("Nothing to do.\nComplete!\nE: x can't be read\n")
+    assert first("Complete!\n[FAILED] x.rpm: No more mirrors to try\n") == "package-download"
+
+
+@pytest.mark.parametrize(
+    ("id", "line"),
+    [
+        (
+            "cuda-headers-missing",
+            "x.cu:3: schwerwiegender Fehler: cuda_runtime.h: Datei oder Verzeichnis nicht gefunden",
+        ),
+        ("libcuda-missing-at-link", "/usr/bin/ld : ne peut trouver -lcuda"),
+        ("libcuda-missing-at-link", "/usr/bin/ld: 找不到 -lcuda"),
+        (
+            "cuda-libraries-missing-at-link",
+            "ld: -lcudart kann nicht gefunden werden: Datei oder Verzeichnis nicht gefunden",
+        ),
+        ("cuda-libraries-missing-at-link", "a.o：对‘cublasCreate_v2’未定义的引用"),
+        ("nvcc-not-found", "bash: nvcc : commande introuvable"),
+        ("nvcc-not-found", "bash: nvcc: orden no encontrada"),
+        ("enospc", "Auf dem Gerät ist kein Speicherplatz mehr verfügbar"),
+        ("package-not-found", "E: Impossible de trouver le paquet cuda-toolkit-13-0"),
+        ("package-not-found", "E: 无法定位软件包 cuda-toolkit-13-0"),
+        ("import-libcuda", "libcuda.so.1: 无法打开共享对象文件: 没有那个文件或目录"),
+        ("died-by-signal", "Speicherzugriffsfehler (Speicherabzug geschrieben)"),
+    ],
+)
+def test_a_message_in_another_language_has_its_cause(id: str, line: str) -> None:
+    assert first(f"step 1\n{line}\n") == id
+
+
+@pytest.mark.parametrize(
+    ("id", "line"),
+    [
+        ("rate-limit", "curl: (22) The requested URL returned error: 429"),
+        ("rate-limit", "toomanyrequests: You have reached your pull rate limit."),
+        ("server-error", "curl: (22) The requested URL returned error: 503"),
+        ("server-error", "HTTP Error 502: Bad Gateway"),
+        ("download-failed", "curl: (22) The requested URL returned error: 404"),
+        ("download-failed", "2026-07-19 14:30:17 ERROR 404: Not Found."),
+        (
+            "model-download",
+            "HTTPError: 403 Client Error: Forbidden for url: https://huggingface.co/x",
+        ),
+        ("model-download", "get_repo_commit: error: GET failed (404)"),
+        ("pip-credentials", "ERROR: HTTP error 401 while getting https://pypi.lab/simple/x/"),
+        ("pip-index", "ERROR: HTTP error 404 while getting https://pypi.lab/simple/x/"),
+        (
+            "container-image-missing",
+            "Error response from daemon: unauthorized: authentication required",
+        ),
+        (
+            "container-image-missing",
+            "failed to fetch anonymous token: unexpected status: 401 Unauthorized",
+        ),
+        (
+            "repository-missing",
+            "  - Status code: 404 for https://m.lab/repodata/repomd.xml (IP: 1.2.3.4)",
+        ),
+        (
+            "package-download",
+            "  - Status code: 404 for https://m.lab/repodata/a9f-primary.xml.gz (IP: 1.2.3.4)",
+        ),
+        ("package-download", "[FAILED] cuda-compat.rpm: No more mirrors to try"),
+        (
+            "pip-network",
+            "  - Curl error (28): Timeout was reached for https://m.lab/repodata/repomd.xml",
+        ),
+    ],
+)
+def test_a_download_by_its_status_and_who_asked(id: str, line: str) -> None:
+    assert first(f"step 1\n{line}\n") == id
+
+
+def test_a_word_counts_in_the_mouth_that_it_belongs_to() -> None:
+    xid = "NVRM: Xid (PCI:0000:cb:00): 13, Graphics SM Warp Exception: Illegal Instruction Encoding"
+    assert first(f"{xid}\n") == "xid-other"
+    assert first("Illegal instruction (core dumped)\n") == "illegal-instruction"
+    apt = "W: Target Packages is configured multiple times in /etc/apt/sources.list:1\n"
+    assert first(f"{apt}The following packages have unmet dependencies:\n") == "packages-conflict"
+
+
+def test_a_message_that_a_part_of_the_log_cuts_is_found() -> None:
+    wrapped = 'exception\nspecification is incompatible with that of previous\nfunction "cospi"\n'
+    for before in range(140, 160):
+        log = "".join(f"line {n}\n" for n in range(before)) + wrapped + "after\n" * 400
+        assert [(match.id, match.number) for match in causes(SIGNATURES, log)] == [
+            ("glibc-241-math", before + 1)
+        ]
