@@ -84,10 +84,10 @@ def parse(lines: list[str]) -> HostSnapshot:
         proxy_passwords=tuple(sorted({row[0] for row in record.rows("proxy_password", 1)})),
         ca_bundle=record.text("ca_bundle") or None,
         linger=record.text("linger") == "1",
-        os_id=release.get("ID", ""),
-        os_like=tuple(release.get("ID_LIKE", "").split()),
-        os_version=release.get("VERSION_ID", ""),
-        os_name=release.get("PRETTY_NAME", ""),
+        os_id=_shell_word(release.get("ID", "")),
+        os_like=tuple(_shell_word(release.get("ID_LIKE", "")).split()),
+        os_version=_shell_word(release.get("VERSION_ID", "")),
+        os_name=_shell_word(release.get("PRETTY_NAME", "")),
         kernel=record.text("kernel"),
         arch=record.text("arch"),
         glibc=_glibc(record.text("glibc")),
@@ -167,16 +167,17 @@ def _kib(text: str) -> int:
 
 
 def _os_release(lines: list[str]) -> dict[str, str]:
-    pairs = {}
-    for line in lines:
-        key, equals, value = line.partition("=")
-        try:
-            words = shlex.split(value)
-        except ValueError:
-            continue
-        if equals and words:
-            pairs[key.strip()] = words[0]
-    return pairs
+    """The assignments as they stand: to unquote is slow, so only what is asked for is unquoted."""
+    pairs = (line.partition("=") for line in lines)
+    return {key.strip(): value for key, equals, value in pairs if equals and value.strip()}
+
+
+def _shell_word(value: str) -> str:
+    """What a shell would assign; "" where the quotes don't close."""
+    try:
+        return next(iter(shlex.split(value)), "")
+    except ValueError:
+        return ""
 
 
 def _colon_pairs(lines: list[str]) -> dict[str, str]:

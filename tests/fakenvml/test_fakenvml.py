@@ -48,11 +48,47 @@ def test_what_is_said_is_heard_at_the_next_call(fake_nvml: Fake, device: object)
 
 def test_the_newest_child_is_a_pid(fake_nvml: Fake, device: object) -> None:
     fake_nvml.processes("Compute", ("child", 5), (7, 6))
-    with subprocess.Popen(["sleep", "60"]) as older, subprocess.Popen(["sleep", "60"]) as child:
+    with subprocess.Popen(["sleep", "60"]) as child:
         found = pynvml.nvmlDeviceGetComputeRunningProcesses(device)
-        older.kill()
         child.kill()
     assert [(one.pid, one.usedGpuMemory) for one in found] == [(child.pid, 5 * MIB), (7, 6 * MIB)]
+
+
+PIDS_BEGIN_AGAIN = """
+import pynvml, subprocess, sys
+from pathlib import Path
+children = []
+for last in ("20000", "1000"):
+    try:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(last)
+    except OSError as error:
+        sys.exit(f"no pid can be chosen: {error}")
+    children.append(subprocess.Popen(["sleep", "60"]))
+pynvml.nvmlInit()
+device = pynvml.nvmlDeviceGetHandleByIndex(0)
+print(*(one.pid for one in children))
+print(*(one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(device)))
+"""
+IN_OWN_PIDS = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can choose pids")
+def test_the_newest_child_may_have_a_lower_pid(fake_nvml: Fake) -> None:
+    fake_nvml.processes("Compute", ("child", 5))
+    done = subprocess.run(
+        [*IN_OWN_PIDS, sys.executable, "-c", PIDS_BEGIN_AGAIN],
+        capture_output=True,
+        text=True,
+        env=os.environ | fake_nvml.env,
+        timeout=60,
+        check=False,
+    )
+    if "no pid can be chosen" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    children, newest = (line.split() for line in done.stdout.splitlines())
+    assert int(children[0]) > int(children[1])
+    assert newest == [children[1]]
 
 
 ASK = """
