@@ -201,7 +201,7 @@ def partials(layout: Layout) -> tuple[str, ...]:
 
 def folders(layout: Layout) -> tuple[str, ...]:
     """Paths whose owner and mode the snapshot tells, beside those of the managed files."""
-    others = (layout.wheelhouse, layout.made, layout.current)
+    others = (layout.wheelhouse, layout.shared, layout.made, layout.current)
     return (*(row.path for row in folder_rows(layout)), *others, *partials(layout))
 
 

@@ -14,7 +14,7 @@ from llamafleet.oncalendar import is_calendar
 from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
 from llamafleet.tables.cpu_baselines import Baseline
-from llamafleet.tables.releases import outdated, release, releases
+from llamafleet.tables.releases import as_released, outdated, release, releases
 from llamafleet.tables.toolkits import toolkits
 
 LLAMA_VERSION = "0.3.36"
@@ -144,6 +144,10 @@ def _toolkit(value: str) -> str:
 
 
 def _llama(value: str) -> str:
+    named = as_released(value)
+    if named != value:
+        # As another text it would pass for a version that nobody knows.
+        raise ValueError(f"{named}, as that release is named")
     if outdated(value):
         known = ", ".join(one.version for one in releases())
         raise ValueError(f"one of {known}, or a newer release")

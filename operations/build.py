@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -33,10 +34,11 @@ def build() -> Generator[PyinfraCommand, None, None]:
         run.noop("no build is planned")
         return
     if wanted.job is None:
+        if wanted.clears:
+            yield share.put_away(run)
         if share.is_asked(run):
-            run.sharing.begun.add(run.name)
-            yield share.fetch(run)
-        else:
+            yield from _give(run, wanted)
+        elif not wanted.clears:
             run.noop(wanted.reason)
         return
     maker = share.waits_for(run)
@@ -50,7 +52,8 @@ def build() -> Generator[PyinfraCommand, None, None]:
 @operation()
 def take() -> Generator[PyinfraCommand, None, None]:
     """
-    Install the wheel of the host that built this fingerprint in this run; build without one.
+    Install the wheel of the host that built this fingerprint in this run. Where that gave none,
+    the next host gives or builds one, and the others wait for it.
 
     **Example:**
 
@@ -61,18 +64,40 @@ def take() -> Generator[PyinfraCommand, None, None]:
     """
     run = here()
     wanted = run.plan().build
+    if wanted and wanted.job is None and share.is_asked(run):
+        yield from _give(run, wanted)
+        return
     if wanted is None or wanted.job is None or not run.sharing.makers.get(run.name):
         run.noop(wanted.reason if wanted else "no build is planned")
         return
-    why = share.why_none(run)
-    if why:
-        run.say(why, fg="yellow")
+    if run.host.state.is_executing:
+        yield from share.settle(run)
+        wanted = run.plan().build or wanted
     yield from _carry_out(run, wanted)
+
+
+@contextmanager
+def _at_it(run: HostRun, wanted: BuildPlan) -> Iterator[None]:
+    """Tell the hosts that wait. While pyinfra prepares, it looks at the first command alone."""
+    if not run.host.state.is_executing:
+        yield
+        return
+    run.sharing.begins(run.name)
+    try:
+        yield
+    finally:
+        run.sharing.ends(run.name, wanted.fingerprint)
+
+
+def _give(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, None, None]:
+    """The wheel of a build that is there already, for other hosts."""
+    with _at_it(run, wanted):
+        yield share.fetch(run)
 
 
 def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, None, None]:
     """The job of a build, be it of a wheel; a wheel of one's own is kept for other hosts."""
-    job, wheel = wanted.job, wanted.config.wheel
+    job = wanted.job
     assert job is not None, "there is something to do"
 
     def done(stamp: Stamp) -> bool:
@@ -87,17 +112,12 @@ def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, Non
         run.settings = run.settings.model_copy(update={"rebuild": False})
         return True
 
-    run.sharing.begins(run.name)
-    try:
+    with _at_it(run, wanted), share.put_away_after(run, wanted):
         if job.start:
             yield from share.bring(run, wanted)
-        yield from jobs.carry_out(run, job, wanted.config, done)
-        if wheel:
-            yield share.put_away(run)
-        elif wanted.config.keep_wheel:
+        yield from jobs.carry_out(run, job, wanted.config, done, share.patience(run))
+        if wanted.config.keep_wheel:
             yield share.fetch(run)
-    finally:
-        run.sharing.building.discard(run.name)
 
 
 def _cause(stamp: Stamp) -> str:

@@ -23,13 +23,20 @@ __all__ = ["as_account", "carry_out", "forget_last", "start", "upload_config"]
 
 
 def carry_out(
-    run: HostRun, job: JobPlan, config: JobConfig, done: Callable[[Stamp], bool]
+    run: HostRun,
+    job: JobPlan,
+    config: JobConfig,
+    done: Callable[[Stamp], bool],
+    stalled_s: float | None = None,
 ) -> Generator[PyinfraCommand]:
-    """Start the job unless it runs already, and wait for it; `done` judges its stamp."""
+    """Start the job unless it runs already, and wait for it; `done` judges its stamp.
+
+    `stalled_s`: see `watch`.
+    """
     if job.start:
         yield from upload_config(run, job, config)
         yield start(run, job)
-    yield watch(run, job, done)
+    yield watch(run, job, done, stalled_s)
 
 
 def upload_config(run: HostRun, job: JobPlan, config: JobConfig) -> Generator[PyinfraCommand]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
 from llamafleet.settings import SECRETIVE, Settings
 from llamafleet.terminal import printable
+from llamafleet.wheelstore import KEPT_DAYS
 from operations.ending import Ending
 from operations.sharing import Sharing
 
@@ -197,11 +199,14 @@ class Fleet:
     Raises SettingsError with all errors of all hosts.
     """
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, builds: bool) -> None:
         self.inventory = inventory
-        settings, told = looked_up(validate_fleet({h.name: _data_of(h) for h in inventory}))
-        for line in told:
-            click.echo(line, err=True)
+        settings = validate_fleet({h.name: _data_of(h) for h in inventory})
+        if builds:
+            # No index is asked for a version that is only to be removed.
+            settings, told = looked_up(settings)
+            for line in told:
+                click.echo(line, err=True)
         supplies = read_supplies(settings)
         self.sharing = Sharing(order=tuple(h.name for h in inventory))
         if any(one.build_sharing == "wheel" for one in settings.values()):
@@ -215,7 +220,7 @@ class Fleet:
             )
             for h in inventory
         }
-        self.reports = False
+        self.reports = builds
         """It keeps its run and prints a table; else its hosts are only worked on."""
         self.kept: Run | None = None
         """This run as it is kept, from its first operation on: a dry run has none."""
@@ -257,10 +262,26 @@ class Fleet:
             try:
                 ended = Runs(RESULTS).finish(self.kept, end, rows)
                 text, code = render_run(ended), exit_code_of(ended)
+                self._prune()
             except OSError as error:
                 click.echo(_not_kept(error), err=True)
         click.echo("\n" + text, err=True)
         return code
+
+    def _prune(self) -> None:
+        """Remove the wheels that no run has used for long."""
+        if not any(run.settings.build_sharing == "wheel" for run in self.runs.values()):
+            return
+        store = self.sharing.store
+        try:
+            for name in store.prune(time.time()):
+                click.echo(f"{store.folder / name}: removed, unused for {KEPT_DAYS} days", err=True)
+        except OSError as error:
+            click.echo(
+                f"build_sharing: found that {store.folder} can't be tidied ({error}); expected to "
+                f"write there; next: ls -la {store.folder}",
+                err=True,
+            )
 
     def _planned(self, state: State, asked: list[HostRun]) -> int:
         """Of a run that only says what it would do: 0 if nothing stands in the way of any host.
@@ -375,11 +396,12 @@ _fleets: WeakKeyDictionary[Inventory, Fleet] = WeakKeyDictionary()
 
 
 def fleet_of(inventory: Inventory, report: bool) -> Fleet:
-    """The fleet of an inventory; the first call makes it. Raises SettingsError."""
+    """The fleet of an inventory; the first call makes it. Raises SettingsError.
+
+    `report`: it builds, and tells of it; else its hosts are only cleared.
+    """
     if inventory not in _fleets:
-        fleet = Fleet(inventory)
-        fleet.reports = report
-        _fleets[inventory] = fleet
+        _fleets[inventory] = Fleet(inventory, builds=report)
     return _fleets[inventory]
 
 

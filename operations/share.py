@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from binascii import Error as NotBase64
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 from pyinfra.api import FactBase, FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -16,11 +17,12 @@ from pyinfra.api.state import State
 from llamafleet.managed import access
 from llamafleet.plans.plan import BuildPlan, Problem
 from llamafleet.plans.share import offer_of, wheel_of
-from llamafleet.protocol.job import WHEELS
+from llamafleet.protocol.job import WHEELS, SharedWheel
 from llamafleet.wheelstore import Incoming
 from operations import lock, upload
 from operations.rights import as_account
 from operations.run import HostRun, here
+from operations.sharing import NO_END
 from operations.watch import POLL_SECONDS
 
 PART = 2 << 20
@@ -31,6 +33,13 @@ PART_S = 120
 
 BEGIN_S = 10
 """For a host that another one waits for, to begin its build."""
+STALLED_S = 1200.0
+"""A build that others wait for is waited for no longer than this without a step forward. The
+longest unit of one takes 84 s on 32 busy cores (measured)."""
+FETCH_S = 900.0
+"""For a whole wheel to come: others wait for it."""
+PUT_AWAY_S = 20
+DONE = "@gone"
 
 
 @operation()
@@ -51,10 +60,41 @@ def agree() -> Generator[PyinfraCommand, None, None]:
     if run.settings.build_sharing != "wheel" or build is None:
         run.noop("it builds for itself")
         return
+    _judge(run, build)
+    build = run.plan().build or build
     offer = offer_of(run.name, run.settings, run.snapshot(), build)
     run.sharing.offers[run.name] = offer
     run.noop(f"{offer.does} {offer.key}")
     yield from ()
+
+
+def _judge(run: HostRun, build: BuildPlan) -> None:
+    """Let no host take a stored wheel that is not as it was kept: it is set aside, and named."""
+    sharing, key, wheel = run.sharing, build.fingerprint, build.config.wheel
+    if wheel and key not in sharing.judged:
+        sharing.judged.add(key)
+        if wrong := sharing.store.wrong(key, wheel):
+            sharing.refuses(key)
+            problem = _replaced(run, key, wheel, wrong)
+            run.say(f"{problem}; it is not used: one of the hosts builds anew", fg="red")
+    if key in sharing.refused and run.host.state.is_executing:
+        sharing.refused.discard(key)
+        try:
+            run.say(f"build_sharing: it lies in {sharing.store.set_aside(key)} now", fg="red")
+        except OSError as error:
+            run.say(f"build_sharing: it can't be moved away ({error})", fg="red")
+
+
+def _replaced(run: HostRun, key: str, wheel: SharedWheel, wrong: str) -> Problem:
+    """Of a stored wheel that somebody has changed."""
+    file = run.sharing.store.file(key, wheel)
+    found, _, expected = wrong.partition("; expected ")
+    return Problem(
+        "build_sharing",
+        found=f"{file} with {found}",
+        expected=f"{expected}, the wheel of {wheel.host}",
+        next=f"see who wrote it, ls -la {file.parent}",
+    )
 
 
 def failed(run: HostRun) -> set[str]:
@@ -90,6 +130,20 @@ def wait(run: HostRun, maker: str) -> FunctionCommand:
     return FunctionCommand(poll, (), {})
 
 
+def settle(run: HostRun) -> Generator[FunctionCommand, None, None]:
+    """Where the host that this one waited for gave no wheel: the next one builds, or this one."""
+    asked: set[str] = set()
+    while why := why_none(run):
+        maker = waits_for(run)
+        if not maker or maker in asked:
+            run.sharing.makers.pop(run.name, None)
+            run.say(f"{why}; it is built here", fg="yellow")
+            return
+        asked.add(maker)
+        run.say(f"{why}; waits for the wheel of {maker}", fg="yellow")
+        yield wait(run, maker)
+
+
 def is_asked(run: HostRun) -> bool:
     """Others of this run wait for the wheel that this host's build left."""
     return run.sharing.gives(run.name, failed(run))
@@ -101,33 +155,75 @@ def why_none(run: HostRun) -> str:
     build = run.plan().build
     if not maker or build is None or build.config.wheel:
         return ""
-    why = run.sharing.why.get(maker) or "it came to no end"
-    return f"build: found no wheel of {maker} ({why}); expected one to install; it is built here"
+    why = run.sharing.why.get(maker) or NO_END
+    return f"build: found no wheel of {maker} ({why}); expected one to install"
 
 
 def bring(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, None, None]:
     """Put the wheel of the plan, if it has one, where root alone writes."""
-    wheel, store = wanted.config.wheel, run.sharing.store
+    wheel, store, key = wanted.config.wheel, run.sharing.store, wanted.fingerprint
     if wheel is None:
         return
-    file = store.file(wanted.fingerprint, wheel)
-    wrong = store.wrong(wanted.fingerprint, wheel)
-    if wrong:
-        problem = Problem(
-            "build_sharing",
-            found=f"{file} with {wrong.partition('; expected ')[0]}",
-            expected=f"sha256 {wheel.sha256}, the wheel of {wheel.host}",
-            next=f"rm -r {file.parent}, and run the same command again",
-        )
-        yield FunctionCommand(_refuse, (run, problem), {})
+    if wrong := store.wrong(key, wheel):
+        # It was right when the hosts agreed.
+        yield FunctionCommand(_refuse, (run, _replaced(run, key, wheel, wrong)), {})
         return
+    store.used(key)
     target = wanted.config.wheel_file
-    yield from upload.write(file, target, access(run.layout()), wheel.sha256)
+    yield from upload.write(store.file(key, wheel), target, access(run.layout()), wheel.sha256)
 
 
-def put_away(run: HostRun) -> StringCommand:
-    """Remove what `bring` put."""
-    return StringCommand("rm -rf --", QuoteString(run.layout().shared))
+def put_away(run: HostRun) -> FunctionCommand:
+    """Remove what a run that was cut off left. It fails no host."""
+
+    def remove(state: State, host: Host) -> bool:
+        _remove(run)
+        return True
+
+    return FunctionCommand(remove, (), {})
+
+
+@contextmanager
+def put_away_after(run: HostRun, wanted: BuildPlan) -> Iterator[None]:
+    """Remove what `bring` put, however it ends. A job that goes on needs it: the next run does."""
+    try:
+        yield
+    finally:
+        known = run.host.state.is_executing and not run.guard.lost
+        if wanted.clears and known and run.waits_for is None:
+            _remove(run)
+
+
+def _remove(run: HostRun) -> None:
+    """At once, as an operation that fails sends no further command."""
+    folder = run.layout().shared
+    try:
+        gone = run.host.get_fact(Gone, path=folder, _timeout=PUT_AWAY_S, _ignore_errors=True)
+    except Exception as error:  # It would hide why the operation ends.
+        run.say(f"build_sharing: {folder} could not be removed ({type(error).__name__})")
+        return
+    if not gone:
+        run.say(
+            f"build_sharing: found that {folder} can't be removed; expected it gone; "
+            f"next: ls -la {folder} there, and run the same command again",
+            fg="yellow",
+        )
+
+
+class Gone(FactBase[bool]):
+    """Whether a folder is gone, now that it was asked for."""
+
+    def command(self, path: str) -> StringCommand:
+        quoted = QuoteString(path)
+        return StringCommand("rm -rf --", quoted, "; test -e", quoted, f"|| echo {DONE}")
+
+    @staticmethod
+    def default() -> bool:
+        return False
+
+    def process(self, output: list[str]) -> bool:
+        # A login shell may print something of its own first.
+        return output[-1:] == [DONE]
 
 
 def _refuse(state: State, host: Host, run: HostRun, problem: Problem) -> bool:
@@ -171,9 +267,15 @@ def _fetch(run: HostRun) -> str:
     return why
 
 
+def patience(run: HostRun) -> float | None:
+    """Seconds without a step forward that this host's build is given; None: nobody waits for it."""
+    return STALLED_S if is_asked(run) else None
+
+
 def _parts(run: HostRun, path: str, coming: Incoming) -> str:
     """Read a wheel from the host, no more of it than its stamp says; "", or what is wrong."""
-    while coming.size < coming.wheel.size:
+    end = time.monotonic() + FETCH_S
+    while coming.size < coming.wheel.size and time.monotonic() < end:
         part = run.host.get_fact(
             WheelPart,
             rights=" ".join(as_account(run)),
@@ -186,7 +288,8 @@ def _parts(run: HostRun, path: str, coming: Incoming) -> str:
         if not part:
             break
         coming.add(part)
-    return f"{path}: {coming.wrong}" if coming.wrong else ""
+    late = f" within {FETCH_S:.0f} s" if time.monotonic() >= end else ""
+    return f"{path}: {coming.wrong}{late}" if coming.wrong else ""
 
 
 class WheelPart(FactBase[bytes]):

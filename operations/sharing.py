@@ -10,6 +10,8 @@ from llamafleet.protocol.job import SharedWheel
 from llamafleet.settings import Settings
 from llamafleet.wheelstore import WheelStore
 
+NO_END = "it came to no end"
+
 
 @dataclass
 class Sharing:
@@ -31,7 +33,11 @@ class Sharing:
     begun: set[str] = field(default_factory=set)
     """Those, and the ones that were."""
     why: dict[str, str] = field(default_factory=dict)
-    """By a host that gave no wheel, the reason."""
+    """By a host that gave no wheel, the reason: nobody waits for it any more."""
+    judged: set[str] = field(default_factory=set)
+    """Fingerprints whose stored wheel was compared with its record in this run."""
+    refused: set[str] = field(default_factory=set)
+    """Those whose stored wheel is not the one that was kept, and lies there still."""
 
     def for_host(self, settings: Settings) -> Mapping[str, SharedWheel]:
         """The wheels that it may install; one that builds anew takes only what is new."""
@@ -43,7 +49,7 @@ class Sharing:
 
     def _at_it(self, failed: Collection[str]) -> list[Offer]:
         known = (self.offers[name] for name in self.order if name in self.offers)
-        return [offer for offer in known if offer.host not in failed]
+        return [offer for offer in known if offer.host not in {*failed, *self.why}]
 
     def maker(self, host: str, failed: Collection[str]) -> str | None:
         """See maker_of. `failed`: hosts that are out of this run."""
@@ -61,6 +67,17 @@ class Sharing:
         """It is at it from now on."""
         self.building.add(host)
         self.begun.add(host)
+
+    def ends(self, host: str, key: str) -> None:
+        """It is at it no longer, be its wheel there or not."""
+        self.building.discard(host)
+        if key not in self.wheels:
+            self.why.setdefault(host, NO_END)
+
+    def refuses(self, key: str) -> None:
+        """The wheel that the controller has is not to be used."""
+        self.wheels.pop(key, None)
+        self.refused.add(key)
 
     def has(self, key: str, wheel: SharedWheel) -> None:
         """The controller has it from now on."""

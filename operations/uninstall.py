@@ -83,6 +83,8 @@ def uninstall() -> Generator[PyinfraCommand, None, None]:
         run.say(f"stays: {stays}")
     if not wanted.found:
         run.noop("no trace of llamafleet is there")
+        if run.host.state.is_executing:
+            _forget_wheels(run)
         return
     yield from _stop(run, wanted, snapshot)
     hold = release(snapshot)
@@ -199,7 +201,22 @@ def _check(state: State, host: Host, run: HostRun) -> bool:
     snapshot, layout = run.snapshot(), run.layout()
     left = [snapshot.error] if snapshot.error else traces(snapshot, layout)
     if not left:
+        _forget_wheels(run)
         return True
     found = f"left on the host: {', '.join(left[:20])}"
     run.fail(Problem("uninstall", found, "no trace", "see the log above, then run it again"))
     return False
+
+
+def _forget_wheels(run: HostRun) -> None:
+    """A host that is out of the fleet gives it no code any more."""
+    store = run.sharing.store
+    try:
+        for key in store.forget(run.name):
+            run.say(f"{store.folder / key}: removed, as it was built there")
+    except OSError as error:
+        run.say(
+            f"build_sharing: found that its wheels in {store.folder} can't be removed ({error}); "
+            f"expected to write there; next: grep -l {run.name} {store.folder}/*/*.json",
+            fg="yellow",
+        )

@@ -133,18 +133,24 @@ def unit_of(job: JobPlan) -> str:
     return VERIFY_UNIT if job.kind == "verify" else job_unit(job.kind, job.key)
 
 
-def watch(run: HostRun, job: JobPlan, done: Callable[[Stamp], bool]) -> FunctionCommand:
+def watch(
+    run: HostRun,
+    job: JobPlan,
+    done: Callable[[Stamp], bool],
+    stalled_s: float | None = None,
+) -> FunctionCommand:
     """Poll a job until it ends; `done` judges its stamp and returns whether the host goes on.
 
     A host that does not answer is tried again for PATIENCE_S, less and less often, and then given
-    up: all other hosts wait for it here.
+    up: all other hosts wait for it here. So is a job that tells nothing new for `stalled_s`
+    seconds, as one whose processes are stopped; None: its own limit of time is enough.
     """
 
     systemd = run.snapshot().init == "systemd"
 
     def poll(state: PyinfraState, host: Host) -> bool:
         run.waits_for = job
-        wait = _Wait(run.name, job, time.monotonic())
+        wait = _Wait(run.name, job, time.monotonic(), stalled_s)
         said, pause = _Said(run, job), 1.0
         while True:
             status = host.get_fact(StatusOfJob, **_where(run, job))
@@ -217,10 +223,11 @@ class _Wait:
     host: str
     job: JobPlan
     begun: float
-    """Monotonic, as `heard`."""
+    """Monotonic, as `heard` and `moved`."""
+    stalled_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.heard = self.now = self.begun
+        self.heard = self.now = self.moved = self.begun
         self.progress: Progress | None = None
         """What it told last."""
 
@@ -228,7 +235,8 @@ class _Wait:
         self.now = now
         if status:
             self.heard = now
-            self.progress = status.progress or self.progress
+            if status.progress not in (None, self.progress):
+                self.progress, self.moved = status.progress, now
 
     @property
     def young(self) -> bool:
@@ -270,6 +278,14 @@ class _Wait:
             return (
                 f"{kind}: still running after {self.job.minutes} minutes on {self.host}; it was "
                 f"left running; next: read {log} there, or raise the time limit"
+            )
+        still = now - self.moved
+        if self.stalled_s is not None and still > self.stalled_s and self.progress:
+            return (
+                f"{kind}: found no step forward on {self.host} for {still / 60:.0f} minutes "
+                f"({_line(self.job, self.progress)}); expected one within "
+                f"{self.stalled_s / 60:.0f}, as other hosts wait for it; it was left running; "
+                f"{again}, which attaches to it"
             )
         return ""
 

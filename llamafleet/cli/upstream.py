@@ -12,7 +12,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.tables import parse_version
-from llamafleet.tables.releases import Release, release, releases
+from llamafleet.tables.releases import Release, as_released, release, releases
 from llamafleet.terminal import printable
 from llamafleet.wheelhouse.index import Sources
 from llamafleet.wheelhouse.manifest import WheelhouseError, sha256_of
@@ -94,6 +94,8 @@ def _known(against: str | None, version: str) -> Release:
         return row
     if re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version) is None:
         raise BadInput(f"found {version}; expected a released version, as {releases()[0].version}")
+    if (named := as_released(version)) != version:
+        raise BadInput(f"found {version}; expected {named}, as that release is named")
     for row in releases():
         if row.order < parse_version(version):
             return row

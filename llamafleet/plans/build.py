@@ -12,6 +12,7 @@ from typing import Literal
 
 from llamafleet.facts.host import Compiler, HostSnapshot, Job
 from llamafleet.layout import Layout
+from llamafleet.plans.account import record_of
 from llamafleet.plans.compilercache import NO_OTHER_CACHE, plan_cache
 from llamafleet.plans.network import plan_network
 from llamafleet.plans.plan import BuildPlan, JobPlan, SwitchPlan, ToolkitPlan
@@ -300,7 +301,19 @@ def plan_build(
         start=choice.action == "build",
     )
     proof = f"{folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
-    return BuildPlan(config, choice.action, reason, proof, None if choice.action == "none" else job)
+    return BuildPlan(
+        config,
+        choice.action,
+        reason,
+        proof,
+        None if choice.action == "none" else job,
+        clears=wheel is not None or _left(snapshot, layout),
+    )
+
+
+def _left(snapshot: HostSnapshot, layout: Layout) -> bool:
+    """A folder of shared wheels lies there; in a folder of somebody else's it may be theirs."""
+    return layout.shared in snapshot.owners and layout.prefix in record_of(snapshot, layout)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def changes_anything(plan: Plan) -> bool:
             plan.reboot is not None,
             plan.wheelhouse is not None and plan.wheelhouse.bring,
             plan.toolkit is not None and plan.toolkit.install,
-            plan.build is None or plan.build.action != "none",
+            plan.build is None or plan.build.action != "none" or plan.build.clears,
             plan.switch is not None,
             plan.files is None or plan.files.needed,
             plan.verify is None or plan.verify.needed,

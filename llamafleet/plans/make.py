@@ -384,6 +384,8 @@ def explain(plan: Plan) -> list[str]:
         lines.append(
             "  its wheel is for all hosts of this fingerprint: the first of them builds it"
         )
+    if plan.build.clears and not told.wheel:
+        lines.append("  the wheel of another host that an earlier run left there is removed")
     if plan.build.action == "build":
         lines += _version_lines(told.inputs)
     if verb == "build":

@@ -162,6 +162,8 @@ class BuildPlan:
     """Path of the file with its stamp and its product."""
     job: JobPlan | None = None
     """None: it is built."""
+    clears: bool = False
+    """The folder of a wheel that another host built goes: one comes there, or was left there."""
 
     @property
     def name(self) -> str:

@@ -82,8 +82,8 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
     made = record_of(snapshot, layout)
     found = [*snapshot.files]
     paths = (row.path(layout) for row in managed(snapshot, layout))
-    ours = {*paths, *partials(layout), layout.made} - {*found}
-    found += [path for path in snapshot.owners if path in ours]
+    ours = {*paths, *partials(layout), layout.made, *([layout.shared] if made else ())}
+    found += [path for path in snapshot.owners if path in ours - {*found}]
     found += [path for path in roots(layout) if path in snapshot.owners and path in made]
     found += [f"job {job.kind} {job.key}" for job in snapshot.jobs]
     found += [f"build {version}" for version in snapshot.versions]

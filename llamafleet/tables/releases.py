@@ -74,6 +74,16 @@ def release(version: str) -> Release | None:
     return next((one for one in releases() if one.version == version), None)
 
 
+def as_released(version: str) -> str:
+    """A version as packages and archives are named by it (PEP 440): 0.3.36 of 0.3.036.
+
+    Raises ValueError.
+    """
+    from packaging.version import Version as Canonical
+
+    return str(Canonical(version))
+
+
 def outdated(version: str) -> bool:
     """Whether it is older than all of them."""
     return parse_version(version) < releases()[-1].order

@@ -7,19 +7,23 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from base64 import b64encode
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 
 from llamafleet.managed import Access
+from llamafleet.plans.lock import changes_anything
+from llamafleet.plans.share import wheel_of
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, JobError, SharedWheel
-from llamafleet.wheelstore import FOLDER, RECORD, WheelStore
-from operations import share, upload
+from llamafleet.protocol.job import BuildConfig, JobError, JobStatus, Progress, SharedWheel
+from llamafleet.wheelstore import FOLDER, KEPT_DAYS, RECORD, WheelStore
+from operations import share, upload, watch
 from operations.build import build, take
 from operations.share import agree
 from operations.sharing import Sharing
@@ -38,6 +42,7 @@ NAME = "llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl"
 READ = "tail -c"
 """Part of the command that reads a wheel."""
 TARGET = f"{LAYOUT.shared}/{NAME}"
+REMOVE = f"rm -rf -- {LAYOUT.shared} ;"
 CONFIG = f"/etc/llamafleet/jobs/build-{KEY}.json"
 GAVE = f"{share.BEGIN}\n{b64encode(WHEEL).decode()}"
 
@@ -65,8 +70,14 @@ def new(**data: Any) -> FakeHost:
     host = FakeHost(build_sharing="wheel", **data)
     host.answers[STATUS] = answer_of(ended("build", KEY))
     host.answers[READ] = GAVE
+    host.answers[REMOVE] = share.DONE
     host.becomes[STATUS] = FakeHost().build(keeps())
     return host
+
+
+def cleared(host: FakeHost) -> int:
+    """How often the folder of shared wheels was removed."""
+    return sum(REMOVE in sent for sent in host.sent)
 
 
 def deploy(run: Fleet, serial: bool = False) -> list[str]:
@@ -104,7 +115,7 @@ def test_the_first_builds_and_the_others_get_its_wheel(
         assert hosts[name].uploads[TARGET] == WHEEL
         # Root's, below a folder of root's, and gone when it is installed.
         assert hosts[name].access[TARGET] == "root:root 644"
-        assert hosts[name].sent[-1] == f"rm -rf -- {LAYOUT.shared}"
+        assert cleared(hosts[name]) == 1 and REMOVE in hosts[name].sent[-1]
         assert not any(READ in sent for sent in hosts[name].sent)
 
     read = next(sent for sent in hosts["a"].sent if READ in sent)
@@ -127,7 +138,7 @@ def test_without_the_setting_each_builds(monkeypatch: pytest.MonkeyPatch, here: 
 
 def stored(here: Path, content: bytes = WHEEL, **changes: Any) -> SharedWheel:
     """A wheel of an earlier run."""
-    wheel = share.wheel_of("@fake/old", keeps(**changes).product)
+    wheel = wheel_of("@fake/old", keeps(**changes).product)
     assert isinstance(wheel, SharedWheel), wheel
     with WheelStore(here / FOLDER).incoming(KEY, wheel) as coming:
         coming.add(WHEEL)
@@ -265,22 +276,104 @@ def test_an_unsound_offer_of_a_host_is_refused(
     assert told(hosts["b"]).wheel is None
 
 
-@pytest.mark.parametrize("content", [WHEEL[:-1], WHEEL[::-1]])
-def test_a_wheel_that_was_changed_on_the_controller_goes_to_no_host(
-    monkeypatch: pytest.MonkeyPatch, here: Path, content: bytes
+def test_a_wheel_that_was_changed_on_the_controller_is_set_aside_and_built_anew(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored(here, content)
+    stored(here, WHEEL[::-1])
     hosts = {name: new() for name in "ab"}
     with fleet(monkeypatch, hosts) as run:
-        assert deploy(run) == ["@fake/a", "@fake/b"]
-        (said,) = run.runs["a"].failures
-    found = hashlib.sha256(content).hexdigest()
-    assert said == (
+        assert deploy(run) == []
+        assert "wheel of @fake/a; " in run.runs["b"].changes[0]
+    found = hashlib.sha256(WHEEL[::-1]).hexdigest()
+    said = capsys.readouterr().err
+    assert (
         f"build_sharing: found {FOLDER}/{KEY}/{NAME} with sha256 {found}; expected sha256 "
-        f"{SHA256}, the wheel of @fake/old; next: rm -r {FOLDER}/{KEY}, and run the same command "
-        "again"
-    )
-    assert all(host.uploads == {} and started(host) == 0 for host in hosts.values())
+        f"{SHA256}, the wheel of @fake/old; next: see who wrote it, ls -la {FOLDER}/{KEY}; it is "
+        "not used: one of the hosts builds anew"
+    ) in said
+    assert said.count("it is not used") == 1
+    assert f"it lies in {FOLDER}/{KEY}.refused-1 now" in said
+    assert (here / FOLDER / f"{KEY}.refused-1" / NAME).read_bytes() == WHEEL[::-1]
+    assert told(hosts["a"]).keep_wheel and hosts["b"].uploads[TARGET] == WHEEL
+    assert WheelStore().all()[KEY].host == "@fake/a"
+
+
+def test_a_plan_alone_sets_nothing_aside(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored(here, WHEEL[::-1])
+    hosts = {name: new() for name in "ab"}
+    with fleet(monkeypatch, hosts, dry=True) as run:
+        assert deploy(run) == []
+        lines = run.runs["a"].sharing.lines()
+    assert lines == [f"build {KEY[:8]}: the wheel of @fake/a is for @fake/b"]
+    said = capsys.readouterr().err
+    assert "it is not used" in said and "found no wheel of" not in said
+    assert [path.name for path in (here / FOLDER).iterdir()] == [KEY]
+
+
+def test_one_that_is_changed_after_the_hosts_agreed_goes_to_none(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    stored(here, WHEEL[::-1])
+    monkeypatch.setattr(share, "_judge", lambda *_: None)
+    host = new()
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert deploy(run) == ["@fake/a"]
+        assert f"found {FOLDER}/{KEY}/{NAME} with sha256 " in run.runs["a"].failures[0]
+    assert host.uploads == {} and started(host) == 0 and cleared(host) == 1
+
+
+def test_a_wheel_that_another_account_can_write_is_not_used(here: Path) -> None:
+    """Whoever can write the wheel can write its record too."""
+    wheel, store = stored(here), WheelStore(here / FOLDER)
+    place = here / FOLDER / KEY
+    for path in (here / FOLDER, place, place / RECORD, place / NAME):
+        mode = path.stat().st_mode & 0o777
+        path.chmod(mode | 0o020)
+        assert "expected one that you alone can write" in store.wrong(KEY, wheel), path
+        path.chmod(mode)
+    assert store.wrong(KEY, wheel) == ""
+    (place / NAME).rename(here / NAME)
+    (place / NAME).symlink_to(here / NAME)
+    assert "a link" in store.wrong(KEY, wheel)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_wheel_of_another_account_is_not_used(here: Path) -> None:
+    wheel, store = stored(here), WheelStore(here / FOLDER)
+    os.chown(here / FOLDER / KEY / NAME, 1000, 1000)
+    assert "uid 1000 as its owner" in store.wrong(KEY, wheel)
+    os.chown(here / FOLDER, 1000, 1000)
+    with pytest.raises(PermissionError), store.incoming(KEY, wheel):
+        pass
+
+
+def test_what_is_kept_is_for_this_user_to_write_whatever_the_umask(here: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        wheel = wheel_of("@fake/old", keeps().product)
+        assert isinstance(wheel, SharedWheel)
+        with WheelStore().incoming(KEY, wheel) as coming:
+            coming.add(WHEEL)
+    finally:
+        os.umask(before)
+    assert WheelStore().wrong(KEY, wheel) == ""
+
+
+def test_wheels_that_nobody_uses_go_and_nothing_else(here: Path) -> None:
+    stored(here)
+    store, now, place = WheelStore(), time.time(), here / FOLDER
+    shutil.copytree(place / KEY, place / "0123456789abcdef")
+    aside = store.set_aside("0123456789abcdef")
+    (place / "notes").mkdir()
+    later = now + (KEPT_DAYS - 1) * 86400
+    assert store.prune(later) == []
+    os.utime(place / KEY / RECORD, (later, later))
+    assert store.prune(now + (KEPT_DAYS + 1) * 86400) == [aside.name]
+    assert sorted(path.name for path in place.iterdir()) == [KEY, "notes"]
+    store.used(KEY)
+    assert store.prune(now + (KEPT_DAYS + 1) * 86400) == [KEY]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 3}', '{"version": 1}'])
@@ -327,6 +420,133 @@ def test_a_wheel_that_fails_where_it_is_taken_fails_that_host(
     assert started(hosts["b"]) == 1
 
 
+@pytest.mark.parametrize("how", ["job", "start", "config"])
+def test_a_wheel_does_not_stay_on_a_host_where_it_failed(
+    monkeypatch: pytest.MonkeyPatch, here: Path, how: str
+) -> None:
+    stored(here)
+    host = new()
+    host.becomes.clear()
+    host.answers[STATUS] = answer_of(ended("build", KEY, ok=False))
+    failing = {"start": "systemd-run", "config": f"PUT {CONFIG}"}
+    if how in failing:
+        host.answers[failing[how]] = False
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert deploy(run) == ["@fake/a"]
+    assert host.uploads[TARGET] == WHEEL and cleared(host) == 1
+
+
+def test_a_wheel_stays_for_a_job_that_may_go_on(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    stored(here)
+    host = new()
+    host.becomes.clear()
+    host.answers[STATUS] = answer_of(JobStatus(state="running", progress=progress()))
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    with fleet(monkeypatch, {"a": host}) as run:
+        run.runs["a"].settings = run.runs["a"].settings.model_copy(
+            update={"build_timeout_minutes": 0}
+        )
+        assert deploy(run) == ["@fake/a"]
+        assert "left running" in run.runs["a"].failures[0]
+    assert cleared(host) == 0
+
+
+def test_what_a_run_that_was_cut_off_left_is_removed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With sharing or without, be there something to build or not; no folder of somebody else's."""
+    host = after_the_build(FakeHost())
+    owners = [f"41ed\troot\troot\t{LAYOUT.shared}"]
+    host.found(owners=owners, made=[LAYOUT.prefix])
+    other = after_the_build(FakeHost()).found(owners=owners, made=["account"])
+    host.answers[REMOVE] = other.answers[REMOVE] = ""
+    with fleet(monkeypatch, {"a": host, "b": other}) as run:
+        assert changes_anything(run.runs["a"].plan())
+        assert deploy(run) == []
+    assert cleared(host) == 1 and cleared(other) == 0
+    assert f"found that {LAYOUT.shared} can't be removed" in capsys.readouterr().err
+
+
+def progress(**told: Any) -> Progress:
+    values = {"pid": 7, "start_ticks": 1, "phase": "compile", "step": 5, "steps": 9, **told}
+    return Progress(kind="build", key=KEY, **values)
+
+
+@pytest.mark.parametrize("others", ["", "bc"])
+def test_a_build_that_stands_still_is_waited_for_no_longer_than_its_bound(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], others: str
+) -> None:
+    """As one whose processes are stopped: the next host builds, and the others wait for that."""
+    frozen = new()
+    frozen.becomes.clear()
+    still = JobStatus(state="running", progress=progress())
+    end = ended("build", KEY, ok=False)
+    frozen.answers[STATUS] = answer_of(*[still] * (9 if not others else 400), end)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(share, "STALLED_S", 0.05)
+    monkeypatch.setattr(watch._Wait, "young", False)
+    # As pyinfra's own program has it: hosts go on while one sleeps.
+    monkeypatch.setattr(time, "sleep", gevent.sleep)
+    monkeypatch.setattr(share, "BEGIN_S", 10)
+    hosts = {"a": frozen, **{name: new() for name in others}}
+    if others:
+        moves = [JobStatus(state="running", progress=progress(step=step)) for step in range(6, 9)]
+        hosts["b"].answers[STATUS] = answer_of(*moves, ended("build", KEY))
+    with fleet(monkeypatch, hosts) as run:
+        assert deploy(run) == ["@fake/a"]
+        (said,) = run.runs["a"].failures
+        assert run.runs["a"].known is not bool(others)
+    assert ("found no step forward on @fake/a" in said) is bool(others)
+    if others:
+        assert "as other hosts wait for it; it was left running" in said
+        assert told(hosts["b"]).keep_wheel and hosts["c"].uploads[TARGET] == WHEEL
+        err = capsys.readouterr().err
+        why = "build: found no wheel of @fake/a (it came to no end); expected one to install; "
+        assert f"[@fake/b] {why}it is built here" in err
+        assert f"[@fake/c] {why}waits for the wheel of @fake/b" in err
+
+
+def test_each_host_that_gives_none_is_followed_by_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = {name: new() for name in "abcd"}
+    for name in "ab":
+        hosts[name].becomes.clear()
+        hosts[name].answers[STATUS] = answer_of(ended("build", KEY, ok=False))
+    with fleet(monkeypatch, hosts) as run:
+        assert deploy(run) == ["@fake/a", "@fake/b"]
+    built = [told(hosts[name]).wheel is None for name in "cd"]
+    assert built.count(True) == 1, "of two that are left one builds"
+    assert "waits for the wheel of @fake/" in capsys.readouterr().err
+
+
+def test_of_two_that_have_built_the_second_gives_where_the_first_can_t(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = [
+        FakeHost(build_sharing="wheel").build(keeps()).found(f"current={KEY}") for _ in range(2)
+    ]
+    built[0].answers[READ] = False
+    built[1].answers[READ] = GAVE
+    hosts = {"a": new(), "b": built[0], "c": built[1]}
+    with fleet(monkeypatch, hosts) as run:
+        assert deploy(run) == []
+        assert "wheel of @fake/c; " in run.runs["a"].changes[0]
+
+
+def test_a_wheel_that_comes_too_slowly_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(share, "FETCH_S", -1.0)
+    hosts = {name: new() for name in "ab"}
+    with fleet(monkeypatch, hosts) as run:
+        assert deploy(run) == []
+    assert told(hosts["b"]).wheel is None
+    assert "found 0 bytes of" in capsys.readouterr().err
+
+
 def test_a_build_of_before_that_kept_no_wheel_is_no_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -346,7 +566,7 @@ def test_each_byte_of_a_wheel_comes_and_goes_under_any_login_shell(
         pytest.skip(f"no {login} here")
     source, fact = here / NAME, share.WheelPart()
     source.write_bytes(WHEEL)
-    wheel = share.wheel_of("@fake/a", keeps().product)
+    wheel = wheel_of("@fake/a", keeps().product)
     assert isinstance(wheel, SharedWheel)
     store = WheelStore(here / FOLDER)
     with store.incoming(KEY, wheel) as coming:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -19,7 +20,8 @@ from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import AS_ACCOUNT, HOLD_APT, Layout
 from llamafleet.managed import by_path, unit_names
 from llamafleet.plans.uninstall import Process
-from llamafleet.protocol.job import Stamp, start_ticks
+from llamafleet.protocol.job import SharedWheel, Stamp, start_ticks
+from llamafleet.wheelstore import WheelStore
 from operations.run import HostRun
 from operations.uninstall import end, uninstall
 from tests.operations import fake
@@ -30,6 +32,13 @@ from tests.plans.hosts import CPU_HOST
 from tests.plans.test_files import UNITS
 
 LAYOUT = Layout.system()
+WHEEL = SharedWheel(
+    host="",
+    name="llama_cpp_python-0.3.36-py3-none-linux_x86_64.whl",
+    sha256=hashlib.sha256(b"x").hexdigest(),
+    size=1,
+    libraries={"llama_cpp/lib/libllama.so": "0" * 64},
+)
 INSTALLED = "installed-packages && cat"
 """Part of the command that reads which packages were installed."""
 
@@ -56,6 +65,38 @@ def at(commands: list[str], part: str) -> int:
     """Place of the one command that holds that."""
     (found,) = (number for number, command in enumerate(commands) if part in command)
     return found
+
+
+def test_a_version_that_no_index_knows_is_removed_without_asking_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = deployed()
+    host.data |= {"llama_version": "9.9.9", "index_url": "http://127.0.0.1:9/simple"}
+    assert sent(monkeypatch, host)[-1] == "rm -rf --one-file-system -- /opt/llamafleet"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_host_that_goes_gives_no_wheel_any_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key, name in (("a" * 16, "@fake/a"), ("b" * 16, "@fake/b")):
+        wheel = replace(WHEEL, host=name)
+        with WheelStore().incoming(key, wheel) as coming:
+            coming.add(b"x")
+    sent(monkeypatch, deployed() if there else fake.FakeHost())
+    assert [*WheelStore().all()] == ["b" * 16]
+
+
+def test_a_wheel_that_lies_there_is_a_trace_of_llamafleet_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [f"41ed\troot\troot\t{LAYOUT.shared}"]
+    left = fake.FakeHost().found(owners=lines, made=[LAYOUT.etc])
+    left.becomes[f" {LAYOUT.shared}"] = fake.FakeHost()
+    assert any(f" {LAYOUT.shared}" in command for command in sent(monkeypatch, left))
+    # Without a record it may be anybody's.
+    assert sent(monkeypatch, fake.FakeHost().found(owners=lines)) == []
 
 
 def test_all_is_stopped_before_it_is_removed_and_the_record_goes_last(
