@@ -177,16 +177,13 @@ class Fix:
         return Worker(here, settings, read_machine(here, settings), self.as_json)
 
     def _work(self, work: Worker, environment: Environment, *, yes: bool, check: bool) -> int:
-        from llamafleet.mend.mending import examine, interrupted, mend
+        from llamafleet.mend.mending import judge_now, mend
         from llamafleet.mend.work import Failed
 
         judged: Judgement | None = None
         failure = ""
         try:
-            known = interrupted(work, environment, restore=yes)
-            if known and yes:
-                environment = describe(environment.executable, work.here.ask)
-            judged = examine(work, environment, known)
+            judged = judge_now(work, environment, restore=yes)
             if yes and judged[2].ready:
                 self._explain(judged)
                 judged = mend(work, judged[0], judged[2])

@@ -162,15 +162,31 @@ def of_distribution(one: metadata.Distribution) -> dict[str, Any]:
         found = re.search(rf"^{key}: (.*)", wheel, re.M)
         return found.group(1).strip() if found else ""
 
-    needed = [need for need in one.requires or () if "extra ==" not in need]
     return {
         "version": one.version or "",
         "tag": line("Tag"),
         "generator": line("Generator"),
         "installer": (one.read_text("INSTALLER") or "").strip(),
         "missing": missing[:MOST],
-        "requires": [normal(re.split(r"[^\w.-]", need.strip())[0]) for need in needed],
+        "requires": needed(one),
     }
+
+
+def needed(one: metadata.Distribution) -> list[str]:
+    """By its own metadata, and by that of what it needs where that is there."""
+    names: list[str] = []
+    asked = [one]
+    while asked:
+        for need in asked.pop(0).requires or ():
+            name = normal(re.split(r"[^\w.-]", need.strip())[0])
+            if "extra ==" in need or name in names:
+                continue
+            names.append(name)
+            try:
+                asked.append(metadata.distribution(name))
+            except metadata.PackageNotFoundError:
+                continue
+    return names
 
 
 def attempt() -> dict[str, Any]:

@@ -15,6 +15,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+from base64 import urlsafe_b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ class Change:
             new=mending.new,
             files=files,
             names=names,
-            adds=mending.adds,
+            adds=mending.adds or (),
             there=tuple(sorted(there)),
         )
         write_json(self.folder / JOURNAL, asdict(journal))
@@ -156,6 +157,22 @@ class Change:
                 f"pip {words[0]}: found status {said.status} ({lines[-1][:300]}); expected 0; "
                 "next: run the same command again"
             )
+
+    def mixed(self) -> str:
+        """Why what lies there now is no whole installation; "": all is as its RECORD says.
+
+        Raises OSError.
+        """
+        infos = [one for one in self._site.iterdir() if INFO.fullmatch(one.name)]
+        if len(infos) != 1:
+            return f"{len(infos)} records of {PACKAGE}"
+        hashed = [(row[0], row[1]) for row in _record(infos[0]) if len(row) > 1 and row[1]]
+        for name, told in hashed:
+            kind, _, digest = told.partition("=")
+            if kind != "sha256" or _content(self._site / name) != _hex(digest):
+                return f"{name} that is not the one of its RECORD"
+        own = any(name.startswith(f"{MODULE}/") for name, _ in hashed)
+        return "" if own else f"{infos[0].name} without hashes in a RECORD"
 
     def commit(self) -> None:
         """The new one stays."""
@@ -215,11 +232,7 @@ def _old_files(site: Path, prefix: Path) -> list[str]:
     names: set[str] = set()
     infos = [one for one in site.iterdir() if INFO.fullmatch(one.name)] if site.is_dir() else []
     for info in infos:
-        record = info / "RECORD"
-        rows = (
-            csv.reader(record.read_text(encoding="utf-8").splitlines()) if record.is_file() else ()
-        )
-        names |= {row[0] for row in rows if row}
+        names |= {row[0] for row in _record(info)}
         names |= _below(site, info)
     names |= _below(site, site / MODULE)
     roots = (prefix.resolve(), site.resolve())
@@ -231,6 +244,22 @@ def _old_files(site: Path, prefix: Path) -> list[str]:
                 f"environment alone; next: pip uninstall {PACKAGE}, and llamafleet fix again"
             )
     return sorted(name for name in names if _is_file(site / name))
+
+
+def _record(info: Path) -> list[list[str]]:
+    """Rows of a distribution's list of files: path, hash, size."""
+    record = info / "RECORD"
+    if not record.is_file():
+        return []
+    return [row for row in csv.reader(record.read_text(encoding="utf-8").splitlines()) if row]
+
+
+def _hex(digest: str) -> str:
+    """Of a hash as RECORD has it; "": it is none."""
+    try:
+        return urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
+    except ValueError:
+        return ""
 
 
 def _below(site: Path, folder: Path) -> set[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from llamafleet.facts.environment import NoAnswer, describe
 from llamafleet.inventory import read_supplies
-from llamafleet.mend.change import Change, changed
+from llamafleet.mend.change import Change, Journal, changed
 from llamafleet.mend.look import read_facts
 from llamafleet.mend.work import Failed, Worker, verify_build, verify_in_place
 from llamafleet.plans.make import make_plan
 from llamafleet.plans.mend.judge import Facts, Finding, judge
-from llamafleet.plans.mend.plan import Mending, plan_mending, scheme_of
+from llamafleet.plans.mend.plan import Mending, missing, plan_mending, scheme_of
 from llamafleet.plans.plan import Plan
 from llamafleet.protocol.environment import Environment
 from llamafleet.protocol.result import Result
+
+TAKES_BACK = "llamafleet fix --yes, which takes it back first"
 
 Judgement = tuple[Facts, tuple[Finding, ...], Mending]
 
@@ -49,19 +52,70 @@ def _site(facts: Facts) -> str:
     return own.folder.rpartition("/")[0] if own else facts.environment.site
 
 
-def interrupted(work: Worker, environment: Environment, *, restore: bool) -> tuple[Finding, ...]:
-    """Changes that were cut off, which `restore` takes back. Raises Failed."""
-    told = []
-    for site in filter(None, (environment.site, environment.user_site)):
-        change = Change(work.here, site)
-        if journal := change.unfinished():
-            what = f"a change of {site} was cut off ({journal.old or 'none'} -> {journal.new})"
-            if restore:
-                change.restore(journal)
-            why = "The old one is back" if restore else "What is there now may be half of each"
-            cure = "" if restore else "llamafleet fix --yes, which takes it back first"
-            told.append(Finding("interrupted", not restore, what, why, cure))
-    return tuple(told)
+@dataclass(frozen=True)
+class Left:
+    """A change that came to no end, and what it left."""
+
+    change: Change
+    journal: Journal
+    mixed: str
+    """Why what is there is no whole installation; "": it is one."""
+
+    def finding(self, why: str, cure: str = "", *, red: bool = False) -> Finding:
+        journal = self.journal
+        what = f"a change of {journal.site} was cut off ({journal.old or 'none'} -> {journal.new})"
+        return Finding("interrupted", red, what, why, cure)
+
+
+def judge_now(work: Worker, environment: Environment, *, restore: bool) -> Judgement:
+    """As `examine`, also where a change was cut off: what is there now counts.
+
+    `restore` takes such a change back, or forgets it where what is there is right: somebody may
+    have mended it by hand. Raises Failed, NoAnswer, OSError.
+    """
+    left = _left(work, environment)
+    if not left:
+        return examine(work, environment)
+    half = tuple(
+        one.finding(f"What is there now is half of each: {one.mixed}", TAKES_BACK, red=True)
+        for one in left
+        if one.mixed
+    )
+    if not (half and restore):
+        judgement = examine(work, environment, half)
+        red = any(finding.red for finding in judgement[1])
+        if not (red and restore):
+            return _with_hints(judgement, left, red=red, forget=restore)
+    for one in left:
+        one.change.restore(one.journal)
+    back = tuple(one.finding("The old one is back") for one in left)
+    return examine(work, describe(environment.executable, work.here.ask), back)
+
+
+def _left(work: Worker, environment: Environment) -> list[Left]:
+    sites = filter(None, (environment.site, environment.user_site))
+    changes = [Change(work.here, site) for site in sites]
+    return [
+        Left(change, journal, change.mixed())
+        for change in changes
+        if (journal := change.unfinished())
+    ]
+
+
+def _with_hints(
+    judgement: Judgement, left: Sequence[Left], *, red: bool, forget: bool
+) -> Judgement:
+    """With a note of each change that was cut off and left something whole."""
+    facts, findings, mending = judgement
+    hints = []
+    for one in left:
+        if forget:
+            one.change.commit()
+            hints.append(one.finding("What is there now is right, and its old files are removed"))
+        elif not one.mixed:
+            cure = TAKES_BACK if red else "llamafleet fix --yes, which removes the old one's files"
+            hints.append(one.finding("What is there now is whole, and judged as it is", cure))
+    return facts, (*findings, *hints), mending
 
 
 def mend(work: Worker, facts: Facts, mending: Mending) -> Judgement:
@@ -69,6 +123,9 @@ def mend(work: Worker, facts: Facts, mending: Mending) -> Judgement:
     plan = facts.plan
     assert plan.build is not None
     _build(work, plan)
+    needed = work.needs(plan.build.config.prefix)
+    mending = replace(mending, adds=missing(facts.environment, needed))
+    work.say(f"needs: {', '.join(needed)}; to be added: {', '.join(mending.adds or ()) or 'none'}")
     work.say("verify: the new build, by itself")
     proven = verify_build(work, plan)
     if not proven.good:
@@ -117,7 +174,7 @@ def _after(work: Worker, facts: Facts, mending: Mending) -> Judgement:
     """What is there now. Raises Failed where something else changed."""
     before = facts.environment
     environment = describe(before.executable, work.here.ask)
-    others = changed(before.distributions, environment.distributions, mending.adds)
+    others = changed(before.distributions, environment.distributions, mending.adds or ())
     if others:
         raise Failed(
             f"environment: found that more than one package changed ({'; '.join(others)}); "

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
+from llamafleet.facts.environment import NoAnswer, Said, describe, look
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.mend.machine import NO_TRACES, Machine, run
 from llamafleet.onhost.job import EXIT_BUSY, end_session
 from llamafleet.plans.mend.judge import Facts
-from llamafleet.plans.mend.plan import NEEDED, Scheme
+from llamafleet.plans.mend.plan import Scheme
 from llamafleet.plans.plan import JobPlan, Plan
 from llamafleet.plans.verify import verification_inputs
 from llamafleet.protocol.environment import MODULE, Environment
@@ -97,6 +98,29 @@ class Worker:
         finally:
             end_session(process)
 
+    def needs(self, prefix: str) -> tuple[str, ...]:
+        """What the llama-cpp-python of a build needs, as the build's interpreter tells.
+
+        Names of packages; raises Failed.
+        """
+
+        def ask(argv: Sequence[str], seconds: float, _: Mapping[str, str] | None) -> Said:
+            return run([*self.here.as_account, *argv], seconds, self.here.clean)
+
+        python = f"{prefix}/bin/python"
+        try:
+            there = {one.name for one in describe(python, ask).distributions}
+            copies = [copy for copy in look(python, ask).copies if copy.folder.startswith(prefix)]
+        except NoAnswer as problem:
+            raise Failed(str(problem)) from problem
+        if not copies:
+            raise Failed(
+                f"{prefix}: found no {MODULE} in it; expected the one that was built; "
+                "next: run the same command again"
+            )
+        # Of what is for other Pythons only the name is known.
+        return tuple(name for name in copies[0].requires if name in there)
+
     def pack(self, prefix: str) -> Path:
         """The wheel of a build, made by the account that builds. Raises Failed."""
         layout = self.here.layout
@@ -128,13 +152,14 @@ def _why(job: JobPlan, stamp: Stamp | None, unreadable: str) -> str:
 # -- verifications ---------------------------------------------------------------------------------
 
 
-def tools(work: Worker, environment: Environment) -> str:
+def tools(work: Worker, environment: Environment, needed: Sequence[str]) -> str:
     """Folder of what a verification needs beside llama-cpp-python and the environment lacks.
 
-    It goes onto the path of the verification alone. Raises Failed.
+    It goes onto the path of the verification alone. `needed`: what llama-cpp-python itself needs is
+    not there, or nobody would see that it is missing. Raises Failed.
     """
     there = {one.name for one in environment.distributions}
-    unwanted = {*there, *FOR_BUILDS, *NEEDED}
+    unwanted = {*there, *FOR_BUILDS, *needed}
     wanted = [pin for pin in pins(HOST) if pin.requirement.name.lower() not in unwanted]
     text = "".join(pip_line(str(pin.requirement), pin.sha256) for pin in wanted)
     folder = Path(work.here.layout.state, f"tools-{fingerprint({'text': text})}")
@@ -183,7 +208,9 @@ def verify_in_place(work: Worker, facts: Facts, site: str, scheme: Scheme) -> Re
     stamp = _stamp_of(here, place)
     variables = {name: here.environ[name] for name in AS_STARTED if name in here.environ}
     variables |= NO_TRACES
-    paths = [tools(work, environment), *([str(place)] if scheme == "user site" else [])]
+    own = facts.own or facts.imported
+    needed = own.requires if own else ()
+    paths = [tools(work, environment, needed), *([str(place)] if scheme == "user site" else [])]
     backend = facts.plan.backend
     inputs = verification_inputs(work.settings, work.snapshot, backend, "environment")
     config = VerifyConfig(

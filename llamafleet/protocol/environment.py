@@ -43,7 +43,8 @@ class Copy:
     missing: tuple[str, ...] = ()
     """Files of its RECORD that are not there, as told from its folder: at most 20."""
     requires: tuple[str, ...] = ()
-    """Names of the distributions that it needs, normalised."""
+    """Names of the distributions that it needs, normalised, by its own metadata; and of those that
+    they need, where they are there."""
 
     @property
     def cuda(self) -> bool:

@@ -109,6 +109,25 @@ def test_the_copy_that_is_imported(venv: Path, tmp_path: Path) -> None:
     assert copy.libraries == {"lib/libllama.so": 1} and not copy.missing and copy.tag
 
 
+def test_what_it_needs_by_its_own_metadata(tmp_path: Path, venv: Path) -> None:
+    """And what that needs, where it is there; nothing of its extras."""
+    shutil.copytree(venv, tmp_path / "env", symlinks=True)
+    python = tmp_path / "env/bin/python"
+    install(python, write_wheel(tmp_path, "jinja2", "3.1", {"jinja2.py": ""}))
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    for name, needs in (
+        (
+            "llama_cpp_python-0.3.36",
+            ("Jinja2>=2.11.3", "numpy", 'uvicorn>=0.22; extra == "server"'),
+        ),
+        ("jinja2-3.1", ("Markup_Safe (>=2.0)", 'Babel>=2.7; extra == "i18n"')),
+    ):
+        with (site / f"{name}.dist-info/METADATA").open("a") as file:
+            file.write("".join(f"Requires-Dist: {one}\n" for one in needs))
+    (copy,) = look(str(python), Asked(tmp_path)).copies
+    assert copy.requires == ("jinja2", "numpy", "markup-safe")
+
+
 @pytest.mark.parametrize(("by", "here"), [("PYTHONPATH", False), ("current folder", True)])
 def test_a_copy_in_front(venv: Path, tmp_path: Path, by: str, here: bool) -> None:
     other = tmp_path / "other"

@@ -9,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,17 @@ from llamafleet.facts.environment import NoAnswer
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.mend import machine as of_machine
 from llamafleet.mend import mending
+from llamafleet.mend.change import Change
 from llamafleet.mend.work import Failed, Worker
 from llamafleet.protocol.job import Stamp
 from llamafleet.protocol.result import Result, failed
+from tests.bench.fix import Bench
 from tests.cli import run
 from tests.history import RESULT
 from tests.hosts.recorded import load
 from tests.onhost.wheels import write_wheel
 
+ROOT = Path(__file__).resolve().parents[2]
 CPU = {"llama_cpp/__init__.py": "", "llama_cpp/lib/libllama.so": "x"}
 BASE = getattr(sys, "_base_executable", sys.executable)
 GOOD = replace(RESULT, verdict="CPU ONLY", gpus=())
@@ -64,6 +69,7 @@ class Here:
         self.on("cpu-debian12")
         monkeypatch.setattr(Worker, "job", self._job)
         monkeypatch.setattr(Worker, "pack", lambda *_: self.wheel)
+        monkeypatch.setattr(Worker, "needs", lambda *_: ("numpy", "jinja2"))
         monkeypatch.setattr(mending, "verify_build", lambda *_: self._result("new build"))
         monkeypatch.setattr(mending, "verify_in_place", lambda *_: self._result("in place"))
 
@@ -180,18 +186,47 @@ def test_a_build_that_is_not_good_changes_nothing(here: Here) -> None:
     assert here.files() == before and here.done == ["build", "new build"]
 
 
-@pytest.mark.long
-def test_one_that_was_cut_off_is_seen_and_taken_back(here: Here) -> None:
+def cut_off(here: Here) -> None:
+    """A mending that was killed when the new one was there and not proven."""
     (here.site / "llama_cpp/lib/libllama.so").unlink()
     with here.patch.context() as killed:
-        killed.setattr(mending.Change, "restore", lambda *_: None)
+        killed.setattr(Change, "restore", lambda *_: None)
         here.results = [GOOD, BAD]
         assert here.fix("--yes").exit_code == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("half", ["a file of the old one", "no record", "verification"])
+def test_one_that_was_cut_off_is_seen_and_taken_back(here: Here, half: str) -> None:
+    cut_off(here)
+    if half == "no record":
+        (here.site / "llama_cpp_python-0.3.36.dist-info/RECORD").unlink()
+    elif half == "verification":
+        here.results = [BAD]
+    else:
+        (here.site / "llama_cpp/__init__.py").write_text("# of 0.3.16")
     ended = here.fix("--check")
-    assert ended.exit_code == 1 and "WRONG interrupted: a change of" in ended.output
+    assert ended.exit_code == 1 and "interrupted: a change of" in ended.output
+    assert "next: llamafleet fix --yes, which takes it back first" in ended.output
+    here.results = [BAD] if half == "verification" else []
     ended = here.fix("--yes")
     assert ended.exit_code == 0, ended.output
     assert "0.3.16 -> 0.3.36" in ended.output and "The old one is back" in ended.output
+
+
+def test_one_that_was_cut_off_and_mended_by_hand_is_judged_as_it_is(here: Here) -> None:
+    """And what was mended by hand is never taken back."""
+    cut_off(here)
+    files = here.files()
+    ended = here.fix("--check")
+    assert ended.exit_code == 0, ended.output
+    assert "note  interrupted: a change of" in ended.output
+    assert "What is there now is whole, and judged as it is" in ended.output
+    for said in ("its old files are removed", ""):
+        ended = here.fix("--yes")
+        assert ended.exit_code == 0 and said in ended.output, ended.output
+        assert here.files() == files
+    assert "interrupted" not in ended.output
 
 
 def test_root_does_nothing_in_another_users_environment(
@@ -211,7 +246,7 @@ def test_a_full_disk_is_no_bad_input(here: Here, step: str) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
 
-    here.patch.setattr(mending.Change, step, full)
+    here.patch.setattr(Change, step, full)
     ended = here.fix("--yes", "--json")
     told = json.loads(ended.stdout)
     assert ended.exit_code == 1 and "No space left" in told["failure"]
@@ -234,7 +269,7 @@ def test_an_interpreter_that_is_gone_after_the_change_is_no_bad_input(here: Here
 
 def test_json_also_where_a_journal_cant_be_read(here: Here) -> None:
     here.patch.setattr(
-        mending.Change, "unfinished", lambda *_: (_ for _ in ()).throw(Failed("no journal"))
+        Change, "unfinished", lambda *_: (_ for _ in ()).throw(Failed("no journal"))
     )
     ended = here.fix("--check", "--json")
     told = json.loads(ended.stdout)
@@ -288,25 +323,58 @@ def test_a_version_that_is_not_known_is_looked_up(here: Here) -> None:
 
 
 PROVEN = os.environ.get("LLAMAFLEET_TEST_PYTHON")
+SYSTEM = "/usr/bin/python3"
+"""One that every user can run; the tests' own may lie in root's home."""
+
+
+@pytest.fixture
+def reachable(tmp_path: Path) -> Iterator[Path]:
+    """A folder that no other account can write, above either, and that all can enter."""
+    if os.geteuid() != 0:
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="llamafleet-test-", dir="/opt"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def real_environment(folder: Path) -> Path:
+    """With the files of the proven build, and what it needs from the index."""
+    assert PROVEN is not None
+    pack = [PROVEN, "-m", "llamafleet.onhost", "pack", "--prefix", str(Path(PROVEN).parents[1])]
+    made = subprocess.run(
+        [*pack, "--to", folder / "wheel"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    wheel = Path(made.stdout.strip().rpartition("\n")[2])
+    return Bench(SYSTEM, wheel, "", [], folder).make("env")
+
+
+def by_uvx(folder: Path, *words: str | Path) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the answer as JSON, and what was said beside it."""
+    # HOME is another one, so that nothing of this machine's is used or left.
+    env = {**os.environ, "HOME": str(folder)}
+    for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH"):
+        env.pop(name, None)
+    command = ["uvx", "--no-cache", "--from", ROOT, "llamafleet", "fix", "--json", *words]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not PROVEN, reason="needs LLAMAFLEET_TEST_PYTHON")
 @pytest.mark.skipif(not shutil.which("uv"), reason="no uv here")
-def test_a_real_environment_by_uvx(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path(SYSTEM).exists(), reason=f"no {SYSTEM} here")
+def test_a_real_environment_by_uvx(reachable: Path) -> None:
     """All that it needs is in the package: snapshot, tables, code for hosts, pip."""
-    root = Path(__file__).resolve().parents[2]
-    # As a user, for whom a folder of root's is no hindrance here: HOME is another one.
-    command = ["uvx", "--no-cache", "--from", root, "llamafleet", "fix", "--python", PROVEN]
-    env = {**os.environ, "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [*command, "--json"], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    if os.geteuid() == 0 and done.returncode == 2:
-        assert "which only root can reach" in done.stderr or "another account" in done.stderr
-        return
-    told = json.loads(done.stdout)
-    assert done.returncode == 0 and told["result"]["verdict"] in ("PASS", "CPU ONLY"), done.stdout
+    env = real_environment(reachable)
+    code, told, said = by_uvx(reachable, "--check", "--venv", env, "--set", "accelerator=auto")
+    assert (code, told.get("right")) == (0, True), (told, said)
+    assert told["result"]["verdict"] in ("PASS", "CPU ONLY")
+    assert {"numpy", "jinja2", "markupsafe"} <= set(told["copies"][0]["requires"])
+    next(env.rglob("libggml-cpu*.so")).unlink()
+    code, told, _ = by_uvx(reachable, "--check", "--venv", env)
+    assert code == 1 and "incomplete" in [finding["kind"] for finding in told["findings"]]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 
@@ -14,8 +15,9 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str]) ->
     described = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": "",
     }
+    record = [f"{file},{_hashed(text)}" for file, text in {**files, **described}.items()]
+    described[f"{info}/RECORD"] = "".join(f"{row}\n" for row in (*record, f"{info}/RECORD,,"))
     path = folder / f"{module}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         for file, text in {**files, **described}.items():
@@ -23,6 +25,12 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str]) ->
             entry.external_attr = 0o100755 << 16
             wheel.writestr(entry, text)
     return path
+
+
+def _hashed(text: str) -> str:
+    """Hash and size as a RECORD has them."""
+    digest = urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+    return f"sha256={digest},{len(text.encode())}"
 
 
 def hash_option(wheel: Path) -> str:

@@ -38,6 +38,7 @@ WHEEL = SharedWheel(
     sha256=hashlib.sha256(b"x").hexdigest(),
     size=1,
     libraries={"llama_cpp/lib/libllama.so": "0" * 64},
+    needs=(),
 )
 INSTALLED = "installed-packages && cat"
 """Part of the command that reads which packages were installed."""

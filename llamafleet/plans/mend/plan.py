@@ -9,14 +9,14 @@ from typing import Literal
 
 from llamafleet.plans.mend.judge import MENDABLE, Facts, Finding
 from llamafleet.plans.plan import Problem
-from llamafleet.protocol.environment import PACKAGE
+from llamafleet.protocol.environment import PACKAGE, Environment
 from llamafleet.protocol.result import Backend
 
 Scheme = Literal["environment", "user site"]
 
-NEEDED = ("diskcache", "jinja2", "markupsafe", "numpy", "typing-extensions")
-"""What llama-cpp-python 0.3.36 needs of other packages, and those of others (its METADATA, and
-jinja2's)."""
+OWN_PLACES = {True: "/opt/llama", False: "~/llama"}
+"""Where somebody makes an environment of his own, by whether he is root: others must be able to
+reach that of root, whose home is closed to them."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Mending:
     cmake_args: tuple[str, ...] = ()
     toolkit: str = ""
     """The CUDA Toolkit that it is built with, in words; "": none."""
-    adds: tuple[str, ...] = ()
-    """Packages that llama-cpp-python needs and that are missing."""
+    adds: tuple[str, ...] | None = None
+    """Packages that it needs and that are missing, by its own metadata; None: not known before it
+    is built."""
     problems: tuple[Problem, ...] = ()
     """What stands in the way: nothing is done then."""
 
@@ -53,7 +54,6 @@ def plan_mending(facts: Facts, findings: Sequence[Finding], version: str) -> Men
     elsewhere = own is None or (facts.imported is not None and facts.imported is not own)
     needed = bool(wrong) and not (elsewhere and not _own_fault(facts, wrong))
     scheme = scheme_of(facts)
-    there = {one.name for one in environment.distributions}
     toolkit = plan.toolkit
     return Mending(
         needed=needed,
@@ -65,9 +65,15 @@ def plan_mending(facts: Facts, findings: Sequence[Finding], version: str) -> Men
         backend=plan.backend,
         cmake_args=plan.build.config.cmake_args if plan.build else (),
         toolkit=f"CUDA {toolkit.version} at {toolkit.root} ({toolkit.reason})" if toolkit else "",
-        adds=tuple(name for name in NEEDED if name not in there) if needed else (),
+        adds=missing(environment, own.requires) if needed and own and own.requires else None,
         problems=tuple([*place_problems(facts, scheme), *_build_problems(facts)]) if needed else (),
     )
+
+
+def missing(environment: Environment, names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the packages that the environment has not."""
+    there = {one.name for one in environment.distributions}
+    return tuple(name for name in names if name not in there)
 
 
 def _mendable(finding: Finding) -> bool:
@@ -95,8 +101,15 @@ def scheme_of(facts: Facts) -> Scheme:
 
 def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
     """Why nothing may be put into this environment."""
+    unwritable = scheme == "environment" and not facts.writable
+    return _of_another(facts) or (_unwritable(facts) if unwritable else [])
+
+
+def _of_another(facts: Facts) -> list[Problem]:
+    """Another program keeps it, or its sources are somebody's work."""
     environment = facts.environment
     python = shlex.quote(environment.executable)
+    own = OWN_PLACES[facts.machine.uid == 0]
     if environment.externally_managed:
         return [
             Problem(
@@ -104,7 +117,7 @@ def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
                 f"{environment.externally_managed}: this Python belongs to the distribution, whose "
                 "packages alone may change it (PEP 668)",
                 "an environment of your own",
-                f"{python} -m venv ~/llama && llamafleet fix --venv ~/llama --yes",
+                f"{python} -m venv {own} && llamafleet fix --venv {own} --yes",
             )
         ]
     if environment.conda_package:
@@ -126,7 +139,12 @@ def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
                 f"{python} --yes",
             )
         ]
-    if scheme == "environment" and not facts.writable and environment.owner == facts.machine.uid:
+    return []
+
+
+def _unwritable(facts: Facts) -> list[Problem]:
+    environment = facts.environment
+    if environment.owner == facts.machine.uid:
         return [
             Problem(
                 "environment",
@@ -135,17 +153,16 @@ def place_problems(facts: Facts, scheme: Scheme) -> list[Problem]:
                 f"findmnt -T {shlex.quote(environment.site)}; ls -ld the same",
             )
         ]
-    if scheme == "environment" and not facts.writable:
-        return [
-            Problem(
-                "environment",
-                f"{environment.site}, which this user can't write (it is that of uid "
-                f"{environment.owner})",
-                "an environment that its own user mends",
-                f"sudo -u '#{environment.owner}' llamafleet fix --python {python}",
-            )
-        ]
-    return []
+    return [
+        Problem(
+            "environment",
+            f"{environment.site}, which this user can't write (it is that of uid "
+            f"{environment.owner})",
+            "an environment that its own user mends",
+            f"sudo -u '#{environment.owner}' llamafleet fix --python "
+            f"{shlex.quote(environment.executable)}",
+        )
+    ]
 
 
 def _build_problems(facts: Facts) -> list[Problem]:
@@ -188,10 +205,16 @@ def explain(facts: Facts, findings: Sequence[Finding], mending: Mending) -> list
         f"  {' '.join(arg for arg in mending.cmake_args if 'CUDA' in arg)}",
         "  verify it there",
         f"  install that very wheel into {mending.site}: {old} -> {mending.new}{same}",
-        f"  add {', '.join(mending.adds)}" if mending.adds else "  no other package changes",
+        _additions(mending),
         "  verify it in place; the old one comes back if that fails",
     ]
     return lines
+
+
+def _additions(mending: Mending) -> str:
+    if mending.adds is None:
+        return "  add what it needs and this environment lacks, named once it is built"
+    return f"  add {', '.join(mending.adds)}" if mending.adds else "  no other package changes"
 
 
 def _right(facts: Facts) -> list[str]:

@@ -329,6 +329,21 @@ def test_variables_and_caches_are_notes_where_the_build_is_right() -> None:
 # -- the plan --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("requires", "said"),
+    [
+        (("numpy", "typing-extensions"), "  add typing-extensions"),
+        (("numpy",), "  no other package changes"),
+        ((), "  add what it needs and this environment lacks, named once it is built"),
+    ],
+)
+def test_what_would_be_added_is_what_its_own_metadata_says(
+    requires: tuple[str, ...], said: str
+) -> None:
+    found = facts(copy(LIBRARIES, requires=requires), trial=imported(False))
+    assert said in explain(found, judge(found), plan_mending(found, judge(found), "0.3.36"))
+
+
 def test_what_would_be_done_is_said() -> None:
     found = facts(copy(LIBRARIES, version="0.3.16"), trial=imported(False))
     said = "\n".join(explain(found, judge(found), plan_mending(found, judge(found), "0.3.36")))
@@ -336,7 +351,17 @@ def test_what_would_be_done_is_said() -> None:
     assert "with CUDA 13.0 at /usr/local/cuda-13.0" in said
     assert "-DCMAKE_CUDA_ARCHITECTURES=89" in said
     assert f"install that very wheel into {SITE}: 0.3.16 -> 0.3.36" in said
-    assert "add typing-extensions" in said
+
+
+def test_the_place_of_an_environment_of_ones_own() -> None:
+    """Nobody but root reaches one in root's home, and root gives up its rights to use it."""
+    managed = replace(ENVIRONMENT, externally_managed="/usr/lib/python3.11/EXTERNALLY-MANAGED")
+    machine = replace(WITH_TOOLKIT, user="root", uid=0)
+    found = facts(copy(LIBRARIES), trial=imported(False), environment=managed, host=machine)
+    (problem,) = plan_mending(found, judge(found), "0.3.36").problems
+    assert problem.next.endswith(
+        "python -m venv /opt/llama && llamafleet fix --venv /opt/llama --yes"
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,7 +378,8 @@ def test_an_environment_that_is_not_the_users_to_change(
     changes: dict[str, Any], words: str
 ) -> None:
     environment = replace(ENVIRONMENT, **changes)
-    found = facts(copy(LIBRARIES), trial=imported(False), environment=environment)
+    machine = replace(WITH_TOOLKIT, user="ada", uid=1000)
+    found = facts(copy(LIBRARIES), trial=imported(False), environment=environment, host=machine)
     (problem,) = plan_mending(found, judge(found), "0.3.36").problems
     assert words in problem.next
 
