@@ -168,7 +168,8 @@ def bring(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, None, No
         # It was right when the hosts agreed.
         yield FunctionCommand(_refuse, (run, _replaced(run, key, wheel, wrong)), {})
         return
-    store.used(key)
+    if run.host.state.is_executing:
+        store.used(key)
     target = wanted.config.wheel_file
     yield from upload.write(store.file(key, wheel), target, access(run.layout()), wheel.sha256)
 

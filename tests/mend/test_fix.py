@@ -356,7 +356,7 @@ def by_uvx(folder: Path, *words: str | Path) -> tuple[int, dict[str, Any], str]:
     env = {**os.environ, "HOME": str(folder)}
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH"):
         env.pop(name, None)
-    command = ["uvx", "--no-cache", "--from", ROOT, "llamafleet", "fix", "--json", *words]
+    command = ["uvx", "--from", ROOT, "llamafleet", "fix", "--json", *words]
     done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
