@@ -69,9 +69,9 @@ class Sharing:
         self.begun.add(host)
 
     def ends(self, host: str, key: str) -> None:
-        """It is at it no longer, be its wheel there or not."""
+        """It is at it no longer; one that made no wheel of this run is asked for none any more."""
         self.building.discard(host)
-        if key not in self.wheels:
+        if key not in self.fresh:
             self.why.setdefault(host, NO_END)
 
     def refuses(self, key: str) -> None:

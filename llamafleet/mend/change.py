@@ -159,10 +159,14 @@ class Change:
             )
 
     def mixed(self) -> str:
-        """Why what lies there now is no whole installation; "": all is as its RECORD says.
+        """Why what lies there now is no whole installation; "": all is as its RECORD says."""
+        try:
+            return self._mixed()
+        except (OSError, ValueError, csv.Error) as error:
+            return f"what can't be read ({error})"
 
-        Raises OSError.
-        """
+    def _mixed(self) -> str:
+        """Raises OSError, ValueError, csv.Error."""
         infos = [one for one in self._site.iterdir() if INFO.fullmatch(one.name)]
         if len(infos) != 1:
             return f"{len(infos)} records of {PACKAGE}"

@@ -268,9 +268,7 @@ def test_an_interpreter_that_is_gone_after_the_change_is_no_bad_input(here: Here
 
 
 def test_json_also_where_a_journal_cant_be_read(here: Here) -> None:
-    here.patch.setattr(
-        Change, "unfinished", lambda *_: (_ for _ in ()).throw(Failed("no journal"))
-    )
+    here.patch.setattr(Change, "unfinished", lambda *_: (_ for _ in ()).throw(Failed("no journal")))
     ended = here.fix("--check", "--json")
     told = json.loads(ended.stdout)
     assert ended.exit_code == 1 and not told["right"] and told["failure"] == "no journal"

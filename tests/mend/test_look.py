@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from llamafleet.mend.look import cached, read_code, writable
+from llamafleet.mend.work import Failed, Worker
 from llamafleet.protocol.environment import Copy
 from tests.mend.test_change import here
+from tests.onhost.wheels import write_wheel
 
 FATBIN = Path(__file__).parents[1] / "onhost/data/fatbin"
 
@@ -65,6 +71,24 @@ def test_wheels_in_the_caches(tmp_path: Path) -> None:
         assert found["uv"] == (str(uv / name), True)
     (pip / name).write_text("no zip")
     assert next(one.cuda for one in cached(made) if one.by == "pip") is None
+
+
+def test_what_a_build_needs(tmp_path: Path) -> None:
+    """As its own interpreter tells; what is for other Pythons is named there, and not installed."""
+    env = tmp_path / "env"
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", "--without-pip", env], check=True)
+    work: Any = SimpleNamespace(here=here(tmp_path))
+    with pytest.raises(Failed, match="found no llama_cpp in it"):
+        Worker.needs(work, str(env))
+    wheels = [write_wheel(tmp_path, "llama-cpp-python", "0.3.36", {"llama_cpp/__init__.py": ""})]
+    wheels += [write_wheel(tmp_path, "numpy", "2.0", {"numpy.py": ""})]
+    argv = [sys.executable, "-m", "pip", "--python", str(env / "bin/python"), "install"]
+    subprocess.run([*argv, "--no-index", "--no-deps", *wheels], check=True, capture_output=True)
+    (metadata,) = env.glob("lib/python*/site-packages/llama_cpp_python-*.dist-info/METADATA")
+    with metadata.open("a") as file:
+        file.write("Requires-Dist: numpy>=1.20\nRequires-Dist: tomli; python_version < '3.0'\n")
+    assert Worker.needs(work, str(env)) == ("numpy",)
 
 
 def test_no_caches(tmp_path: Path) -> None:
