@@ -87,15 +87,15 @@ def _newest(where: Sources) -> str:
 def _known(against: str | None, version: str) -> Release:
     """What a version is compared with. Raises BadInput."""
     names = ", ".join(one.version for one in releases())
+    if re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version) is None:
+        raise BadInput(f"found {version}; expected a released version, as {releases()[0].version}")
+    if (named := as_released(version)) != version:
+        raise BadInput(f"found {version}; expected {named}, as that release is named")
     if against is not None:
         row = release(against)
         if row is None:
             raise BadInput(f"--against: found {against}; expected one of {names}")
         return row
-    if re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", version) is None:
-        raise BadInput(f"found {version}; expected a released version, as {releases()[0].version}")
-    if (named := as_released(version)) != version:
-        raise BadInput(f"found {version}; expected {named}, as that release is named")
     for row in releases():
         if row.order < parse_version(version):
             return row

@@ -16,11 +16,10 @@ from llamafleet.onhost.verify import fatbin
 from llamafleet.plans.gpus import chosen
 from llamafleet.plans.mend.judge import Cached, Code, Facts
 from llamafleet.plans.plan import Plan
-from llamafleet.protocol.environment import PACKAGE, Copy, Environment
+from llamafleet.protocol.environment import CUDA_LIBRARY, PACKAGE, Copy, Environment
 from llamafleet.settings import Settings
 
 MOST_CACHED = 20
-CUDA_LIBRARY = "libggml-cuda"
 
 
 def read_facts(

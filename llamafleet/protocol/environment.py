@@ -7,6 +7,8 @@ from typing import Literal
 
 PACKAGE = "llama-cpp-python"
 MODULE = "llama_cpp"
+CUDA_LIBRARY = "libggml-cuda"
+"""How the name of the CUDA backend's library begins."""
 
 By = Literal["environment", "user site", "PYTHONPATH", "current folder", "other"]
 """What puts a copy on the interpreter's path; other: a .pth file, or a hook."""
@@ -49,7 +51,7 @@ class Copy:
     @property
     def cuda(self) -> bool:
         """It has the CUDA backend."""
-        return any("libggml-cuda" in name for name in self.libraries)
+        return any(CUDA_LIBRARY in name for name in self.libraries)
 
 
 @dataclass(frozen=True)

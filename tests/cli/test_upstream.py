@@ -139,8 +139,9 @@ def test_an_archive_that_is_not_what_the_index_tells_is_refused(index: Path) -> 
 def test_bad_input(index: Path) -> None:
     code, said = upstream(index, "../9.9.9")
     assert code == 2 and "expected a released version" in said
-    code, said = upstream(index, "0.3.036")
-    assert code == 2 and "found 0.3.036; expected 0.3.36, as that release is named" in said
+    for more in ((), ("--against", "0.3.35")):
+        code, said = upstream(index, "0.3.036", *more)
+        assert code == 2 and "found 0.3.036; expected 0.3.36, as that release is named" in said
     code, said = upstream(index, "9.9.9")
     assert code == 2 and "none of that name" in said
     code, said = upstream(index, NEW, "--against", "0.2.0")

@@ -584,6 +584,11 @@ def test_each_byte_of_a_wheel_comes_and_goes_under_any_login_shell(
     target, own = here / "host" / NAME, Access("", "", 0o644)
     assert shells.run_all(upload.write(store.file(KEY, wheel), str(target), own, SHA256)) == []
     assert target.read_bytes() == WHEEL and target.stat().st_mode & 0o777 == 0o644
+    gone = share.Gone()
+    for _ in range(2):  # What is not there is gone too.
+        said = shells.run(gone.command(str(target.parent)), login).stdout
+        assert gone.process(["Welcome", *said.splitlines()]) and not target.parent.exists()
+    assert not gone.process([])
 
 
 @pytest.mark.parametrize("content", [WHEEL[:-1], WHEEL[::-1], b""])
