@@ -211,15 +211,37 @@ def test_a_run_that_can_t_be_kept_touches_no_host(folder: Path, option: tuple[st
 def test_an_interrupt_before_anything_was_begun_is_no_success(folder: Path, where: str) -> None:
     inventory = fleet(folder, {"a": NO_GPU})
     file = folder / (inventory if where == "inventory" else "deploy.py")
-    file.write_text(f"print('here', flush=True)\nimport time\ntime.sleep(30)\n{file.read_text()}")
+    file.write_text(f"print('here', flush=True)\nimport time\ntime.sleep(600)\n{file.read_text()}")
     process = start(folder, inventory)
     assert process.stdout is not None
     while "here" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=10)[0]
+    output = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "nothing was begun" in output, output
     assert not (folder / "results").exists()
+
+
+UNHEARD = """
+import signal, time
+from gevent import monkey
+
+def late():
+    monkey.get_original("time", "sleep")(1)
+    signal.pthread_kill(monkey.get_original("threading", "get_ident")(), signal.SIGINT)
+
+monkey.get_original("_thread", "start_new_thread")(late, ())
+time.sleep(600)
+"""
+"""A signal that is noted while the loop sleeps on, as one that comes just as it falls asleep."""
+
+
+def test_an_interrupt_is_heard_while_the_loop_sleeps(folder: Path) -> None:
+    inventory = fleet(folder, {"a": NO_GPU})
+    deploy = folder / "deploy.py"
+    deploy.write_text(UNHEARD + deploy.read_text())
+    run = pyinfra(folder, "-y", inventory, "deploy.py", limit=60)
+    assert run.returncode == 130 and "nothing was begun" in run.output, run.output
 
 
 DOWN = {"ssh_port": 1, "ssh_connect_retries": 0}
