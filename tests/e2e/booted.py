@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,16 @@ class BootedHost:
         argv += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         argv += [f"{user}@{self.address}", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+
+    def processes(self, name: str) -> list[int]:
+        """Those on it whose name begins so, as this machine numbers them."""
+        here, found = self.tree / "etc/hostname", []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                its = process / "root/etc/hostname"
+                if (process / "comm").read_text().startswith(name) and its.samefile(here):
+                    found.append(int(process.name))
+        return found
 
     def reboot(self) -> None:
         """Shut down and boot again; what is not on disk is gone."""

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -225,14 +225,7 @@ def finish(host: BootedHost) -> None:
 
 
 def sshd_of(host: BootedHost) -> list[int]:
-    """Processes of its sshd, by a file of its tree."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            name = (process / "comm").read_text()
-            its = process / "root/etc/hostname"
-            if name.startswith("sshd") and its.samefile(host.tree / "etc/hostname"):
-                found.append(int(process.name))
+    found = host.processes("sshd")
     assert found
     return found
 
