@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,26 @@ def _unpatched() -> Iterator[None]:
     """pyinfra's command line patches the standard library, and pytest-xdist would hang up."""
     yield
     assert "pyinfra_cli" not in sys.modules, "run pyinfra's command line in a process of its own"
+
+
+LONGEST = ("ssh", "local", "cuda", "connection", "boundary", "sandbox", "home", "units")
+"""Of the end-to-end files, those that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first, so that at the end no process works while the others are done.
+
+    End-to-end files, then those of most tests; the order in a file stays.
+    """
+    sizes = Counter(item.path for item in items)
+
+    def rank(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.stem.removeprefix("test_")
+        if item.get_closest_marker("e2e") is None:
+            return len(LONGEST) + 1, -sizes[item.path], str(item.path)
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), 0, str(item.path)
+
+    items.sort(key=rank)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

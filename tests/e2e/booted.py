@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
 MIRROR = "http://deb.debian.org/debian"
@@ -168,7 +169,7 @@ def boot(
     tree.mkdir(mode=0o755)
     subprocess.run(["cp", "-a", "--reflink=auto", f"{base_tree(suite)}/.", tree], check=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    port = _free_port()
+    port = free_port()
     _prepare(tree, name, (address, port), key.with_suffix(".key.pub").read_text())
     host = BootedHost(name, tree, port, key, folder / f"{name}.console", address, namespace)
     host.start()
@@ -205,9 +206,3 @@ def _carry_registry_settings(tree: Path) -> None:
             shutil.copy(file, tree / base / file.name)
     if Path("/etc/pip.conf").exists():
         shutil.copy("/etc/pip.conf", tree / "etc/pip.conf")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -57,7 +57,7 @@ def test_no_other_account_can_hold_it_up() -> None:
                 time.sleep(0.3)
                 begun = time.monotonic()
                 take(path)
-                assert time.monotonic() - begun < 5 and path.exists()
+                assert time.monotonic() - begun < 40 and path.exists()
             finally:
                 theirs.kill()
                 theirs.wait()
