@@ -11,7 +11,12 @@ import pytest
 from _pytest.terminal import TerminalReporter
 
 from llamafleet.tables import overlaid
+from tests import compiled
 from tests.frozen_tables import FROZEN
+
+# Set, each python that a test starts would compile all that it imports; and no user has it set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture
@@ -64,9 +69,12 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Two for each core, since many tests wait; fewer where hosts are booted, which build.
 
-    One where a GPU is measured, which must have the machine for itself.
+    There one more than cores where those builds find most of it compiled (tests/compiled.py). One
+    where a GPU is measured, which must have the machine for itself.
     """
     cores = len(os.sched_getaffinity(0))
     if "not gpu" not in config.option.markexpr:
         return 0
-    return 2 * cores if "not e2e" in config.option.markexpr else max(2, cores // 2)
+    if "not e2e" in config.option.markexpr:
+        return 2 * cores
+    return cores + 1 if compiled.URL else max(2, cores // 2)
