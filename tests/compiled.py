@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,12 @@ def placed_as_on_a_host(config: BuildConfig, folder: Path) -> tuple[BuildConfig,
     Only what lies at one path is found again. That path is the test's own in a mount namespace,
     in which `folder` is /var/lib: no file of this machine is touched. Needs root.
     """
-    if config.cache is None or os.geteuid() != 0 or shutil.which("unshare") is None:
+    before = ["unshare", "--mount", "sh", "-c", OVERLAID, str(folder), PARENT]
+    if config.cache is None or os.geteuid() != 0 or shutil.which(before[0]) is None:
         return config, []
     folder.mkdir(parents=True, exist_ok=True)
+    # A container may not let root mount.
+    if subprocess.run([*before, "true"], check=False).returncode:
+        return config, []
     cache = replace(config.cache, folder=Layout.system().compiler_cache)
-    before = ["unshare", "--mount", "sh", "-c", OVERLAID, str(folder), PARENT]
     return replace(config, cache=cache), before
