@@ -32,22 +32,26 @@ def _unpatched() -> Iterator[None]:
     assert "pyinfra_cli" not in sys.modules, "run pyinfra's command line in a process of its own"
 
 
-LONGEST = ("ssh", "local", "cuda", "connection", "boundary", "sandbox", "home", "units")
-"""Of the end-to-end files, those that take minutes."""
+LONGEST = (
+    *("test_ssh", "test_local", "test_cuda", "test_connection", "test_boundary", "test_sandbox"),
+    *("test_home", "test_units", "test_install", "test_fleet", "test_build", "test_compilercache"),
+    *("test_run", "test_loop", "test_wheelhouse", "test_secrets", "test_deploy", "test_plan"),
+)
+"""Files of a minute and more, end-to-end and others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest first, so that at the end no process works while the others are done.
 
-    End-to-end files, then those of most tests; the order in a file stays.
+    End-to-end files before others, then those of most tests; the order in a file stays.
     """
     sizes = Counter(item.path for item in items)
+    whole = {item.path for item in items if item.get_closest_marker("e2e")}
 
-    def rank(item: pytest.Item) -> tuple[int, int, str]:
-        name = item.path.stem.removeprefix("test_")
-        if item.get_closest_marker("e2e") is None:
-            return len(LONGEST) + 1, -sizes[item.path], str(item.path)
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST), 0, str(item.path)
+    def rank(item: pytest.Item) -> tuple[bool, int, int, str]:
+        path, last = item.path, len(LONGEST)
+        listed = LONGEST.index(path.stem) if path.stem in LONGEST else last
+        return path not in whole, listed, -sizes[path], str(path)
 
     items.sort(key=rank)
 
