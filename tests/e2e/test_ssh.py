@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.compiled import SETTINGS
+from tests import compiled
 from tests.e2e.booted import BootedHost, missing_tools
 from tests.e2e.runs import latest, llamafleet, pyinfra, start, write_inventory
 
@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-a"
+SETTINGS = {"accelerator": "auto", "model": "synthetic:tiny-q4_0", **compiled.SETTINGS}
+"""The default model is measured in test_local."""
 
 
 def stamps(host: BootedHost) -> dict[str, dict[str, Any]]:
@@ -133,7 +135,7 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     # A compiler is installed all the same.
     broken = booted.tree / "etc/apt/sources.list.d/broken.list"
     broken.write_text("deb file:/no/such ./\n")
-    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto", **SETTINGS)})
+    fleet = write_inventory(folder, {HOST: booted.data(**SETTINGS)})
     first = start(folder, fleet)
     try:
         # It compiles until the next run has seen it, however short the rest takes.
@@ -193,7 +195,7 @@ def _read_until(run: subprocess.Popen[str], word: str) -> str:
 
 
 def test_the_next_run_changes_nothing(booted: BootedHost, folder: Path) -> None:
-    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto", **SETTINGS)})
+    fleet = write_inventory(folder, {HOST: booted.data(**SETTINGS)})
     run = pyinfra(folder, "-y", "--json", fleet, "deploy.py")
     assert run.returncode == 0, run.output
     assert run.unchanged, run.output
@@ -204,7 +206,7 @@ def test_the_next_run_changes_nothing(booted: BootedHost, folder: Path) -> None:
 def test_without_a_schedule_the_timer_goes(booted: BootedHost, folder: Path) -> None:
     timer = "systemctl is-enabled llamafleet-verify.timer"
     assert booted.run(timer).stdout.strip() == "enabled"
-    data = booted.data(accelerator="auto", verify_schedule=None, **SETTINGS)
+    data = booted.data(verify_schedule=None, **SETTINGS)
     run = pyinfra(folder, "-y", write_inventory(folder, {HOST: data}), "deploy.py")
     assert run.returncode == 0 and "timer removed" in run.output, run.output
     assert "enabled" not in booted.run(timer).stdout
