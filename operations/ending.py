@@ -23,6 +23,8 @@ LIMIT_S = 4.0
 LEAVE_S = 1.0
 """Of it for hosts to be told goodbye."""
 TERMINAL = "/dev/tty"
+READABLE = 1
+"""EV_READ of libev."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,9 +34,34 @@ def until_begun() -> None:
     pyinfra would end with 0.
     """
     _remember_terminal()
+    _wake_at_signals()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup asks for.
             signal.signal(number, _stop)
+
+
+_waking: list[Any] = []
+"""What reads the pipe of `_wake_at_signals`; kept, as it ends with its last reference."""
+
+
+def _wake_at_signals() -> None:
+    """Let a signal wake gevent's loop.
+
+    Python only notes a signal, and gevent asks for it before the loop goes to sleep: one that comes
+    in between, or by way of another thread, was heard when the loop woke for something else.
+    """
+    if _waking:
+        return
+    reads, writes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    watcher = gevent.get_hub().loop.io(reads, READABLE, ref=False)
+    watcher.start(_drain, reads)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    _waking.append(watcher)
+
+
+def _drain(pipe: int) -> None:
+    with suppress(OSError):
+        os.read(pipe, 4096)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -19,6 +19,7 @@ from llamafleet.plans.plan import JobPlan, Plan
 from llamafleet.protocol.job import BuildConfig
 from llamafleet.settings import Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
+from tests import compiled
 from tests.e2e.booted import CACHE
 
 LAYOUT = Layout("user", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama")
@@ -32,7 +33,7 @@ def plan() -> Plan:
     )
     Path(LAYOUT.zipapp).write_bytes(host_zipapp())
     Path(LAYOUT.pip).write_bytes(pip_zipapp())
-    settings = Settings(scope="user", accelerator="cpu")
+    settings = Settings(scope="user", accelerator="cpu", **compiled.SETTINGS)
     return make_plan("tests", settings, parse(read.stdout.splitlines()), LAYOUT)
 
 
@@ -50,11 +51,12 @@ def main() -> int:
 
 
 def _build(config: BuildConfig, job: JobPlan, zipapp: str) -> int:
+    config, before = compiled.placed_as_on_a_host(config, Path(LAYOUT.state, "var-lib"))
     told = Path(job.config)
     told.parent.mkdir(parents=True, exist_ok=True)
     told.write_text(json.dumps(asdict(config)))
     told.chmod(0o600)
-    argv = [job.python, "-I", zipapp, "job", "--kind", "build"]
+    argv = [*before, job.python, "-I", zipapp, "job", "--kind", "build"]
     argv += ["--config", job.config, "--dir", job.folder]
     return subprocess.run(argv, stdout=sys.stderr, check=False).returncode
 

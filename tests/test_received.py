@@ -176,9 +176,9 @@ def test_texts_lists_and_numbers_are_bounded() -> None:
     found = received_result(changed("host", "x" * 100_000))
     assert isinstance(found, Result) and len(found.host) == LONGEST_TEXT
     assert isinstance(received_result(changed("checks", [None] * (MOST_ITEMS + 1))), Unreadable)
-    begin = time.monotonic()
+    begin = time.process_time()
     assert isinstance(received_json(f'{{"a": {"9" * 3_000_000}}}'), Unreadable)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_a_verdict_that_its_rows_do_not_hold_is_no_result() -> None:

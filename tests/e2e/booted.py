@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
 MIRROR = "http://deb.debian.org/debian"
@@ -117,6 +119,16 @@ class BootedHost:
         argv += [f"{user}@{self.address}", command]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
 
+    def processes(self, name: str) -> list[int]:
+        """Those on it whose name begins so, as this machine numbers them."""
+        here, found = self.tree / "etc/hostname", []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                its = process / "root/etc/hostname"
+                if (process / "comm").read_text().startswith(name) and its.samefile(here):
+                    found.append(int(process.name))
+        return found
+
     def reboot(self) -> None:
         """Shut down and boot again; what is not on disk is gone."""
         before = self.process
@@ -157,7 +169,7 @@ def boot(
     tree.mkdir(mode=0o755)
     subprocess.run(["cp", "-a", "--reflink=auto", f"{base_tree(suite)}/.", tree], check=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    port = _free_port()
+    port = free_port()
     _prepare(tree, name, (address, port), key.with_suffix(".key.pub").read_text())
     host = BootedHost(name, tree, port, key, folder / f"{name}.console", address, namespace)
     host.start()
@@ -194,9 +206,3 @@ def _carry_registry_settings(tree: Path) -> None:
             shutil.copy(file, tree / base / file.name)
     if Path("/etc/pip.conf").exists():
         shutil.copy("/etc/pip.conf", tree / "etc/pip.conf")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

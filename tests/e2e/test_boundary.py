@@ -1,7 +1,7 @@
 """A build account that tries to become root: it plants links and programs, and root works on.
 
-The deployment gets as far as the build, whose index does not answer: what root does on a host is
-done by then, and no minutes are spent on compiling.
+The deployment gets as far as the build, whose index is empty: what root does on a host is done by
+then, and no minutes are spent on compiling, nor seconds on an index that does not answer.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ from tests.e2e import fake_driver
 from tests.e2e.booted import BootedHost, boot, missing_tools
 from tests.e2e.jail import Jail, no_jail
 from tests.e2e.runs import LLAMAFLEET, PYINFRA, Run, llamafleet, pyinfra, write_inventory
+from tests.loopback import serve
 
 pytestmark = pytest.mark.e2e
 HOST = "gpu-b"
 LAYOUT = Layout.system()
-SETTINGS = {
-    "accelerator": "auto",
-    "model": "synthetic:tiny-q4_0",
-    "index_url": "http://127.0.0.1:9/simple/",
-}
+SETTINGS = {"accelerator": "auto", "model": "synthetic:tiny-q4_0"}
 WITNESS = "/tmp/ran-as"
 SPY = f'#!/bin/sh\nid -u >>{WITNESS}; chmod 666 {WITNESS} 2>/dev/null; exec "$@"\n'
 SECRET = "root:$y$j9T$planted-secret"
@@ -92,9 +89,18 @@ class Jailed(Boundary):
         return Run(done.returncode, done.stdout + done.stderr, 0.0, None)
 
 
+@pytest.fixture(scope="module")
+def settings() -> Iterator[dict[str, object]]:
+    with serve(lambda url: None) as index:
+        yield {**SETTINGS, "index_url": f"http://{index.address}/simple/"}
+
+
 @pytest.fixture(scope="module", params=["booted", pytest.param("jail", marks=pytest.mark.long)])
 def host(
-    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: dict[str, object],
 ) -> Iterator[Boundary]:
     lacking = missing_tools() if request.param == "booted" else no_jail()
     if lacking:
@@ -103,9 +109,9 @@ def host(
     if request.param == "booted":
         booted = boot(HOST, tmp_path_factory.mktemp("hosts"))
         fake_driver.plant_compiler(booted)
-        made, data = Boundary(booted, folder), {HOST: booted.data(**SETTINGS)}
+        made, data = Boundary(booted, folder), {HOST: booted.data(**settings)}
     else:
-        made, data = Jailed(Jail(folder.parent), folder), {"@local": dict(SETTINGS)}
+        made, data = Jailed(Jail(folder.parent), folder), {"@local": settings}
     made.fleet = write_inventory(folder, data, f"boundary-{request.param}")
     try:
         made.first()

@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-b"
-UNITS = 3
 SHORT_FIRST: dict[str, object] = {"cmake_options": {"CMAKE_GENERATOR": "Ninja"}}
 """Who names the build program gets CMake's own order: the longest units take a minute each."""
 PARTS = ("bin/nvcc", "lib64/libcublas.so", "include/cublas_v2.h", "nvvm/bin/cicc")
@@ -52,7 +51,7 @@ def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
     fleet = write_inventory(folder, {HOST: booted.data(**SHORT_FIRST)})
     run = start(folder, fleet)
     try:
-        objects = _wait_for_units(booted, run)
+        objects = _wait_for_units(booted, run, 3)
     finally:
         run.kill()
         output = run.communicate()[0]
@@ -67,7 +66,9 @@ def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
     subprocess.run(["cp", "-al", toolkit, folder.parent / "toolkit"], check=True)
 
 
-def _wait_for_units(host: BootedHost, run: subprocess.Popen[str], limit: float = 900) -> list[Path]:
+def _wait_for_units(
+    host: BootedHost, run: subprocess.Popen[str], count: int, limit: float = 900
+) -> list[Path]:
     """Finished object files of the CUDA backend.
 
     By ninja's log: nvcc moves nothing into place, and of the files that are there as many as
@@ -77,11 +78,11 @@ def _wait_for_units(host: BootedHost, run: subprocess.Popen[str], limit: float =
     while time.monotonic() < deadline and run.poll() is None:
         for log in (host.tree / "var/lib/llamafleet/build").glob("*/cmake/**/.ninja_log"):
             found = re.findall(r"\t(\S+\.cu\.o)\t", log.read_text())
-            if len(found) >= UNITS:
-                return [log.parent / name for name in found[:UNITS]]
-        time.sleep(3)
+            if len(found) >= count:
+                return [log.parent / name for name in found[:count]]
+        time.sleep(1)
     run.kill()
-    raise AssertionError(f"no {UNITS} CUDA units were compiled:\n{run.communicate()[0]}")
+    raise AssertionError(f"no {count} CUDA units were compiled:\n{run.communicate()[0]}")
 
 
 def test_uninstall_stops_a_build_that_runs(booted: BootedHost, folder: Path) -> None:
@@ -171,7 +172,7 @@ def test_apt_installs_the_toolkit_and_never_a_driver(
     key = str(repository.key)
     run = start(folder, apt_fleet(booted, folder, url, toolkit_key=key, **SHORT_FIRST))
     try:
-        objects = _wait_for_units(booted, run)
+        objects = _wait_for_units(booted, run, 1)
     finally:
         run.kill()
         output = run.communicate()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import compiled
 from tests.e2e.booted import BootedHost, missing_tools
 from tests.e2e.runs import latest, llamafleet, pyinfra, start, write_inventory
 
@@ -19,6 +21,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_tools()), reason=f"to boot a host: {missing_tools()} missing"),
 ]
 HOST = "gpu-a"
+SETTINGS = {"accelerator": "auto", "model": "synthetic:tiny-q4_0", **compiled.SETTINGS}
+"""The default model is measured in test_local."""
 
 
 def stamps(host: BootedHost) -> dict[str, dict[str, Any]]:
@@ -131,17 +135,23 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     # A compiler is installed all the same.
     broken = booted.tree / "etc/apt/sources.list.d/broken.list"
     broken.write_text("deb file:/no/such ./\n")
-    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+    fleet = write_inventory(folder, {HOST: booted.data(**SETTINGS)})
     first = start(folder, fleet)
     try:
-        _wait_for_compile(booted, first)
+        # It compiles until the next run has seen it, however short the rest takes.
+        held = _hold_the_compilation(booted, first)
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
     broken.unlink()
-    run = pyinfra(folder, "-y", fleet, "deploy.py")
-    assert run.returncode == 0, run.output
-    assert "attach" in run.output, run.output
+    run = start(folder, fleet)
+    try:
+        output = _read_until(run, "attach")
+    finally:
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
+    output += run.communicate(timeout=900)[0]
+    assert run.returncode == 0, output
     assert latest(folder, HOST)["verdict"] == "CPU ONLY"
     ((_, stamp),) = stamps(booted).items()
     assert stamp["ok"] is True
@@ -152,17 +162,40 @@ def test_a_killed_run_is_attached_to_and_finished_by_the_next(
     assert (verify.returncode, verify.stderr) == (0, ""), verify.stderr
 
 
-def _wait_for_compile(host: BootedHost, run: subprocess.Popen[str], limit: float = 300) -> None:
+def _hold_the_compilation(
+    host: BootedHost, run: subprocess.Popen[str], limit: float = 300
+) -> list[int]:
+    """Stop its ninja, amid its phase compile; the processes."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline and run.poll() is None:
-        if '"compile"' in host.run("cat /var/lib/llamafleet/build/*/progress.json").stdout:
-            return
-        time.sleep(2)
-    raise AssertionError(f"no build reached its compile phase: {run.stdout and run.stdout.read()}")
+        if _compiles(host) and (found := host.processes("ninja")):
+            for pid in found:
+                os.kill(pid, signal.SIGSTOP)
+            assert _compiles(host), "stopped too late"
+            return found
+        time.sleep(0.05)
+    run.kill()
+    raise AssertionError(f"no build reached its compile phase: {run.communicate()[0]}")
+
+
+def _compiles(host: BootedHost) -> bool:
+    told = (host.tree / "var/lib/llamafleet/build").glob("*/progress.json")
+    return any('"compile"' in file.read_text() for file in told)
+
+
+def _read_until(run: subprocess.Popen[str], word: str) -> str:
+    """What it says, up to the line with that word."""
+    assert run.stdout is not None
+    said = ""
+    for line in run.stdout:
+        said += line
+        if word in line:
+            return said
+    raise AssertionError(f"no {word!r}: {said}")
 
 
 def test_the_next_run_changes_nothing(booted: BootedHost, folder: Path) -> None:
-    fleet = write_inventory(folder, {HOST: booted.data(accelerator="auto")})
+    fleet = write_inventory(folder, {HOST: booted.data(**SETTINGS)})
     run = pyinfra(folder, "-y", "--json", fleet, "deploy.py")
     assert run.returncode == 0, run.output
     assert run.unchanged, run.output
@@ -173,7 +206,7 @@ def test_the_next_run_changes_nothing(booted: BootedHost, folder: Path) -> None:
 def test_without_a_schedule_the_timer_goes(booted: BootedHost, folder: Path) -> None:
     timer = "systemctl is-enabled llamafleet-verify.timer"
     assert booted.run(timer).stdout.strip() == "enabled"
-    data = booted.data(accelerator="auto", verify_schedule=None)
+    data = booted.data(verify_schedule=None, **SETTINGS)
     run = pyinfra(folder, "-y", write_inventory(folder, {HOST: data}), "deploy.py")
     assert run.returncode == 0 and "timer removed" in run.output, run.output
     assert "enabled" not in booted.run(timer).stdout

@@ -342,10 +342,10 @@ def test_a_buffer_that_has_run_over_and_no_journal(fake: FakeHost) -> None:
 def test_a_log_that_hangs(fake: FakeHost, program: str) -> None:
     fake.program("dmesg", "exit 1")
     (fake.bin / program).unlink(missing_ok=True)
-    fake.program(program, "exec sleep 20")
+    fake.program(program, "exec sleep 600")
     begin = time.monotonic()
     assert fake.snapshot().driver.kernel_log is None
-    assert time.monotonic() - begin < 8
+    assert time.monotonic() - begin < 60
 
 
 def test_uptime(fake: FakeHost) -> None:
@@ -364,10 +364,10 @@ def test_dkms(fake: FakeHost) -> None:
 
 def test_a_dkms_that_hangs(fake: FakeHost) -> None:
     (fake.root / "var/lib/dkms/nvidia").mkdir(parents=True)
-    fake.program("dkms", "exec sleep 20")
+    fake.program("dkms", "exec sleep 600")
     begin = time.monotonic()
     assert fake.snapshot().driver.dkms == ()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
 
 
 def test_packages(fake: FakeHost, shell: str) -> None:

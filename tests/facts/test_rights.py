@@ -212,7 +212,7 @@ def test_a_program_that_hangs_costs_the_account_s_part_alone(account: FakeHost) 
     account.program("setpriv", f'printf "%s\\n" "$*" >> {account.folder}/rights; exec {real} "$@"')
     begin = time.monotonic()
     snapshot = account.snapshot()
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert "no end" in snapshot.unseen and snapshot.os_id == "debian"
     # Its number may be another process's by then: root ends nothing that the account couldn't.
     assert "kill -9" in (account.folder / "rights").read_text().splitlines()[-1]

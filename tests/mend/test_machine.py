@@ -34,16 +34,16 @@ def test_the_end_of_a_long_answer_is_kept() -> None:
 def test_what_it_started_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     begun = time.monotonic()
-    said = run(["sh", "-c", f"sleep 50 & echo $$ > {file}; echo done"], 30, ENV)
-    assert said.output == "done\n" and time.monotonic() - begun < 20
+    said = run(["sh", "-c", f"sleep 100 & echo $$ > {file}; echo done"], 90, ENV)
+    assert said.output == "done\n" and time.monotonic() - begun < 60
     assert session_members(int(file.read_text())) == []
 
 
 def test_one_that_left_with_the_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     begun = time.monotonic()
-    said = run(["sh", "-c", f"setsid sleep 20 & echo $! > {file}; echo done"], 15, ENV)
-    assert said.output == "done\n" and time.monotonic() - begun < 10
+    said = run(["sh", "-c", f"setsid sleep 100 & echo $! > {file}; echo done"], 90, ENV)
+    assert said.output == "done\n" and time.monotonic() - begun < 60
     os.kill(int(file.read_text()), 9)
 
 

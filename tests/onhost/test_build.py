@@ -274,7 +274,7 @@ def test_a_build_is_made_checked_and_not_made_twice(
         "start", "resolve", "configure", "compile", "link", "install", "check",
     ]  # fmt: skip
     assert stamp["phases"]["link"] > 0
-    assert abs(sum(stamp["phases"].values()) - stamp["wall_s"]) < 0.5
+    assert abs(sum(stamp["phases"].values()) - stamp["wall_s"]) < 0.5 + 0.1 * stamp["wall_s"]
     assert {Path(path).name for path in stamp["libraries"]} == {"libllama.so", "libggml-cuda.so"}
     for path, sha256 in stamp["libraries"].items():
         assert hashlib.sha256((toy.prefix / path).read_bytes()).hexdigest() == sha256

@@ -28,6 +28,7 @@ from llamafleet.tables.pinned import CACHE
 from tests.onhost.runner import PYTHON, Runner
 from tests.onhost.test_build import SDIST, Build, small_memory, wheelhouse
 from tests.plans.hosts import CPU_HOST, build_of
+from tests.ports import free_port
 
 __all__ = ["wheelhouse"]
 
@@ -427,9 +428,7 @@ def redis(tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path)]
     server = subprocess.Popen(
         [program, *words, "--requirepass", PASSWORD], stdout=subprocess.DEVNULL

@@ -398,10 +398,10 @@ def test_a_hanging_nvidia_smi_does_not_hang_the_check(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMAFLEET_SMI_LIMIT", "0.2")
-    host.smi("exec /bin/sleep 30")
+    host.smi("exec /bin/sleep 600")
     begun = time.monotonic()
     assert host.check() == 3
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert "nvidia-smi did not answer within 0.2 s" in host.mark()["reason"]
 
 

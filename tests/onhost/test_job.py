@@ -90,7 +90,7 @@ def test_success_is_stamped(tmp_path: Path) -> None:
     assert 0 < data["phases"]["one"] <= data["wall_s"]
     assert data["cpu_s"] > 0
     assert data["max_rss_mib"] > 1
-    assert abs(sum(data["phases"].values()) - data["wall_s"]) < 0.5
+    assert abs(sum(data["phases"].values()) - data["wall_s"]) < 0.5 + 0.1 * data["wall_s"]
     assert "said" in (tmp_path / "toolkit.log").read_text()
     assert status(tmp_path).state == "ok"
 

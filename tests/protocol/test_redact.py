@@ -48,7 +48,7 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 
 def test_long_text_takes_no_long_time() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in ("://" * 10**6, "a" * 10**6 + "://x@" * 10**5, "https://h/?=" + "=&" * 10**6):
         redacted(text)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5

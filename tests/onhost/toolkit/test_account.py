@@ -73,7 +73,7 @@ def test_what_it_leaves_running_is_ended(place: Path, tried: Bench) -> None:
     planted.chmod(0o755)
     begun = time.monotonic()
     assert tried.run([str(planted)], tried.environment()) == "done\n"
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
     assert processes_below(place) == []
 
 

@@ -201,7 +201,7 @@ def test_what_is_no_key_is_refused(data: bytes, why: str) -> None:
 
 
 def test_no_long_input_takes_long() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for data in (
         BEGIN + b"\n" + b"a: b\n" * 50_000,
         BEGIN + b"\n\n" + b"A\n" * 100_000,
@@ -210,4 +210,4 @@ def test_no_long_input_takes_long() -> None:
     ):
         with pytest.raises(ValueError):
             fingerprints(data)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
