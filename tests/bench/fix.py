@@ -210,14 +210,16 @@ def main() -> int:
             rows.append(measure(bench, kind))
         except (AssertionError, subprocess.CalledProcessError) as error:
             failed += 1
-            rows.append([KINDS[kind][1], f"FAILED {error}"[:300], "", "", "", ""])
+            said = " ".join(str(error).split())[:300]
+            rows.append([KINDS[kind][1], f"FAILED {said}", "", "", "", ""])
         print("| " + " | ".join(rows[-1]) + " |", flush=True)
+        if options.csv:
+            # After each: what comes after it may be cut off.
+            with options.csv.open("w", newline="") as file:
+                csv.writer(file).writerows(rows)
     print()
     for number, row in enumerate(rows):
         print("| " + " | ".join(row) + " |" + ("\n" + "|---" * 6 + "|" if number == 0 else ""))
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
     shutil.rmtree(folder)
     return 1 if failed else 0
 

@@ -46,7 +46,18 @@ def source(folder: Path, archive: Path | None = None) -> Path:
         archives = Path(WHEELHOUSE or folder).glob("llama_cpp_python-*.tar.gz")
         archive = next(archives, None)
     if archive is None:
-        argv = ["pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
+        argv = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "-d",
+            str(folder),
+        ]
         subprocess.run([*argv, f"llama-cpp-python=={LLAMA_VERSION}"], check=True)
         archive = next(folder.glob("llama_cpp_python-*.tar.gz"))
     with tarfile.open(archive) as tar:
