@@ -2,7 +2,9 @@
 
 WHAT: recipe (what the guide says: pip alone), cmake (ours in CMake's own order), sorted (the same
 with build.ninja sorted), units (the units before all else, in CMake's order), ours (both). What is
-built is planned for this machine, or told by --told FILE: a build job's configuration.
+built is planned for this machine by the settings given with --set, as
+`--set 'compute_capabilities=["8.9"]' --set wheelhouse=FOLDER`, or told by --told FILE: the
+configuration of a build job.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from llamafleet.onhost.job import Job
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BuildConfig
 from tests.bench.frame import Row, keep_to, measured, table
+from tests.bench.planned import layout_below, planned, settings_of
 
 RECIPE = {
     "cuda": "-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={codes} -DCMAKE_CUDA_COMPILER_FORCED=ON",
@@ -133,15 +136,6 @@ def one(what: str, config: BuildConfig, root: Path, cores: int, out: Path | None
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def planned() -> BuildConfig:
-    """By the plan of this machine."""
-    from tests.build_llama import plan
-
-    made = plan()
-    assert made.build is not None, made.problems
-    return made.build.config
-
-
 def shipped(costs: Path | None) -> ninja.Costs:
     """The table, or what was written from it."""
     if costs:
@@ -156,17 +150,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="+", choices=["recipe", *CHANGED, "ours"])
     parser.add_argument("--told", type=Path, help="a build job's configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--costs", type=Path, help="the table as JSON, where YAML can't be read")
     parser.add_argument("--cores", type=int, default=0, help="of those that are there")
     parser.add_argument("--out", type=Path, help="folder for ninja's logs")
     args = parser.parse_args()
     cores = keep_to(args.cores)
-    config = decode(BuildConfig, json.loads(args.told.read_text())) if args.told else planned()
     known, rows = shipped(args.costs), []
     with (
         tempfile.TemporaryDirectory(prefix="llamafleet-bench-") as root,
         patch.object(ninja, "shipped", lambda: known),
     ):
+        if args.told:
+            config = decode(BuildConfig, json.loads(args.told.read_text()))
+        else:
+            layout = layout_below(Path(root) / "planned")
+            config = planned(layout, settings_of(args.set)).config
         for what in args.what:
             told = replace(config, jobs=cores)
             rows.append(one(what, told, Path(root), cores, args.out))

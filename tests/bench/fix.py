@@ -1,10 +1,13 @@
-"""`python -m tests.bench.fix --wheel WHEEL [KIND...]`: `llamafleet fix` on broken environments.
+"""`python -m tests.bench.fix [--wheel WHEEL] [--cpu-wheel WHEEL] [KIND...]`: `llamafleet fix` on
+broken environments.
 
 Each kind is a real environment, broken, judged by `fix --check`, mended by `fix --yes` and judged
 again; the packages beside llama-cpp-python must be the same before and after. It prints the table
 of the documents. WHEEL: of llama-cpp-python, a CUDA build for the kinds that need a GPU
-(`python -m llamafleet.onhost pack --prefix BUILD --to FOLDER` makes one of a build). A build takes
-minutes, and what is built for the first kind is built anew for each.
+(`python -m llamafleet.onhost pack --prefix BUILD --to FOLDER` makes one of a build); without one it
+is packed of the first environment that was mended. `--cpu-wheel`: what cpu_only begins with,
+which is built here otherwise. A build takes minutes: as root each kind has its own, as a user the
+first one's is used again, and the table says which.
 
 kinds without a GPU: library, import, absent; with one: cpu_only, architecture, cuda_version.
 """
@@ -15,6 +18,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamafleet.onhost.pack import pack
 from llamafleet.protocol.environment import PACKAGE
 from llamafleet.tables.pinned import HOST, pins, pip_line
 from tests.gpu import faults
@@ -31,6 +36,8 @@ from tests.gpu import faults
 CUDA = "libggml-cuda.so"
 OTHER_MAJOR = {b"libcudart.so.13": b"libcudart.so.12", b"libcudart.so.12": b"libcudart.so.11"}
 """What the loader is made to look for, by what the build needs: of the same length."""
+BUILDS = re.compile(r"^build: \d+ jobs", re.MULTILINE)
+"""What fix says where it builds."""
 
 
 @dataclass
@@ -38,7 +45,8 @@ class Bench:
     """One environment for each kind, in a folder that every user can read."""
 
     python: str
-    wheel: Path
+    wheel: Path | None
+    cpu_wheel: Path | None
     wheelhouse: str
     settings: list[str]
     folder: Path
@@ -55,7 +63,9 @@ class Bench:
         lines = self.folder / "needed.txt"
         lines.write_text("".join(pip_line(str(pin.requirement), pin.sha256) for pin in rows))
         self.pip(env, "--require-hashes", "-r", str(lines))
-        self.pip(env, str(self.wheel))
+        wheel = self.cpu_wheel if name == "cpu_only" and self.cpu_wheel else self.wheel
+        assert wheel, f"{name}: no wheel to begin with; expected --wheel, or one that was mended"
+        self.pip(env, str(wheel))
         return env
 
     def pip(self, env: Path, *words: str) -> None:
@@ -96,13 +106,14 @@ def absent(bench: Bench, env: Path) -> None:
 
 
 def cpu_only(bench: Bench, env: Path) -> None:
-    """A build for the CPU, made here; the guide's old variable is set, and pip's cache has it."""
-    absent(bench, env)
-    told = bench.settings
-    bench.settings = [*told, "accelerator=cpu"]
-    made = bench.fix(env, "--yes")
-    bench.settings = told
-    assert made.returncode == 0, made.stdout + made.stderr
+    """A build for the CPU, given or made here; the guide's old variables are set."""
+    if not bench.cpu_wheel:
+        absent(bench, env)
+        told = bench.settings
+        bench.settings = [*told, "accelerator=cpu"]
+        made = bench.fix(env, "--yes")
+        bench.settings = told
+        assert made.returncode == 0, made.stdout + made.stderr
     assert not list(env.rglob(CUDA))
     bench.environ |= {"CMAKE_ARGS": "-DLLAMA_CUBLAS=on", "LLAMA_CUBLAS": "1"}
 
@@ -166,12 +177,17 @@ def measure(bench: Bench, kind: str) -> list[str]:
     verdict = json.loads(after.stdout)["result"]["verdict"]
     bench.environ = before_environ
     same = f"{len(before)} the same"
-    return [words, ", ".join(found), f"{judged_s:.0f} s", f"{mended_s:.0f} s", verdict, same]
+    how = "built" if BUILDS.search(mended.stdout) else "its build was there"
+    if not bench.wheel:
+        bench.wheel = pack(env, bench.folder / "wheel")
+    took = f"{mended_s:.0f} s, {how}"
+    return [words, ", ".join(found), f"{judged_s:.0f} s", took, verdict, same]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--wheel", type=Path, required=True)
+    parser.add_argument("--wheel", type=Path)
+    parser.add_argument("--cpu-wheel", type=Path)
     parser.add_argument("--python", default="/usr/bin/python3")
     parser.add_argument("--wheelhouse", default="")
     parser.add_argument("--set", action="append", default=["model=synthetic:160m-q4_0"])
@@ -180,21 +196,30 @@ def main() -> int:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="llamafleet-fix-"))
     folder.chmod(0o755)
-    bench = Bench(options.python, options.wheel, options.wheelhouse, options.set, folder)
+    bench = Bench(
+        options.python,
+        options.wheel,
+        options.cpu_wheel,
+        options.wheelhouse,
+        options.set,
+        folder,
+    )
     failed, rows = 0, [["environment", "found", "judged in", "mended in", "then", "packages"]]
     for kind in options.kinds or ("library", "import", "absent"):
         try:
             rows.append(measure(bench, kind))
         except (AssertionError, subprocess.CalledProcessError) as error:
             failed += 1
-            rows.append([KINDS[kind][1], f"FAILED {error}"[:300], "", "", "", ""])
+            said = " ".join(str(error).split())[:300]
+            rows.append([KINDS[kind][1], f"FAILED {said}", "", "", "", ""])
         print("| " + " | ".join(rows[-1]) + " |", flush=True)
+        if options.csv:
+            # After each: what comes after it may be cut off.
+            with options.csv.open("w", newline="") as file:
+                csv.writer(file).writerows(rows)
     print()
     for number, row in enumerate(rows):
         print("| " + " | ".join(row) + " |" + ("\n" + "|---" * 6 + "|" if number == 0 else ""))
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
     shutil.rmtree(folder)
     return 1 if failed else 0
 

@@ -1,11 +1,13 @@
 """`python -m tests.bench.warm`: what the compiler cache does for a build, measured in one run.
 
-Four builds of this machine's backend by the product's own plan and job: without a cache, with an
-empty one, the same again, and again with one more option. Prints the table of docs/cache.md.
+Builds of this machine's backend by the product's own plan and job: without a cache, with an empty
+one, the same again, and again with one more option. Prints the table of docs/compiler-cache.md.
 
-    .venv/bin/python -m tests.bench.warm [--wheelhouse FOLDER] [--set KEY=VALUE]... [FOLDER]
+    .venv/bin/python -m tests.bench.warm [--wheelhouse FOLDER] [--set KEY=VALUE]...
+        [--rows none,empty,again,option] [--stamps FOLDER] [FOLDER]
 
-FOLDER, where all of it is made: a temporary one. CPU backend where there is no GPU.
+FOLDER, where all of it is made: a temporary one. CPU backend where there is no GPU. --stamps: where
+the stamp of each build is kept, as ROW.json.
 """
 
 from __future__ import annotations
@@ -14,57 +16,35 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llamafleet.facts.host import HostSnapshot
-from llamafleet.facts.snapshot import parse, render
-from llamafleet.inventory import read_supplies, validate_fleet
-from llamafleet.layout import Layout
-from llamafleet.plans.make import make_plan, to_read
 from llamafleet.plans.plan import BuildPlan
 from llamafleet.protocol.job import STAMP
-from llamafleet.zipapps import host_zipapp, pip_zipapp
+from tests.bench.planned import layout_below, planned, settings_of
 
-ROWS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("no cache", {"compiler_cache": "off"}),
-    ("cache, empty", {}),
-    ("cache, the same again", {}),
-    ("cache, another option", {"cmake_options": {"GGML_SCHED_MAX_COPIES": "3"}}),
-)
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("no cache", {"compiler_cache": "off"}),
+    "empty": ("cache, empty", {}),
+    "again": ("cache, the same again", {}),
+    "option": ("cache, another option", {"cmake_options": {"GGML_SCHED_MAX_COPIES": "3"}}),
+}
 
 
 class Bench:
     """Builds below one folder."""
 
     def __init__(self, root: Path, common: dict[str, Any]) -> None:
-        self.common = {"scope": "user", "accelerator": "auto", "rebuild": True, **common}
-        self.layout = Layout(
-            "user", f"{root}/prefix", f"{root}/etc", f"{root}/state", f"{root}/units"
-        )
-        for folder in (self.layout.prefix, self.layout.configs, self.layout.state):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(self.layout.zipapp).write_bytes(host_zipapp())
-        Path(self.layout.pip).write_bytes(pip_zipapp())
-        self.python: str | None = None
+        self.common = common
+        self.layout = layout_below(root)
 
     def build(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Its stamp."""
-        data = {"here": {**self.common, "compiler_cache": "ccache", **changes}}
-        settings = validate_fleet(data)["here"]
-        supplies = read_supplies({"here": settings})["here"]
-        script = render(self.layout, to_read(settings)[1])
-        read = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True)
-        host: HostSnapshot = parse(read.stdout.splitlines())
-        plan = make_plan("here", settings, host, self.layout, supplies=supplies)
-        if plan.build is None or plan.build.job is None:
-            raise SystemExit("\n".join(map(str, plan.problems)) or "nothing to build")
-        if supplies.wheelhouse and not Path(self.layout.wheelhouse).exists():
-            Path(self.layout.wheelhouse).symlink_to(str(settings.wheelhouse))
-        return self._run(plan.build)
+        """Its stamp. Raises SystemExit where it fails."""
+        return self._run(
+            planned(self.layout, {**self.common, "compiler_cache": "ccache", **changes})
+        )
 
     def _run(self, plan: BuildPlan) -> dict[str, Any]:
         assert plan.job is not None
@@ -95,13 +75,23 @@ def row(name: str, stamp: dict[str, Any], first: dict[str, Any]) -> str:
     return f"| {name} | {' | '.join(figures)} | {cache.get('problem', '')}"
 
 
+def rows_named(text: str) -> list[str]:
+    """Names of rows. Raises argparse.ArgumentTypeError."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in ROWS]:
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)}; expected {', '.join(ROWS)}")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--wheelhouse")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rows", type=rows_named, default=list(ROWS))
+    parser.add_argument("--stamps", type=Path)
     options = parser.parse_args()
-    common = dict(pair.split("=", 1) for pair in options.set)
+    common = settings_of(options.set)
     if options.wheelhouse:
         common["wheelhouse"] = options.wheelhouse
     with tempfile.TemporaryDirectory() as made:
@@ -110,11 +100,14 @@ def main() -> None:
         print("| build | wall | times faster | CPU | compile and link | files found | cache |")
         print("|---|---|---|---|---|---|---|")
         first = None
-        for name, changes in ROWS:
+        for name in options.rows:
+            title, changes = ROWS[name]
             stamp = bench.build(changes)
             first = first or stamp
-            print(row(name, stamp, first), flush=True)
+            if options.stamps:
+                (options.stamps / f"{name}.json").write_text(json.dumps(stamp, indent=1))
+            print(row(title, stamp, first), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llamafleet.history.store import read_result
 from llamafleet.layout import Layout
@@ -20,28 +19,25 @@ LAYOUT = Layout.system() if os.geteuid() == 0 else Layout.user(str(Path.home()))
 REPORT = Path(os.environ.get("LLAMAFLEET_GPU_REPORT", REPOSITORY / "results/gpu.json"))
 STORED = REPOSITORY / "results/local"
 """Results of this machine on the controller, which is the same one."""
+SHARED = REPOSITORY / "shared-wheels"
+"""The wheels that hosts share, on the controller."""
 WHEELHOUSE = os.environ.get("LLAMAFLEET_GPU_WHEELHOUSE")
 """Folder of a wheelhouse: the host is then provisioned without a network."""
-
-BENCH = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from llamafleet.onhost.verify.child import Children
-run = Children(Path(sys.argv[2]), None).run(
-    "bench", model=sys.argv[3], n_gpu_layers=-1, discard=0,
-    bench={"prompt": 512, "gen": 128, "repetitions": 5},
-)
-print(json.dumps(run.result))
-"""
+OLDEST_WHEELHOUSE = os.environ.get("LLAMAFLEET_GPU_WHEELHOUSE_OLDEST")
+"""The same for the oldest release that may be built."""
 
 
-def deploy(**data: object) -> Run:
+def deploy(*, wheelhouse: str | None = WHEELHOUSE, **data: object) -> Run:
     """The real command on the default inventory, this machine."""
-    if WHEELHOUSE:
-        data["wheelhouse"] = WHEELHOUSE
+    if wheelhouse:
+        data["wheelhouse"] = wheelhouse
     options = [o for k, v in data.items() for o in ("--data", f"{k}={_text(v)}")]
     return pyinfra(REPOSITORY, "-y", *options, "inventory", "deploy.py", limit=1800)
+
+
+def uninstall() -> Run:
+    """The real command on the default inventory, this machine."""
+    return pyinfra(REPOSITORY, "-y", "inventory", "uninstall.py", limit=600)
 
 
 def _text(value: object) -> str:
@@ -119,13 +115,6 @@ def verify(
 
 def reds(found: Result) -> list[str]:
     return [check.name for _, check in found.red]
-
-
-def our_bench(folder: Path, model: str) -> dict[str, Any]:
-    """pp512 and tg128 by llamafleet's benchmark, in a fresh process."""
-    argv = [f"{LAYOUT.current}/bin/python", "-c", BENCH, LAYOUT.zipapp, str(folder), model]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=600)
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def synthesise(shape: str, kind: str, path: str) -> None:
