@@ -17,7 +17,10 @@ OWN = (
     r"|^\s*(?:\w+\.)*\w*(?:Error|Exception)(?:: |:?$)"
     r"|^(?:[a-z_]\w*\.)+[A-Z]\w+: |No space left on device|Segmentation fault"
     r"|\berror [A-Z]{1,5}\d{3,5}: |^E: |error while loading shared|died due to signal|\bKilled\b"
-    r"|^panic: |\bFATAL\b|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
+    r"|^(?:\S{0,200}/)?(?:[\w.-]+-)?ld(?:\.\w+)?: "
+    r"(?!warning|skipping|note|total|.{0,300}(?:warning: |in function))"
+    r"|^make(?:\[\d+\])?: \*\*\* (?!\[)|^panic: |\bFATAL\b"
+    r"|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
 )
 """A compiler's, linker's, loader's or interpreter's own words."""
 FAILED = (
@@ -31,7 +34,18 @@ FAILED = (
 _STEMS = (
     *("err", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert", "space"),
     *("fault", "died", "killed", "e: ", "panic", "nvrm", "not found", "not execute", "*** ["),
-    *("collect2", "traceback", "exit", "returned", "fehler", "错误", "ошибка", "エラー"),
+    *(
+        "ld: ",
+        "make",
+        "collect2",
+        "traceback",
+        "exit",
+        "returned",
+        "fehler",
+        "错误",
+        "ошибка",
+        "エラー",
+    ),
 )
 FALLS_BACK = r"(?i)warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)"
 
@@ -52,7 +66,10 @@ _WORDS = (
     r"|rate limit|not ready|(?:is|are) required|fallen off|is too old|core dumped|bad gateway"
     r"|status(?: code)?:? ?\(?[45]\d\d|http(?:/[\d.]+)? ?(?:status )?[45]\d\d|erro[rn]? [45]\d\d"
     r"|[Xx]id \("
-    r"|no usable|interrupted"
+    r"|no usable|interrupted|corruption|smashing detected|no matches|unknown (?:shorthand )?flag"
+    r"|repeated too quickly|locked by|\bERR!|no longer supported|is not a valid|not enough"
+    r"|exceed(?:s|ed)|too (?:many|few|large|long|small|short)|unsatisfiable|in conflict"
+    r"|treating as linker"
     r"|fehler|erreur|échec|échoué|impossible d|erro|falha|falló|ошибк\w*|не удалось|отказано"
     r"|fehlgeschlagen|nicht gefunden|introuvable|fallito)(?![\w/(-]|\.\w)"
     r"|\b(?:code|status)[=: ]{1,2}-?(?!0\b|[23]\d\d\b)\d{1,3}\b"
