@@ -84,6 +84,7 @@ _HARMLESS = (
     r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
     r"|tainting kernel|taints kernel|acpi(?: bios)? error|raise_exception|- kv +\d|if it fails"
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
+    r"|unable to register \w{1,40} factory|\. setting `"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
     r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
     r"|unable to determine if secure boot|but you have .{1,100}incompatible"
@@ -97,6 +98,8 @@ _GOES_ON = (
 )
 
 
+_PROSE = r"^[a-z]+(?:,? [A-Za-z']+){7,}[.,]?$"
+"""Many words and nothing else, from the midst of a sentence: as a model answers."""
 _EXCEPTION = r"(?:\w+\.)*[A-Z]\w+(?:: |$)"
 _TRACEBACK = "Traceback (most recent call last)"
 _STOPPED = ("KeyboardInterrupt", "SystemExit: 0")
@@ -141,7 +144,8 @@ def _raised(lines: Sequence[Line]) -> bool:
 
 
 def _complains(text: str) -> bool:
-    return len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
+    told = len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
+    return told and not fits(_PROSE, text)
 
 
 def tells(text: str) -> bool:

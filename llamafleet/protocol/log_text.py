@@ -11,6 +11,7 @@ from functools import cached_property
 
 from llamafleet.protocol.locales import Spoken
 from llamafleet.protocol.needed import vocabulary
+from llamafleet.protocol.quoted import Quoted
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
@@ -85,18 +86,6 @@ _PREFIX = re.compile(
 )
 _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
-_QUOTED = re.compile(
-    r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
-    r"|chat template: "
-    r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
-    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
-    r"|if (?:you|it|this|your) (?:get|see|encounter|run into|fails|happens|receive)\b",
-    re.IGNORECASE,
-)
-"""What a program shows and does not say: its source, a model's data, names of files, what it went
-on in spite of, and advice."""
-_IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
-_OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
 _STEP = re.compile(
     r"(?:Building|Linking) (?:C|CXX|CUDA|HIP|ASM|RC)\S* "
     r"(?:object|executable|\w+ (?:library|module)) \S+"
@@ -194,16 +183,14 @@ def without_prefix(line: str) -> str:
 
 
 def _lines(text: str) -> Iterator[Line]:
-    warned_at, passed, ignored = -1, False, False
+    warned_at, passed, quoted = -1, False, Quoted()
     for number, raw in numbered(text):
         bare = without_prefix(_plain(raw))
         said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
         if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
             continue
         indent = len(bare) - len(bare.lstrip())
-        ignored = ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
-        if ignored or _QUOTED.match(said):
-            ignored = ignored or bool(_IGNORED.match(said))
+        if quoted.has(said, indent):
             continue
         lower = said.lower()
         if warned_at >= 0 and indent <= warned_at:

@@ -63,6 +63,8 @@ _RUN_ENDED = re.compile(
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
     r"\d+ tokens per second)"
 )
+_STOPPED = re.compile(r"keyboardinterrupt\b|\^c$|\^ckeyboardinterrupt")
+"""Its user ended a program that did its work until then."""
 _AGAIN = "again"
 _OF_A_BUILD = "build"
 _OURS = "llama"
@@ -97,6 +99,7 @@ class Recovery:
         ends, begun = tuple(_ends(lines)), _begins(lines, _BUILD_BEGINS)
         succeeded = max((at for at, who in ends if who == _OF_A_BUILD), default=0)
         ended, last = _last(lines, _RUN_ENDED), max((at for at, _ in ends), default=0)
+        ended = ended and max(ended, _last(lines, _STOPPED))
         return cls(
             fetched=_last(lines, _FETCHES),
             begun=tuple(each for each in begun if each[0] < last),

@@ -1,0 +1,63 @@
+"""Which lines of a log a program only shows: source, a model's data, advice, names of files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_QUOTED = re.compile(
+    r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
+    r"|chat template: "
+    r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
+    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
+    r"|(?:\W{0,4}|in case |note that )(?:if|when) (?:you|it|this|that|your|the) .{0,60}"
+    r"\b(?:get|see|encounter|run into|fails?|happens|receive|hit|having|errors?)\b",
+    re.IGNORECASE,
+)
+_IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
+_OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
+
+_BEGINS = "Traceback (most recent call last)"
+_FRAME = re.compile(r'File "[^"]{1,400}", line \d+')
+_NUMBERED = re.compile(r"(?:-{1,6}> ?|❱ ?|> )?\d{1,6}(?: [│|])?(?: |$)")
+"""IPython and rich print the lines about the one that failed, with their numbers."""
+_RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: |:?$)")
+_TELLS = "assert "
+"""The source is all that a failed assertion says."""
+LONGEST = 2000
+"""Lines that a traceback takes at most."""
+
+
+@dataclass
+class Quoted:
+    """Asked for each line in its order."""
+
+    ignored: bool = False
+    """Within an exception that the interpreter goes on in spite of."""
+    left: int = 0
+    """Lines that may still belong to a traceback."""
+    frame: int = -1
+    """Indentation of the line before, where it names a place in a file."""
+
+    def has(self, said: str, indent: int) -> bool:
+        self.ignored = self.ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
+        if self.ignored or _QUOTED.match(said):
+            self.ignored = self.ignored or bool(_IGNORED.match(said))
+            return True
+        return self._of_source(said, indent)
+
+    def _of_source(self, said: str, indent: int) -> bool:
+        if _BEGINS in said:
+            self.left, self.frame = LONGEST, -1
+            return False
+        if not self.left:
+            return False
+        self.left -= 1
+        of, self.frame = self.frame, indent if _FRAME.match(said) else -1
+        if self.frame >= 0:
+            return False
+        if _NUMBERED.match(said) or 0 <= of < indent:
+            return _TELLS not in said
+        if _RAISED.match(said):
+            self.left = 0
+        return False
