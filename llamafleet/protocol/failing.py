@@ -16,6 +16,7 @@ OWN = (
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
     r"|^\s*(?:\w+\.)*\w*(?:Error|Exception)(?:: |:?$)"
     r"|^(?:[a-z_]\w*\.)+[A-Z]\w+: |No space left on device|Segmentation fault"
+    r"|:\d+:\d+: ERROR: "
     r"|\berror [A-Z]{1,5}\d{3,5}: |^E: |error while loading shared|died due to signal|\bKilled\b"
     r"|^(?:\S{0,200}/)?(?:[\w.-]+-)?ld(?:\.\w+)?: "
     r"(?!warning|skipping|note|total|.{0,300}(?:warning: |in function))"

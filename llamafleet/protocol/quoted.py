@@ -24,6 +24,19 @@ _NUMBERED = re.compile(r"(?:-{1,6}> ?|❱ ?|> )?\d{1,6}(?: [│|])?(?: |$)")
 _RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: |:?$)")
 _TELLS = "assert "
 """The source is all that a failed assertion says."""
+_CHAT = re.compile(
+    r"== running in interactive mode|<\|(?:channel|start)\|>",
+    re.IGNORECASE,
+)
+_OF_PROGRAM = re.compile(
+    r"(?:llama_|ggml_|gguf_|common_|main: |cuda error|ggml_assert|terminate called|segmentation"
+    r"|aborted|killed|out of memory|\[ prompt: |\S{1,300}\.(?:cpp|cu|c):\d+: )",
+    re.IGNORECASE,
+)
+"""What llama.cpp itself says amid a chat; the rest is the user's and the model's."""
+_CHAT_ENDS = re.compile(
+    r"(?:llama_perf|llama_print_timings|common_perf|srv |\[\d+\] )", re.IGNORECASE
+)
 LONGEST = 2000
 """Lines that a traceback takes at most."""
 
@@ -38,13 +51,21 @@ class Quoted:
     """Lines that may still belong to a traceback."""
     frame: int = -1
     """Indentation of the line before, where it names a place in a file."""
+    chat: bool = False
 
     def has(self, said: str, indent: int) -> bool:
         self.ignored = self.ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
         if self.ignored or _QUOTED.match(said):
             self.ignored = self.ignored or bool(_IGNORED.match(said))
             return True
-        return self._of_source(said, indent)
+        return self._of_chat(said) or self._of_source(said, indent)
+
+    def _of_chat(self, said: str) -> bool:
+        if self.chat:
+            self.chat = not _CHAT_ENDS.match(said)
+        elif "<|" in said or said.startswith("=="):
+            self.chat = bool(_CHAT.match(said))
+        return self.chat and not _OF_PROGRAM.match(said)
 
     def _of_source(self, said: str, indent: int) -> bool:
         if _BEGINS in said:
