@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llamafleet.protocol.locales import Spoken
-from llamafleet.protocol.needed import vocabulary
+from llamafleet.protocol.needed import Words
 from llamafleet.protocol.quoted import Quoted
 
 LONGEST_LINE = 1000
@@ -86,6 +86,8 @@ _PREFIX = re.compile(
 )
 _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
+_ENCODED = re.compile(r"[A-Za-z0-9+/]{60,}={0,2}")
+"""A line of a file in base64, as in NVIDIA's bug report."""
 _STEP = re.compile(
     r"(?:Building|Linking) (?:C|CXX|CUDA|HIP|ASM|RC)\S* "
     r"(?:object|executable|\w+ (?:library|module)) \S+"
@@ -114,17 +116,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some lines of a log."""
-
-    start: int
-    """Of the first in `LogText.joined`."""
-    end: int
-    words: str
-    """Its vocabulary."""
-
-
-@dataclass(frozen=True)
 class LogText:
     lines: tuple[Line, ...]
     """Those that are not empty, nor another library's warnings."""
@@ -143,14 +134,14 @@ class LogText:
         return "\n".join(line.text.lower() for line in self.lines)
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
-        """The whole in its order; each with the words of the next one too, where messages end."""
-        bounds = [*self._starts[::PART], len(self.joined) + 1]
-        words = [vocabulary(self.joined[a:b]) for a, b in itertools.pairwise(bounds)]
-        return tuple(
-            Part(bounds[at], bounds[at + 1], "".join(words[at : at + 2]))
-            for at in range(len(words))
-        )
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Places in `joined` where some lines begin and end; the whole in its order."""
+        return tuple(itertools.pairwise((*self._starts[::PART], len(self.joined) + 1)))
+
+    @cached_property
+    def words(self) -> Words:
+        """Of the parts."""
+        return Words(self.joined[begin:end] for begin, end in self.parts)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -185,6 +176,8 @@ def without_prefix(line: str) -> str:
 def _lines(text: str) -> Iterator[Line]:
     warned_at, passed, quoted = -1, False, Quoted()
     for number, raw in numbered(text):
+        if _ENCODED.fullmatch(raw):
+            continue
         bare = without_prefix(_plain(raw))
         said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
         if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
