@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -25,6 +25,7 @@ _LOOKS_AT_ALL = (r"\s\S", r"\A")
 _OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
 """What the kernel quotes there is said of the GPU's own processors."""
 _DETECTION = "detection"
+_LINK = "link"
 _APT_WARNS = "W: "
 """Before a text that ends nothing: what does begins with E."""
 WRAPPED = 4
@@ -140,6 +141,8 @@ def causes(
         if not log.words.anywhere(signature.needs):
             continue
         match = _first(signature, _places(signature, log), log, recovery, taken)
+        if match and _links(signature, match) and failing(log.lines, recovery):
+            match = replace(match, rank=signature.rank)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
@@ -155,6 +158,11 @@ def diagnose(
     signatures = tuple(signatures)
     first = [known[0] for text in texts if (known := causes(signatures, text, stages))]
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
+
+
+def _links(signature: Signature, match: Match) -> bool:
+    """The linker warned of it: of a library that is missing it says no more where that ends it."""
+    return signature.stage == _LINK and match.rank != signature.rank
 
 
 def _narrowed(signature: Signature, words: Words) -> tuple[re.Pattern[str], Needs]:

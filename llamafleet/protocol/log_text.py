@@ -81,6 +81,8 @@ _PREFIX = re.compile(
             r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
             r"[IEF]\d{4} " + _TIME + r" {1,8}\d{1,9} \S{1,80}:\d{1,6}\]",  # Kubernetes' programs
             r"stderr:(?=\s)",
+            r"\(\w[\w .-]{0,60} pid=\d{1,9}(?:, ip=[\d.]{7,15})?\)",  # vLLM's and Ray's processes
+            r"(?:ERROR|INFO|DEBUG) \d\d-\d\d " + _TIME + r" \[[\w/]{1,80}\.py:\d{1,6}\]",
         )
     )
 )
