@@ -1,4 +1,4 @@
-"""Which lines of a log a program only shows: source, a model's data, advice, names of files."""
+"""Which lines of a log a program only shows: source, data, advice, names of files, answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ _QUOTED = re.compile(
     r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
     r"|chat template: "
     r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
+    r"|.{0,200}\"(?:get|post|head|put|delete|options) \S{1,300} http/[\d.]{1,4}\" [45]\d\d\b"
     r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
     r"|(?:\W{0,4}|in case |note that )(?:if|when) (?:you|it|this|that|your|the) .{0,60}"
     r"\b(?:get|see|encounter|run into|fails?|happens|receive|hit|having|errors?)\b",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llamafleet.protocol.diagnose import causes, fails, signatures_from
+from llamafleet.protocol.log_text import LogText
 from llamafleet.tables import failures
 
 SIGNATURES = signatures_from(failures.rows())
@@ -116,8 +117,9 @@ def test_make_that_leaves_its_folder_unbroken_went_well() -> None:
 
 
 def test_a_file_in_base64_says_nothing() -> None:
-    line = "Segfaultx/xE0" * 6 + "==\n"
-    assert not fails(line * 3)
+    line = "Xe5/9fKilled0" * 6
+    assert LogText.of(f"{line}\n{line[:-6]}==\n").lines == ()
+    assert LogText.of(f"at {line}\n").lines
 
 
 def test_a_gpu_of_another_kind_is_a_gpu() -> None:
@@ -158,3 +160,35 @@ def test_what_the_linker_warned_of_is_the_cause_where_that_ended_it() -> None:
 )
 def test_the_prefix_of_a_worker_hides_nothing(prefix: str) -> None:
     assert found(f"{prefix}No devices were found\n") == ["no-devices"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'INFO: 192.0.2.1:49706 - "GET /health HTTP/1.1" 503 Service Unavailable',
+        'Compiling the CUDA compiler identification source file "a.cu" succeeded.',
+        "[@local] note: NO NVIDIA GPU FOUND: built for the CPU alone",
+    ],
+)
+def test_words_of_what_went_well(said: str) -> None:
+    assert (found(f"{said}\nready\n"), fails(f"{said}\nready\n")) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("said", "id"),
+    [
+        ("fatal: unable to access 'https://h.example/': returned error: 503", "server-error"),
+        (
+            'Compiling the CUDA compiler identification source file "a.cu" failed.',
+            "cuda-compiler-id-failed",
+        ),
+        ("NO NVIDIA GPU FOUND", "no-devices"),
+        ("Illegal instruction (core dumped)", "illegal-instruction"),
+    ],
+)
+def test_the_same_words_of_what_did_not(said: str, id: str) -> None:
+    assert found(f"{said}\n") == [id]
+
+
+def test_a_word_in_another_form_is_another_word() -> None:
+    assert found("- Illegal activities: no illegal instructions here.\n") == []
