@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
 from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, fits, own
 from llamafleet.protocol.log_text import LogText, numbered, without_prefix
-from llamafleet.protocol.needed import SPACE, Needs, alternatives_of, holds, needs_of, vocabulary
+from llamafleet.protocol.needed import SPACE, Needs, Words, alternatives_of, needs_of
 from llamafleet.protocol.recovery import Recovery
 from llamafleet.protocol.redact import redacted
 
@@ -25,6 +25,7 @@ _LOOKS_AT_ALL = (r"\s\S", r"\A")
 _OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
 """What the kernel quotes there is said of the GPU's own processors."""
 _DETECTION = "detection"
+_LINK = "link"
 _APT_WARNS = "W: "
 """Before a text that ends nothing: what does begins with E."""
 WRAPPED = 4
@@ -134,13 +135,14 @@ def causes(
         (one for one in signatures if stages is None or one.stage in stages),
         key=lambda one: RANKS.index(one.rank),
     )
-    words = vocabulary(log.joined)
     taken: list[tuple[int, int]] = []
     found = []
     for place, signature in enumerate(asked):
-        if not holds(signature.needs, words):
+        if not log.words.anywhere(signature.needs):
             continue
-        match = _first(signature, _places(signature, log, words), log, recovery, taken)
+        match = _first(signature, _places(signature, log), log, recovery, taken)
+        if match and _links(signature, match) and failing(log.lines, recovery):
+            match = replace(match, rank=signature.rank)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
@@ -158,13 +160,18 @@ def diagnose(
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
 
 
-def _narrowed(signature: Signature, words: str) -> tuple[re.Pattern[str], Needs]:
+def _links(signature: Signature, match: Match) -> bool:
+    """The linker warned of it: of a library that is missing it says no more where that ends it."""
+    return signature.stage == _LINK and match.rank != signature.rank
+
+
+def _narrowed(signature: Signature, words: Words) -> tuple[re.Pattern[str], Needs]:
     """Its pattern without the alternatives whose words are not there, and what that needs."""
     each = alternatives_of(signature.pattern.pattern)
     if len(each) != len(signature.needs):  # asked for without a filter
         return signature.pattern, signature.needs
     pairs = zip(each, signature.needs)  # noqa: B905 - hosts have Pythons without strict
-    held = [(one, needs) for one, needs in pairs if holds((needs,), words)]
+    held = [(one, needs) for one, needs in pairs if words.anywhere((needs,))]
     return _compiled_once("|".join(one for one, _ in held)), tuple(needs for _, needs in held)
 
 
@@ -173,21 +180,25 @@ def _compiled_once(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.MULTILINE)
 
 
-def _places(signature: Signature, log: LogText, words: str) -> Iterator[re.Match[str]]:
+def _places(signature: Signature, log: LogText) -> Iterator[re.Match[str]]:
     """Where its pattern fits, searched for only in parts of the log that hold its words."""
-    pattern, needs = _narrowed(signature, words)
+    pattern, needs = _narrowed(signature, log.words)
     if any(one in pattern.pattern for one in _LOOKS_AT_ALL):
         yield from pattern.finditer(log.joined)
         return
-    begin: int | None = None
-    for part in log.parts:
-        here = holds(needs, part.words)
-        if begin is not None and not here:
-            # With this part, in which a message of the one before may end.
-            yield from pattern.finditer(log.joined, begin, part.end)
-        begin = (part.start if begin is None else begin) if here else None
-    if begin is not None:
-        yield from pattern.finditer(log.joined, begin)
+    within, at = log.words.within(needs), 0
+    while within >> at:
+        at += _trailing(within >> at, 0)
+        last = at + _trailing(within >> at, 1)
+        # With the part behind the last, in which a message of that one may end.
+        end = log.parts[min(last, len(log.parts) - 1)][1]
+        yield from pattern.finditer(log.joined, log.parts[at][0], end)
+        at = last
+
+
+def _trailing(bits: int, bit: int) -> int:
+    """How many of its lowest are that one, in a row."""
+    return ((bits + 1 if bit else bits) & -(bits + 1 if bit else bits)).bit_length() - 1
 
 
 def _first(

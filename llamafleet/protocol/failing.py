@@ -16,8 +16,12 @@ OWN = (
     r"|undefined reference to|cannot find -l|multiple definition of|CUDA error|GGML_ASSERT"
     r"|^\s*(?:\w+\.)*\w*(?:Error|Exception)(?:: |:?$)"
     r"|^(?:[a-z_]\w*\.)+[A-Z]\w+: |No space left on device|Segmentation fault"
+    r"|:\d+:\d+: ERROR: "
     r"|\berror [A-Z]{1,5}\d{3,5}: |^E: |error while loading shared|died due to signal|\bKilled\b"
-    r"|^panic: |\bFATAL\b|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
+    r"|^(?:\S{0,200}/)?(?:[\w.-]+-)?ld(?:\.\w+)?: "
+    r"(?!warning|skipping|note|total|.{0,300}(?:warning: |in function))"
+    r"|^make(?:\[\d+\])?: \*\*\* (?!\[)|^panic: |\bFATAL\b"
+    r"|NVRM: .{0,60}(?:[Ff]ailed|[Ee]rror)\b|^\[FAILED\]"
 )
 """A compiler's, linker's, loader's or interpreter's own words."""
 FAILED = (
@@ -31,7 +35,18 @@ FAILED = (
 _STEMS = (
     *("err", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert", "space"),
     *("fault", "died", "killed", "e: ", "panic", "nvrm", "not found", "not execute", "*** ["),
-    *("collect2", "traceback", "exit", "returned", "fehler", "错误", "ошибка", "エラー"),
+    *(
+        "ld: ",
+        "make",
+        "collect2",
+        "traceback",
+        "exit",
+        "returned",
+        "fehler",
+        "错误",
+        "ошибка",
+        "エラー",
+    ),
 )
 FALLS_BACK = r"(?i)warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)"
 
@@ -52,7 +67,10 @@ _WORDS = (
     r"|rate limit|not ready|(?:is|are) required|fallen off|is too old|core dumped|bad gateway"
     r"|status(?: code)?:? ?\(?[45]\d\d|http(?:/[\d.]+)? ?(?:status )?[45]\d\d|erro[rn]? [45]\d\d"
     r"|[Xx]id \("
-    r"|no usable|interrupted"
+    r"|no usable|interrupted|corruption|smashing detected|no matches|unknown (?:shorthand )?flag"
+    r"|repeated too quickly|locked by|\bERR!|no longer supported|is not a valid|not enough"
+    r"|exceed(?:s|ed)|too (?:many|few|large|long|small|short)|unsatisfiable|in conflict"
+    r"|treating as linker"
     r"|fehler|erreur|échec|échoué|impossible d|erro|falha|falló|ошибк\w*|не удалось|отказано"
     r"|fehlgeschlagen|nicht gefunden|introuvable|fallito)(?![\w/(-]|\.\w)"
     r"|\b(?:code|status)[=: ]{1,2}-?(?!0\b|[23]\d\d\b)\d{1,3}\b"
@@ -67,6 +85,7 @@ _HARMLESS = (
     r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
     r"|tainting kernel|taints kernel|acpi(?: bios)? error|raise_exception|- kv +\d|if it fails"
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
+    r"|unable to register \w{1,40} factory|\. setting `"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
     r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
     r"|unable to determine if secure boot|but you have .{1,100}incompatible"
@@ -80,6 +99,8 @@ _GOES_ON = (
 )
 
 
+_PROSE = r"^[a-z]+(?:,? [A-Za-z']+){7,}[.,]?$"
+"""Many words and nothing else, from the midst of a sentence: as a model answers."""
 _EXCEPTION = r"(?:\w+\.)*[A-Z]\w+(?:: |$)"
 _TRACEBACK = "Traceback (most recent call last)"
 _STOPPED = ("KeyboardInterrupt", "SystemExit: 0")
@@ -124,7 +145,8 @@ def _raised(lines: Sequence[Line]) -> bool:
 
 
 def _complains(text: str) -> bool:
-    return len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
+    told = len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
+    return told and not fits(_PROSE, text)
 
 
 def tells(text: str) -> bool:

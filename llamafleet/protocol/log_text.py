@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llamafleet.protocol.locales import Spoken
-from llamafleet.protocol.needed import vocabulary
+from llamafleet.protocol.needed import Words
+from llamafleet.protocol.quoted import Quoted
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
@@ -80,23 +81,15 @@ _PREFIX = re.compile(
             r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
             r"[IEF]\d{4} " + _TIME + r" {1,8}\d{1,9} \S{1,80}:\d{1,6}\]",  # Kubernetes' programs
             r"stderr:(?=\s)",
+            r"\(\w[\w .-]{0,60} pid=\d{1,9}(?:, ip=[\d.]{7,15})?\)",  # vLLM's and Ray's processes
+            r"(?:ERROR|INFO|DEBUG) \d\d-\d\d " + _TIME + r" \[[\w/]{1,80}\.py:\d{1,6}\]",
         )
     )
 )
 _GLOG_WARNING = re.compile(r"W \S{1,200}:\d{1,6}\] ")
 """Of a library that goes on; llama.cpp does not write so."""
-_QUOTED = re.compile(
-    r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
-    r"|chat template: "
-    r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
-    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
-    r"|if (?:you|it|this|your) (?:get|see|encounter|run into|fails|happens|receive)\b",
-    re.IGNORECASE,
-)
-"""What a program shows and does not say: its source, a model's data, names of files, what it went
-on in spite of, and advice."""
-_IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
-_OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
+_ENCODED = re.compile(r"[A-Za-z0-9+/]{60,}={0,2}")
+"""A line of a file in base64, as in NVIDIA's bug report."""
 _STEP = re.compile(
     r"(?:Building|Linking) (?:C|CXX|CUDA|HIP|ASM|RC)\S* "
     r"(?:object|executable|\w+ (?:library|module)) \S+"
@@ -125,17 +118,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some lines of a log."""
-
-    start: int
-    """Of the first in `LogText.joined`."""
-    end: int
-    words: str
-    """Its vocabulary."""
-
-
-@dataclass(frozen=True)
 class LogText:
     lines: tuple[Line, ...]
     """Those that are not empty, nor another library's warnings."""
@@ -154,14 +136,14 @@ class LogText:
         return "\n".join(line.text.lower() for line in self.lines)
 
     @cached_property
-    def parts(self) -> tuple[Part, ...]:
-        """The whole in its order; each with the words of the next one too, where messages end."""
-        bounds = [*self._starts[::PART], len(self.joined) + 1]
-        words = [vocabulary(self.joined[a:b]) for a, b in itertools.pairwise(bounds)]
-        return tuple(
-            Part(bounds[at], bounds[at + 1], "".join(words[at : at + 2]))
-            for at in range(len(words))
-        )
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Places in `joined` where some lines begin and end; the whole in its order."""
+        return tuple(itertools.pairwise((*self._starts[::PART], len(self.joined) + 1)))
+
+    @cached_property
+    def words(self) -> Words:
+        """Of the parts."""
+        return Words(self.joined[begin:end] for begin, end in self.parts)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -194,16 +176,16 @@ def without_prefix(line: str) -> str:
 
 
 def _lines(text: str) -> Iterator[Line]:
-    warned_at, passed, ignored = -1, False, False
+    warned_at, passed, quoted = -1, False, Quoted()
     for number, raw in numbered(text):
+        if _ENCODED.fullmatch(raw):
+            continue
         bare = without_prefix(_plain(raw))
         said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
         if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
             continue
         indent = len(bare) - len(bare.lstrip())
-        ignored = ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
-        if ignored or _QUOTED.match(said):
-            ignored = ignored or bool(_IGNORED.match(said))
+        if quoted.has(said, indent):
             continue
         lower = said.lower()
         if warned_at >= 0 and indent <= warned_at:

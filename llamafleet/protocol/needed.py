@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_, or_
 
 Needs = tuple[tuple["str | Needs", ...], ...]
 """One of these, of which all: a word, or the same again of a group.
@@ -12,6 +15,8 @@ Needs = tuple[tuple["str | Needs", ...], ...]
 With a space at an end where the pattern has the word's end: else it is a part of a word.
 """
 
+SHORT = 3
+"""Characters of a part of a word below which nearly all parts of a text hold it."""
 _WORD = re.compile(r"\w+")
 _LOOKS = ("(?=", "(?!", "(?<")
 _NOT_CAPTURED = re.compile(r"\(\?(?:[a-z]*:|P<\w+>)")
@@ -35,17 +40,62 @@ def alternatives_of(pattern: str) -> tuple[str, ...]:
     return tuple(pattern[a + 1 : b] for a, b in itertools.pairwise([*ends, len(pattern)]))
 
 
-def vocabulary(text: str) -> str:
-    """Each word of a text once, with spaces between, before and behind."""
-    return " ".join(["", *set(_WORD.findall(text)), ""])
+class Words:
+    """Which of its parts of a text hold a word: a bit for each, the first one's is 1.
 
+    A part holds those of the next one too, where messages end.
+    """
 
-def holds(needs: Needs, words: str) -> bool:
-    """The pattern may be found in the text that this is the vocabulary of."""
-    return any(
-        all(each in words if isinstance(each, str) else holds(each, words) for each in one)
-        for one in needs
-    )
+    def __init__(self, parts: Iterable[str]) -> None:
+        found: dict[str, int] = {}
+        everywhere = 0
+        for at, part in enumerate(parts):
+            everywhere |= 1 << at
+            for word in set(_WORD.findall(part)):
+                found[word] = found.get(word, 0) | 1 << at
+        self._parts = found
+        self._all = f" {' '.join(found)} "
+        self._everywhere = everywhere
+        self._asked: dict[str, int] = {}
+
+    def anywhere(self, needs: Needs) -> bool:
+        """A pattern that needs that may be found in the whole."""
+        return any(
+            all(
+                bool(self._of(each)) if isinstance(each, str) else self.anywhere(each)
+                for each in one
+            )
+            for one in needs
+        )
+
+    def within(self, needs: Needs) -> int:
+        """The parts that a pattern which needs that may be found in."""
+        return reduce(or_, map(self._all_of, needs), 0)
+
+    def _all_of(self, needed: tuple[str | Needs, ...]) -> int:
+        each = (self._of(one) if isinstance(one, str) else self.within(one) for one in needed)
+        return reduce(and_, each, self._everywhere)
+
+    def _of(self, needed: str) -> int:
+        known = self._asked.get(needed)
+        if known is None:
+            found = self._found(needed)
+            known = self._asked[needed] = found | found >> 1
+        return known
+
+    def _found(self, needed: str) -> int:
+        if needed.startswith(" ") and needed.endswith(" "):
+            return self._parts.get(needed.strip(), 0)
+        if len(needed) < SHORT:
+            return self._everywhere
+        words, made = self._all, 0
+        at = words.find(needed)
+        while at >= 0 and made != self._everywhere:
+            # Of a word that begins with what is needed, the blank before it is found.
+            begin, end = words.rfind(" ", 0, at + 1), words.find(" ", at + 1)
+            made |= self._parts[words[begin + 1 : end]]
+            at = words.find(needed, end)
+        return made
 
 
 @dataclass

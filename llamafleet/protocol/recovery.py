@@ -31,6 +31,9 @@ _BUILD_ENDED = re.compile(
     r"(?:successfully (?:installed|built)|\*\*\* created \S+\.whl|built target |"
     r"-- build files have been written|build (?:finished|succeeded)|installed llama)"
 )
+_MAKE_FAILED = re.compile(r".{0,40}make(?:\[\d+\])?: \*\*\* ")
+_MAKE_LEFT = re.compile(r"make(?:\[\d+\])?: leaving directory")
+"""It says so at its end whether or not it failed."""
 _GOOD_END = re.compile(
     r"(?:(?P<apt>0 upgraded, 0 newly installed)"
     r"|(?P<container>status: (?:downloaded newer|image is up to date)|successfully tagged"
@@ -61,8 +64,10 @@ _RUN_ENDED = re.compile(
     r".{0,60}(?:is listening|: listening on|model loaded|output generated in|llama runner started"
     r"|eval time|"
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
-    r"\d+ tokens per second)"
+    r"\[ prompt: [\d.]+ t/s|\d+ tokens per second)"
 )
+_STOPPED = re.compile(r"keyboardinterrupt\b|\^c$|\^ckeyboardinterrupt")
+"""Its user ended a program that did its work until then."""
 _AGAIN = "again"
 _OF_A_BUILD = "build"
 _OURS = "llama"
@@ -97,6 +102,7 @@ class Recovery:
         ends, begun = tuple(_ends(lines)), _begins(lines, _BUILD_BEGINS)
         succeeded = max((at for at, who in ends if who == _OF_A_BUILD), default=0)
         ended, last = _last(lines, _RUN_ENDED), max((at for at, _ in ends), default=0)
+        ended = ended and max(ended, _last(lines, _STOPPED))
         return cls(
             fetched=_last(lines, _FETCHES),
             begun=tuple(each for each in begun if each[0] < last),
@@ -152,8 +158,10 @@ def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
 
 
 def _ends(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    broken = False
     for number, text in lines:
-        if _BUILD_ENDED.match(text):
+        broken = broken or bool(_MAKE_FAILED.match(text))
+        if _BUILD_ENDED.match(text) or (not broken and _MAKE_LEFT.match(text)):
             yield number, _OF_A_BUILD
         elif good := _GOOD_END.match(text):
             yield number, good.lastgroup or ""

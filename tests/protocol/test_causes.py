@@ -13,17 +13,24 @@ from llamafleet.tables import failures
 
 DATA = Path(__file__).parent / "data" / "reports"
 FAMILIES = DATA.parent / "families.yaml"
+MESSAGES = DATA.parent / "messages.yaml"
+NOT_KNOWN = "unknown"
 BUILD = Path(__file__).parents[1] / "onhost" / "data" / "build-cpu.log"
 SIGNATURES = signatures_from(failures.rows())
 SAMPLE = {row["id"]: row["sample"] for row in failures.rows()}
 
 
-class Report(TypedDict):
+class _Report(TypedDict):
     source: str
     """repository#number; of a vendor's page its name."""
     cause: str
     """Id of the entry; "": nothing is wrong, or nothing says what."""
     log: str
+
+
+class Report(_Report, total=False):
+    well: bool
+    """Nothing failed."""
 
 
 def reports() -> list[Report]:
@@ -48,6 +55,30 @@ def first(text: str) -> str:
 @pytest.mark.parametrize("report", reports(), ids=lambda report: report["source"])
 def test_a_report_has_its_cause(report: Report) -> None:
     assert first(report["log"]) == report["cause"]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [report for report in reports() if report.get("well")],
+    ids=lambda report: report["source"],
+)
+def test_what_went_well_is_no_failure(report: Report) -> None:
+    rows = causes(SIGNATURES, report["log"])
+    assert not fails(report["log"]) and {match.rank for match in rows} <= {"hint"}
+
+
+def messages() -> dict[str, list[str]]:
+    return cast("dict[str, list[str]]", yaml.safe_load(MESSAGES.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("id", messages())
+def test_how_the_tools_word_it(id: str) -> None:
+    said = {line: first(line) for line in messages()[id]}
+    if id == NOT_KNOWN:
+        assert [line for line, found in said.items() if found or not fails(line)] == []
+        assert [line for line in said if line.splitlines()[-1] not in error_lines(line)] == []
+    else:
+        assert {line: found for line, found in said.items() if found != id} == {}
 
 
 def families() -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 from llamafleet.protocol import diagnose, needed
 from llamafleet.protocol.diagnose import causes, family_of, signatures_from
 from llamafleet.protocol.log_text import LogText
-from llamafleet.protocol.needed import Needs, holds, needs_of, vocabulary
+from llamafleet.protocol.needed import Needs, Words, needs_of
 from llamafleet.tables import failures
 from tests.protocol.test_causes import reports
 
@@ -40,7 +40,38 @@ def test_what_a_pattern_needs(pattern: str, needs: Needs) -> None:
 
 def test_every_sample_holds_what_its_pattern_needs() -> None:
     for signature, row in zip(SIGNATURES, failures.rows(), strict=True):
-        assert holds(signature.needs, vocabulary(LogText.of(row["sample"]).joined)), row["id"]
+        assert LogText.of(row["sample"]).words.anywhere(signature.needs), row["id"]
+
+
+@pytest.mark.parametrize(
+    ("needed", "within"),
+    [
+        (" two ", 0b0011),
+        (" tw", 0b1111),
+        ("wo ", 0b0011),
+        ("w", 0b1111),  # too short to be looked for
+        (" wo", 0),
+        (" four ", 0b1100),
+        ("our", 0b1100),
+    ],
+)
+def test_a_part_holds_the_words_of_the_next_one_too(needed: str, within: int) -> None:
+    words = Words(["one", "two", "three", "four twin"])
+    assert words.within(((needed,),)) == within
+    assert words.anywhere(((needed,),)) == bool(within)
+
+
+@pytest.mark.parametrize("needed", [" 0x1f ", "x1f", " 0x1", "0x1f", "1f2", " fade ", "fad"])
+def test_a_number_is_a_word_too(needed: str) -> None:
+    assert Words(["at 0x1f2", "0x1f fade"]).anywhere(((needed,),))
+
+
+def test_all_that_is_needed_stands_in_one_part_or_the_next() -> None:
+    words = Words(["one", "two", "three"])
+    assert words.within(((" one ", " two "), (" three ",))) == 0b111
+    assert words.within(((" one ", " three "),)) == 0
+    assert words.anywhere(((" one ", " three "),))
+    assert words.within(((),)) == 0b111
 
 
 def test_no_cause_is_lost_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +82,6 @@ def test_no_cause_is_lost_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_few_patterns_are_searched_for_in_a_log_that_went_well() -> None:
-    words = vocabulary(LogText.of(BUILD.read_text(encoding="utf-8")).joined)
-    asked = [each.id for each in SIGNATURES if holds(each.needs, words)]
+    words = LogText.of(BUILD.read_text(encoding="utf-8")).words
+    asked = [each.id for each in SIGNATURES if words.anywhere(each.needs)]
     assert len(asked) <= len(SIGNATURES) / 8, asked

@@ -1,0 +1,85 @@
+"""Which lines of a log a program only shows: source, data, advice, names of files, answers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_QUOTED = re.compile(
+    r"warnings\.warn\(|.{0,200}llama_model_loader: - kv +\d|.{0,80}\bmodel metadata: \{"
+    r"|chat template: "
+    r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
+    r"|.{0,200}\"(?:get|post|head|put|delete|options) \S{1,300} http/[\d.]{1,4}\" [45]\d\d\b"
+    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
+    r"|(?:\W{0,4}|in case |note that )(?:if|when) (?:you|it|this|that|your|the) .{0,60}"
+    r"\b(?:get|see|encounter|run into|fails?|happens|receive|hit|having|errors?)\b",
+    re.IGNORECASE,
+)
+_IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
+_OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
+
+_BEGINS = "Traceback (most recent call last)"
+_FRAME = re.compile(r'File "[^"]{1,400}", line \d+')
+_NUMBERED = re.compile(r"(?:-{1,6}> ?|❱ ?|> )?\d{1,6}(?: [│|])?(?: |$)")
+"""IPython and rich print the lines about the one that failed, with their numbers."""
+_RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: |:?$)")
+_TELLS = "assert "
+"""The source is all that a failed assertion says."""
+_CHAT = re.compile(
+    r"== running in interactive mode|<\|(?:channel|start)\|>",
+    re.IGNORECASE,
+)
+_OF_PROGRAM = re.compile(
+    r"(?:llama_|ggml_|gguf_|common_|main: |cuda error|ggml_assert|terminate called|segmentation"
+    r"|aborted|killed|out of memory|\[ prompt: |\S{1,300}\.(?:cpp|cu|c):\d+: )",
+    re.IGNORECASE,
+)
+"""What llama.cpp itself says amid a chat; the rest is the user's and the model's."""
+_CHAT_ENDS = re.compile(
+    r"(?:llama_perf|llama_print_timings|common_perf|srv |\[\d+\] )", re.IGNORECASE
+)
+LONGEST = 2000
+"""Lines that a traceback takes at most."""
+
+
+@dataclass
+class Quoted:
+    """Asked for each line in its order."""
+
+    ignored: bool = False
+    """Within an exception that the interpreter goes on in spite of."""
+    left: int = 0
+    """Lines that may still belong to a traceback."""
+    frame: int = -1
+    """Indentation of the line before, where it names a place in a file."""
+    chat: bool = False
+
+    def has(self, said: str, indent: int) -> bool:
+        self.ignored = self.ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
+        if self.ignored or _QUOTED.match(said):
+            self.ignored = self.ignored or bool(_IGNORED.match(said))
+            return True
+        return self._of_chat(said) or self._of_source(said, indent)
+
+    def _of_chat(self, said: str) -> bool:
+        if self.chat:
+            self.chat = not _CHAT_ENDS.match(said)
+        elif "<|" in said or said.startswith("=="):
+            self.chat = bool(_CHAT.match(said))
+        return self.chat and not _OF_PROGRAM.match(said)
+
+    def _of_source(self, said: str, indent: int) -> bool:
+        if _BEGINS in said:
+            self.left, self.frame = LONGEST, -1
+            return False
+        if not self.left:
+            return False
+        self.left -= 1
+        of, self.frame = self.frame, indent if _FRAME.match(said) else -1
+        if self.frame >= 0:
+            return False
+        if _NUMBERED.match(said) or 0 <= of < indent:
+            return _TELLS not in said
+        if _RAISED.match(said):
+            self.left = 0
+        return False
