@@ -1,12 +1,14 @@
 """`python -m tests.build_llama`: build llama-cpp-python for the CPU once, print its interpreter.
 
 For the tests that load a model: LLAMAFLEET_TEST_PYTHON=$(.venv/bin/python -m tests.build_llama).
-The build is the product's own, by snapshot, plan and job, and is kept in LLAMAFLEET_TEST_CACHE.
+The build is the product's own, by snapshot, plan and job, and is kept in LLAMAFLEET_TEST_CACHE,
+but for one that is to fill the cache of tests/compiled.py.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -22,7 +24,8 @@ from llamafleet.zipapps import host_zipapp, pip_zipapp
 from tests import compiled
 from tests.e2e.booted import CACHE
 
-LAYOUT = Layout("user", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama", f"{CACHE}/llama")
+PLACE = f"{CACHE}/{'llama-compiled' if compiled.URL else 'llama'}"
+LAYOUT = Layout("user", PLACE, PLACE, PLACE, PLACE)
 
 
 def plan() -> Plan:
@@ -39,6 +42,9 @@ def plan() -> Plan:
 
 def main() -> int:
     """Build unless it is built; the job's exit status."""
+    if compiled.URL:
+        # A build that is there has filled no cache that began after it.
+        shutil.rmtree(PLACE, ignore_errors=True)
     made = plan()
     for problem in made.problems:
         print(problem, file=sys.stderr)
