@@ -99,8 +99,6 @@ _GOES_ON = (
 )
 
 
-_PROSE = r"^[a-z]+(?:,? [A-Za-z']+){7,}[.,]?$"
-"""Many words and nothing else, from the midst of a sentence: as a model answers."""
 _EXCEPTION = r"(?:\w+\.)*[A-Z]\w+(?:: |$)"
 _TRACEBACK = "Traceback (most recent call last)"
 _STOPPED = ("KeyboardInterrupt", "SystemExit: 0")
@@ -145,8 +143,7 @@ def _raised(lines: Sequence[Line]) -> bool:
 
 
 def _complains(text: str) -> bool:
-    told = len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
-    return told and not fits(_PROSE, text)
+    return len(text) <= PROSE and fits(_WORDS, text) and not harmless(text)
 
 
 def tells(text: str) -> bool:

@@ -32,6 +32,8 @@ def first(text: str) -> str:
         "构建失败",
         "[FAILED] Failed to start frob.service",
         "panic: runtime error: index out of range",
+        "failed to initialize the device because the driver is too old",
+        "could not load the library that is needed by this program",
         'Traceback (most recent call last)\n  File "x.py", line 3\nUnsupportedOperation: fileno',
     ],
 )
