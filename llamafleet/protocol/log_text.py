@@ -11,7 +11,7 @@ from functools import cached_property
 
 from llamafleet.protocol.locales import Spoken
 from llamafleet.protocol.needed import Words
-from llamafleet.protocol.quoted import Quoted
+from llamafleet.protocol.quoted import Quoted, of_chats
 
 LONGEST_LINE = 1000
 """Characters of a line that are read: a compiler's command line says nothing behind them."""
@@ -125,6 +125,8 @@ class LogText:
     @classmethod
     def of(cls, text: str) -> LogText:
         lines = tuple(_lines(text))
+        if chats := of_chats(line.text for line in lines):
+            lines = tuple(line for at, line in enumerate(lines) if at not in chats)
         spoken = _spoken(lines)
         if spoken:
             lines = tuple(replace(line, text=spoken.english(line.text)) for line in lines)

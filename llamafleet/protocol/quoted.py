@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _QUOTED = re.compile(
@@ -25,16 +26,14 @@ _NUMBERED = re.compile(r"(?:-{1,6}> ?|❱ ?|> )?\d{1,6}(?: [│|])?(?: |$)")
 _RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:: |:?$)")
 _TELLS = "assert "
 """The source is all that a failed assertion says."""
-_CHAT = re.compile(
-    r"== running in interactive mode|<\|(?:channel|start)\|>",
-    re.IGNORECASE,
-)
+_CHAT = re.compile(r"== running in interactive mode|<\|(?:channel|start)\|>", re.IGNORECASE)
 _OF_PROGRAM = re.compile(
     r"(?:llama_|ggml_|gguf_|common_|main: |cuda error|ggml_assert|terminate called|segmentation"
-    r"|aborted|killed|out of memory|\[ prompt: |\S{1,300}\.(?:cpp|cu|c):\d+: )",
+    r"|aborted|killed|out of memory|\S{1,300}\.(?:cpp|cu|c):\d+: )",
     re.IGNORECASE,
 )
 """What llama.cpp itself says amid a chat; the rest is the user's and the model's."""
+_ANSWERED = re.compile(r"\[ prompt: ", re.IGNORECASE)
 _CHAT_ENDS = re.compile(
     r"(?:llama_perf|llama_print_timings|common_perf|srv |\[\d+\] )", re.IGNORECASE
 )
@@ -52,21 +51,13 @@ class Quoted:
     """Lines that may still belong to a traceback."""
     frame: int = -1
     """Indentation of the line before, where it names a place in a file."""
-    chat: bool = False
 
     def has(self, said: str, indent: int) -> bool:
         self.ignored = self.ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
         if self.ignored or _QUOTED.match(said):
             self.ignored = self.ignored or bool(_IGNORED.match(said))
             return True
-        return self._of_chat(said) or self._of_source(said, indent)
-
-    def _of_chat(self, said: str) -> bool:
-        if self.chat:
-            self.chat = not _CHAT_ENDS.match(said)
-        elif "<|" in said or said.startswith("=="):
-            self.chat = bool(_CHAT.match(said))
-        return self.chat and not _OF_PROGRAM.match(said)
+        return self._of_source(said, indent)
 
     def _of_source(self, said: str, indent: int) -> bool:
         if _BEGINS in said:
@@ -83,3 +74,23 @@ class Quoted:
         if _RAISED.match(said):
             self.left = 0
         return False
+
+
+def of_chats(said: Iterable[str]) -> set[int]:
+    """Which lines are a user's and a model's: those until llama.cpp tells that it has answered.
+
+    Of a chat that ends without, nobody knows who said its last lines: it may have broken off.
+    """
+    hidden: set[int] = set()
+    since: list[int] = []
+    chat = False
+    for at, line in enumerate(said):
+        if not chat:
+            chat = ("<|" in line or line.startswith("==")) and bool(_CHAT.match(line))
+            since = [at] if chat else []
+        elif _ANSWERED.match(line) or _CHAT_ENDS.match(line):
+            hidden.update(since)
+            since, chat = [], bool(_ANSWERED.match(line))
+        elif not _OF_PROGRAM.match(line):
+            since.append(at)
+    return hidden

@@ -29,6 +29,7 @@ Traceback (most recent call last):
     raise RuntimeError("CUDA error: invalid device function")
   File "<string>", line 1, in <module>
 """
+PERF = "llama_perf_context_print: load time = 1 ms"
 CHAT = """\
 main: chat template is available
 <|channel|>analysis<|message|>The user sees an error.
@@ -82,8 +83,23 @@ def test_advice_is_no_failure(advice: str) -> None:
     assert (found(f"{advice}\n"), fails(f"{advice}\n")) == ([], False)
 
 
-def test_a_chat_is_not_the_programs_own_words() -> None:
-    assert (found(CHAT), fails(CHAT)) == ([], False)
+@pytest.mark.parametrize("told", ["[ Prompt: 31.1 t/s | Generation: 9.8 t/s ]", PERF])
+def test_a_chat_is_not_the_programs_own_words(told: str) -> None:
+    text = f"{CHAT}{told}\n"
+    assert (found(text), fails(text)) == ([], False)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "./run.sh: line 3: 12345 Segmentation fault      (core dumped) llama-cli",
+        "E: Unable to locate package cuda-toolkit",
+        'Traceback (most recent call last):\n  File "a.py", line 3, in <module>\nKeyError: 1',
+    ],
+)
+@pytest.mark.parametrize("before", ["", "[ Prompt: 31.1 t/s | Generation: 9.8 t/s ]\n> more\n"])
+def test_a_chat_that_broke_off_is_not_called_well(before: str, end: str) -> None:
+    assert fails(f"<|start|>assistant<|message|>Hello.\n{before}{end}\n")
 
 
 @pytest.mark.parametrize(
@@ -94,11 +110,11 @@ def test_a_chat_is_not_the_programs_own_words() -> None:
     ],
 )
 def test_what_llama_cpp_says_amid_a_chat_is(said: str, id: str) -> None:
-    assert found(f"{CHAT}{said}\n") == [id]
+    assert found(f"{CHAT}{said}\n{PERF}\n") == [id]
 
 
 def test_behind_a_chat_the_log_goes_on() -> None:
-    text = f"{CHAT}llama_perf_context_print: load time = 1 ms\nbash: make: command not found\n"
+    text = f"{CHAT}{PERF}\nbash: make: command not found\n"
     assert found(text) == ["no-generator"]
 
 
