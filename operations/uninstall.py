@@ -45,13 +45,25 @@ _END = (
     'if alive; then echo "process $pid of a job: found it at work after $seconds s; expected '
     'its end; next: ps -fp $pid, then run this again" >&2; exit 1; fi'
 )
-# Of root's rights nothing is left, so that no other account's process can be meant; nor of its
-# terminal, as those that are ended could do something with this one before.
+# All processes of the account, but for those of a container: its accounts may have the same numbers
+# (999 is that of many images). A root folder of its own is that of a container, unless the user
+# namespace is one too: in that every account makes itself a root folder. To end them nothing is
+# left of root's rights, so that no other account's process can be meant; nor of its terminal, as
+# those that are ended could do something with this one before.
 _END_ALL = (
-    "for signal in TERM KILL; do {rights} sh -c "
-    "'kill -'$signal' -1' 2>/dev/null; left=5; while test $left -gt 0 && "
-    "stat -c %U /proc/[0-9]* 2>/dev/null | grep -qx {user}; do sleep 1; "
-    "left=$((left - 1)); done; done; true"
+    'uid={uid}; test -n "$uid" || exit 0; '
+    "users=$(readlink /proc/self/ns/user); root=$(stat -Lc %d:%i /); "
+    "left() {{ for its in /proc/[0-9]*; do of=; while read -r key value rest; do "
+    'if test "$key $value" = "State: Z"; then break; fi; '
+    'if test "$key" = Uid:; then of=$value; break; fi; done 2>/dev/null <"$its/status"; '
+    'test "$of" = "$uid" || continue; '
+    'test "$(stat -Lc %d:%i "$its/root" 2>/dev/null)" = "$root" || '
+    'case $(readlink "$its/ns/user") in "$users") continue ;; esac; '
+    'echo "${{its#/proc/}}"; done; }}; '
+    "for signal in TERM KILL; do seconds=5; pids=$(left); "
+    'while test -n "$pids" && test $seconds -gt 0; do '
+    '{rights} sh -c \'kill -s "$0" "$@" 2>/dev/null\' $signal $pids; '
+    "sleep 1; seconds=$((seconds - 1)); pids=$(left); done; done; true"
 )
 _REMOVE = "rm -rf --one-file-system --"
 
@@ -120,8 +132,7 @@ def _stop(
     for process in wanted.processes:
         yield end(run, process)
     if wanted.account:
-        script = _END_ALL.format(rights=" ".join(jobs.as_account(run)), user=USER)
-        yield StringCommand("sh -c", QuoteString(script))
+        yield end_all(f"$(id -u {USER})", jobs.as_account(run))
 
 
 def end(run: HostRun, process: Process) -> StringCommand:
@@ -143,6 +154,12 @@ def end(run: HostRun, process: Process) -> StringCommand:
         QuoteString(_END),
         _timeout=process.seconds + JOB_S,
     )
+
+
+def end_all(uid: str, rights: Iterable[str]) -> StringCommand:
+    """End all processes of an account; `rights`: what runs a command with those of the account."""
+    script = _END_ALL.format(uid=uid, rights=" ".join(rights))
+    return StringCommand("sh -c", QuoteString(script))
 
 
 def _say_packages(run: HostRun, snapshot: HostSnapshot, layout: Layout) -> None:

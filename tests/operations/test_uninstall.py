@@ -8,9 +8,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from llamafleet.plans.uninstall import Process
 from llamafleet.protocol.job import SharedWheel, Stamp, start_ticks
 from llamafleet.wheelstore import WheelStore
 from operations.run import HostRun
-from operations.uninstall import end, uninstall
+from operations.uninstall import end, end_all, uninstall
 from tests.operations import fake
 from tests.operations.fake import fleet
 from tests.operations.shells import LOGIN_SHELLS, run
@@ -313,3 +314,75 @@ def test_a_job_of_the_account_is_ended_with_its_rights_alone() -> None:
     assert "of=llamafleet" in shlex.split(command)
     own = end(cast("HostRun", system), Process(77, 5, True, seconds=5)).get_raw_value()
     assert own.startswith("env ") and "of=root" in shlex.split(own)
+
+
+UID = "61234"
+"""Nobody's on this machine."""
+BARE = (
+    "cd $0 && mkdir usr && mount --bind /usr usr && ln -s usr/bin usr/lib usr/lib64 . && "
+    "exec {chroot} . /usr/bin/sleep 300"
+)
+"""In a mount namespace: a process with a root folder of its own."""
+
+
+def rights() -> list[str]:
+    return ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
+
+
+def of_account(folder: Path) -> list[str]:
+    return [*rights(), "sleep", "300"]
+
+
+def of_a_container(folder: Path) -> list[str]:
+    made = BARE.format(chroot=f"chroot --userspec={UID}:{UID}")
+    return ["unshare", "--mount", "sh", "-c", made, str(folder)]
+
+
+def of_account_that_hides(folder: Path) -> list[str]:
+    made = BARE.format(chroot="chroot")
+    return [
+        *rights(),
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        made,
+        str(folder),
+    ]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that every account reaches, as pytest's own are not."""
+    with TemporaryDirectory() as made:
+        Path(made).chmod(0o777)
+        yield Path(made)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: processes of another account")
+@pytest.mark.parametrize("login", ["dash", "busybox sh"])
+@pytest.mark.parametrize(
+    ("make", "ended"),
+    [(of_account, True), (of_a_container, False), (of_account_that_hides, True)],
+)
+def test_the_accounts_processes_are_ended_and_no_containers(
+    folder: Path, make: Callable[[Path], list[str]], ended: bool, login: str
+) -> None:
+    """A container's account 999 is another one, though the kernel has one number for both."""
+    process = subprocess.Popen(make(folder), stderr=subprocess.PIPE)
+    try:
+        asleep = Path(f"/proc/{process.pid}/comm")
+        for _ in range(100):
+            if process.poll() is not None or asleep.read_text() == "sleep\n":
+                break
+            time.sleep(0.1)
+        if process.poll() is not None:
+            pytest.skip(f"this machine makes no such process: {process.communicate()[1]!r}")
+        done = run(end_all(UID, rights()), login)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (process.poll() is not None) == ended
+    finally:
+        process.kill()
+        process.wait()
