@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -166,6 +167,9 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
     """One that is named as the zipapp's are."""
     argv = [sys.executable, "-c", "import time; time.sleep(60)", PROCESS_NAME]
     started = subprocess.Popen(argv)
+    # Popen returns when exec closes its pipe, which is before the kernel shows the new arguments.
+    while PROCESS_NAME.encode() not in Path(f"/proc/{started.pid}/cmdline").read_bytes():
+        time.sleep(0.01)
     yield started
     started.kill()
     started.wait()
