@@ -45,6 +45,8 @@ _END = (
     'if alive; then echo "process $pid of a job: found it at work after $seconds s; expected '
     'its end; next: ps -fp $pid, then run this again" >&2; exit 1; fi'
 )
+END_S = 5
+"""For the account's processes to end, by each of two signals."""
 # All processes of the account, but for those of a container: its accounts may have the same numbers
 # (999 is that of many images). A root folder of its own is that of a container, unless the user
 # namespace is one too: in that every account makes itself a root folder. To end them nothing is
@@ -60,7 +62,7 @@ _END_ALL = (
     'test "$(stat -Lc %d:%i "$its/root" 2>/dev/null)" = "$root" || '
     'case $(readlink "$its/ns/user") in "$users") continue ;; esac; '
     'echo "${{its#/proc/}}"; done; }}; '
-    "for signal in TERM KILL; do seconds=5; pids=$(left); "
+    "for signal in TERM KILL; do seconds={seconds}; pids=$(left); "
     'while test -n "$pids" && test $seconds -gt 0; do '
     '{rights} sh -c \'kill -s "$0" "$@" 2>/dev/null\' $signal $pids; '
     "sleep 1; seconds=$((seconds - 1)); pids=$(left); done; done; true"
@@ -158,8 +160,9 @@ def end(run: HostRun, process: Process) -> StringCommand:
 
 def end_all(uid: str, rights: Iterable[str]) -> StringCommand:
     """End all processes of an account; `rights`: what runs a command with those of the account."""
-    script = _END_ALL.format(uid=uid, rights=" ".join(rights))
-    return StringCommand("sh -c", QuoteString(script))
+    script = _END_ALL.format(uid=uid, rights=" ".join(rights), seconds=END_S)
+    # One of them can stop the shell that is to end it, as that has the rights of the account.
+    return StringCommand("sh -c", QuoteString(script), _timeout=2 * END_S + JOB_S)
 
 
 def _say_packages(run: HostRun, snapshot: HostSnapshot, layout: Layout) -> None:
