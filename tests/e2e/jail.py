@@ -13,10 +13,10 @@ ROOT = "/tmp/jail"
 START = """
 mount --make-rprivate / && mkdir -p {root} && mount -t tmpfs none {root} && cd {root} &&
 mkdir u w m && mount -t overlay overlay -o lowerdir=/,upperdir=u,workdir=w m &&
-mount --rbind /dev m/dev && mount -t proc proc m/proc && mount -t tmpfs none m/run &&
+mount --rbind /dev m/dev && mount -t proc proc m/proc && mount -t tmpfs -o mode=755 none m/run &&
 mount -t tmpfs none m/tmp && chmod 1777 m/tmp && mkdir -p m{folder} &&
 mount --bind {folder} m{folder} &&
-rm -rf m/opt/llamafleet m/etc/llamafleet m/var/lib/llamafleet &&
+rm -rf m/opt/llamafleet m/etc/llamafleet m/var/lib/llamafleet* &&
 {{ chroot m userdel llamafleet 2>/dev/null; echo ready; }} && exec sleep 3600
 """
 
