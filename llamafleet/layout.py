@@ -25,6 +25,7 @@ VERIFY_UNIT = "llamafleet-verify.service"
 VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
+SERVE_TEMPLATE = "llamafleet-serve@.service"
 DEVICES_UNIT = "llamafleet-devices.service"
 """Loads the driver's modules before a unit that is let near the GPUs alone."""
 
@@ -32,6 +33,11 @@ DEVICES_UNIT = "llamafleet-devices.service"
 def job_unit(kind: str, key: str) -> str:
     """The transient unit of one job."""
     return f"llamafleet-{kind}-{key}.service"
+
+
+def serve_unit(profile: str) -> str:
+    """The service of one profile."""
+    return SERVE_TEMPLATE.replace("@", f"@{profile}")
 
 
 APT_SOURCE = "/etc/apt/sources.list.d/llamafleet-cuda.sources"
@@ -198,3 +204,24 @@ class Layout:
     def root_job(self, kind: str, key: str) -> str:
         """The same for a job of root, where the account that builds can't reach it."""
         return f"{self.jobs_of_root}/{kind}/{key}"
+
+    def serve_config(self, profile: str) -> str:
+        """What one service is told: a protocol.serve.ServeConfig."""
+        return f"{self.etc}/serve-{profile}.json"
+
+    def serve_key(self, profile: str) -> str:
+        """The API key of one service. Root's alone, 0600: systemd hands it to the service."""
+        return f"{self.etc}/serve-{profile}.key"
+
+    def serve_state(self, profile: str) -> str:
+        """Folder of what one service writes."""
+        return f"{self.state}/serve/{profile}"
+
+    @property
+    def gguf(self) -> str:
+        """Folder of the models that are served and that llamafleet brought, one folder each."""
+        return f"{self.state}/gguf"
+
+    def serve_libraries(self, name: str) -> str:
+        """Folder of the server's own Python packages; `name` tells which they are."""
+        return f"{self.prefix}/serve/{name}"
