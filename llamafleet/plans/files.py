@@ -31,10 +31,11 @@ def conditions(
     """Those that hold."""
     holds: dict[Condition, bool] = {
         "cuda": backend == "cuda",
-        "schedule": settings.verify_schedule is not None,
+        "schedule": settings.schedule is not None,
         "hold": bool(hold and hold.record),
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
+        "serve": bool(settings.serve),
     }
     return frozenset(name for name, true in holds.items() if true)
 

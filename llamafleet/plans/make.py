@@ -65,15 +65,19 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
 
 def to_read(
     settings: Settings,
-) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders,
+    ports.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
-    own = tuple(path for path in chosen if path and path.startswith("/"))
-    return layout, tuple(by_path(layout)), own, folders(layout)
+    served = settings.serve.values()
+    paths = (*chosen, *(one.model for one in served))
+    own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
+    ports = tuple(sorted({one.port for one in served}))
+    return layout, tuple(by_path(layout)), own, folders(layout), ports
 
 
 @dataclass

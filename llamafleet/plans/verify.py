@@ -188,7 +188,7 @@ def _environment(build: BuildPlan, layout: Layout) -> dict[str, str]:
     """What llama.cpp needs of the variables that the build has, and a place for compiled PTX."""
     libraries = build.config.environment.get("LD_LIBRARY_PATH")
     toolkit = {"LD_LIBRARY_PATH": libraries} if libraries else {}
-    return {"CUDA_CACHE_PATH": f"{layout.state}/cuda-cache"} | toolkit
+    return {"CUDA_CACHE_PATH": layout.compiled} | toolkit
 
 
 def why_unproven(
@@ -272,7 +272,7 @@ def _why_doubtful(settings: Settings, snapshot: HostSnapshot) -> str:
     if timer and timer.triggered and timer.triggered > result.finished:
         return f"{VERIFY_TIMER} started a verification that left no result"
     age = snapshot.time - result.finished
-    period = PERIODS_S.get((settings.verify_schedule or "").lower())
+    period = PERIODS_S.get((settings.schedule or "").lower())
     if snapshot.time and period and age > 2 * period:
         return f"the last one is {round(age / DAY_S, 1):g} days old ({settings.verify_schedule})"
     if snapshot.time and -age > DAY_S:
