@@ -52,8 +52,8 @@ def render(
 
     `files`: paths to hash. `extra`: paths from the settings that are not among the usual ones: a
     toolkit's root, a C++ compiler, a Python interpreter. `folders`: paths whose owners are wanted,
-    as those of `files` are. `ports`: whose listeners are wanted. A path is absolute or begins with ``$HOME/``, which the host's shell
-    expands. Raises ValueError on any other path.
+    as those of `files` are. `ports`: whose listeners are wanted. A path is absolute or begins with
+    ``$HOME/``, which the host's shell expands. Raises ValueError on any other path.
     """
     for path in (layout.prefix, layout.state, layout.etc, layout.units, *files, *extra, *folders):
         if not path.startswith(("/", "$HOME/")) or not path.isprintable():
@@ -134,9 +134,7 @@ class Snapshot(FactBase[HostSnapshot]):
             state=state_dir,
             units=units,
         )
-        return one_line(
-            render(layout, tuple(files), tuple(extra), tuple(folders), tuple(ports))
-        )
+        return one_line(render(layout, tuple(files), tuple(extra), tuple(folders), tuple(ports)))
 
     def process(self, output: list[str]) -> HostSnapshot:
         # Any exception would end the run for every host.
@@ -182,7 +180,7 @@ def arguments(
     }
 
 
-def snapshot_of(
+def snapshot_of(  # noqa: PLR0917 - `plans.make.to_read` gives all but the host
     host: Host,
     layout: Layout,
     files: tuple[str, ...],

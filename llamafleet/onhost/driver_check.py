@@ -6,8 +6,8 @@ works and runs the build's toolkit the unit starts a verification; else, and whe
 the host, a person must act.
 
 `driver-check --config FILE`: exit 0 where the verdict stands, 4 where the host should be verified
-now, 3 where something else must come first, 5 where that is a reboot, 2 for a bad configuration, the wrong account or results
-that can't be written.
+now, 3 where something else must come first, 5 where that is a reboot, 2 for a bad configuration,
+the wrong account or results that can't be written.
 """
 
 from __future__ import annotations

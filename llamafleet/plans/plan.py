@@ -305,5 +305,7 @@ class Plan:
     """Of the group "settings": environment, verification settings, units."""
     wheelhouse: WheelhousePlan | None = None
     """None: nothing is taken from one."""
+    pauses: tuple[str, ...] = ()
+    """Profiles that are served now, and not while it is verified."""
     serve: ServePlan | None = None
     """None: nothing is served, and nothing is left of what was."""

@@ -59,33 +59,41 @@ def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
 
     A host that was recorded for other settings says nothing of it.
     """
-    path = settings.model
+    return gguf_problem(settings.model, "model", settings, snapshot, "or set model to auto")
+
+
+def gguf_problem(
+    path: str, key: str, settings: Settings, snapshot: HostSnapshot, other: str = ""
+) -> Problem | None:
+    """The same of any file of the settings; `key` names it there, `other`: what helps too."""
     if path not in snapshot.unreadable:
-        return _unseen_model(settings, snapshot)
+        return _unseen_model(path, key, settings, snapshot)
     there = path in snapshot.extra_there
     reader = USER if settings.scope == "system" else snapshot.user
     return Problem(
-        "model",
+        key,
         found=f"{path}, which the account {reader} can't read" if there else f"no file {path}",
         expected="a GGUF file that it can read, and folders above it that it can enter",
         next=f"namei -l {path}; then chmod o+rX those that it needs, or set another model"
         if there
-        else "bring the file to the host, or set model to auto",
+        else f"bring the file to the host{f', {other}' if other else ''}",
     )
 
 
-def _unseen_model(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
-    """A model that the account can read, and not from within the verification's unit."""
+def _unseen_model(
+    path: str, key: str, settings: Settings, snapshot: HostSnapshot
+) -> Problem | None:
+    """A model that the account can read, and not from within a unit."""
     if settings.scope != "system" or snapshot.init != "systemd":
         return None
-    own = [folder for folder in UNIT_S_OWN if settings.model.startswith(f"{folder}/")]
+    own = [folder for folder in UNIT_S_OWN if path.startswith(f"{folder}/")]
     if not own:
         return None
     return Problem(
-        "model",
-        found=f"{settings.model}: the verification's unit has a {own[0]} of its own, without it",
+        key,
+        found=f"{path}: its unit has a {own[0]} of its own, without it",
         expected="a GGUF file elsewhere",
-        next=f"move it out of {own[0]}, as to /srv, and set model to where it is then",
+        next=f"move it out of {own[0]}, as to /srv, and set {key} to where it is then",
     )
 
 
