@@ -33,7 +33,7 @@ class AnswerOfService(FactBase[Answer | None]):
     """What a service answers on its own host. None: nothing that can be understood."""
 
     def command(
-        self, rights: str, python: str, zipapp: str, config: str, key: str, wait_s: int
+        self, rights: str, python: str, zipapp: str, *, config: str, key: str, wait_s: int
     ) -> StringCommand:
         program = StringCommand(QuoteString(python), "-I", QuoteString(zipapp))
         ask = StringCommand("serve-check --wait", str(wait_s), "--config", QuoteString(config))

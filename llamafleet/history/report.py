@@ -52,8 +52,8 @@ def _end(run: Run) -> list[str]:
 
 def render(rows: Sequence[Row]) -> str:
     """The table, and below it: why hosts are not PASS, whose figures count for nothing, which GPUs
-    were left out, what is served, changes that the table has no room for, what a driver update changed, and what
-    builds cost."""
+    were left out, what is served, changes that the table has no room for, what a driver update
+    changed, and what builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
     lines, whole = table(rows)

@@ -142,9 +142,8 @@ class Row:
             row = replace(row, verdict=BUSY)
         red = FAIL if row.reason else worst
         verdict = red if reason and row.verdict in (*GOOD, BUSY) else row.verdict
-        told = (*served,)
-        row = replace(row, verdict=verdict, changed=tuple(changed), reason=reason, served=told)
-        return replace(row, update=update)
+        row = replace(row, verdict=verdict, changed=tuple(changed), reason=reason)
+        return replace(row, update=update, served=tuple(served))
 
     @property
     def good(self) -> bool:

@@ -19,6 +19,8 @@ from llamafleet.settings import Settings
 
 CREDENTIALS = 247
 """The first systemd that hands a unit credentials: systemd.exec(5), LoadCredential=."""
+UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
+"""A regular expression of the units of all profiles."""
 WAITS = "auto-restart"
 """Of a unit's state: its process has ended, and systemd starts it again later."""
 
@@ -86,7 +88,7 @@ def _gpu_problems(
 
 def _port_problems(key: str, profile: Profile, snapshot: HostSnapshot) -> Iterator[Problem]:
     for one in snapshot.listening:
-        ours = re.fullmatch(re.escape(serve_unit("@@")).replace("@@", NAME), one.unit)
+        ours = re.fullmatch(UNIT, one.unit)
         if one.port == profile.port and same_place(one.address, profile.address) and not ours:
             yield Problem(
                 f"{key}.port",
@@ -118,7 +120,7 @@ def plan_serve(
         return None
     services = tuple(
         Served(
-            _config(plan.host, name, profile, snapshot, layout, libraries),
+            _config(name, profile, snapshot, layout, host=plan.host, libraries=libraries),
             layout.serve_config(name),
             profile.public,
         )
@@ -131,16 +133,17 @@ def plan_serve(
     others = [row for row in rows if row not in wanted]
     others += [row for name in gone for row in profile_rows(name)]
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
-    judged = tuple(_judged(one, plan, files, wanted, snapshot, layout) for one in services)
+    judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
     return replace(made, files=files, services=judged)
 
 
 def _config(
-    host: str,
     name: str,
     profile: Profile,
     snapshot: HostSnapshot,
     layout: Layout,
+    *,
+    host: str,
     libraries: str,
 ) -> ServeConfig:
     gpus = choose(profile.gpus, snapshot).gpus if profile.gpus is not None else ()
@@ -171,9 +174,10 @@ def _judged(
     service: Served,
     plan: Plan,
     files: FilesPlan,
-    rows: Sequence[Managed],
     snapshot: HostSnapshot,
     layout: Layout,
+    *,
+    rows: Sequence[Managed],
 ) -> Served:
     """What is to be done with its unit, and why."""
     unit = snapshot.units.get(service.unit, ABSENT)
