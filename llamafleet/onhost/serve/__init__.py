@@ -1,0 +1,1 @@
+"""One service: the built llama-cpp-python behind an OpenAI-compatible interface."""
