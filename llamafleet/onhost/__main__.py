@@ -11,7 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import build, detach, discard, driver_check, job, pack
+<<<<<<< HEAD
 from llamafleet.onhost.serve import libraries
+=======
+from llamafleet.onhost.serve import check, gate
+>>>>>>> f3b2425
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
@@ -49,7 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return discard.main(rest)
     if command == "pack":
         return pack.main(rest)
+<<<<<<< HEAD
     # These three import llama_cpp, from a build's venv.
+=======
+    if command == "serve-gate":
+        return gate.main(rest)
+    if command == "serve-check":
+        return check.main(rest)
+    # These two import llama_cpp, from a build's venv.
+>>>>>>> f3b2425
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
 
@@ -78,6 +90,8 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("discard", help="remove builds; see discard --help")
     commands.add_parser("pack", help="make the wheel of a build; see pack --help")
     commands.add_parser("driver-check", help="see driver-check --help")
+    commands.add_parser("serve-gate", help="may a service start now; see serve-gate --help")
+    commands.add_parser("serve-check", help="ask a service for a token; see serve-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("serve", help="serve a model over HTTP; see serve --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")

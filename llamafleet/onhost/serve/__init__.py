@@ -1,1 +1,1 @@
-"""One service: the built llama-cpp-python behind an OpenAI-compatible interface."""
+"""The service of one profile: its gate, its server, and how it is asked."""
