@@ -11,11 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import build, detach, discard, driver_check, job, pack
-<<<<<<< HEAD
-from llamafleet.onhost.serve import libraries
-=======
-from llamafleet.onhost.serve import check, gate
->>>>>>> f3b2425
+from llamafleet.onhost.serve import check, gate, libraries
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
@@ -53,15 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return discard.main(rest)
     if command == "pack":
         return pack.main(rest)
-<<<<<<< HEAD
-    # These three import llama_cpp, from a build's venv.
-=======
     if command == "serve-gate":
         return gate.main(rest)
     if command == "serve-check":
         return check.main(rest)
-    # These two import llama_cpp, from a build's venv.
->>>>>>> f3b2425
+    # These three import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
 
