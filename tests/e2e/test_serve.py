@@ -1,7 +1,7 @@
 """Services on a booted host, from the settings to the last trace: the CPU's build and a tiny model.
 
-The build is the one of LLAMAFLEET_TEST_PYTHON, planted with the plan's own inputs. What is served is
-asked over HTTP, as a client would. The whole story is one file of steps, in their order.
+The build is the one of LLAMAFLEET_TEST_PYTHON, planted with the plan's own inputs. What is served
+is asked over HTTP, as a client would. The whole story is one file of steps, in their order.
 """
 
 from __future__ import annotations
