@@ -20,7 +20,7 @@ from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletion
 from pydantic import ValidationError
 
 from llamafleet.onhost.serve.ask import ASKED, Ask
-from llamafleet.onhost.serve.errors import App, wrong
+from llamafleet.onhost.serve.errors import App, Refusal, wrong
 from llamafleet.onhost.serve.fields import Body, Route
 from llamafleet.onhost.verify.bench import physical_cores
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
@@ -33,6 +33,8 @@ KV_TYPES: dict[KvType, int] = {
 }
 _INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 5
 """enum ggml_log_level of ggml.h."""
+_NOISE = b"llama_graph_n_input_tensors"
+"""Some 15 lines a layer of no use to anybody here."""
 _MOST_LOG = 4 << 20
 """Characters of llama.cpp's log that are kept while a model is loaded: all of it says where the
 layers went. The lines of a model of 100 layers are some 50 KiB."""
@@ -64,7 +66,8 @@ class Log:
         if self._keep and self._size < _MOST_LOG:
             self._parts.append(text.decode("utf-8", errors="replace"))
             self._size += len(text)
-        if self._level in ((_INFO, _WARN, _ERROR) if self._keep else (_WARN, _ERROR)):
+        told = (_INFO, _WARN, _ERROR) if self._keep else (_WARN, _ERROR)
+        if self._level in told and not text.startswith(_NOISE):
             with contextlib.suppress(OSError):
                 os.write(2, text)
 
@@ -216,12 +219,16 @@ class Loaded:
 
     def validate(self, route: Route, body: Body) -> None:
         """Raises Refusal where llama_cpp.server would answer 500."""
+        tokens = [int(token) for token in body.get("logit_bias", ())]
+        if odd := [token for token in tokens if token >= self.llama.n_vocab()]:
+            expected = f"numbers of tokens below {self.llama.n_vocab()}"
+            raise wrong("logit_bias", str(odd[0])[:80], expected)
         try:
             _REQUESTS[route](**body)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise wrong(where[:80], repr(first["input"])[:80], first["msg"]) from None
+            where = ".".join(map(str, first["loc"]))[:80]
+            raise Refusal(400, f"{where}: {first['msg']}", param=where) from None
 
     def answer_one(self) -> int:
         """Have it make one token, now, from a prompt that is evaluated anew; the token."""

@@ -130,7 +130,7 @@ class Service:
         assert self.placement is not None
         smaller = oom.reduced(self.placement, found, None)
         fits = f"set {_placed(smaller)}" if smaller else "use a smaller model"
-        self.turn("failed", f"{found}; next: {fits}, or on_oom = \"reduce\"")
+        self.turn("failed", f'{found}; next: {fits}, or on_oom = "reduce"')
         # While it loads, the same settings end the same way.
         return EXIT_FAILED if self.load_s is not None else EXIT_USAGE
 
