@@ -135,34 +135,33 @@ class Door:
             wanted = fields.checked(route, data, self._alias)
             ask.usage = fields.wants_usage(data)
             house.model.validate(route, wanted)
-            await self._answer(house.model, ask, scope, wanted, sent.receive, send)
+            connection = scope.get("state", {}).get(CONNECTION)
+            reply = Reply(send, connection, self._limits.send_s, ask)
+            watching = asyncio.ensure_future(_watch(sent.receive, ask))
+            try:
+                await self._answer(house.model, ask, scope, wanted, reply)
+            finally:
+                watching.cancel()
         finally:
             house.asks.discard(ask)
 
     async def _answer(
-        self, model: Model, ask: Ask, scope: Scope, wanted: Body, receive: Receive, send: Send
+        self, model: Model, ask: Ask, scope: Scope, wanted: Body, reply: Reply
     ) -> None:
         """Compute and send. Raises Refusal and Left."""
-        connection = scope.get("state", {}).get(CONNECTION)
-        reply = Reply(send, connection, self._limits.send_s, ask)
-        watching = asyncio.ensure_future(_watch(receive, ask))
         try:
-            try:
-                async with self._house.line.turn(ask):
-                    failure = await _compute(model, ask, scope, wanted, reply)
-            finally:
-                self._metrics.asked(ask)
-            if failure is not None and not ask.left:
-                self._blame(failure)
-            if (failure is not None or reply.refused) and not reply.committed:
-                ask.check()
-                raise self._of(failure, reply.refused)
-            if failure is not None:
-                reply.end_with(self._of(failure, None).body)
-            await reply.finish()
-            ask.check()
+            async with self._house.line.turn(ask):
+                failure = await _compute(model, ask, scope, wanted, reply)
         finally:
-            watching.cancel()
+            self._metrics.asked(ask)
+        if failure is not None:
+            self._blame(failure)
+        if (failure is not None or reply.refused) and not reply.committed:
+            raise self._of(failure, reply.refused)
+        if failure is not None:
+            reply.end_with(self._of(failure, None).body)
+        await reply.finish()
+        ask.check()
 
     def _of(self, failure: BaseException | None, status: int | None) -> Refusal:
         """What a client is told of it: nothing of this server's inside."""

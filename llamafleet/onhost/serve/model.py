@@ -1,6 +1,6 @@
 """The model of a service: llama_cpp.server's application around a Llama that counts and can stop.
 
-The only module of this room that imports llama_cpp and its server.
+The only module of this room that imports llama_cpp, but for guard.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from llamafleet.onhost.serve.ask import ASKED, Ask
 from llamafleet.onhost.serve.errors import App, Refusal, wrong
 from llamafleet.onhost.serve.fields import Body, Route
+from llamafleet.onhost.serve.guard import Guard
 from llamafleet.onhost.verify.bench import physical_cores
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
 
@@ -84,6 +85,7 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
     moved = 0.0
     """time.monotonic() of the last step that ended."""
     computing = False
+    _guard: Guard | None = None
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Iterator[int]:
         ask = ASKED.get(None) or Ask()
@@ -106,26 +108,21 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
             super().eval(tokens[start : start + self.n_batch])
             self.moved = time.monotonic()
 
-    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        grammar = kwargs.get("grammar")
-        if grammar is not None:
-            _try_grammar(self._model, grammar)
+    def _init_sampler(self, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
+        if self._guard:
+            self._guard.close()
+        self._guard = Guard(self._model, grammar) if grammar is not None else None
         return super()._init_sampler(*args, **kwargs)
+
+    def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
+        if self._guard is None:
+            return int(super().sample(*args, idx=idx, **kwargs))
+        return self._guard.sample(self, -1 if idx is None else idx - self.n_tokens)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         with _noted(self):
             made = super().create_completion(*args, **kwargs)
         return _followed(self, made) if kwargs.get("stream") else made
-
-
-def _try_grammar(model: Any, grammar: Any) -> None:
-    """llama.cpp gives no sampler for a grammar that it can't read, and llama_cpp would use it.
-    Raises ValueError."""
-    text, root = grammar._grammar.encode(), grammar._root.encode()
-    sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, text, root)
-    if not sampler:
-        raise ValueError("llama.cpp can't make a grammar of the schema")
-    llama_cpp.llama_sampler_free(sampler)
 
 
 @contextlib.contextmanager

@@ -104,6 +104,7 @@ class Reply:
         """End a stream that has begun with an error in place of the rest."""
         if not self._ended:
             self._enqueue({"type": "http.response.body", "body": event(error), "more_body": True})
+            self._end = {"type": "http.response.body", "body": b"", "more_body": False}
 
     async def finish(self) -> None:
         """Wait until the client has taken all, or was cut off."""
