@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,13 @@ from typing import Any
 import llama_cpp
 import llama_cpp.llama_chat_format
 from llama_cpp.server import app as server
+from llama_cpp.server import errors
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
 from pydantic import ValidationError
 
 from llamafleet.onhost.serve.ask import ASKED, Ask
+from llamafleet.onhost.serve.child import QUIET
 from llamafleet.onhost.serve.errors import App, Refusal, wrong
 from llamafleet.onhost.serve.fields import Body, Route
 from llamafleet.onhost.serve.guard import Guard
@@ -32,10 +35,8 @@ KV_TYPES: dict[KvType, int] = {
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
-_INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 5
-"""enum ggml_log_level of ggml.h."""
-_NOISE = b"llama_graph_n_input_tensors"
-"""Some 15 lines a layer of no use to anybody here."""
+_INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5
+"""enum ggml_log_level of ggml.h; llama_cpp's own _logger.py has it in an older order."""
 _MOST_LOG = 4 << 20
 """Characters of llama.cpp's log that are kept while a model is loaded: all of it says where the
 layers went. The lines of a model of 100 layers are some 50 KiB."""
@@ -46,7 +47,8 @@ _REQUESTS: dict[Route, Any] = {
 
 
 class Log:
-    """llama.cpp's log: kept while a model is loaded; to standard error but for its debug lines."""
+    """llama.cpp's log. While a model is loaded all of it is kept, and what is no debug line goes to
+    the parent; later on only warnings and errors."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -67,16 +69,30 @@ class Log:
         if self._keep and self._size < _MOST_LOG:
             self._parts.append(text.decode("utf-8", errors="replace"))
             self._size += len(text)
-        told = (_INFO, _WARN, _ERROR) if self._keep else (_WARN, _ERROR)
-        if self._level in told and not text.startswith(_NOISE):
-            with contextlib.suppress(OSError):
-                os.write(2, text)
+        if self._level in (_WARN, _ERROR):
+            _write(text)
+        elif self._keep and self._level == _INFO:
+            _write(text if level == _CONT else QUIET + text)
 
     def loaded(self) -> str:
-        """All of it so far; from now on only what sounds like trouble is passed on."""
+        """All of it so far."""
         self._keep = False
         text, self._parts = "".join(self._parts), []
         return text
+
+
+def _write(text: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text)
+
+
+class _Quietly(io.TextIOBase):
+    """Standard error of llama_cpp's Python while it loads: a model's whole metadata, for one."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            _write(QUIET + line.encode(errors="replace") + b"\n")
+        return len(text)
 
 
 class Served(llama_cpp.Llama):  # type: ignore[misc]
@@ -195,6 +211,10 @@ def settings(config: ServeConfig, placement: Placement) -> Any:
     return ModelSettings(**(fixed | own))
 
 
+def _unworded(route: Any, error: Exception, body: Any = None) -> tuple[int, dict[str, str]]:
+    return 500, {"message": "see Ask.failure"}
+
+
 class Loaded:
     """A model in memory, with the application that serves it."""
 
@@ -202,12 +222,16 @@ class Loaded:
         """Load it: minutes. Raises what llama_cpp raises."""
         self._log = Log()
         llama_cpp.Llama = Served
+        # What fails is told by the door; these write a traceback for every wrong request.
+        errors.RouteErrorHandler.error_message_wrapper = _unworded
+        server.print = lambda *words: None
         fixed = {name: one.get_default() for name, one in ServerSettings.model_fields.items()}
         own = {"interrupt_requests": False, "disable_ping_events": True}
-        self.app: App = server.create_app(
-            server_settings=ServerSettings(**(fixed | own)),
-            model_settings=[settings(config, placement)],
-        )
+        with contextlib.redirect_stderr(_Quietly()):
+            self.app: App = server.create_app(
+                server_settings=ServerSettings(**(fixed | own)),
+                model_settings=[settings(config, placement)],
+            )
         # The one that it loaded; there is no way to it by a name without an underscore.
         self.llama: Served = server._llama_proxy()
         self.llama.verbose = False

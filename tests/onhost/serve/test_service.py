@@ -231,6 +231,13 @@ def test_the_metrics_tell_what_was_served(service: Service) -> None:
     assert figures["process_resident_memory_bytes"] > 1 << 20
 
 
+def test_the_journal_gets_what_people_read_and_no_more(service: Service) -> None:
+    lines = service.said().splitlines()
+    assert "llamafleet: ready" in lines
+    assert not [line for line in lines if "tensor" in line or "metadata" in line]
+    assert len(lines) < 40, "\n".join(lines)
+
+
 def test_its_state_is_told_with_what_is_in_force(service: Service) -> None:
     status = service.status()
     assert service.process
