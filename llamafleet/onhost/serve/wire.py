@@ -11,9 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llamafleet.onhost.serve.reply import CONNECTION
 
-_LATE = (
-    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-)
+_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class Wire(H11Protocol):
