@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llamafleet.addresses import LONGEST_URL, URL, WEB_URL, judged
 from llamafleet.layout import Scope
 from llamafleet.oncalendar import is_calendar
 from llamafleet.protocol.job import Method
@@ -35,7 +35,6 @@ MOST_GPUS = 64
 """In one list; a host of 8 GPUs with 7 MIG instances each has fewer."""
 LONGEST_PATH = 4096
 """Characters, as Linux takes them (PATH_MAX)."""
-LONGEST_URL = 2000
 REDIS_PORT = 6379
 """Redis' own, where an address names none."""
 MOST_CAPABILITIES = 32
@@ -48,10 +47,6 @@ UNQUOTABLE = '"\\$`\n'
 _PATH = r"/[A-Za-z0-9._+@:,=~/-]*"
 # In lists of paths and in linker flags : and , separate.
 _TOOL = r"/[A-Za-z0-9._+@=~/-]*"
-
-_URL = r"^https?://[!-$&-~]+$"
-_NOT_IN_URL = re.compile(r"[\"'$\\?#;<>`{|}^]")
-"""Besides what means more: queries and fragments, which hold tokens and no part of an index."""
 
 
 def _one_of(names: tuple[str, ...]) -> str:
@@ -97,21 +92,6 @@ def _once(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if values is not None and len(set(values)) < len(values):
         raise ValueError("each compute capability once")
     return values
-
-
-def _url(value: str) -> str:
-    """An address that may be shown: its password would be in logs and readable on the host."""
-    try:
-        parts = urlsplit(value)
-        address = (parts.hostname, parts.port)
-    except ValueError:
-        raise ValueError(f"{_WEB_URL} with a host and a port that there can be") from None
-    if "@" in parts.netloc:
-        raise ValueError(f"{_WEB_URL} without user and password: the setting netrc takes them")
-    odd = _NOT_IN_URL.search(value) or "%" in parts.netloc
-    if odd or (not address[0] and parts.scheme != "file"):
-        raise ValueError(f"{_WEB_URL} without query, fragment, quotes and a shell's signs")
-    return value
 
 
 def _redis(value: str) -> str:
@@ -210,14 +190,13 @@ LocalPath = Annotated[
     AfterValidator(_one_line),
     AfterValidator(_absolute),
 ]
-Url = Annotated[str, Field(pattern=_URL, max_length=LONGEST_URL), AfterValidator(_url)]
+Url = Annotated[str, Field(pattern=URL, max_length=LONGEST_URL), AfterValidator(judged)]
 
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _BOOL = "true or false"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
 _GPUS = 'a list of UUIDs, bus ids or indices such as ["GPU-5f3d...", "0000:01:00.0", "1"], or None'
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
-_WEB_URL = "an http:// or https:// URL"
 _REDIS_URL = (
     "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "
     "setting netrc takes them"
@@ -254,7 +233,7 @@ class Settings(BaseModel):
     toolkit_method: ToolkitMethod = Field(
         default="auto", description=_one_of(get_args(ToolkitMethod))
     )
-    toolkit_url: Url | None = Field(default=None, description=_WEB_URL)
+    toolkit_url: Url | None = Field(default=None, description=WEB_URL)
     """Mirror of NVIDIA's downloads: what stands for developer.download.nvidia.com/compute/cuda."""
     toolkit_key: LocalPath | None = Field(
         default=None, description="a file on the controller with a public OpenPGP key"
@@ -329,12 +308,12 @@ class Settings(BaseModel):
         Annotated[
             str,
             Field(pattern="^(https?://|file:///)[!-~]+$", max_length=LONGEST_URL),
-            AfterValidator(_url),
+            AfterValidator(judged),
         ]
         | None
     ) = Field(default=None, description="an http://, https:// or file:/// URL")
     """Python package index to use in place of PyPI."""
-    proxy: Url | None = Field(default=None, description=_WEB_URL)
+    proxy: Url | None = Field(default=None, description=WEB_URL)
     """Proxy for all downloads of the host's jobs; None: the one that the host itself names."""
     netrc: LocalPath | None = Field(
         default=None, description="a file on the controller, as of netrc(5), that only you can read"

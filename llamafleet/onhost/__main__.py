@@ -10,19 +10,27 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, job, pack
+from llamafleet.onhost import build, detach, discard, driver_check, job, pack, place
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, CompilerConfig, status, toolkit_config
+from llamafleet.protocol.job import (
+    BuildConfig,
+    CompilerConfig,
+    ModelConfig,
+    status,
+    toolkit_config,
+)
 
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
 PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
+MODEL = job.Worker("model", partial(decode, ModelConfig), place.work, place.done)
 RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
     PACKAGES.kind: partial(job.run, PACKAGES),
+    MODEL.kind: partial(job.run, MODEL),
 }
 
 

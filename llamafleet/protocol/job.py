@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from llamafleet.protocol.decode import DecodeError, Rule, decode
+from llamafleet.protocol.place import ModelInputs, ModelPart, ModelProduct
 from llamafleet.protocol.result import Backend
 
 VERSION: Final = 1
@@ -39,7 +40,7 @@ PARALLEL = "CMAKE_BUILD_PARALLEL_LEVEL"
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
-Kind = Literal["build", "toolkit", "packages", "verify"]
+Kind = Literal["build", "toolkit", "packages", "verify", "model"]
 State = Literal["running", "ok", "failed", "dead", "absent"]
 """dead: it ended without a stamp that can be read."""
 
@@ -120,7 +121,7 @@ class JobConfig:
     version: Literal[1] = VERSION
     kind: Kind
     key: str
-    inputs: BuildInputs | ToolkitInputs | PackagesInputs
+    inputs: BuildInputs | ToolkitInputs | PackagesInputs | ModelInputs
     proxies: dict[str, str] = field(default_factory=dict)
     """http_proxy, https_proxy and no_proxy, by these names."""
     ca_bundle: str | None = None
@@ -283,6 +284,20 @@ class CompilerConfig(ManagerConfig):
     inputs: PackagesInputs
     compilers: tuple[str, ...]
     """Commands of which one must tell its version afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(JobConfig):
+    """One model that is served, of one file or of several parts; its key is that of its folder."""
+
+    kind: Literal["model"] = "model"
+    inputs: ModelInputs
+    folder: str
+    """Of its own."""
+    parts: tuple[ModelPart, ...]
+    """In their order."""
+    reserve_mib: int
+    """What is left free on the disk."""
 
 
 _TOOLKIT_CONFIGS: dict[Method, type[ToolkitConfig]] = {
@@ -451,7 +466,7 @@ class PackagesProduct:
     """Names and versions."""
 
 
-Product = BuildProduct | ToolkitProduct | PackagesProduct
+Product = BuildProduct | ToolkitProduct | PackagesProduct | ModelProduct
 
 
 @dataclass(frozen=True, kw_only=True)
