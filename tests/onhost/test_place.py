@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,8 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost import place, transfer
-from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import Job, JobFailed
-from llamafleet.onhost.transfer import Disk, Transfer
+from llamafleet.onhost.transfer import Disk
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.ggml_types import SIZES
 from llamafleet.protocol.job import ModelConfig, read_json
@@ -481,7 +481,9 @@ def test_a_full_disk_is_said_and_goes_on(web: Site, small_disk: Path) -> None:
         mirror.head(handler, 200, len(content))
         mirror.send(handler, content[: 2 << 20])
         wait_for(lambda: placed.incoming().stat().st_size > 1 << 20)
-        theirs.write_bytes(b"x" * (5 << 20))
+        with contextlib.suppress(OSError), theirs.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
         mirror.send(handler, content[2 << 20 :])
 
     mirror = Mirror(content, faults=[fill])
