@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
@@ -35,6 +35,8 @@ PAUSES_S = (1.0, 4.0, 15.0, 60.0, 120.0)
 LONGEST_PAUSE_S = 900.0
 """That a server may ask for."""
 HEAD_BYTES = 512
+GIVEN_BACK = 1 << 20
+"""Bytes that are taken back from a disk that is full."""
 SPEED_S = 15.0
 """Seconds that a speed is the mean of."""
 
@@ -281,8 +283,9 @@ class _Sink:
         told = self._told(answer)
         if not self._note.validator and self._note.size and not self._note.same(told):
             raise _Anew(f"another file than the one that was begun ({said[:80]!a})")
-        os.lseek(self._file, self._begin, os.SEEK_SET)
-        self._of.keep(told)
+        with self._writing():
+            os.lseek(self._file, self._begin, os.SEEK_SET)
+            self._of.keep(told)
 
     def _from_first(self, answer: Answer) -> None:
         """All of the file, be it asked for or not."""
@@ -319,9 +322,10 @@ class _Sink:
                 "all of it again: it gives no parts, or has another file by now"
             )
             self._of.resumed = False
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        self._of.keep(self._new)
+        with self._writing():
+            os.ftruncate(self._file, 0)
+            os.lseek(self._file, 0, os.SEEK_SET)
+            self._of.keep(self._new)
         return head
 
     def _other(self, head: bytes) -> JobFailed:
@@ -336,18 +340,28 @@ class _Sink:
 
     def _put(self, part: bytes) -> None:
         left = memoryview(part)
-        try:
+        with self._writing():
             while left:
-                left = left[os.write(self._file, left) :]
+                written = os.write(self._file, left)
+                left = left[written:]
+                self._at += written
+                self._of.fetched += written
+            self._of.say(self._at, self._line())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises JobFailed where the disk does not take it, be it full by others' files."""
+        try:
+            yield
         except OSError as error:
+            # The job has yet to write how it ended.
+            size = os.fstat(self._file).st_size
+            os.ftruncate(self._file, max(0, size - GIVEN_BACK))
             raise JobFailed(
                 f"{self._of.target}: found that it can't be written ({error.strerror}) after "
                 f"{mib(self._at)}; expected room for all of it; next: df -h "
                 f"{self._of.target.parent}; then run the same command again, it goes on from there"
             ) from error
-        self._at += len(part)
-        self._of.fetched += len(part)
-        self._of.say(self._at, self._line())
 
     def _line(self) -> str:
         """As "1.2 GiB of 4.5 GiB, 88.0 MiB/s, 40 s left"."""
