@@ -160,7 +160,9 @@ class Folder:
         return Access(owner, owner, 0o755)
 
 
-STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp", "cache")
+STATE_FOLDERS = (
+    *("build", "toolkit", "model", "verify", "results", "models", "gguf", "tmp", "cache"),
+)
 """Below the state folder."""
 
 

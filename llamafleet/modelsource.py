@@ -44,7 +44,8 @@ class ModelSource:
 
     def key(self, sha256: Sequence[str] = ()) -> str:
         """Of its folder on a host. `sha256`: of files whose settings do not state it."""
-        return key_of(self.sha256 or tuple(sha256) or self.parts)
+        known = () if self.kind == "path" else self.sha256 or tuple(sha256)
+        return key_of(known or self.parts)
 
 
 def source_of(model: str, sha256: Sequence[str] = (), sizes: Sequence[int] = ()) -> ModelSource:

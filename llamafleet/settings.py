@@ -25,6 +25,7 @@ ToolkitMethod = Literal["auto", "present", Method]
 Reboot = Literal["never", "allow"]
 CompilerCache = Literal["off", "ccache"]
 Sharing = Literal["host", "wheel"]
+ModelOrigin = Literal["host", "controller"]
 
 SECRETIVE = frozenset(
     {"toolkit_url", "index_url", "proxy", "netrc", "cmake_options", "compiler_cache_url"}
@@ -330,6 +331,14 @@ class Settings(BaseModel):
         Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_redis)] | None
     ) = Field(default=None, description=_REDIS_URL)
     """A Redis server that all hosts share beside their own."""
+    model_source: ModelOrigin = Field(default="host", description=_one_of(get_args(ModelOrigin)))
+    """Who fetches a served model that has a URL: host: each for itself; controller: this machine,
+    once for all, and each host gets it from here."""
+    model_downloads: Annotated[int, _whole(1, 1000, "hosts")] = 4
+    """How many hosts get a served model at a time."""
+    models_kept: Annotated[int, _whole(0, 100, "models")] = 1
+    """How many models stay on a host that no profile names any more, while there is room."""
+    model_timeout_minutes: Annotated[int, _whole(1, 10080, "minutes")] = 720
     build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30
 

@@ -1093,7 +1093,8 @@ read_own() {
         put state_machine "$(dd if="$LF_MACHINE" bs=100 count=1)"
     fi
     folders_of "$LF_PREFIX/versions" | while IFS= read -r name; do put built "$name"; done
-    jobs_in "$LF_STATE" build toolkit
+    jobs_in "$LF_STATE" build toolkit model
+    folders_of "$LF_STATE/gguf" | while IFS= read -r name; do model "$name"; done
     for name in progress stamp; do
         if [ -e "$LF_STATE/verify/run/$name.json" ]; then
             job verify run "$LF_STATE/verify/run"
@@ -1104,6 +1105,18 @@ read_own() {
     [ "$LF_SCOPE" = system ] || read_lock
     owners inside
     folders_of "$LF_PREFIX/versions" | with_current | while IFS= read -r name; do build "$name"; done
+}
+
+# model NAME: one that is served: its proof, and its files as they are.
+model() {
+    folder=$LF_STATE/gguf/$1
+    put model "$1"
+    json model "$1" "$folder/model.json"
+    # Links of ours lead to files that the host has. Size, and the time that only the kernel sets.
+    for file in "$folder"/*.gguf "$folder"/*.gguf.incoming; do
+        [ -f "$file" ] && put model_file "$1" "${file##*/}" "$(stat -L -c '%s' "$file")" \
+            "$(stat -L -c '%Z' "$file")"
+    done | sed 250q
 }
 
 # build NAME: whether it is whole.

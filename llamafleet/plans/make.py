@@ -40,6 +40,7 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
@@ -260,6 +261,18 @@ def make_plan(
         draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
+    models = None
+    if python:
+        models = draft.take(
+            plan_models(
+                settings,
+                snapshot,
+                layout,
+                python=python.path,
+                supplies=supplies,
+                besides_mib=sum(needs.values()),
+            )
+        )
     packages = None
     if code.packages and python:
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
@@ -280,6 +293,7 @@ def make_plan(
         verify=verify,
         switch=plan_switch(snapshot, build, proven) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
+        models=models,
     )
     return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
 
@@ -365,7 +379,8 @@ def explain(plan: Plan) -> list[str]:
         verb = "bring" if plan.wheelhouse.bring else "use"
         lines.append(f"wheelhouse: {verb} {plan.wheelhouse.source} ({plan.wheelhouse.reason})")
     if plan.reboot:
-        return [*lines, "toolkit, build, verify: planned once it has rebooted"]
+        later = "toolkit, build, verify: planned once it has rebooted"
+        return [*lines, later, *model_lines(plan.models)]
     if plan.toolkit:
         verb = "install" if plan.toolkit.install else "use"
         lines.append(
@@ -376,7 +391,8 @@ def explain(plan: Plan) -> list[str]:
             lines += _source_lines(plan.toolkit.source)
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
     if plan.build is None:
-        return [*lines, "build, verify: planned once the packages are there"]
+        later = "build, verify: planned once the packages are there"
+        return [*lines, later, *model_lines(plan.models)]
     told = plan.build.config
     verb = "take" if told.wheel else plan.build.action
     lines.append(f"build: {verb} {plan.build.fingerprint} ({plan.build.reason})")
@@ -401,7 +417,7 @@ def explain(plan: Plan) -> list[str]:
         lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
     if plan.discard:
         lines.append(f"  then remove {' '.join(plan.discard)}")
-    return lines
+    return [*lines, *model_lines(plan.models)]
 
 
 def _version_lines(inputs: BuildInputs) -> list[str]:
