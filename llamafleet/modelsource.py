@@ -20,7 +20,7 @@ MOST_BYTES = 4 << 40
 LONGEST_PATH = 4096
 _PATH = re.compile(r"/[A-Za-z0-9._+@:,=~/-]*\.gguf")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MODEL = (
+ALLOWED = (
     "the absolute path of a .gguf file on the host (no blanks, quotes, $ or %), "
     "file:PATH of one on the controller, or an http:// or https:// URL of one"
 )
@@ -49,29 +49,43 @@ class ModelSource:
 
 
 def source_of(model: str, sha256: Sequence[str] = (), sizes: Sequence[int] = ()) -> ModelSource:
-    """A model as a profile names it: of a split one the first part, with a sha256 for each part.
+    """A model as a profile names it, of a split one the first part. Raises ValueError as below."""
+    kind, parts = parts_of(model)
+    return ModelSource(kind, parts, digests_of(model, sha256), sizes_of(model, sizes))
 
-    Raises ValueError with the key, what was found there and what is allowed.
-    """
+
+def parts_of(model: str) -> tuple[Kind, tuple[str, ...]]:
+    """Where the parts of a model lie. Raises ValueError with what is allowed."""
     kind, first = _place(model)
-    parts = _parts(first)
-    for digest in sha256:
-        if not _SHA256.fullmatch(digest):
-            raise ValueError(f"sha256: found {digest[:70]!r}; allowed: 64 hex digits in lower case")
-    for size in sizes:
-        if not 0 < size <= MOST_BYTES:
-            raise ValueError(f"size: found {size}; allowed: bytes, at most {MOST_BYTES}")
-    if kind == "url" and not sha256:
-        raise ValueError(f"sha256: found none; allowed: one for each of {len(parts)} parts of it")
-    for name, values in (("sha256", sha256), ("size", sizes)):
-        if values and len(values) != len(parts):
-            raise ValueError(
-                f"{name}: found {len(values)}; allowed: {len(parts)}, one for each part of "
-                f"{PurePosixPath(first).name}"
-            )
-    if len(set(sha256)) < len(sha256):
-        raise ValueError("sha256: found one twice; allowed: that of each part, in their order")
-    return ModelSource(kind, parts, tuple(sha256), tuple(sizes))
+    return kind, _parts(first)
+
+
+def digests_of(model: str, sha256: Sequence[str]) -> tuple[str, ...]:
+    """sha256 of each part. Raises ValueError with what is allowed."""
+    kind, parts = parts_of(model)
+    allowed = "64 hex digits in lower case" + _each(parts)
+    # Of what comes from elsewhere nothing else says that it is what was wanted.
+    wrong = not sha256 and kind == "url"
+    wrong |= bool(sha256) and len(sha256) != len(parts)
+    wrong |= not all(map(_SHA256.fullmatch, sha256)) or len(set(sha256)) < len(sha256)
+    if wrong:
+        raise ValueError(f"{allowed}; a model that has a URL needs it")
+    return tuple(sha256)
+
+
+def sizes_of(model: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Bytes of each part. Raises ValueError with what is allowed."""
+    parts = parts_of(model)[1]
+    wrong = bool(sizes) and len(sizes) != len(parts)
+    if wrong or not all(0 < size <= MOST_BYTES for size in sizes):
+        raise ValueError(f"a number of bytes{_each(parts)}, or no key")
+    return tuple(sizes)
+
+
+def _each(parts: Sequence[str]) -> str:
+    if len(parts) == 1:
+        return ""
+    return f", a list of {len(parts)}, one for each part of {PurePosixPath(parts[0]).name}"
 
 
 def _place(model: str) -> tuple[Kind, str]:
@@ -79,23 +93,18 @@ def _place(model: str) -> tuple[Kind, str]:
         return "file", _of_controller(model.removeprefix(FILE))
     if re.match(URL, model):
         if len(model) > LONGEST_URL:
-            raise ValueError(f"model: found {len(model)} characters; allowed: {LONGEST_URL}")
-        try:
-            judged(model)
-        except ValueError as error:
-            # The address may hold what nobody should see.
-            raise ValueError(f"model: found another one; allowed: {error}") from None
-        return "url", model
+            raise ValueError(f"a URL of at most {LONGEST_URL} characters")
+        return "url", judged(model)
     if not _PATH.fullmatch(model) or len(model) > LONGEST_PATH:
-        raise ValueError(f"model: found {model[:100]!r}; allowed: {_MODEL}")
+        raise ValueError(ALLOWED)
     return "path", str(PurePosixPath(model))
 
 
 def _of_controller(text: str) -> str:
     """The path of a file here, whatever the working directory is later."""
-    wanted = text.isprintable() and text.endswith(".gguf") and not text.startswith("//")
+    wanted = text.isprintable() and text.endswith(".gguf")
     if not wanted or len(text) > LONGEST_PATH:
-        raise ValueError(f"model: found {FILE}{text[:100]!a}; allowed: file:PATH of a .gguf file")
+        raise ValueError("file:PATH of a .gguf file on the controller")
     # Not resolved: the parts of a split model may be links to files of other names.
     return str(Path(text).expanduser().absolute())
 
@@ -108,8 +117,8 @@ def _parts(first: str) -> tuple[str, ...]:
     number, count = int(found[1]), int(found[2])
     if number != 1 or not 1 <= count <= MOST_PARTS:
         raise ValueError(
-            f"model: found part {number} of {count}; allowed: the first part, of {MOST_PARTS} at "
-            "most; its name leads to all others"
+            f"the first part of a split model, of at most {MOST_PARTS}: its name leads to all "
+            "others, as -00001-of-00003.gguf"
         )
     stem = first[: found.start()]
     return tuple(f"{stem}-{at:05d}-of-{count:05d}.gguf" for at in range(1, count + 1))

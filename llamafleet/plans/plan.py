@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llamafleet.layout import serve_unit
 from llamafleet.protocol.job import (
     BuildConfig,
     BuildInputs,
     CompilerConfig,
     Kind,
+    LibrariesConfig,
     Manager,
     Method,
     ModelConfig,
@@ -17,6 +19,7 @@ from llamafleet.protocol.job import (
 )
 from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Backend
+from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import VerifyConfig
 
 
@@ -283,6 +286,11 @@ class ModelsPlan:
     """What is removed or kept, and why, a line each."""
 
     @property
+    def paths(self) -> dict[str, str]:
+        """What a service loads, by profile."""
+        return {name: model.path for model in self.models for name in model.profiles}
+
+    @property
     def needed(self) -> bool:
         """Something is to be brought or waited for."""
         return any(model.job for model in self.models)
@@ -296,6 +304,62 @@ class SwitchPlan:
     reason: str
     proven: bool
     """By the result that is there; else the verification comes first."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One profile, and what its service needs."""
+
+    config: ServeConfig
+    path: str
+    """Of the file that tells the service."""
+    public: bool
+    """Other hosts may reach it."""
+    action: Literal["start", "restart", "leave"] = "leave"
+    reason: str = ""
+    ready: bool = False
+    """By its own word it serves now, and nothing is to be changed."""
+    load_minutes: int = 30
+    """How long it may take until it is ready."""
+
+    @property
+    def unit(self) -> str:
+        return serve_unit(self.config.profile)
+
+
+@dataclass(frozen=True)
+class LibrariesPlan:
+    """The Python packages of the server itself."""
+
+    config: LibrariesConfig
+    reason: str
+    job: JobPlan | None = None
+    """None: they are there."""
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """The services of a host."""
+
+    services: tuple[Served, ...] = ()
+    libraries: LibrariesPlan | None = None
+    """None: nothing is served any more."""
+    outdated: tuple[str, ...] = ()
+    """Folders of packages that no service needs once these ones run."""
+    files: FilesPlan = FilesPlan()
+    """Configurations, keys and units; those of profiles that are not wanted go."""
+    gone: tuple[str, ...] = ()
+    """Profiles that are no longer wanted."""
+
+    @property
+    def needed(self) -> bool:
+        ready = all(one.ready for one in self.services)
+        return self.files.needed or not ready or bool(self.gone or self.outdated)
+
+    @property
+    def changed(self) -> tuple[Served, ...]:
+        """Those that are started or restarted."""
+        return tuple(one for one in self.services if one.action != "leave")
 
 
 @dataclass(frozen=True)
@@ -329,3 +393,7 @@ class Plan:
     """None: nothing is taken from one."""
     models: ModelsPlan | None = None
     """None: no profile names one, and none is there."""
+    pauses: tuple[str, ...] = ()
+    """Profiles that are served now, and not while it is verified."""
+    serve: ServePlan | None = None
+    """None: nothing is served, and nothing is left of what was."""

@@ -28,7 +28,7 @@ RESERVE_MIB = 1024
 
 def served(settings: Settings) -> dict[str, ModelSource]:
     """By profile."""
-    return {name: profile.source for name, profile in getattr(settings, "serve", {}).items()}
+    return {name: profile.source for name, profile in settings.serve.items()}
 
 
 def plan_models(

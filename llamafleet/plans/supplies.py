@@ -29,6 +29,8 @@ class Supplies:
 
     models: Mapping[str, LocalFile] = field(default_factory=dict)
     """Parts of models that the controller has, by path or URL."""
+    serve_keys: dict[str, str] = field(default_factory=dict, repr=False)
+    """API keys by profile."""
 
     @property
     def manifest(self) -> Manifest | None:
