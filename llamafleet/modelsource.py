@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from llamafleet.addresses import LONGEST_URL, URL, judged
+from llamafleet.addresses import LONGEST_URL, judged
 from llamafleet.protocol.place import MOST_PARTS, PART_OF, key_of
 
 Kind = Literal["path", "file", "url"]
@@ -20,6 +20,8 @@ MOST_BYTES = 4 << 40
 LONGEST_PATH = 4096
 _PATH = re.compile(r"/[A-Za-z0-9._+@:,=~/-]*\.gguf")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(r"https?://[!-~]+")
+"""With %20, say: it reaches no unit and no shell."""
 ALLOWED = (
     "the absolute path of a .gguf file on the host (no blanks, quotes, $ or %), "
     "file:PATH of one on the controller, or an http:// or https:// URL of one"
@@ -91,7 +93,7 @@ def _each(parts: Sequence[str]) -> str:
 def _place(model: str) -> tuple[Kind, str]:
     if model.startswith(FILE):
         return "file", _of_controller(model.removeprefix(FILE))
-    if re.match(URL, model):
+    if _URL.fullmatch(model):
         if len(model) > LONGEST_URL:
             raise ValueError(f"a URL of at most {LONGEST_URL} characters")
         return "url", judged(model)
