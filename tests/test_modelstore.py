@@ -64,9 +64,11 @@ def test_other_bytes_are_not_kept(web: Site, store: ModelStore) -> None:
 def test_two_runs_do_not_fetch_at_once(web: Site, store: ModelStore) -> None:
     web.answers["/m.gguf"] = Mirror(MODEL)
     store.folder.mkdir()
-    with locked(store.folder / f"{SHA256}.gguf.lock", "another"):
-        with pytest.raises(JobFailed, match="found another run that fetches it"):
-            bring(store, web)
+    with (
+        locked(store.folder / f"{SHA256}.gguf.lock", "another"),
+        pytest.raises(JobFailed, match="found another run that fetches it"),
+    ):
+        bring(store, web)
 
 
 def test_a_digest_is_computed_once(store: ModelStore, tmp_path: Path) -> None:
