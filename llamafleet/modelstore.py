@@ -112,7 +112,7 @@ class ModelStore:
             if found == sha256:
                 break
             transfer.forget()
-            if not (again and transfer.resumed):
+            if not (again and transfer.doubtful):
                 raise JobFailed(
                     f"{url}: found sha256 {found}; expected {sha256}; next: compare the profile's "
                     "sha256 with the publisher's; what came is removed"

@@ -157,7 +157,7 @@ class _Placing:
         return self._settle(number)
 
     def _fetch(self, number: int) -> None:
-        """Until its sha256 is right; once more from its first byte where parts were put together"""
+        """Until its sha256 is right; once more from its first byte where that may mend it."""
         part = self._config.parts[number]
         for again in (True, False):
             self._job.phase(FETCH, f"{part.url}")
@@ -173,13 +173,13 @@ class _Placing:
                 return
             size = transfer.there()
             transfer.forget()
-            if not (again and transfer.resumed):
+            if not (again and transfer.doubtful):
                 raise JobFailed(
                     f"{part.url}: found sha256 {found} over {size} bytes; expected {part.sha256}; "
                     "next: compare the profile's sha256 with the publisher's; what came is removed"
                 )
             self.notes.append(
-                f"{transfer.target.name}: fetched anew, as what was resumed had sha256 {found}"
+                f"{transfer.target.name}: fetched anew, as what had come was of sha256 {found}"
             )
 
     def _brought(self, number: int) -> None:

@@ -109,6 +109,13 @@ class Transfer:
     """Bytes that came over the network."""
     resumed: bool = False
     """Part of it was there before."""
+    measured: bool = False
+    """The last server said how many bytes it has: what came is no cut part of that."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Other bytes may be this machine's doing, or the line's: all of it may be right."""
+        return self.resumed or not self.measured
 
     @property
     def _note_file(self) -> Path:
@@ -128,6 +135,9 @@ class Transfer:
                 error = DownloadError(str(why), f"curl -I {self.url}", again=True)
             except DownloadError as failed:
                 error = failed
+                if failed.status == 416:  # RFC 9110, 15.5.17: it has no such part.
+                    self.forget()
+                    error.again = True
             failures = 0 if self.fetched - before >= GAIN else failures + 1
             if not error.again or failures >= ATTEMPTS:
                 raise self._failed(error, failures)
@@ -266,6 +276,7 @@ class _Sink:
         else:
             raise DownloadError(f"HTTP {answer.status}", f"curl -I {self._of.url}")
         wanted = self._of.size
+        self._of.measured = self._size > 0
         if wanted and self._size not in (0, wanted):
             raise JobFailed(
                 f"{self._of.url}: found {self._size} bytes; expected {wanted}, the size that was "

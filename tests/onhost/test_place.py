@@ -199,6 +199,31 @@ def test_parts_of_two_files_are_fetched_once_more_as_one(web: Site, tmp_path: Pa
     assert any("fetched anew" in note for note in placed.job.notes)
 
 
+def test_more_than_the_server_has_is_begun_anew(web: Site, tmp_path: Path) -> None:
+    """What an earlier server left, of which nothing is noted."""
+    mirror = Mirror(MODEL)
+    placed = of(web, mirror, tmp_path)
+    placed.folder.mkdir(parents=True)
+    placed.incoming().write_bytes(b"x" * (len(MODEL) + 1))
+    assert placed.run().fetched_bytes == len(MODEL)
+    is_there(placed)
+
+
+def test_an_answer_without_a_length_may_be_cut(web: Site, tmp_path: Path) -> None:
+    """Its end looks like any other."""
+
+    def without(mirror: Mirror, handler: Any) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(MODEL[: 1 << 20])
+        handler.close_connection = True
+
+    mirror = Mirror(MODEL, faults=[without])
+    placed = of(web, mirror, tmp_path)
+    placed.run()
+    is_there(placed)
+
+
 def test_a_login_page_ends_it_and_what_had_come_stays(web: Site, tmp_path: Path) -> None:
     mirror = Mirror(MODEL, faults=[cut(1 << 20), page(HTML)])
     placed = of(web, mirror, tmp_path)
