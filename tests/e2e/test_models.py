@@ -76,7 +76,7 @@ class Deploys:
         (folder / "models_only.py").write_text(STAGES)
 
     def inventory(self, **serve: object) -> str:
-        settings = {"accelerator": "cpu", "install_packages": False, **serve}
+        settings = {"accelerator": "cpu", **serve}
         return write_inventory(self.folder, {one.name: one.data(**settings) for one in self.hosts})
 
     def run(self, **settings: object) -> Run:
