@@ -10,12 +10,12 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from llamafleet.onhost.verify.looks import looks_like, to_join
 from llamafleet.onhost.verify.synth import ModelError
+from llamafleet.protocol.ggml_types import SIZES
 from llamafleet.protocol.verify import UNIT_S_OWN
 
 MAGIC = b"GGUF"
@@ -55,6 +55,9 @@ class GgufTensor:
 
     name: str
     bytes: int
+    dims: tuple[int, ...] = ()
+    """Columns first, as the file has them."""
+    type: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class GgufFile:
 
 
 def read(path: Path) -> GgufFile:
-    """Read one file's header. Raises ModelError, ImportError, and OSError while it is read."""
+    """Read one file's header. Raises ModelError, and OSError while it is read."""
     regular_file(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -294,7 +297,7 @@ class _Header:
             if size is None:
                 raise self._damaged(f"{row.shape} weights of type {row.type} for {row.name!a}")
             end = row.offset + size
-            tensors.append(GgufTensor(row.name, size))
+            tensors.append(GgufTensor(row.name, size, tuple(row.shape), row.type))
         if rows and begin + end > self._size:
             raise self._cut(begin + end)
         return tuple(tensors)
@@ -323,7 +326,7 @@ class _Row:
         weights = 1
         for count in self.shape:
             weights *= count
-        known = _types().get(self.type)
+        known = SIZES.get(self.type)
         if known is None:
             return max(after - self.offset, 0)
         block, size = known
@@ -333,11 +336,3 @@ class _Row:
 
 def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
-
-
-@cache
-def _types() -> dict[int, tuple[int, int]]:
-    """Weights and bytes of a block, by the number of the type."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
