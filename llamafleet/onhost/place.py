@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import Job, JobFailed
 from llamafleet.onhost.transfer import Disk, Transfer, mib, refuse_odd
 from llamafleet.onhost.verify import gguffile, modelfile
-from llamafleet.onhost.verify.gguffile import GgufFile, Value
+from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import ModelConfig, read_json, sync_folder, write_json
@@ -35,13 +35,6 @@ ASK, FETCH, CHECK, READ = "ask", "download", "check", "read"
 """Phases."""
 CHUNK = 4 << 20
 READ_ONLY = 0o444
-LONGEST_TEXT = 200
-"""Characters of a text of the metadata that is kept; chat templates are longer."""
-MOST_NUMBERS = 1024
-"""Of a list that is kept: there may be one for each layer."""
-MOST_TENSORS = 4000
-"""Whose sizes are kept one by one."""
-VOCABULARY = "tokenizer."
 
 
 def work(job: Job, config: ModelConfig) -> ModelProduct:
@@ -273,8 +266,7 @@ class _Placing:
         return ModelProduct(
             files=tuple(files),
             fetched_bytes=self.fetched,
-            fields=_fields(made),
-            tensors=_tensors(made),
+            shape=shape_of(made),
         )
 
     def _tidy(self, files: list[PlacedFile]) -> None:
@@ -293,26 +285,3 @@ def _no_model(error: ModelError | OSError) -> JobFailed:
             "next: dmesg on the host"
         )
     return JobFailed(f"found {error}; expected {error.expected}; next: {error.next}")
-
-
-def _fields(files: Iterable[GgufFile]) -> dict[str, Value]:
-    """The metadata that says what the model needs."""
-    kept: dict[str, Value] = {}
-    for file in files:
-        for key, value in file.fields.items():
-            if key.startswith(VOCABULARY) or key in kept:
-                continue
-            longest = LONGEST_TEXT if isinstance(value, str) else MOST_NUMBERS
-            if not isinstance(value, (str, list)) or len(value) <= longest:
-                kept[key] = value
-    return kept
-
-
-def _tensors(files: Iterable[GgufFile]) -> dict[str, int]:
-    tensors = [tensor for file in files for tensor in file.tensors]
-    many = len(tensors) > MOST_TENSORS
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        name = ".".join(tensor.name.split(".")[:2]) if many else tensor.name
-        sizes[name] = sizes.get(name, 0) + tensor.bytes
-    return sizes

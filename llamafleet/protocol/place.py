@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from llamafleet.protocol.decode import Rule
+from llamafleet.protocol.shape import Shape
 
 PROOF = "model.json"
 """In a model's folder: a Stamp and a ModelProduct in one object."""
@@ -70,10 +71,8 @@ class ModelProduct:
     files: tuple[PlacedFile, ...]
     fetched_bytes: int = 0
     """That came over the network in the run that ended it."""
-    fields: dict[str, Any] = field(default_factory=dict)
-    """Its metadata, less vocabulary and long texts."""
-    tensors: dict[str, int] = field(default_factory=dict)
-    """Bytes of its weights by name, or, of very many, by the first two parts of their names."""
+    shape: Shape | None = None
+    """What decides how much memory it takes."""
 
     @property
     def bytes(self) -> int:

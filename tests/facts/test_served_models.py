@@ -22,7 +22,7 @@ def proven(fake: FakeHost) -> Path:
     found = (folder / "model.gguf").stat()
     file = {"name": "model.gguf", "sha256": "", "size": 400, "changed_ns": found.st_ctime_ns}
     stamp = {"version": 1, "kind": "model", "key": KEY, "ok": True, "inputs": {"parts": ["x"]}}
-    more = {"fields": {"llama.block_count": 32}, "tensors": {"output.weight": 9}, "newer": 1}
+    more = {"fetched_bytes": 9, "shape": None, "newer": 1}
     fake.write(folder / "model.json", json.dumps({**stamp, "files": [file], **more}))
     return folder
 
@@ -32,7 +32,7 @@ def test_a_model_is_there_as_it_was_proven(fake: FakeHost, proven: Path) -> None
     model = fake.snapshot().models[KEY]
     assert model.files == {"model.gguf": ModelFile(400, changed)}
     assert model.changed == "" and model.product is not None
-    assert model.product.fields == {"llama.block_count": 32}
+    assert model.product.fetched_bytes == 9
 
 
 def test_what_changed_since_is_seen(fake: FakeHost, proven: Path) -> None:

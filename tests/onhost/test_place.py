@@ -118,10 +118,8 @@ def test_a_model_comes_is_checked_and_is_read_only(web: Site, tmp_path: Path) ->
     product = placed.run()
     is_there(placed)
     assert product.fetched_bytes == mirror.sent == len(MODEL) == product.bytes
-    assert product.fields["general.architecture"] == "llama", "what a fit is computed from"
-    assert product.fields["llama.attention.head_count_kv"] == [2, 2]
-    assert "tokenizer.ggml.tokens" not in product.fields
-    assert product.tensors == {"blk.0.ffn_up.weight": (3 << 21) // 32 * 18}
+    assert product.shape and product.shape.architecture == "llama", "what a fit is computed from"
+    assert product.shape.layers == 2 and sum(product.shape.weights) >= (3 << 21) // 32 * 18
     kept = decode(ModelProduct, read_json(placed.folder / PROOF))
     assert kept == product, "the proof says what the stamp says"
 

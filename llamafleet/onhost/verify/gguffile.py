@@ -55,6 +55,9 @@ class GgufTensor:
 
     name: str
     bytes: int
+    dims: tuple[int, ...] = ()
+    """Columns first, as the file has them."""
+    type: int = 0
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,7 @@ class _Header:
             if size is None:
                 raise self._damaged(f"{row.shape} weights of type {row.type} for {row.name!a}")
             end = row.offset + size
-            tensors.append(GgufTensor(row.name, size))
+            tensors.append(GgufTensor(row.name, size, tuple(row.shape), row.type))
         if rows and begin + end > self._size:
             raise self._cut(begin + end)
         return tuple(tensors), _padded(begin + end, alignment) if rows else 0
