@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.modelsource import digests_of, parts_of, sizes_of, source_of
+from llamafleet.serving import Profile
 
 A, B = "a" * 64, "b" * 64
 SPLIT = "https://example.org/m/big-00001-of-00002.gguf"
@@ -77,3 +79,28 @@ def test_sizes_are_bytes_of_each_part() -> None:
         with pytest.raises(ValueError, match="a number of bytes, a list of 2"):
             sizes_of(SPLIT, sizes)
     assert sizes_of(SPLIT, ()) == ()
+
+
+def refused(**profile: object) -> list[str]:
+    """The lines that an inventory with this profile is refused with."""
+    with pytest.raises(SettingsError) as raised:
+        validate_fleet({"a": {"serve": {"chat": profile}}})
+    return raised.value.lines
+
+
+def test_an_inventory_is_refused_with_the_key_that_is_wrong(tmp_path: Path) -> None:
+    (line,) = refused(model="http://h/m.gguf")
+    assert line.startswith("host a: serve.chat.sha256: found ")
+    assert line.endswith("; a model that has a URL needs it")
+    (line,) = refused(model="m.gguf", sha256="x")
+    assert line.startswith("host a: serve.chat.model: found ") and "absolute path" in line
+    (line,) = refused(model=SPLIT, sha256=[A, B], size=[5])
+    assert line.startswith("host a: serve.chat.size: found ") and "a list of 2" in line
+    (line,) = refused(model=f"file:{tmp_path}/none.gguf")
+    assert "serve.chat.model: found" in line and "No such file" in line
+    assert "p4ssw0rd" not in " ".join(refused(model="https://u:p4ssw0rd@h/m.gguf", sha256=A))
+
+
+def test_one_value_may_stand_for_a_list() -> None:
+    made = Profile.model_validate({"model": "http://h/m.gguf", "sha256": A, "size": 5})
+    assert made.source == source_of("http://h/m.gguf", [A], [5])
