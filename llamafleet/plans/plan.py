@@ -321,6 +321,8 @@ class Served:
     """By its own word it serves now, and nothing is to be changed."""
     load_minutes: int = 30
     """How long it may take until it is ready."""
+    backs_off: bool = True
+    """systemd can wait longer and longer between its attempts to start it."""
 
     @property
     def unit(self) -> str:

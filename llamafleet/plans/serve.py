@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot, Listener
 from llamafleet.layout import Layout, serve_unit
-from llamafleet.managed import Managed, profile_rows
+from llamafleet.managed import Managed, profile_rows, rows
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
 from llamafleet.plans.plan import (
@@ -28,6 +28,8 @@ from llamafleet.settings import Settings
 
 CREDENTIALS = 247
 """The first systemd that hands a unit credentials: systemd.exec(5), LoadCredential=."""
+STEPS = 254
+"""The first systemd with RestartSteps=: systemd.service(5)."""
 UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
 """A regular expression of the units of all profiles."""
 LIBRARIES_MINUTES = 20
@@ -129,7 +131,9 @@ def plan_serve(
 ) -> ServePlan | None:
     """`plan`: the rest of it, of which files are rendered."""
     gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
-    if not settings.serve and not gone:
+    shared = rows(layout, "serve")
+    left = any(row.path(layout) in {**snapshot.files, **snapshot.owners} for row in shared)
+    if not settings.serve and not gone and not left:
         return None
     models = plan.models.paths if plan.models else {}
     services = tuple(
@@ -145,6 +149,7 @@ def plan_serve(
             ),
             layout.serve_config(name),
             profile.public,
+            backs_off=snapshot.systemd >= STEPS,
         )
         for name, profile in settings.serve.items()
     )
@@ -155,10 +160,12 @@ def plan_serve(
         outdated=tuple(sorted({*snapshot.servers} - used)),
         gone=gone,
     )
-    rows = [row for name in settings.serve for row in profile_rows(name)]
+    ours = [row for name in settings.serve for row in profile_rows(name)]
+    ours += shared if services else ()
     keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
-    wanted = [row for row in rows if not (row.private and row.profile in keyless)]
-    others = [row for row in rows if row not in wanted]
+    wanted = [row for row in ours if not (row.private and row.profile in keyless)]
+    others = [row for row in ours if row not in wanted]
+    others += () if services else shared
     others += [row for name in gone for row in profile_rows(name)]
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
     judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
