@@ -196,16 +196,8 @@ class Folder:
 
 
 STATE_FOLDERS = (
-    "build",
-    "toolkit",
-    "verify",
-    "results",
-    "models",
-    "tmp",
-    "cache",
-    "serve",
-    "gguf",
-    "libraries",
+    *("build", "toolkit", "libraries", "model", "verify", "results", "models", "tmp", "cache"),
+    *("serve", "gguf"),
 )
 """Below the state folder."""
 

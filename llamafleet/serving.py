@@ -5,9 +5,24 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+)
 
-from llamafleet.fields import BOOL, GPUS, PATH, GpuNames, LocalPath, one_of, whole
+from llamafleet.fields import BOOL, GPUS, GpuNames, LocalPath, one_of, whole
+from llamafleet.modelsource import (
+    ALLOWED,
+    ModelSource,
+    digests_of,
+    parts_of,
+    sizes_of,
+    source_of,
+)
 from llamafleet.protocol import serve
 from llamafleet.protocol.serve import KvType, OnOom
 
@@ -16,7 +31,6 @@ LOOPBACK = "127.0.0.1"
 SHORTEST_KEY = 20
 """Characters of an API key."""
 LONGEST_KEY = 512
-_MODEL = "the absolute path of a .gguf file on the host (no blanks, quotes, $ or %)"
 
 _LIMITS = "limits by name such as {'waiting': 64}"
 
@@ -32,6 +46,29 @@ def _address(value: str) -> str:
 
 
 _ADDRESS = f"an IP address of the host such as {LOOPBACK}, or 0.0.0.0 for all"
+
+
+def _several(value: object) -> object:
+    """A list, as inventories write it, or one bare value, as a tuple."""
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, str | int) else value
+
+
+def _placed(value: str) -> str:
+    parts_of(value)
+    return value
+
+
+def _digests(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """Of a model that is sound."""
+    model = info.data.get("model")
+    return value if model is None else digests_of(model, value)
+
+
+def _sizes(value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    model = info.data.get("model")
+    return value if model is None else sizes_of(model, value)
 
 
 class Bounds(BaseModel):
@@ -52,8 +89,22 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
-    model: Annotated[str, Field(pattern=rf"^{PATH}\.gguf$", description=_MODEL)]
-    """The GGUF that is served."""
+    model: Annotated[str, AfterValidator(_placed), Field(description=ALLOWED)]
+    """The GGUF that is served; of a split one the first part."""
+    sha256: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_several),
+        AfterValidator(_digests),
+        Field(validate_default=True, description="64 hex digits in lower case for each part"),
+    ] = ()
+    """Of each part; a URL needs it."""
+    size: Annotated[
+        tuple[int, ...],
+        BeforeValidator(_several),
+        AfterValidator(_sizes),
+        Field(description="a number of bytes for each part, or no key"),
+    ] = ()
+    """Bytes of each part: with it the plan knows how much will come."""
     alias: Annotated[
         str | None,
         Field(pattern=r"^[!#$&(-\[\]-~]{1,100}$", description="a name without blanks and quotes"),
@@ -78,6 +129,11 @@ class Profile(BaseModel):
         Field(description="a file on the controller that only you can read, with one line"),
     ] = None
     limits: Annotated[Bounds, Field(description=_LIMITS)] = Bounds()
+
+    @property
+    def source(self) -> ModelSource:
+        """Where its model comes from."""
+        return source_of(self.model, self.sha256, self.size)
 
     @property
     def public(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, job, pack
+from llamafleet.onhost import build, detach, discard, driver_check, job, pack, place
 from llamafleet.onhost.serve import check, gate, libraries
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
@@ -19,6 +19,7 @@ from llamafleet.protocol.job import (
     BuildConfig,
     CompilerConfig,
     LibrariesConfig,
+    ModelConfig,
     status,
     toolkit_config,
 )
@@ -26,6 +27,7 @@ from llamafleet.protocol.job import (
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
 PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
+MODEL = job.Worker("model", partial(decode, ModelConfig), place.work, place.done)
 LIBRARIES = job.Worker(
     "libraries", partial(decode, LibrariesConfig), libraries.work, libraries.done
 )
@@ -33,6 +35,7 @@ RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
     PACKAGES.kind: partial(job.run, PACKAGES),
+    MODEL.kind: partial(job.run, MODEL),
     LIBRARIES.kind: partial(job.run, LIBRARIES),
 }
 

@@ -33,6 +33,7 @@ from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
     HoldPlan,
+    ModelsPlan,
     PackagesPlan,
     Plan,
     Problem,
@@ -42,6 +43,7 @@ from llamafleet.plans.plan import (
 )
 from llamafleet.plans.serve import plan_serve, running, serve_lines, serve_problems
 from llamafleet.plans.serve_libraries import plan_libraries
+from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
@@ -76,7 +78,8 @@ def to_read(
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
     served = settings.serve.values()
-    paths = (*chosen, *(one.model for one in served))
+    models = (part for one in served for part in one.source.parts)
+    paths = (*chosen, *models)
     own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
     ports = tuple(sorted({one.port for one in served}))
     return layout, tuple(by_path(layout)), own, folders(layout), ports
@@ -93,7 +96,7 @@ class _Draft:
     wheels: Mapping[str, SharedWheel]
     problems: list[Problem] = field(default_factory=list)
 
-    def take(self, part: T | Problem) -> T | None:
+    def take(self, part: T | Problem | None) -> T | None:
         """The part; None where it is a problem, which is kept."""
         if isinstance(part, Problem):
             self.problems.append(part)
@@ -200,6 +203,21 @@ class _Draft:
             "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
         )
 
+    def models(self, python: Tool | None, besides_mib: int) -> ModelsPlan | None:
+        """Those that are served. `besides_mib`: what all else needs on the disk."""
+        if python is None:
+            return None
+        return self.take(
+            plan_models(
+                self.settings,
+                self.snapshot,
+                self.layout,
+                python=python.path,
+                supplies=self.supplies,
+                besides_mib=besides_mib,
+            )
+        )
+
 
 @dataclass(frozen=True)
 class _Code:
@@ -267,6 +285,7 @@ def make_plan(
         draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
+    models = draft.models(python, sum(needs.values()))
     packages = None
     if code.packages and python:
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
@@ -287,6 +306,7 @@ def make_plan(
         verify=verify,
         switch=plan_switch(snapshot, build, proven) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
+        models=models,
     )
     if build is None:
         return plan
@@ -383,7 +403,8 @@ def explain(plan: Plan) -> list[str]:
         verb = "bring" if plan.wheelhouse.bring else "use"
         lines.append(f"wheelhouse: {verb} {plan.wheelhouse.source} ({plan.wheelhouse.reason})")
     if plan.reboot:
-        return [*lines, "toolkit, build, verify: planned once it has rebooted"]
+        later = "toolkit, build, verify: planned once it has rebooted"
+        return [*lines, later, *model_lines(plan.models)]
     if plan.toolkit:
         verb = "install" if plan.toolkit.install else "use"
         lines.append(
@@ -394,7 +415,8 @@ def explain(plan: Plan) -> list[str]:
             lines += _source_lines(plan.toolkit.source)
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
     if plan.build is None:
-        return [*lines, "build, verify: planned once the packages are there"]
+        later = "build, verify: planned once the packages are there"
+        return [*lines, later, *model_lines(plan.models)]
     told = plan.build.config
     verb = "take" if told.wheel else plan.build.action
     lines.append(f"build: {verb} {plan.build.fingerprint} ({plan.build.reason})")
@@ -420,7 +442,11 @@ def explain(plan: Plan) -> list[str]:
         lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
     if plan.discard:
         lines.append(f"  then remove {' '.join(plan.discard)}")
-    return lines + (serve_lines(plan.serve) if plan.serve else [])
+    return [
+        *lines,
+        *model_lines(plan.models),
+        *(serve_lines(plan.serve) if plan.serve else ()),
+    ]
 
 
 def _version_lines(inputs: BuildInputs) -> list[str]:

@@ -63,8 +63,10 @@ def serve_problems(settings: Settings, snapshot: HostSnapshot, layout: Layout) -
         return
     for name, profile in settings.serve.items():
         key = f"serve.{name}"
-        if problem := gguf_problem(profile.model, f"{key}.model", settings, snapshot):
-            yield problem
+        source = profile.source
+        for part in source.parts if source.kind == "path" else ():
+            if problem := gguf_problem(part, f"{key}.model", settings, snapshot):
+                yield problem
         if profile.api_key_file and 0 < snapshot.systemd < CREDENTIALS:
             yield Problem(
                 f"{key}.api_key_file",
@@ -133,9 +135,18 @@ def plan_serve(
     left = any(row.path(layout) in {**snapshot.files, **snapshot.owners} for row in shared)
     if not settings.serve and not gone and not left:
         return None
+    models = plan.models.paths if plan.models else {}
     services = tuple(
         Served(
-            _config(name, profile, snapshot, layout, host=plan.host, libraries=libraries.root),
+            _config(
+                name,
+                profile,
+                snapshot,
+                layout,
+                host=plan.host,
+                libraries=libraries.root,
+                model=models[name],
+            ),
             layout.serve_config(name),
             profile.public,
             backs_off=snapshot.systemd >= STEPS,
@@ -186,6 +197,7 @@ def _config(
     *,
     host: str,
     libraries: str,
+    model: str,
 ) -> ServeConfig:
     gpus = choose(profile.gpus, snapshot).gpus if profile.gpus is not None else ()
     return ServeConfig(
@@ -195,7 +207,7 @@ def _config(
         verify=layout.verify_config,
         folder=layout.serve_state(name),
         libraries=libraries,
-        model=profile.model,
+        model=model,
         alias=profile.alias or name,
         placement=Placement(profile.n_gpu_layers, profile.n_ctx, profile.kv_type, profile.n_batch),
         address=profile.address,
