@@ -316,7 +316,12 @@ def make_plan(
         return plan
     network = plan_network(settings, snapshot, layout)
     libraries = plan_libraries(
-        settings, layout, network, python.path, python.version, supplies.manifest
+        settings,
+        layout,
+        network,
+        python=python.path,
+        version=python.version,
+        house=supplies.manifest,
     )
     serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
     return replace(plan, serve=serve)
