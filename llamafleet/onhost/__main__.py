@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, job, pack
+from llamafleet.onhost import build, detach, discard, driver_check, fit, job, pack
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
@@ -38,11 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return discard.main(rest)
     if command == "pack":
         return pack.main(rest)
-    # These two import llama_cpp, from a build's venv.
+    # These import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
 
         return verify.main(rest)
+    if command in ("fit", fit.COUNT):
+        return fit.main(rest) if command == "fit" else fit.count_main(rest)
     if command == "synth":
         from llamafleet.onhost.verify import synth
 
@@ -64,6 +66,7 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("pack", help="make the wheel of a build; see pack --help")
     commands.add_parser("driver-check", help="see driver-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
+    commands.add_parser("fit", help="what of a model fits the GPUs; see fit --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)
     folder: Path = options.dir.absolute()
