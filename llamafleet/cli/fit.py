@@ -15,11 +15,12 @@ from llamafleet.cli.plan import inventory_option
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
-from llamafleet.protocol.fit import MIB, Gpu, Room, Use, by_header, over, parts
+from llamafleet.protocol.fit import MIB, Gpu, Room, Use, by_header, needs, over, parts
 from llamafleet.protocol.offer import Row, Told, Wish, offer, wished
-from llamafleet.protocol.serve import KvType, ServeConfig
+from llamafleet.protocol.serve import KvType, Placement, ServeConfig
 from llamafleet.protocol.shape import Shape
 from llamafleet.tables.gpu_memory import memory, memory_named
+from llamafleet.tables.profiles import profile_of
 from llamafleet.terminal import masked_data, printable
 
 MOST_MIB = 1 << 24
@@ -104,10 +105,11 @@ def fit(
     else:
         gpus = tuple(map(_gpu, names)) if names else tuple(Gpu(mib) for mib in vram)
         told = _tell(_shape(model), wish, Room(gpus, reserve, use))
+    guide = () if host else _guide(told, model)
     if as_json:
         click.echo(json.dumps(masked_data(asdict(told)), indent=1))
     else:
-        click.echo("\n".join(map(printable, lines(told, wish))))
+        click.echo("\n".join(map(printable, [*lines(told), *guide])))
     context.exit(0 if told.offer.asked.missing_mib <= 0 or _whole(told, wish) else 1)
 
 
@@ -157,7 +159,7 @@ def _whole(told: Told, wish: Wish) -> bool:
     )
 
 
-def lines(told: Told, wish: Wish) -> Iterator[str]:
+def lines(told: Told) -> Iterator[str]:
     shape, room, made = told.shape, told.room, told.offer
     weights = -(-(sum(shape.weights) + shape.output) // MIB)
     trained = f"trained for {shape.context} tokens" if shape.context else "its context not stated"
@@ -182,6 +184,19 @@ def lines(told: Told, wish: Wish) -> Iterator[str]:
     yield from _each(made.best, room)
     for row in made.others:
         yield f"fits too: {_said(row, told)}"
+
+
+def _guide(told: Told, model: Path) -> Iterator[str]:
+    """How the profile of a model's name does on the same GPUs."""
+    row = profile_of(told.shape.name, model.name)
+    every = told.shape.layers + 1
+    placement = Placement(min(row.n_gpu_layers, every), row.n_ctx)
+    missing = max(over(needs(told.shape, placement, told.room), told.room))
+    clamped = f", which are all {every}" if row.n_gpu_layers >= every else f" of {every}"
+    result = "fits" if missing <= 0 else f"does not fit: {missing} MiB too much"
+    yield (
+        f"profile {row.name}: n_gpu_layers {row.n_gpu_layers}{clamped}, n_ctx {row.n_ctx}: {result}"
+    )
 
 
 def _said(row: Row, told: Told) -> str:

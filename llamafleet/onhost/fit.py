@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,9 +36,10 @@ from llamafleet.protocol.fit import (
     by_header,
     driver,
 )
-from llamafleet.protocol.offer import By, Offer, Told, Wish, offer, wished
+from llamafleet.protocol.offer import Told, Wish, offer, wished
 from llamafleet.protocol.serve import Placement
 from llamafleet.protocol.shape import Shape
+from llamafleet.protocol.verify import ConfigError, load
 
 COUNT = "fit-count"
 PRINT = "_Z16common_fit_printPKcP18llama_model_paramsP20llama_context_params"
@@ -54,44 +55,44 @@ class CountError(Exception):
 
 
 def main(argv: Sequence[str]) -> int:
-    """`fit --model FILE [--wish JSON] [--reserve MIB] [--use JSON]`: Told as one line of JSON."""
+    """`fit --model FILE [--wish JSON] ...`: Told, or {"error": ...}, as one line of JSON."""
     parser = argparse.ArgumentParser(prog="fit", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--wish", default="{}", help="what is asked for, as JSON")
     parser.add_argument("--use", default="{}", help="how the model is used, as JSON")
     parser.add_argument("--reserve", type=int, default=0, help="MiB left free on each GPU")
+    parser.add_argument("--verify", type=Path, help="verify.json: what llama.cpp gets of variables")
     options = parser.parse_args(argv)
     try:
         wish, use = decode(Wish, json.loads(options.wish)), decode(Use, json.loads(options.use))
         shape = shape_of(modelfile.read(options.model))
-        told = tell(shape, options.model, wish, use, options.reserve)
-    except (ModelError, CountError, DecodeError, OSError, ValueError) as error:
+        environment = load(options.verify).environment if options.verify else {}
+        with counter(options.model, environment) as ask:
+            told = tell(shape, ask, wish, use, options.reserve)
+    except (ModelError, CountError, ConfigError, DecodeError, OSError, ValueError) as error:
         print(json.dumps({"error": str(error)}))
         return 1
     print(json.dumps(asdict(told)))
     return 0
 
 
-def tell(shape: Shape, model: Path, wish: Wish, use: Use, reserve_mib: int) -> Told:
+def tell(shape: Shape, ask: Counter, wish: Wish, use: Use, reserve_mib: int) -> Told:
     """Raises CountError where there is no GPU, or only llama.cpp could tell and does not."""
-    with _counter(model) as ask:
-        gpus = _gpus(ask.hello())
-        room = Room(gpus, reserve_mib, use)
-        asked = wished(shape, wish, room)
-        try:
-            return Told(1, shape, room, *_offered(asked, wish, room, ask.counting(shape, room)))
-        except CountError as error:
-            if shape.unknown:
-                raise
-            # The header's account takes what is free before CUDA's context is made.
-            before = tuple(Gpu(gpu.free_mib + DRIVER // MIB, gpu.name) for gpu in gpus)
-            room = Room(before, reserve_mib, use)
-            made = offer(asked, wish, room, by_header(shape, room))
-            return Told(1, shape, room, made, "header", str(error))
-
-
-def _offered(asked: Placement, wish: Wish, room: Room, count: Count) -> tuple[Offer, By]:
-    return offer(asked, wish, room, count), "llama.cpp"
+    gpus = _gpus(ask.hello())
+    room = Room(gpus, reserve_mib, use)
+    asked = wished(shape, wish, room)
+    try:
+        return Told(
+            1, shape, room, offer(asked, wish, room, ask.counting(shape, room)), "llama.cpp"
+        )
+    except CountError as error:
+        if shape.unknown:
+            raise
+        # The header's account takes what is free before CUDA's context is made.
+        before = tuple(Gpu(gpu.free_mib + DRIVER // MIB, gpu.name) for gpu in gpus)
+        room = Room(before, reserve_mib, use)
+        made = offer(asked, wish, room, by_header(shape, room))
+        return Told(1, shape, room, made, "header", str(error))
 
 
 def _gpus(told: Any) -> tuple[Gpu, ...]:
@@ -104,7 +105,7 @@ def _gpus(told: Any) -> tuple[Gpu, ...]:
     return tuple(Gpu(int(row["free_mib"]), str(row["name"])) for row in rows)
 
 
-class _Counter:
+class Counter:
     """The process that has llama.cpp loaded."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -151,7 +152,7 @@ def _need(row: list[int], own: int) -> Need:
 
 
 @contextmanager
-def _counter(model: Path) -> Iterator[_Counter]:
+def counter(model: Path, environment: Mapping[str, str]) -> Iterator[Counter]:
     argv = [sys.executable, "-I", sys.argv[0], COUNT, os.fspath(model)]
     with subprocess.Popen(
         argv,
@@ -159,9 +160,10 @@ def _counter(model: Path) -> Iterator[_Counter]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=os.environ | environment,
     ) as process:
         try:
-            yield _Counter(process)
+            yield Counter(process)
         finally:
             process.kill()
 
