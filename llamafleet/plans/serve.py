@@ -43,9 +43,7 @@ WAITS = "auto-restart"
 def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     """Profiles of which the host has anything."""
     file = re.compile(rf"{re.escape(layout.etc)}/serve-({NAME})\.(json|key)")
-    unit = re.compile(
-        rf"(?:{re.escape(layout.units)}/)?{re.escape(serve_unit('@@')).replace('@@', f'({NAME})')}"
-    )
+    unit = re.compile(rf"(?:{re.escape(layout.units)}/)?{UNIT}")
     told = (*snapshot.files, *snapshot.owners, *snapshot.units)
     found = (file.fullmatch(name) or unit.fullmatch(name) for name in told)
     return tuple(sorted({match[1] for match in found if match} | {*snapshot.services}))
