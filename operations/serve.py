@@ -164,18 +164,23 @@ def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan) -> bool:
         run.fail(problem)
     if not failed and wanted.outdated:
         _forget_packages(run, host, wanted)
-    left = run.plan().serve if not failed else None
-    if left is not None and (left.files.needed or left.gone or left.outdated):
-        run.fail(
-            Problem(
-                "serving",
-                found=f"still to do: {'; '.join(left.files.reasons) or ', '.join(left.gone)}",
-                expected="services as planned, now that they were written and started",
-                next="systemctl status 'llamafleet-serve@*'",
-            )
-        )
-        return False
-    return not failed
+    left = None if failed else _left(run)
+    if left:
+        run.fail(left)
+    return not failed and left is None
+
+
+def _left(run: HostRun) -> Problem | None:
+    """What the host, read again, still needs."""
+    left = run.plan().serve
+    if left is None or not (left.files.needed or left.gone or left.outdated):
+        return None
+    return Problem(
+        "serving",
+        found=f"still to do: {'; '.join(left.files.reasons) or ', '.join(left.gone)}",
+        expected="services as planned, now that they were written and started",
+        next="systemctl status 'llamafleet-serve@*'",
+    )
 
 
 def _forget_packages(run: HostRun, host: Host, wanted: ServePlan) -> None:
