@@ -136,7 +136,7 @@ def test_after_a_switch_that_serves_no_more_the_host_goes_back(
         run.runs["a"].before = "old0123456789abc"
         assert run.run(serve.serve) == ["@fake/a"]
         failures = "\n".join(run.runs["a"].failures)
-        assert "went back to old0123456789abc, it serves again" in failures
+        assert "went back to old0123456789abc, they serve again" in failures
         assert "serve.chat: found it is failed: found CUDA error" in failures
         assert "current -> old0123456789abc (gone back)" in run.runs["a"].changes
     back = [one for one in made.sent if "/versions/old0123456789abc" in one]
