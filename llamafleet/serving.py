@@ -143,7 +143,8 @@ class Profile(BaseModel):
         LocalPath | None,
         Field(description="a file on the controller that only you can read, with one line"),
     ] = None
-    limits: Annotated[Bounds, Field(description=_LIMITS)] = Bounds()
+    # Made where it is read: pydantic's models are built late.
+    limits: Annotated[Bounds, Field(description=_LIMITS, default_factory=Bounds)]
 
     def value(self, name: str) -> Any:
         """Of a field: the profile's own, else that of the row that it is like, else the default."""

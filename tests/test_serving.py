@@ -59,7 +59,8 @@ def test_names_that_a_unit_would_have_to_quote(name: str) -> None:
 
 
 def test_what_is_no_profile() -> None:
-    for value in ([], "chat", 3, None, {"chat": "/srv/a.gguf"}, {"chat": None}):
+    values: list[Any] = [[], "chat", 3, None, {"chat": "/srv/a.gguf"}, {"chat": None}]
+    for value in values:
         assert "serve" in "\n".join(lines_of(serve=value)), value
 
 

@@ -77,7 +77,7 @@ def test_its_key_is_handed_on_and_shown_nowhere(
     key.write_text("sk-0123456789-abcdefghij\n")
     key.chmod(0o600)
     made = host()
-    made.data["serve"]["chat"] |= {"api_key_file": str(key)}  # type: ignore[index]
+    made.data["serve"]["chat"] |= {"api_key_file": str(key)}
     with fleet(monkeypatch, {"a": made}) as run:
         assert run.run(serve.serve) == [], run.runs["a"].failures
     path = LAYOUT.serve_key("chat")
