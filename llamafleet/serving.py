@@ -128,7 +128,7 @@ class Profile(BaseModel):
         LocalPath | None,
         Field(description="a file on the controller that only you can read, with one line"),
     ] = None
-    limits: Annotated[Bounds, Field(description=_LIMITS)] = Bounds()
+    limits: Annotated[Bounds, Field(default_factory=Bounds, description=_LIMITS)]
 
     @property
     def source(self) -> ModelSource:

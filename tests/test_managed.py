@@ -120,5 +120,7 @@ def test_a_mask_stays_as_its_administrator_s(planted: managed.Managed) -> None:
 
 
 def test_the_script_names_each_unit_of_the_catalogue() -> None:
-    (line,) = (line for line in script(*to_read(Settings())).splitlines() if line.startswith("LF_UNITS="))
+    (line,) = (
+        line for line in script(*to_read(Settings())).splitlines() if line.startswith("LF_UNITS=")
+    )
     assert line == f"LF_UNITS='{' '.join(managed.unit_names())}'"

@@ -103,6 +103,7 @@ class Transfer:
     size: int = 0
     """As it is known beforehand; 0: not."""
     say: Say = lambda done, line: None
+    log: Callable[[str], object] = lambda line: None
     notes: list[str] = field(default_factory=list)
     """What to know of it though it came."""
     fetched: int = 0
@@ -210,7 +211,9 @@ class Transfer:
         seconds = own if error.after_s is None else error.after_s
         if seconds > LONGEST_PAUSE_S:
             raise self._failed(error, failures)
-        self.say(self.there(), f"waits {seconds:.0f} s: {error.found}")
+        said = f"waits {seconds:.0f} s: {error.found}"
+        self.say(self.there(), said)
+        self.log(f"{self.url}: {said}")
         sleep(seconds)
 
     def _failed(self, error: DownloadError, failures: int) -> JobFailed:

@@ -283,6 +283,7 @@ def test_a_busy_server_is_given_the_time_that_it_asks_for(
     placed.run()
     is_there(placed)
     assert no_pauses[0] == 7.0 and no_pauses[3] == 0.0 and len(no_pauses) == 4
+    assert "waits 7 s: HTTP 429" in placed.job.read_log()
 
 
 def test_a_server_that_stays_busy_is_left(
