@@ -385,7 +385,9 @@ def _serve_findings(settings: Settings) -> Iterator[Finding]:
                 f"{profile.address}, which other hosts may reach",
                 "api_key_file beside it, or an address of this host alone such as 127.0.0.1",
             )
-        if settings.scope == "user" and profile.mlock:
+        if profile.kv_type != "f16" and not profile.flash_attention:
+            yield f"{key}.kv_type", profile.kv_type, "f16 beside flash_attention = False"
+        if settings.scope == "user" and profile.value("mlock"):
             yield f"{key}.mlock", "True", 'scope = "system" beside it (root)'
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -24,14 +24,16 @@ from llamafleet.modelsource import (
     source_of,
 )
 from llamafleet.protocol import serve
-from llamafleet.protocol.serve import KvType, OnOom
+from llamafleet.protocol.serve import KvType, OnOom, Placement
+from llamafleet.tables.profiles import profile, profiles
 
 DEFAULT_PORT = 8000
 LOOPBACK = "127.0.0.1"
-SHORTEST_KEY = 20
-"""Characters of an API key."""
 LONGEST_KEY = 512
 
+FIT = "fit"
+_LIKE = "the name of a row of tables/profiles.yaml"
+_LAYERS = 'a whole number of layers, -1 for all, or "fit"'
 _LIMITS = "limits by name such as {'waiting': 64}"
 
 
@@ -46,6 +48,12 @@ def _address(value: str) -> str:
 
 
 _ADDRESS = f"an IP address of the host such as {LOOPBACK}, or 0.0.0.0 for all"
+
+
+def _like(value: str | None) -> str | None:
+    if value is not None and profile(value) is None:
+        raise ValueError(f"one of {', '.join(row.name for row in profiles())}, or no key")
+    return value
 
 
 def _several(value: object) -> object:
@@ -110,7 +118,13 @@ class Profile(BaseModel):
         Field(pattern=r"^[!#$&(-\[\]-~]{1,100}$", description="a name without blanks and quotes"),
     ] = None
     """What clients call the model; None: by the profile's name."""
-    n_gpu_layers: Annotated[int, whole(-1, 10000, "layers, -1 for all,")] = -1
+    like: Annotated[str | None, AfterValidator(_like), Field(description=_LIKE)] = None
+    """Row of tables/profiles.yaml, which gives n_gpu_layers, n_ctx, mmap and mlock where this
+    profile says nothing of them."""
+    n_gpu_layers: Annotated[
+        Annotated[int, Field(ge=-1, le=10000)] | Literal["fit"], Field(description=_LAYERS)
+    ] = -1
+    """Of the model's layers and its output; fit: as many as the GPUs have room for."""
     n_ctx: Annotated[int, whole(256, 1048576, "tokens")] = 4096
     kv_type: Annotated[KvType, Field(description=one_of(get_args(KvType)))] = "f16"
     n_batch: Annotated[int, whole(32, 65536, "tokens")] = 512
@@ -129,6 +143,23 @@ class Profile(BaseModel):
         Field(description="a file on the controller that only you can read, with one line"),
     ] = None
     limits: Annotated[Bounds, Field(default_factory=Bounds, description=_LIMITS)]
+
+    def value(self, name: str) -> Any:
+        """Of a field: the profile's own, else that of the row that it is like, else the default."""
+        row = profile(self.like) if self.like else None
+        own = name in self.model_fields_set or row is None or not hasattr(row, name)
+        return getattr(self if own else row, name)
+
+    @property
+    def fitted(self) -> bool:
+        """How many layers go onto the GPUs follows from their memory."""
+        return bool(self.value("n_gpu_layers") == FIT)
+
+    @property
+    def placement(self) -> Placement:
+        """As it is wanted; -1 layers where it is to be fitted."""
+        layers = -1 if self.fitted else self.value("n_gpu_layers")
+        return Placement(layers, self.value("n_ctx"), self.kv_type, self.n_batch)
 
     @property
     def source(self) -> ModelSource:

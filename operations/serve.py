@@ -97,7 +97,12 @@ def serve() -> Generator[PyinfraCommand, None, None]:
         serve(name="Serve")
     """
     run = here()
-    wanted = run.plan().serve
+    plan = run.plan()
+    wanted = plan.serve
+    if plan.problems and run.host.state.is_executing:
+        # What the models' headers tell is known by now alone.
+        yield FunctionCommand(_refuse, (run, plan.problems), {})
+        return
     if wanted is None:
         run.noop("nothing is served")
         return
@@ -112,6 +117,12 @@ def serve() -> Generator[PyinfraCommand, None, None]:
     for name in wanted.gone:
         run.changed(f"{name} no longer served")
     yield FunctionCommand(_judge, (run, wanted), {})
+
+
+def _refuse(state: State, host: Host, run: HostRun, problems: Iterable[Problem]) -> bool:
+    for problem in problems:
+        run.fail(problem)
+    return False
 
 
 def _remove(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, None]:

@@ -17,9 +17,10 @@ from llamafleet import render
 from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
 from llamafleet.managed import Group, by_path, profile_rows, rows
 from llamafleet.plans.network import Network
-from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan
+from llamafleet.plans.plan import BuildPlan, HoldPlan, ModelsPlan, Plan
 from llamafleet.plans.serve import plan_serve
 from llamafleet.plans.serve_libraries import plan_libraries
+from llamafleet.plans.served_models import plan_models
 from llamafleet.plans.supplies import Supplies
 from llamafleet.plans.toolkit.installation import REPOSITORY_PATHS
 from llamafleet.plans.toolkit.methods import offers
@@ -89,9 +90,17 @@ SERVE = {
 def serving(layout: Layout, settings: Settings, systemd: int = 257) -> dict[str, str]:
     """Each file of these two profiles, and the units that know of them, by their names."""
     host = replace(GPU_HOST, systemd=systemd, init="systemd")
-    config = plan_libraries(settings, layout, Network({}, None, None), "/usr/bin/python3", "3.12.3")
-    made = plan_serve(PLAN, settings, host, layout, libraries=config)
-    plan = replace(PLAN, serve=made)
+    config = plan_libraries(
+        settings,
+        layout,
+        Network({}, None, None),
+        python="/usr/bin/python3",
+        version="3.12.3",
+    )
+    models = plan_models(settings, host, layout, python="/usr/bin/python3", supplies=Supplies())
+    assert isinstance(models, ModelsPlan)
+    plan = replace(PLAN, models=models)
+    plan = replace(plan, serve=plan_serve(plan, settings, host, layout, libraries=config))
     supplies = Supplies(serve_keys={"chat": "sk-0123456789"})
     served = [row for name in settings.serve for row in profile_rows(name)]
     ours = [row for row in served if row.profile == "chat" or not row.private]

@@ -41,7 +41,14 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
-from llamafleet.plans.serve import plan_serve, running, serve_lines, serve_problems
+from llamafleet.plans.serve import (
+    fit_problems,
+    plan_serve,
+    running,
+    serve_lines,
+    serve_notes,
+    serve_problems,
+)
 from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
@@ -207,7 +214,7 @@ class _Draft:
         """Those that are served. `besides_mib`: what all else needs on the disk."""
         if python is None:
             return None
-        return self.take(
+        models = self.take(
             plan_models(
                 self.settings,
                 self.snapshot,
@@ -217,6 +224,8 @@ class _Draft:
                 besides_mib=besides_mib,
             )
         )
+        self.problems.extend(fit_problems(self.settings, self.snapshot, models))
+        return models
 
 
 @dataclass(frozen=True)
@@ -266,6 +275,7 @@ def make_plan(
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
+    told = (*told, *serve_notes(settings))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
@@ -314,9 +324,19 @@ def make_plan(
     plan = _with_files(plan, settings, snapshot, layout, sha256)
     if plan.problems or python is None:
         return plan
-    network = plan_network(settings, snapshot, layout)
+    return _with_services(plan, draft, python, sha256)
+
+
+def _with_services(plan: Plan, draft: _Draft, python: Tool, sha256: Sha256 | None) -> Plan:
+    """The plan with what its services need, which are rendered from the rest of it."""
+    settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
     libraries = plan_libraries(
-        settings, layout, network, python.path, python.version, supplies.manifest
+        settings,
+        layout,
+        plan_network(settings, snapshot, layout),
+        python=python.path,
+        version=python.version,
+        house=draft.supplies.manifest,
     )
     serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
     return replace(plan, serve=serve)

@@ -15,12 +15,14 @@ from llamafleet.plans.plan import (
     FilesPlan,
     JobPlan,
     LibrariesPlan,
+    ModelsPlan,
     Plan,
     Problem,
     Served,
     ServePlan,
 )
 from llamafleet.plans.verify import gguf_problem
+from llamafleet.protocol import fit
 from llamafleet.protocol.job import LibrariesConfig
 from llamafleet.protocol.serve import NAME, Limits, Placement, ServeConfig
 from llamafleet.serving import Profile, same_place
@@ -41,9 +43,7 @@ WAITS = "auto-restart"
 def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     """Profiles of which the host has anything."""
     file = re.compile(rf"{re.escape(layout.etc)}/serve-({NAME})\.(json|key)")
-    unit = re.compile(
-        rf"(?:{re.escape(layout.units)}/)?{re.escape(serve_unit('@@')).replace('@@', f'({NAME})')}"
-    )
+    unit = re.compile(rf"(?:{re.escape(layout.units)}/)?{UNIT}")
     told = (*snapshot.files, *snapshot.owners, *snapshot.units)
     found = (file.fullmatch(name) or unit.fullmatch(name) for name in told)
     return tuple(sorted({match[1] for match in found if match} | {*snapshot.services}))
@@ -129,14 +129,44 @@ def plan_serve(
     libraries: LibrariesConfig,
     sha256: Sha256 | None = None,
 ) -> ServePlan | None:
-    """`plan`: the rest of it, of which files are rendered."""
+    """`plan`: the rest of it, of which files are rendered. None: nothing is to be done or said."""
     gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
-    shared = rows(layout, "serve")
-    left = any(row.path(layout) in {**snapshot.files, **snapshot.owners} for row in shared)
-    if not settings.serve and not gone and not left:
+    used = {libraries.key} if settings.serve else set()
+    outdated = tuple(sorted({*snapshot.servers} - used))
+    there = {**snapshot.files, **snapshot.owners}
+    left = any(row.path(layout) in there for row in rows(layout, "serve"))
+    if not (settings.serve or gone or outdated or left):
         return None
-    models = plan.models.paths if plan.models else {}
-    services = tuple(
+    made = ServePlan(
+        _services(plan, settings, snapshot, layout, libraries=libraries.root),
+        libraries=_libraries(libraries, snapshot, layout) if settings.serve else None,
+        outdated=outdated,
+        gone=gone,
+    )
+    wanted, others = _rows(settings, layout, gone)
+    files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
+    judged = (_judged(one, plan, files, snapshot, layout, rows=wanted) for one in made.services)
+    return replace(made, files=files, services=tuple(judged))
+
+
+def _rows(
+    settings: Settings, layout: Layout, gone: Sequence[str]
+) -> tuple[list[Managed], list[Managed]]:
+    """What is wanted, and what is not."""
+    keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
+    ours = [row for name in settings.serve for row in profile_rows(name)]
+    others = [row for row in ours if row.private and row.profile in keyless]
+    wanted = [row for row in ours if row not in others]
+    others += [row for name in gone for row in profile_rows(name)]
+    (wanted if settings.serve else others).extend(rows(layout, "serve"))
+    return wanted, others
+
+
+def _services(
+    plan: Plan, settings: Settings, snapshot: HostSnapshot, layout: Layout, *, libraries: str
+) -> tuple[Served, ...]:
+    paths = plan.models.paths if plan.models else {}
+    return tuple(
         Served(
             _config(
                 name,
@@ -144,8 +174,9 @@ def plan_serve(
                 snapshot,
                 layout,
                 host=plan.host,
-                libraries=libraries.root,
-                model=models[name],
+                libraries=libraries,
+                model=paths[name],
+                placement=_placement(name, profile, settings, snapshot, plan.models),
             ),
             layout.serve_config(name),
             profile.public,
@@ -153,23 +184,51 @@ def plan_serve(
         )
         for name, profile in settings.serve.items()
     )
-    used = {libraries.key} if services else set()
-    made = ServePlan(
-        services,
-        libraries=_libraries(libraries, snapshot, layout) if services else None,
-        outdated=tuple(sorted({*snapshot.servers} - used)),
-        gone=gone,
+
+
+def _placement(
+    name: str,
+    profile: Profile,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    models: ModelsPlan | None,
+) -> Placement:
+    """As it is wanted; where it is to be fitted and the model is there, as it fits."""
+    fitted = _fitted(name, profile, settings, snapshot, models)
+    return fitted if isinstance(fitted, Placement) else profile.placement
+
+
+def _fitted(
+    name: str,
+    profile: Profile,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    models: ModelsPlan | None,
+) -> Placement | fit.Shortage | None:
+    """None: nothing is to be fitted, or it is not known yet what the model takes."""
+    chosen_gpus = (
+        choose(profile.gpus, snapshot) if profile.gpus else chosen(settings, snapshot)
+    ).gpus
+    products = [one.product for one in models.models if name in one.profiles] if models else []
+    gpus_used = chosen_gpus if settings.accelerator != "cpu" else ()
+    if not (profile.fitted and gpus_used and products and products[0] and products[0].shape):
+        return None
+    # Of the whole memory: what is free just now is without what is served.
+    gpus = tuple(fit.Gpu(gpu.vram_mib, gpu.name) for gpu in gpus_used)
+    use = fit.Use(flash_attention=profile.flash_attention)
+    return fit.placed(
+        products[0].shape, profile.placement, fit.Room(gpus, profile.reserve_mib, use)
     )
-    ours = [row for name in settings.serve for row in profile_rows(name)]
-    ours += shared if services else ()
-    keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
-    wanted = [row for row in ours if not (row.private and row.profile in keyless)]
-    others = [row for row in ours if row not in wanted]
-    others += () if services else shared
-    others += [row for name in gone for row in profile_rows(name)]
-    files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
-    judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
-    return replace(made, files=files, services=judged)
+
+
+def fit_problems(
+    settings: Settings, snapshot: HostSnapshot, models: ModelsPlan | None
+) -> Iterator[Problem]:
+    """Models that are to be fitted and have no room."""
+    for name, profile in settings.serve.items():
+        short = _fitted(name, profile, settings, snapshot, models)
+        if isinstance(short, fit.Shortage):
+            yield Problem(f"serve.{name}", short.found, short.expected, short.next)
 
 
 def _libraries(config: LibrariesConfig, snapshot: HostSnapshot, layout: Layout) -> LibrariesPlan:
@@ -198,6 +257,7 @@ def _config(
     host: str,
     libraries: str,
     model: str,
+    placement: Placement,
 ) -> ServeConfig:
     gpus = choose(profile.gpus, snapshot).gpus if profile.gpus is not None else ()
     return ServeConfig(
@@ -209,14 +269,14 @@ def _config(
         libraries=libraries,
         model=model,
         alias=profile.alias or name,
-        placement=Placement(profile.n_gpu_layers, profile.n_ctx, profile.kv_type, profile.n_batch),
+        placement=placement,
         address=profile.address,
         port=profile.port,
         key=profile.api_key_file is not None,
         gpus=tuple(gpu.uuid for gpu in gpus),
         flash_attention=profile.flash_attention,
-        mmap=profile.mmap,
-        mlock=profile.mlock,
+        mmap=profile.value("mmap"),
+        mlock=profile.value("mlock"),
         reserve_mib=profile.reserve_mib,
         on_oom=profile.on_oom,
         limits=Limits(**profile.bounds()),
@@ -267,6 +327,17 @@ def running(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     there = profiles_there(snapshot, layout)
     return tuple(
         name for name in there if snapshot.units.get(serve_unit(name), ABSENT).active == "active"
+    )
+
+
+def serve_notes(settings: Settings) -> tuple[str, ...]:
+    """That nothing verifies by itself where that would interrupt what is served."""
+    if settings.schedule == settings.verify_schedule:
+        return ()
+    return (
+        "no timer verifies: what is served holds the GPUs; a deploy verifies where something "
+        "changed, and the driver check after a driver update; verify_pauses_serving = True has "
+        f"the timer ({settings.verify_schedule}) stop the services meanwhile",
     )
 
 

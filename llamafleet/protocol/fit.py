@@ -8,7 +8,7 @@ Its error against llama.cpp's own figures is measured by tests/bench/fit.py: doc
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
@@ -125,8 +125,16 @@ def over(needed: Sequence[Need], room: Room) -> list[int]:
     ]
 
 
-def fits(shape: Shape, placement: Placement, room: Room) -> bool:
-    return max(over(needs(shape, placement, room), room)) <= 0
+Count = Callable[[Placement], tuple[Need, ...]]
+"""What a placement of one model takes of each GPU: by its header, or asked of llama.cpp."""
+
+
+def by_header(shape: Shape, room: Room) -> Count:
+    return lambda placement: needs(shape, placement, room)
+
+
+def fits(count: Count, placement: Placement, room: Room) -> bool:
+    return max(over(count(placement), room)) <= 0
 
 
 def placed(shape: Shape, wanted: Placement, room: Room) -> Placement | Shortage:
@@ -137,44 +145,70 @@ def placed(shape: Shape, wanted: Placement, room: Room) -> Placement | Shortage:
             "a model that keeps keys and values of each layer",
             "set n_gpu_layers to a number, or ask the build itself: llamafleet fit MODEL --host H",
         )
-    for layers in range(n_gpu_layers(shape, wanted), 0, -1):
+    count = by_header(shape, room)
+    whole = replace(wanted, n_gpu_layers=n_gpu_layers(shape, wanted))
+    return most_layers(count, whole, room) or shortage(count, replace(wanted, n_gpu_layers=1), room)
+
+
+def most_layers(count: Count, wanted: Placement, room: Room) -> Placement | None:
+    """`wanted` with the most layers with which it fits, from those that it names down to one."""
+    for layers in range(wanted.n_gpu_layers, 0, -1):
         one = replace(wanted, n_gpu_layers=layers)
-        if fits(shape, one, room):
+        if fits(count, one, room):
             return one
-    return shortage(shape, replace(wanted, n_gpu_layers=1), room)
+    return None
 
 
-def largest_context(shape: Shape, placement: Placement, room: Room) -> int:
-    """Most tokens with which `placement` fits, up to its own n_ctx; 0: it fits with none."""
-    low, high = 0, placement.n_ctx // CTX_STEP
+def most_context(count: Count, wanted: Placement, room: Room) -> Placement | None:
+    """`wanted` with the longest context with which it fits, up to its own."""
+    low, high = 0, -(-wanted.n_ctx // CTX_STEP)
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(shape, replace(placement, n_ctx=middle * CTX_STEP), room):
+        if fits(count, _with_context(wanted, middle), room):
             low = middle
         else:
             high = middle - 1
-    return low * CTX_STEP if low * CTX_STEP >= min(SMALLEST_CTX, placement.n_ctx) else 0
+    found = _with_context(wanted, low)
+    return found if found.n_ctx >= min(SMALLEST_CTX, wanted.n_ctx) and low else None
 
 
-def shortage(shape: Shape, placement: Placement, room: Room) -> Shortage:
+def _with_context(wanted: Placement, steps: int) -> Placement:
+    return replace(wanted, n_ctx=max(1, min(steps * CTX_STEP, wanted.n_ctx)))
+
+
+def shortage(count: Count, placement: Placement, room: Room) -> Shortage:
     """What is missing for a placement, of the GPU that lacks the most."""
-    needed = needs(shape, placement, room)
+    needed = count(placement)
     missing = over(needed, room)
     worst = missing.index(max(missing))
     need, gpu = needed[worst], room.gpus[worst]
     return Shortage(
-        f"{need.total_mib} MiB needed of GPU {worst} ({said(placement)}: weights "
-        f"{need.weights // MIB}, context {need.context // MIB}, compute {need.compute // MIB}, "
-        f"CUDA {need.driver // MIB}), {missing[worst]} MiB more than it has",
+        f"{need.total_mib} MiB needed of GPU {worst} ({said(placement)}: {parts(need)}), "
+        f"{missing[worst]} MiB more than it has",
         f"at most {gpu.free_mib - room.reserve_mib} MiB ({gpu.free_mib} free, "
         f"{room.reserve_mib} in reserve)",
         "a shorter n_ctx, kv_type = q8_0, fewer n_gpu_layers, or a smaller model",
     )
 
 
+def parts(need: Need) -> str:
+    figures = {
+        "weights": need.weights,
+        "context": need.context,
+        "compute": need.compute,
+        "CUDA": need.driver,
+    }
+    return ", ".join(f"{name} {-(-size // MIB)}" for name, size in figures.items())
+
+
 def said(placement: Placement) -> str:
     layers = "all layers" if placement.n_gpu_layers < 0 else f"{placement.n_gpu_layers} layers"
     return f"{layers}, n_ctx {placement.n_ctx}, {placement.kv_type}"
+
+
+def driver(shape: Shape, placement: Placement, use: Use) -> int:
+    """Bytes that CUDA takes of each GPU for itself."""
+    return DRIVER + CUBLAS + _Account(shape, placement, use).pool(output=True)
 
 
 # -- the accounting --------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from llamafleet.protocol.fit import (
     MIB,
     SMALL_BATCH,
     SMALLEST_CTX,
+    Count,
     Room,
+    by_header,
     fits,
-    needs,
     smaller,
 )
 from llamafleet.protocol.serve import Placement
@@ -176,20 +177,21 @@ def reduced(
         )
     if shape is None or room is None or not room.gpus or shape.unknown:
         return next(_steps(placement, found.phase, n_layers), None)
-    was = needs(shape, placement, room)
-    missing = _missing(placement, found, shape, room)
+    count = by_header(shape, room)
+    was = count(placement)
+    missing = _missing(placement, found, count, room)
     for one in smaller(shape, placement):
-        now = needs(shape, one, room)
+        now = count(one)
         saved = [before.total_mib - after.total_mib for before, after in zip(was, now, strict=True)]
-        if _saves(saved, found.device, missing) and fits(shape, one, room):
+        if _saves(saved, found.device, missing) and fits(count, one, room):
             return one
     return None
 
 
-def _missing(placement: Placement, found: OutOfMemory, shape: Shape, room: Room) -> int:
+def _missing(placement: Placement, found: OutOfMemory, count: Count, room: Room) -> int:
     """MiB that must be saved beside what the accounting says: where it sees no shortage, it has
     been proven wrong, and what was asked for comes on top."""
-    if not fits(shape, placement, room):
+    if not fits(count, placement, room):
         return 1
     return found.asked_mib if found.asked_mib and found.phase == "use" else UNSAID_MIB
 

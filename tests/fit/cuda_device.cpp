@@ -190,3 +190,15 @@ extern "C" void fakecuda_register(int count, const int * mib) {
     host_buft.device = &gpus[0]->device;
     ggml_backend_register(&registry);
 }
+
+// The same at loading, by LD_PRELOAD, with FAKECUDA="24000 24000".
+__attribute__((constructor)) static void by_environment() {
+    const char * text = getenv("FAKECUDA");
+    int mib[16], count = 0;
+    for (char * end; text && count < 16; text = end) {
+        const long one = strtol(text, &end, 10);
+        if (end == text) break;
+        mib[count++] = (int) one;
+    }
+    if (count) fakecuda_register(count, mib);
+}

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -50,7 +50,7 @@ class Service:
     reason: str = ""
     stopping: bool = False
     child: Child | None = None
-    _printed: set[str] = field(default_factory=set)
+    _told: Status | None = None
 
     def run(self) -> int:
         """Serve until a signal or a failure ends it; the exit status."""
@@ -164,6 +164,9 @@ class Service:
             placement=self.placement,
             load_s=self.load_s if state in ("ready", "draining") else None,
         )
+        if self._told and replace(told, at=self._told.at) == self._told:
+            return
+        self._told = told
         try:
             write_json(status_file(self.config), asdict(told))
         except OSError as error:

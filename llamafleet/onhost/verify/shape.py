@@ -60,7 +60,7 @@ def shape_of(files: tuple[GgufFile, ...]) -> Shape:
         "attention.head_count_kv"
     ) else heads  # fmt: skip
     embd = fields.number("embedding_length")
-    head_key = fields.number("attention.key_length") or embd // max(max(heads), 1)
+    head_key = fields.number("attention.key_length") or embd // max(*heads, 1)
     head_value = fields.number("attention.value_length") or head_key
     # Layers with a window may have heads of their own: the larger ones are counted.
     key = max(head_key, fields.number("attention.key_length_swa"))
