@@ -9,6 +9,7 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot, Job, ModelFile, PlacedModel
 from llamafleet.layout import Layout
+from llamafleet.plans.host import state_needs
 from llamafleet.plans.plan import ModelsPlan, Problem
 from llamafleet.plans.served_models import RESERVE_MIB, model_lines, plan_models
 from llamafleet.plans.supplies import LocalFile, Supplies
@@ -211,3 +212,10 @@ def test_too_small_a_disk_is_said_before_anything_is_done() -> None:
     half = PlacedModel(A[:16], files={"model.gguf.incoming": ModelFile(25 * GIB, 7)})
     assert isinstance(made(told, host(half, free_gib=20)), ModelsPlan), "only the rest must fit"
     assert isinstance(made(told, host(half, free_gib=20), besides_mib=6000), Problem)
+
+
+def test_what_another_disk_must_hold_is_not_counted() -> None:
+    needs = {"state": 100, "prefix": 3000}
+    assert state_needs(host(), needs) == 100
+    both = replace(CPU_HOST, disk_free_mib={"state": 5000, "prefix": 5000})
+    assert state_needs(both, needs) == 3100
