@@ -458,6 +458,7 @@ def told(runner: Runner, folder: Path, url: str, content: bytes) -> Path:
     )
 
 
+@pytest.mark.long
 def test_a_killed_job_goes_on(web: Site, runner: Runner, tmp_path: Path) -> None:
     """Killed twice; what came before each is not fetched again."""
     content = model(seed=7, mib=4)
