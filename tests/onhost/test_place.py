@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +314,20 @@ def test_what_stays_wrong_is_asked_once(web: Site, tmp_path: Path, no_pauses: li
         (root := tmp_path / f"r{number}").mkdir()
         assert "redirect" in Placed(root, part).fails().lower()
     assert no_pauses == []
+
+
+def test_passwords_are_those_of_the_settings(web: Site, tmp_path: Path) -> None:
+    mirror = Mirror(MODEL, faults=[cut(1 << 20)])
+    placed = of(web, mirror, tmp_path)
+    web.wanted = "Basic " + base64.b64encode(b"lab:secret").decode()
+    said = placed.fails()
+    assert "HTTP 401" in said and "setting netrc" in said and mirror.gets == []
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login lab password secret\n")
+    placed.config = replace(placed.config, netrc=str(netrc))
+    placed.run()
+    is_there(placed)
+    assert "secret" not in placed.job.read_log() + (placed.folder / PROOF).read_text()
 
 
 def test_redirections_take_the_range_along(web: Site, tmp_path: Path) -> None:
