@@ -104,6 +104,7 @@ class ModelStore:
         file = self.file(sha256)
         incoming = file.with_name(f"{file.name}{INCOMING}")
         transfer = Transfer(url, incoming, network, Disk(self.folder, RESERVE), size)
+        transfer.where = "on this machine"
         transfer.say = lambda done, line: say(line)
         for again in (True, False):
             transfer.resumed = False

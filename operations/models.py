@@ -7,6 +7,7 @@ run was cut off: the host is asked how much it has.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pyinfra.api.exceptions import FactProcessError
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
+from llamafleet.connection import COMMAND_S, PATIENCE_S
 from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import JobFailed
 from llamafleet.plans.plan import ModelPlan, SentPart
@@ -34,8 +36,9 @@ from operations.watch import POLL_SECONDS, SAY_SECONDS
 PART = 32 << 20
 """Bytes of one command. At COMMAND_S a line of 56 kB/s is fast enough for it."""
 ASK_S = 30
-DONE = "whole"
 BEGIN = "@model"
+WHOLE = 1 << 50
+"""More bytes than any part has: it lies there under its name."""
 
 # One line without a "!": see operations/upload.py. Nothing is followed or overwritten: what has
 # come is made longer, from the byte on that was asked for.
@@ -45,7 +48,8 @@ _APPEND = (
     'mkdir -p -- "$d" || bad; if test -L "$to"; then bad "$to: found a link; expected a file, or '
     'none; next: ls -l $to"; fi; has=$(stat -c %s -- "$to" 2>/dev/null || echo 0); '
     'test "$has" = "$at" || bad "$to: found $has bytes; expected $at; next: run it again"; '
-    f"{{ sed -n '/^[{upload.END}]$/q;p' | base64 -d; }} >>\"$to\" || bad"
+    f"{{ sed -n '/^[{upload.END}]$/q;p' | base64 -d; }} >>\"$to\" || bad; "
+    f'echo {BEGIN}; stat -c %s -- "$to"'
 )
 
 
@@ -139,7 +143,7 @@ def _carry_out(run: HostRun, model: ModelPlan) -> Generator[PyinfraCommand, None
         if job.start:
             yield FunctionCommand(_wait, (run,), {})
         for part in model.send if job.start else ():
-            yield from _send(run, model, part)
+            yield FunctionCommand(_send, (run, model, part), {})
         yield from jobs.carry_out(run, job, model.config, done)
 
 
@@ -168,84 +172,129 @@ def _wait(state: State, host: Host, run: HostRun) -> bool:
 # -- from the controller ---------------------------------------------------------------------------
 
 
-def _send(run: HostRun, model: ModelPlan, part: SentPart) -> Generator[PyinfraCommand, None, None]:
-    """Send what the host lacks of a part."""
-    local: list[Path] = []
-
-    def find(state: State, host: Host) -> bool:
-        found = _local(run, part)
-        if found:
-            local.append(found)
-        return found is not None
-
-    yield FunctionCommand(find, (), {})
-    if not local:
-        return
-    target = f"{model.config.folder}/{part.name}{INCOMING}"
-    size = local[0].stat().st_size
-    at = _there(run, model, part)
-    if at is None or at == size:
-        return
-    if at > size:
-        yield StringCommand(*as_account(run), "rm -f --", QuoteString(target))
-        at = 0
-    said = begun = time.monotonic()
-    first = at
-    while at < size:
-        yield append(run, local[0], target, at)
-        at = min(size, at + PART)
-        now = time.monotonic()
-        if now - said > SAY_SECONDS or at == size:
-            said, speed = now, (at - first) / max(now - begun, 0.001)
-            run.say(f"model {model.key}: {shown(at)} of {shown(size)} sent, {shown(int(speed))}/s")
-            lock.keep(run)
+def _send(state: State, host: Host, run: HostRun, model: ModelPlan, part: SentPart) -> bool:
+    """Send what the host lacks of a part, over as many connections as it takes."""
+    file = _local(run, part)
+    if file is None:
+        return False
+    path, size = f"{model.config.folder}/{part.name}", file.stat().st_size
+    said = _Sent(run, model, size)
+    at, heard = _there(run, path, size), time.monotonic()
+    while at is None or at < size:
+        found = _append(run, file, path, at) if at is not None else None
+        if found is not None and at is not None and found > at:
+            at, heard = found, time.monotonic()
+            said.tell(at)
+            continue
+        if not run.guard.lost or time.monotonic() - heard > PATIENCE_S:
+            run.fail(_unsent(run, model, at))
+            return False
+        time.sleep(POLL_SECONDS)
+        at = _there(run, path, size)
+    return True
 
 
-def append(run: HostRun, source: Path, target: str, start: int) -> StringCommand:
-    """The command that makes a file on the host longer by a part of one that is here."""
-    return StringCommand(
-        *as_account(run),
-        "env",
-        QuoteString(f"to={target}"),
-        "sh -c",
-        QuoteString(_APPEND),
-        _stdin=upload.Input(source, str(start), start, PART),
+def _unsent(run: HostRun, model: ModelPlan, at: int | None) -> str:
+    """Why a part did not come. A script of ours tells all three parts itself."""
+    words = run.guard.lost or run.guard.words or "an answer that can't be understood"
+    if "; expected " in words:
+        return f"model {model.key}: {words}"
+    there = f"{shown(at)} of it are there" if at is not None else "what is there is kept"
+    return (
+        f"model {model.key}: found {words}; expected it to take the file that is sent; next: df -h "
+        f"{model.config.folder}; run the same command again, {there}"
     )
 
 
-def _there(run: HostRun, model: ModelPlan, part: SentPart) -> int | None:
-    """Bytes that the host has; None: it has all of it, under its name."""
-    found = run.host.get_fact(
+def _append(run: HostRun, file: Path, path: str, start: int) -> int | None:
+    """Bytes that the host has after one more part; None: it did not come, or is not known."""
+    return run.host.get_fact(
+        Appended,
+        rights=" ".join(as_account(run)),
+        path=f"{path}{INCOMING}",
+        _stdin=upload.Input(file, str(start), start, PART),
+        _timeout=COMMAND_S,
+        _ignore_errors=True,
+    )
+
+
+def _there(run: HostRun, path: str, size: int) -> int | None:
+    """Bytes that the host has, WHOLE where it has all under its name; None: it does not tell."""
+    return run.host.get_fact(
         PartThere,
         rights=" ".join(as_account(run)),
-        path=f"{model.config.folder}/{part.name}",
+        path=path,
+        most=size,
         _timeout=ASK_S,
+        _ignore_errors=True,
     )
-    return None if found == DONE else int(found)
 
 
-class PartThere(FactBase[str]):
-    """How many bytes of a part have come, or DONE."""
+def _figure(output: list[str]) -> int | None:
+    """Of a script of ours. Raises FactProcessError."""
+    # A login shell may print something of its own first.
+    said = output[output.index(BEGIN) + 1 :] if BEGIN in output else []
+    found = said[0].strip() if said else ""
+    if not re.fullmatch(r"[0-9]{1,16}", found):
+        raise FactProcessError(f"a part of a model: {found[:80]!a}")
+    return int(found)
+
+
+class Appended(FactBase[int | None]):
+    """A file made longer by what comes on the standard input; how long it is then."""
 
     def command(self, rights: str, path: str) -> StringCommand:
-        script = (
-            f'echo {BEGIN}; if test -f "$path"; then echo {DONE}; else '
-            f'stat -c %s -- "$path{INCOMING}" 2>/dev/null || echo 0; fi'
-        )
-        told = QuoteString(f"path={path}")
-        return StringCommand(rights, "env", told, "sh -c", QuoteString(script))
+        told = QuoteString(f"to={path}")
+        return StringCommand(rights, "env", told, "sh -c", QuoteString(_APPEND))
 
     @staticmethod
-    def default() -> str:
-        return "0"
+    def default() -> int | None:
+        return None
 
-    def process(self, output: list[str]) -> str:
-        # A login shell may print something of its own first.
-        said = output[output.index(BEGIN) + 1 :] if BEGIN in output else []
-        found = said[0].strip() if said else ""
-        if found != DONE and not (found.isascii() and found.isdecimal() and len(found) < 16):
-            raise FactProcessError(f"a part of a model: {found[:80]!a}")
-        return found
+    def process(self, output: list[str]) -> int | None:
+        return _figure(output)
+
+
+class PartThere(FactBase[int | None]):
+    """How many bytes of a part have come. More than it has are of another file, and removed."""
+
+    def command(self, rights: str, path: str, most: int) -> StringCommand:
+        script = (
+            f'echo {BEGIN}; if test -f "$path"; then echo {WHOLE}; exit; fi; '
+            f'path=$path{INCOMING}; has=$(stat -c %s -- "$path" 2>/dev/null || echo 0); '
+            'if test "$has" -gt "$most"; then rm -f -- "$path"; has=0; fi; echo "$has"'
+        )
+        told = (QuoteString(f"path={path}"), QuoteString(f"most={most}"))
+        return StringCommand(rights, "env", *told, "sh -c", QuoteString(script))
+
+    @staticmethod
+    def default() -> int | None:
+        return None
+
+    def process(self, output: list[str]) -> int | None:
+        return _figure(output)
+
+
+class _Sent:
+    """Says how much of a part has gone, every SAY_SECONDS and at its end."""
+
+    def __init__(self, run: HostRun, model: ModelPlan, size: int) -> None:
+        self._run, self._model, self._size = run, model, size
+        self._begun = self._at = time.monotonic()
+        self._first: int | None = None
+
+    def tell(self, sent: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._begun = sent, now
+        lock.keep(self._run)
+        if now - self._at < SAY_SECONDS and sent < self._size:
+            return
+        self._at = now
+        speed = int((sent - self._first) / max(now - self._begun, 0.001))
+        at = f", {shown(speed)}/s" if speed else ""
+        whole = f"{shown(sent)} of {shown(self._size)}"
+        self._run.say(f"model {self._model.key}: {whole} sent{at}")
 
 
 def _local(run: HostRun, part: SentPart) -> Path | None:

@@ -112,6 +112,7 @@ class _Placing:
         part = self._config.parts[number]
         made = Transfer(part.url, self._incoming(number), self._network, self._disk, part.size)
         made.say = self._told(number, lambda: made.size)
+        made.log = self._job.log
         return made
 
     def _told(self, number: int, size: Callable[[], int]) -> Callable[[int, str], object]:

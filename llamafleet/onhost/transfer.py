@@ -102,7 +102,10 @@ class Transfer:
     disk: Disk
     size: int = 0
     """As it is known beforehand; 0: not."""
+    where: str = "on the host"
+    """Where this runs, in words."""
     say: Say = lambda done, line: None
+    log: Callable[[str], object] = lambda line: None
     notes: list[str] = field(default_factory=list)
     """What to know of it though it came."""
     fetched: int = 0
@@ -206,11 +209,13 @@ class Transfer:
     # -- between attempts --------------------------------------------------------------------------
 
     def _pause(self, error: DownloadError, failures: int) -> None:
-        own = PAUSES_S[min(failures, len(PAUSES_S) - 1)] if failures else 0.0
+        own = PAUSES_S[min(max(failures - 1, 0), len(PAUSES_S) - 1)]
         seconds = own if error.after_s is None else error.after_s
         if seconds > LONGEST_PAUSE_S:
             raise self._failed(error, failures)
-        self.say(self.there(), f"waits {seconds:.0f} s: {error.found}")
+        said = f"waits {seconds:.0f} s: {error.found}"
+        self.say(self.there(), said)
+        self.log(f"{self.url}: {said}")
         sleep(seconds)
 
     def _failed(self, error: DownloadError, failures: int) -> JobFailed:
@@ -221,8 +226,8 @@ class Transfer:
         kept = self.there()
         goes_on = f", {mib(kept)} of it are kept and it goes on from there" if kept else ""
         return JobFailed(
-            f"{self.url}: found {error.found}{tried}; expected the model's file; next: on the "
-            f"host, {error.next}; then run the same command again{goes_on}"
+            f"{self.url}: found {error.found}{tried}; expected the model's file; next: "
+            f"{self.where}, {error.next}; then run the same command again{goes_on}"
         )
 
 

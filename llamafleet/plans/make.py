@@ -26,6 +26,7 @@ from llamafleet.plans.host import (
     machine_problem,
     place_problem,
     rights_problem,
+    state_needs,
     unread_problem,
 )
 from llamafleet.plans.network import network_note, plan_network
@@ -211,7 +212,7 @@ class _Draft:
         )
 
     def models(self, python: Tool | None, besides_mib: int) -> ModelsPlan | None:
-        """Those that are served. `besides_mib`: what all else needs on the disk."""
+        """Those that are served. `besides_mib`: what all else needs on the same disk."""
         if python is None:
             return None
         models = self.take(
@@ -295,7 +296,7 @@ def make_plan(
         draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
-    models = draft.models(python, sum(needs.values()))
+    models = draft.models(python, state_needs(snapshot, needs))
     packages = None
     if code.packages and python:
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)

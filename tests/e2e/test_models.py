@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,13 +192,18 @@ def test_a_file_of_the_controller_goes_on_where_it_was_cut(deploys: Deploys) -> 
     host = deploys.hosts[0]
     deploys.killed(lambda: sizes(host).get(incoming, 0) > 40 << 20, **settings)
     before = {one.name: sizes(one).get(incoming, 0) for one in deploys.hosts}
-    begun = time.monotonic()
-    done = deploys.run(**settings)
-    seconds = time.monotonic() - begun
-    print(f"sent after {before}: {seconds:.1f} s", *[
-        line for line in done.output.splitlines() if " sent, " in line
-    ])  # fmt: skip
     assert before["gpu-a"] > 40 << 20
+    second = deploys.hosts[1]
+
+    def cut_line() -> None:
+        wait_for(lambda: sizes(second).get(incoming, 0) > 120 << 20, 120)
+        second.run("pkill -KILL -f 'sshd: [a]dmin'")
+
+    cutting = threading.Thread(target=cut_line, daemon=True)
+    cutting.start()
+    done = deploys.run(**settings)
+    cutting.join()
+    print(*(line for line in done.output.splitlines() if " sent, " in line), sep="\n")
     for one in deploys.hosts:
         assert sizes(one) == {f"{key(SENT)}/model.gguf": len(SENT)}
         told = one.run(f"sha256sum < {GGUF}/{key(SENT)}/model.gguf").stdout

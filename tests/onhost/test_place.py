@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +285,7 @@ def test_a_busy_server_is_given_the_time_that_it_asks_for(
     placed.run()
     is_there(placed)
     assert no_pauses[0] == 7.0 and no_pauses[3] == 0.0 and len(no_pauses) == 4
+    assert "waits 7 s: HTTP 429" in placed.job.read_log()
 
 
 def test_a_server_that_stays_busy_is_left(
@@ -311,6 +314,20 @@ def test_what_stays_wrong_is_asked_once(web: Site, tmp_path: Path, no_pauses: li
         (root := tmp_path / f"r{number}").mkdir()
         assert "redirect" in Placed(root, part).fails().lower()
     assert no_pauses == []
+
+
+def test_passwords_are_those_of_the_settings(web: Site, tmp_path: Path) -> None:
+    mirror = Mirror(MODEL, faults=[cut(1 << 20)])
+    placed = of(web, mirror, tmp_path)
+    web.wanted = "Basic " + base64.b64encode(b"lab:secret").decode()
+    said = placed.fails()
+    assert "HTTP 401" in said and "setting netrc" in said and mirror.gets == []
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login lab password secret\n")
+    placed.config = replace(placed.config, netrc=str(netrc))
+    placed.run()
+    is_there(placed)
+    assert "secret" not in placed.job.read_log() + (placed.folder / PROOF).read_text()
 
 
 def test_redirections_take_the_range_along(web: Site, tmp_path: Path) -> None:
@@ -457,6 +474,7 @@ def told(runner: Runner, folder: Path, url: str, content: bytes) -> Path:
     )
 
 
+@pytest.mark.long
 def test_a_killed_job_goes_on(web: Site, runner: Runner, tmp_path: Path) -> None:
     """Killed twice; what came before each is not fetched again."""
     content = model(seed=7, mib=4)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyinfra.api import StringCommand
 
 from llamafleet.modelstore import ModelStore
 from llamafleet.onhost.job import JobFailed
@@ -19,7 +19,7 @@ from llamafleet.protocol.job import JobError, ModelConfig, Progress, Stamp
 from llamafleet.protocol.place import ModelProduct, PlacedFile
 from operations import models, watch
 from operations.models import discard_models
-from operations.run import HostRun
+from operations.upload import Input
 from tests.onhost.gguf_files import gguf
 from tests.operations.fake import CPU, STATUS, FakeHost, answer_of, ended, fleet
 from tests.operations.shells import LOGIN_SHELLS, run, run_all
@@ -41,6 +41,7 @@ def host(model: str = URL, **settings: Any) -> FakeHost:
     served = {"chat": {"model": model, "sha256": SHA256}}
     made = FakeHost(CPU, serve=served, **settings).found("systemctl=0")
     made.answers[STATUS] = answer_of(ended("model", KEY))
+    made.answers[f"PUT {INCOMING}"] = f"@model\n{len(MODEL)}\n"
     made.answers[THERE] = "@model\n0\n"
     return made
 
@@ -167,17 +168,12 @@ def test_a_file_of_the_controller_is_sent_with_the_account_s_rights(
 
 
 def test_what_has_come_is_not_sent_again(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    for said, rest in [("500", MODEL[500:]), (str(len(MODEL)), None), ("whole", None)]:
+    for said, rest in [("500", MODEL[500:]), (str(len(MODEL)), None), (str(models.WHOLE), None)]:
         made = host(f"file:{model}")
         made.answers[THERE] = f"Welcome!\n@model\n{said}\n"
         with fleet(monkeypatch, {"a": made}) as run:
             assert run.run(models.models) == []
         assert made.uploads.get(INCOMING) == rest
-    made = host(f"file:{model}")
-    made.answers[THERE] = "@model\n9999999\n"
-    with fleet(monkeypatch, {"a": made}) as run:
-        assert run.run(models.models) == []
-    assert made.uploads[INCOMING] == MODEL and any("rm -f --" in one for one in made.sent)
 
 
 def test_an_odd_answer_sends_nothing(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
@@ -228,7 +224,7 @@ def test_each_byte_is_appended_under_any_login_shell(login: str, tmp_path: Path)
     content = bytes(range(256)) * 700 + b"no line end"
     source, target = tmp_path / "source", tmp_path / "with a blank" / "it's $HOME"
     source.write_bytes(content)
-    assert run_all([models.append(_here(), source, str(target), 0)], login) == []
+    assert run_all([append(source, target, 0)], login) == []
     assert target.read_bytes() == content and target.stat().st_mode & 0o777 == 0o600
 
 
@@ -237,10 +233,10 @@ def test_what_is_cut_off_goes_on_at_its_byte(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(content)
     target.write_bytes(content[:1001])
-    assert run_all([models.append(_here(), source, str(target), 1001)]) == []
+    assert run_all([append(source, target, 1001)]) == []
     assert target.read_bytes() == content
     # Another run was here meanwhile: nothing is written twice.
-    (said,) = run_all([models.append(_here(), source, str(target), 1001)])
+    (said,) = run_all([append(source, target, 1001)])
     assert f"found {len(content)} bytes; expected 1001; next: " in said
     assert target.read_bytes() == content
 
@@ -250,7 +246,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     theirs.write_text("")
     target.symlink_to(theirs)
     source.write_bytes(b"x")
-    (said,) = run_all([models.append(_here(), source, str(target), 0)])
+    (said,) = run_all([append(source, target, 0)])
     assert "found a link; expected a file, or none" in said and theirs.read_text() == ""
 
 
@@ -258,30 +254,67 @@ def test_how_much_has_come_is_asked(tmp_path: Path) -> None:
     asked = models.PartThere()
     path = tmp_path / "it's"
 
-    def said() -> str:
-        done = run(asked.command("", str(path)))
+    def said(most: int = 100) -> int | None:
+        done = run(asked.command("", str(path), most))
         return asked.process(done.stdout.splitlines())
 
-    assert said() == "0"
-    path.with_name("it's.incoming").write_bytes(b"x" * 77)
-    assert said() == "77"
+    assert said() == 0
+    incoming = path.with_name("it's.incoming")
+    incoming.write_bytes(b"x" * 77)
+    assert said() == 77
+    assert said(most=76) == 0 and not incoming.exists(), "of another file"
     path.write_bytes(b"x")
-    assert said() == models.DONE
+    assert said() == models.WHOLE
 
 
-def _here() -> HostRun:
-    """Whoever runs this test owns all of it."""
+def append(source: Path, target: Path, start: int) -> StringCommand:
+    command = models.Appended().command("", str(target))
+    command.connector_arguments["_stdin"] = Input(source, str(start), start, models.PART)
+    return command
 
-    class Settings:
-        scope = "user"
 
-    class Snapshot:
-        home = os.environ.get("HOME", "/root")
+def test_a_lost_connection_is_made_anew_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    """The host is asked how much has come, since nobody knows."""
+    made = host(f"file:{model}")
+    made.answers[THERE] = ["@model\n0\n", False, "@model\n400\n"]
+    made.answers[f"PUT {INCOMING}"] = [False, f"@model\n{len(MODEL)}\n"]
+    with fleet(monkeypatch, {"a": made}) as run:
+        guard = run.runs["a"].guard
+        waited: list[float] = []
 
-    made = object.__new__(HostRun)
-    made.settings = Settings()  # type: ignore[assignment]
-    made.snapshot = Snapshot  # type: ignore[method-assign,assignment]
-    return made
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            guard.lost = "" if len(waited) > 2 else "connection: found no answer"
+
+        monkeypatch.setattr(type(guard), "_call", _losing(type(guard)._call, guard))
+        monkeypatch.setattr(models.time, "sleep", sleep)
+        assert run.run(models.models) == []
+    assert made.uploads[INCOMING] == MODEL[400:] and waited
+
+
+def _losing(call: Any, guard: Any) -> Any:
+    """A command that fails is one of a connection that is gone."""
+
+    def called(self: Any, *given: Any, **arguments: Any) -> Any:
+        found = call(self, *given, **arguments)
+        if self is guard and not found[0]:
+            self.lost = "connection: found no answer"
+        return found
+
+    return called
+
+
+def test_what_the_host_can_t_take_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    made = host(f"file:{model}")
+    made.answers[f"PUT {INCOMING}"] = False
+    with fleet(monkeypatch, {"a": made}) as run:
+        assert run.run(models.models) == ["@fake/a"]
+        (said,) = run.runs["a"].failures
+    assert "expected it to take the file that is sent; next: df -h" in said
 
 
 # -- what goes -------------------------------------------------------------------------------------

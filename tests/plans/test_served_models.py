@@ -9,6 +9,8 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot, Job, ModelFile, PlacedModel
 from llamafleet.layout import Layout
+from llamafleet.plans.host import state_needs
+from llamafleet.plans.make import explain, make_plan
 from llamafleet.plans.plan import ModelsPlan, Problem
 from llamafleet.plans.served_models import RESERVE_MIB, model_lines, plan_models
 from llamafleet.plans.supplies import LocalFile, Supplies
@@ -211,3 +213,22 @@ def test_too_small_a_disk_is_said_before_anything_is_done() -> None:
     half = PlacedModel(A[:16], files={"model.gguf.incoming": ModelFile(25 * GIB, 7)})
     assert isinstance(made(told, host(half, free_gib=20)), ModelsPlan), "only the rest must fit"
     assert isinstance(made(told, host(half, free_gib=20), besides_mib=6000), Problem)
+
+
+def test_what_another_disk_must_hold_is_not_counted() -> None:
+    needs = {"state": 100, "prefix": 3000}
+    assert state_needs(host(), needs) == 100
+    both = replace(CPU_HOST, disk_free_mib={"state": 5000, "prefix": 5000})
+    assert state_needs(both, needs) == 3100
+
+
+def test_the_plan_of_a_host_says_what_will_come() -> None:
+    told = settings({"chat": url(size=4 * GIB)}, accelerator="cpu")
+    snapshot = replace(host(placed(B)), init="systemd", systemd=252)
+    made = make_plan("a", told, snapshot, LAYOUT)
+    assert made.problems == () and made.models
+    lines = explain(made)
+    assert "  4.0 GiB from https://example.org/a.gguf, fetched by the host" in lines
+    assert any(line.startswith(f"model: keep {B[:16]}") for line in lines)
+    small = replace(snapshot, models={}, disk_free_mib={"state": 6600, "prefix": 10**6})
+    assert [one.check for one in make_plan("a", told, small, LAYOUT).problems] == ["disk"]
