@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,6 +39,12 @@ WORDS = 40
 ROUNDS = 2
 """Answers of each client."""
 CONTEXT = 4096
+NO_VISION = """import sys, types
+module = types.ModuleType("llama_cpp.mtmd_cpp")
+module.__getattr__ = lambda name: object
+sys.modules[module.__name__] = module
+"""
+"""The example imports the vision library, which builds of llamafleet lack: LLAVA_BUILD=OFF."""
 SLOTS = 32
 """Sequences that a server with batches computes at once: the context is shared by them."""
 
@@ -64,7 +71,7 @@ class Row:
         firsts = sorted(one.first_s for one in self.answers if one.first_s is not None)
         cut = sum(1 for one in self.answers if not one.whole and not one.error)
         failed = sum(1 for one in self.answers if one.error)
-        worst = firsts[int(0.95 * (len(firsts) - 1))] if firsts else float("nan")
+        worst = firsts[ceil(0.95 * len(firsts)) - 1] if firsts else float("nan")
         rate = sum(one.tokens for one in self.answers) / self.wall_s
         return (
             f"| {self.server} | {self.clients} | {median(firsts or [float('nan')]):.2f} | "
@@ -120,9 +127,13 @@ def resident(pid: int) -> float:
 
 
 @contextmanager
-def started(argv: Sequence[str | Path], port: int, packages: Path) -> Iterator[int]:
+def started(argv: Sequence[str | Path], port: int, *packages: Path) -> Iterator[int]:
     """Another server, once it answers; its pid."""
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages), "HOME": str(Path.home())}
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": ":".join(map(str, packages)),
+        "HOME": str(Path.home()),
+    }
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
         try:
@@ -166,7 +177,8 @@ def example(folder: Path, gguf: Path, script: Path, packages: Path) -> Iterator[
     }
     file = folder / "example.json"
     file.write_text(json.dumps(config))
-    with started([llama.PYTHON, script, "-C", file], port, packages) as pid:
+    (folder / "sitecustomize.py").write_text(NO_VISION)
+    with started([llama.PYTHON, script, "-C", file], port, folder, packages) as pid:
         yield from measured("examples/server/server.py", port, pid)
 
 
