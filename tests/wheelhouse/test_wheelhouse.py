@@ -199,11 +199,12 @@ def test_pip_takes_everything_from_it_alone(real: Real, tmp_path: Path) -> None:
     folder, manifest = real.folder, real.manifest
     lines = host_requirements(manifest) + cache_requirements(manifest)
     # Each of its own: the server's packages do not go into a build's environment.
-    for number, wanted in enumerate((lines, serve_requirements(manifest))):
-        done = offline(folder, wanted, tmp_path / "wheels")
-        assert done.returncode == 0, (number, done.stderr)
+    for name, wanted in (("host", lines), ("serve", serve_requirements(manifest))):
+        done = offline(folder, wanted, tmp_path / name)
+        assert done.returncode == 0, done.stderr
     wheels = {name for name in manifest.files if name.endswith(".whl")}
-    assert {path.name for path in (tmp_path / "wheels").iterdir()} == wheels
+    taken = [*(tmp_path / "host").iterdir(), *(tmp_path / "serve").iterdir()]
+    assert {path.name for path in taken} == wheels
 
 
 def test_pip_builds_the_metadata_of_the_cut_archive(real: Real, tmp_path: Path) -> None:
