@@ -60,7 +60,7 @@ def test_the_last_row_of_a_quantized_matrix_is_filled() -> None:
 
 def test_a_model_without_a_matrix_of_its_own_for_the_output_has_the_tokens_twice() -> None:
     tied = of()
-    assert (tied.input, tied.output) == (25600, 25600 + 256)
+    assert (tied.on_cpu, tied.output) == (25600, 25600 + 256)
     own = of(tensors=[*TENSORS, GgufTensor("output.weight", 25600, (64, 100), F32)])
     assert own.output == tied.output
 
