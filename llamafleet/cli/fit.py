@@ -165,7 +165,7 @@ def lines(told: Told) -> Iterator[str]:
     trained = f"trained for {shape.context} tokens" if shape.context else "its context not stated"
     yield (
         f"{shape.name or 'a model'} ({shape.architecture}): {shape.layers} layers and the output, "
-        f"{weights} MiB of weights on GPUs, {trained}"
+        f"{weights} MiB of weights for GPUs, {-(-shape.on_cpu // MIB)} on the CPU, {trained}"
     )
     for number, gpu in enumerate(room.gpus):
         name = f": {gpu.name}" if gpu.name else ""

@@ -151,21 +151,27 @@ def _need(row: list[int], own: int) -> Need:
     return Need(weights, context, compute, own)
 
 
+def command(model: Path) -> list[str]:
+    """Of the process that counts."""
+    return [sys.executable, "-I", sys.argv[0], COUNT, os.fspath(model)]
+
+
 @contextmanager
 def counter(model: Path, environment: Mapping[str, str]) -> Iterator[Counter]:
-    argv = [sys.executable, "-I", sys.argv[0], COUNT, os.fspath(model)]
-    with subprocess.Popen(
-        argv,
+    process = subprocess.Popen(
+        command(model),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         env=os.environ | environment,
-    ) as process:
-        try:
-            yield Counter(process)
-        finally:
-            process.kill()
+    )
+    try:
+        yield Counter(process)
+    finally:
+        process.kill()
+        # It also bears that the process took no more of what it was sent.
+        process.communicate()
 
 
 # -- the process that counts -----------------------------------------------------------------------

@@ -39,10 +39,14 @@ def memory_named(text: str) -> list[MemoryRow]:
     """The GPUs that `text` may mean, as rtx4090 or H100: one whose name it is, else all that have
     its words."""
     rows, wanted = memory(), _bare(text)
-    same = [row for row in rows if wanted in (_bare(row.name), _bare(row.name, "geforce"))]
+    same = [row for row in rows if wanted in _forms(row.name)]
     if same or not wanted:
         return same
     return [row for row in rows if wanted in _bare(row.name)]
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    return _bare(name), _bare(name, "geforce"), _bare(name, "geforce", "rtx")
 
 
 def _bare(text: str, *without: str) -> str:
