@@ -10,19 +10,33 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, fit, job, pack
+from llamafleet.onhost import build, detach, discard, driver_check, fit, job, pack, place
+from llamafleet.onhost.serve import check, gate, libraries
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, CompilerConfig, status, toolkit_config
+from llamafleet.protocol.job import (
+    BuildConfig,
+    CompilerConfig,
+    LibrariesConfig,
+    ModelConfig,
+    status,
+    toolkit_config,
+)
 
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
 PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
+MODEL = job.Worker("model", partial(decode, ModelConfig), place.work, place.done)
+LIBRARIES = job.Worker(
+    "libraries", partial(decode, LibrariesConfig), libraries.work, libraries.done
+)
 RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
     PACKAGES.kind: partial(job.run, PACKAGES),
+    MODEL.kind: partial(job.run, MODEL),
+    LIBRARIES.kind: partial(job.run, LIBRARIES),
 }
 
 
@@ -38,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return discard.main(rest)
     if command == "pack":
         return pack.main(rest)
+    if command == "serve-gate":
+        return gate.main(rest)
+    if command == "serve-check":
+        return check.main(rest)
     # These import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
@@ -49,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from llamafleet.onhost.verify import synth
 
         return synth.main(rest)
+    if command == "serve":
+        from llamafleet.onhost.serve import run as serve
+
+        return serve.main(rest)
     return _dispatch(args)
 
 
@@ -65,7 +87,10 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("discard", help="remove builds; see discard --help")
     commands.add_parser("pack", help="make the wheel of a build; see pack --help")
     commands.add_parser("driver-check", help="see driver-check --help")
+    commands.add_parser("serve-gate", help="may a service start now; see serve-gate --help")
+    commands.add_parser("serve-check", help="ask a service for a token; see serve-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
+    commands.add_parser("serve", help="serve a model over HTTP; see serve --help")
     commands.add_parser("fit", help="what of a model fits the GPUs; see fit --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)

@@ -19,6 +19,8 @@ REDUCED = "reduced.json"
 """In the folder of a service: the Reduction that an out of memory brought."""
 CREDENTIAL = "api-key"
 """The name of the key among the unit's credentials, systemd.exec(5) LoadCredential=."""
+SHORTEST_KEY = 20
+"""Characters of an API key."""
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 """What the keys and values of the context are kept in."""
@@ -128,6 +130,19 @@ class Status:
     """The one in force."""
     load_s: float | None = None
     """From the start to the first token."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a service answered when it was asked on its own host."""
+
+    version: Literal[1]
+    state: State | None
+    """None: it tells none."""
+    ok: bool
+    """It named its model and made a token."""
+    problem: str = ""
+    status: Status | None = None
 
 
 def status_file(config: ServeConfig) -> Path:

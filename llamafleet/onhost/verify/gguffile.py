@@ -67,6 +67,8 @@ class GgufFile:
     path: Path
     fields: dict[str, Value]
     tensors: tuple[GgufTensor, ...]
+    end: int = 0
+    """Where its last tensor ends, with the padding behind it; 0: it has none."""
 
     def number(self, key: str) -> int:
         """A whole number that the header states; 0: it states none."""
@@ -175,7 +177,8 @@ class _Header:
         alignment = told.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment.bit_count() != 1:
             raise self._damaged(f"an alignment of {alignment!a:.40}")
-        return GgufFile(self._path, told, self._sized(rows, alignment))
+        weights, end = self._sized(rows, alignment)
+        return GgufFile(self._path, told, weights, end)
 
     def _magic(self) -> None:
         head = self._file.read(512)
@@ -281,8 +284,8 @@ class _Header:
         shape = [self._number("<Q") for _ in range(dimensions)]
         return _Row(name, shape, self._number("<I"), self._number("<Q"))
 
-    def _sized(self, rows: list[_Row], alignment: int) -> tuple[GgufTensor, ...]:
-        """The tensors, which lie one behind the other and end within the file."""
+    def _sized(self, rows: list[_Row], alignment: int) -> tuple[tuple[GgufTensor, ...], int]:
+        """The tensors, which lie one behind the other and end within the file; and where."""
         begin = _padded(self._at, alignment)
         tensors: list[GgufTensor] = []
         end = 0
@@ -300,7 +303,7 @@ class _Header:
             tensors.append(GgufTensor(row.name, size, tuple(row.shape), row.type))
         if rows and begin + end > self._size:
             raise self._cut(begin + end)
-        return tuple(tensors)
+        return tuple(tensors), _padded(begin + end, alignment) if rows else 0
 
     def _cut(self, wanted: int) -> ModelError:
         return ModelError(
