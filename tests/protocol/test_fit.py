@@ -28,6 +28,7 @@ from llamafleet.protocol.fit import (
     over,
     placed,
     smaller,
+    usable,
 )
 from llamafleet.protocol.offer import Wish, offer, wished
 from llamafleet.protocol.serve import Placement
@@ -126,6 +127,11 @@ def test_a_gpu_helps_a_model_that_is_all_on_the_cpu(
     (need,) = needs(shapes[name], Placement(0, 16384, kv), room(24000))
     assert (need.weights, need.context) == (0, 0)
     assert compute < need.compute / MIB < 2.5 * compute
+
+
+def test_cuda_has_most_of_the_memory() -> None:
+    """An RTX 4090 of 24564 MiB has had 24080 to 24210 for CUDA."""
+    assert 24000 < usable(24564) < 24080
 
 
 def test_layers_are_shared_out_by_free_memory(shapes: dict[str, Shape]) -> None:
