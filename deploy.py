@@ -11,10 +11,12 @@ from operations.build import activate, build, take
 from operations.files import settings, tools
 from operations.hold import hold
 from operations.lock import lock, release
+from operations.models import discard_models, models
 from operations.packages import packages
 from operations.preflight import preflight, refuse
 from operations.reboot import reboot
 from operations.run import begin
+from operations.serve import libraries, serve
 from operations.share import agree
 from operations.toolkit import toolkit
 from operations.verify import result, verify
@@ -41,4 +43,8 @@ settings(name="Render environment and units")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")
 activate(name="Switch to the proven build")
+models(name="Bring the models")
+libraries(name="Bring the server's packages")
+serve(name="Serve")
+discard_models(name="Remove models that no profile names")
 release(name="Give the host back to other runs")

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass, field
 
 from llamafleet.protocol.job import BuildProduct, Progress, Stamp
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Result
+from llamafleet.protocol.serve import Status
 from llamafleet.received import Unreadable
 
 SNAPSHOT_VERSION = 1
@@ -254,6 +256,46 @@ class Build:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """One file in a served model's folder, a link of ours followed."""
+
+    size: int
+    changed: int
+    """Its ctime, seconds since 1970, which only the kernel sets."""
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """One folder of a served model, as the account sees it."""
+
+    name: str
+    """Its key."""
+    stamp: Stamp | None = None
+    """Its proof, written when all parts had been checked; None: none that can be read."""
+    product: ModelProduct | None = None
+    files: dict[str, ModelFile] = field(default_factory=dict)
+    """By name, those that are not whole among them."""
+
+    @property
+    def bytes(self) -> int:
+        """On the disk."""
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def changed(self) -> str:
+        """How it is not what was proven; "": it is."""
+        if self.stamp is None or self.product is None or not self.stamp.ok:
+            return "it was never whole"
+        for file in self.product.files:
+            there = self.files.get(file.name)
+            if there is None:
+                return f"{file.name} is gone"
+            if there != ModelFile(file.size, file.changed_ns // 10**9):
+                return f"{file.name} has changed since it was checked"
+        return "" if self.product.files else "its proof names no files"
+
+
+@dataclass(frozen=True)
 class DeployLock:
     """Who deploys to this host."""
 
@@ -288,6 +330,23 @@ class Unit:
     """Exit status, or signal, of its main process."""
     triggered: int | None = None
     """Seconds since 1970 at which a timer last started its service."""
+    started: int | None = None
+    """The same of a service's main process."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A process that waits for connections on a port."""
+
+    port: int
+    address: str
+    """IP address; of another network namespace none is seen."""
+    uid: int
+    pid: int | None = None
+    """None: may not be seen."""
+    command: str = ""
+    unit: str = ""
+    """The service that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -425,6 +484,8 @@ class HostSnapshot:
     """Those of them that were looked into, by name: the one in use and the ten newest."""
     jobs: tuple[Job, ...] = ()
     """Build and toolkit jobs: the ten newest of each kind and the one in use."""
+    models: dict[str, PlacedModel] = field(default_factory=dict)
+    """Models that are served, by key."""
     verifying: Job | None = None
     """The verification job, if one has begun and not been cleared."""
     result: Result | Unreadable | None = None
@@ -435,6 +496,14 @@ class HostSnapshot:
     """dnf can lock versions: it is dnf5, or has the plugin."""
     wheelhouse: str | None = None
     """sha256 of the manifest in the host's copy of the wheelhouse."""
+    services: dict[str, Status] = field(default_factory=dict)
+    """What services tell of themselves, by profile; those whose word can be understood."""
+    servers: dict[str, bool] = field(default_factory=dict)
+    """Folders of the server's own packages, by name: whether one is whole."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Seconds since 1970 at which files of services, and `current`, were last changed, by path."""
+    listening: tuple[Listener, ...] = ()
+    """On the ports of the settings."""
 
     @property
     def enterprise_linux(self) -> bool:

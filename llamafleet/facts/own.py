@@ -7,10 +7,13 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
-from llamafleet.facts.host import Build, DeployLock, Job, Owner
-from llamafleet.facts.lines import Record, Sorted
+from llamafleet.facts.host import Build, DeployLock, Job, ModelFile, Owner, PlacedModel
+from llamafleet.facts.lines import Record, Sorted, number
 from llamafleet.protocol.job import BuildProduct, Kind, Progress, Stamp
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Result
+from llamafleet.protocol.serve import NAME as PROFILE
+from llamafleet.protocol.serve import Status
 from llamafleet.received import Unreadable, received_json, received_result, received_text
 
 T = TypeVar("T")
@@ -97,6 +100,25 @@ def builds(record: Record) -> dict[str, Build]:
     return found
 
 
+def models(record: Record) -> dict[str, PlacedModel]:
+    """By key. Links of ours lead to files of the host; what is odd is left out."""
+    files: dict[str, dict[str, ModelFile]] = {name: {} for name in names(record, "model")}
+    for key, name, size, changed in record.rows("model_file", 4):
+        if key in files and NAME.fullmatch(name):
+            files[key][name] = ModelFile(number(size), number(changed))
+    return {key: _placed(record, key, found) for key, found in files.items()}
+
+
+def _placed(record: Record, key: str, files: dict[str, ModelFile]) -> PlacedModel:
+    stamp, product = (_told(record, kind, "model", key) for kind in (Stamp, ModelProduct))
+    return PlacedModel(
+        key,
+        stamp if isinstance(stamp, Stamp) else None,
+        product if isinstance(product, ModelProduct) else None,
+        files,
+    )
+
+
 def _libraries(lines: list[str], product: object) -> dict[str, str]:
     """sha256 by path. Those that nobody has changed since the stamp are as it says."""
     found = hashes(lines)
@@ -157,6 +179,17 @@ def result(record: Record) -> Result | Unreadable | None:
     if isinstance(data, Unreadable):
         return Unreadable(f"latest.json is {data.reason}")
     return received_result(data)
+
+
+def services(record: Record) -> dict[str, Status]:
+    """By profile: each is believed about the service of the folder that it lies in alone."""
+    found = {}
+    for block in list(record.blocks):
+        if block[0] == "served" and len(block) > 1 and re.fullmatch(PROFILE, block[1]):
+            told = _told(record, Status, "served", block[1])
+            if isinstance(told, Status) and told.profile == block[1]:
+                found[told.profile] = told
+    return found
 
 
 def deploy_lock(told: Sorted) -> DeployLock | None:

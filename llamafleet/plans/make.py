@@ -26,13 +26,15 @@ from llamafleet.plans.host import (
     machine_problem,
     place_problem,
     rights_problem,
+    state_needs,
     unread_problem,
 )
-from llamafleet.plans.network import network_note
+from llamafleet.plans.network import network_note, plan_network
 from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
     HoldPlan,
+    ModelsPlan,
     PackagesPlan,
     Plan,
     Problem,
@@ -40,6 +42,16 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.serve import (
+    fit_problems,
+    plan_serve,
+    running,
+    serve_lines,
+    serve_notes,
+    serve_problems,
+)
+from llamafleet.plans.serve_libraries import plan_libraries
+from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
@@ -65,15 +77,20 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
 
 def to_read(
     settings: Settings,
-) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders,
+    ports.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
-    own = tuple(path for path in chosen if path and path.startswith("/"))
-    return layout, tuple(by_path(layout)), own, folders(layout)
+    served = settings.serve.values()
+    models = (part for one in served for part in one.source.parts)
+    paths = (*chosen, *models)
+    own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
+    ports = tuple(sorted({one.port for one in served}))
+    return layout, tuple(by_path(layout)), own, folders(layout), ports
 
 
 @dataclass
@@ -87,7 +104,7 @@ class _Draft:
     wheels: Mapping[str, SharedWheel]
     problems: list[Problem] = field(default_factory=list)
 
-    def take(self, part: T | Problem) -> T | None:
+    def take(self, part: T | Problem | None) -> T | None:
         """The part; None where it is a problem, which is kept."""
         if isinstance(part, Problem):
             self.problems.append(part)
@@ -194,6 +211,23 @@ class _Draft:
             "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
         )
 
+    def models(self, python: Tool | None, besides_mib: int) -> ModelsPlan | None:
+        """Those that are served. `besides_mib`: what all else needs on the same disk."""
+        if python is None:
+            return None
+        models = self.take(
+            plan_models(
+                self.settings,
+                self.snapshot,
+                self.layout,
+                python=python.path,
+                supplies=self.supplies,
+                besides_mib=besides_mib,
+            )
+        )
+        self.problems.extend(fit_problems(self.settings, self.snapshot, models))
+        return models
+
 
 @dataclass(frozen=True)
 class _Code:
@@ -238,9 +272,11 @@ def make_plan(
     draft.problems.extend(acceleration.problems)
     draft.take(model_problem(settings, snapshot))
     draft.take(cpu_problem(settings, snapshot))
+    draft.problems.extend(serve_problems(settings, snapshot, layout))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
+    told = (*told, *serve_notes(settings))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
@@ -260,6 +296,7 @@ def make_plan(
         draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
+    models = draft.models(python, state_needs(snapshot, needs))
     packages = None
     if code.packages and python:
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
@@ -280,8 +317,30 @@ def make_plan(
         verify=verify,
         switch=plan_switch(snapshot, build, proven) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
+        models=models,
     )
-    return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
+    if build is None:
+        return plan
+    plan = replace(plan, pauses=running(snapshot, layout) if verify and verify.needed else ())
+    plan = _with_files(plan, settings, snapshot, layout, sha256)
+    if plan.problems or python is None:
+        return plan
+    return _with_services(plan, draft, python, sha256)
+
+
+def _with_services(plan: Plan, draft: _Draft, python: Tool, sha256: Sha256 | None) -> Plan:
+    """The plan with what its services need, which are rendered from the rest of it."""
+    settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
+    libraries = plan_libraries(
+        settings,
+        layout,
+        plan_network(settings, snapshot, layout),
+        python=python.path,
+        version=python.version,
+        house=draft.supplies.manifest,
+    )
+    serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
+    return replace(plan, serve=serve)
 
 
 def _of_chosen(
@@ -365,7 +424,8 @@ def explain(plan: Plan) -> list[str]:
         verb = "bring" if plan.wheelhouse.bring else "use"
         lines.append(f"wheelhouse: {verb} {plan.wheelhouse.source} ({plan.wheelhouse.reason})")
     if plan.reboot:
-        return [*lines, "toolkit, build, verify: planned once it has rebooted"]
+        later = "toolkit, build, verify: planned once it has rebooted"
+        return [*lines, later, *model_lines(plan.models)]
     if plan.toolkit:
         verb = "install" if plan.toolkit.install else "use"
         lines.append(
@@ -376,7 +436,8 @@ def explain(plan: Plan) -> list[str]:
             lines += _source_lines(plan.toolkit.source)
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
     if plan.build is None:
-        return [*lines, "build, verify: planned once the packages are there"]
+        later = "build, verify: planned once the packages are there"
+        return [*lines, later, *model_lines(plan.models)]
     told = plan.build.config
     verb = "take" if told.wheel else plan.build.action
     lines.append(f"build: {verb} {plan.build.fingerprint} ({plan.build.reason})")
@@ -395,13 +456,18 @@ def explain(plan: Plan) -> list[str]:
         lines += [f"files: {reason}" for reason in plan.files.reasons]
     if plan.verify:
         verb = "needed" if plan.verify.needed else "not needed"
-        lines.append(f"verify: {verb} ({plan.verify.reason})")
+        paused = f"; {', '.join(plan.pauses)} not served meanwhile" if plan.pauses else ""
+        lines.append(f"verify: {verb} ({plan.verify.reason}){paused}")
     if plan.switch:
         when = "" if plan.switch.proven else "once that is verified "
         lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
     if plan.discard:
         lines.append(f"  then remove {' '.join(plan.discard)}")
-    return lines
+    return [
+        *lines,
+        *model_lines(plan.models),
+        *(serve_lines(plan.serve) if plan.serve else ()),
+    ]
 
 
 def _version_lines(inputs: BuildInputs) -> list[str]:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llamafleet.layout import serve_unit
 from llamafleet.protocol.job import (
     BuildConfig,
     BuildInputs,
     CompilerConfig,
     Kind,
+    LibrariesConfig,
     Manager,
     Method,
+    ModelConfig,
     ToolkitConfig,
 )
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Backend
+from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import VerifyConfig
 
 
@@ -224,6 +229,74 @@ class VerifyPlan:
 
 
 @dataclass(frozen=True)
+class SentPart:
+    """A part of a model that the controller sends."""
+
+    name: str
+    """Of the file that it becomes in the model's folder."""
+    origin: str
+    """A path here, or a URL that this machine fetches."""
+    sha256: str
+    size: int
+    """Bytes; 0: not known before it is fetched."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model that is served, be it by several profiles."""
+
+    profiles: tuple[str, ...]
+    path: str
+    """What a service loads: the file, of a split model the first one."""
+    origin: str
+    """Where it comes from: a path or a URL, of a split model that of the first part."""
+    action: Literal["bring", "attach", "none"]
+    """attach: a job is at it already; none: it is there as it was proven."""
+    reason: str
+    config: ModelConfig
+    job: JobPlan | None = None
+    """None: it is there."""
+    send: tuple[SentPart, ...] = ()
+    """What the controller sends before the job checks it."""
+    coming: int | None = None
+    """Bytes that are still to come; None: not known."""
+    product: ModelProduct | None = None
+    """What it is, once it is there."""
+
+    @property
+    def key(self) -> str:
+        """16 hex digits: the name of its folder."""
+        return self.config.key
+
+
+@dataclass(frozen=True)
+class ModelsPlan:
+    """The models that a host serves, and those that it has and no profile names."""
+
+    python: str
+    """Interpreter on the host that removes some."""
+    models: tuple[ModelPlan, ...] = ()
+    room: tuple[str, ...] = ()
+    """Keys of models that are removed before others come, as there is no room beside them."""
+    discard: tuple[str, ...] = ()
+    """Those that are removed at the end of a run."""
+    stay: tuple[str, ...] = ()
+    """Those that no profile names, and that are kept."""
+    told: tuple[str, ...] = ()
+    """What is removed or kept, and why, a line each."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """What a service loads, by profile."""
+        return {name: model.path for model in self.models for name in model.profiles}
+
+    @property
+    def needed(self) -> bool:
+        """Something is to be brought or waited for."""
+        return any(model.job for model in self.models)
+
+
+@dataclass(frozen=True)
 class SwitchPlan:
     """`current` is to point to the planned build, once that is proven."""
 
@@ -231,6 +304,64 @@ class SwitchPlan:
     reason: str
     proven: bool
     """By the result that is there; else the verification comes first."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One profile, and what its service needs."""
+
+    config: ServeConfig
+    path: str
+    """Of the file that tells the service."""
+    public: bool
+    """Other hosts may reach it."""
+    action: Literal["start", "restart", "leave"] = "leave"
+    reason: str = ""
+    ready: bool = False
+    """By its own word it serves now, and nothing is to be changed."""
+    load_minutes: int = 30
+    """How long it may take until it is ready."""
+    backs_off: bool = True
+    """systemd can wait longer and longer between its attempts to start it."""
+
+    @property
+    def unit(self) -> str:
+        return serve_unit(self.config.profile)
+
+
+@dataclass(frozen=True)
+class LibrariesPlan:
+    """The Python packages of the server itself."""
+
+    config: LibrariesConfig
+    reason: str
+    job: JobPlan | None = None
+    """None: they are there."""
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """The services of a host."""
+
+    services: tuple[Served, ...] = ()
+    libraries: LibrariesPlan | None = None
+    """None: nothing is served any more."""
+    outdated: tuple[str, ...] = ()
+    """Folders of packages that no service needs once these ones run."""
+    files: FilesPlan = FilesPlan()
+    """Configurations, keys and units; those of profiles that are not wanted go."""
+    gone: tuple[str, ...] = ()
+    """Profiles that are no longer wanted."""
+
+    @property
+    def needed(self) -> bool:
+        ready = all(one.ready for one in self.services)
+        return self.files.needed or not ready or bool(self.gone or self.outdated)
+
+    @property
+    def changed(self) -> tuple[Served, ...]:
+        """Those that are started or restarted."""
+        return tuple(one for one in self.services if one.action != "leave")
 
 
 @dataclass(frozen=True)
@@ -262,3 +393,9 @@ class Plan:
     """Of the group "settings": environment, verification settings, units."""
     wheelhouse: WheelhousePlan | None = None
     """None: nothing is taken from one."""
+    models: ModelsPlan | None = None
+    """None: no profile names one, and none is there."""
+    pauses: tuple[str, ...] = ()
+    """Profiles that are served now, and not while it is verified."""
+    serve: ServePlan | None = None
+    """None: nothing is served, and nothing is left of what was."""
