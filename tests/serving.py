@@ -134,6 +134,8 @@ class Service:
         (root / "credentials" / "api-key").write_text(KEY + "\n")
         self.process: subprocess.Popen[str] | None = None
         self.log = root / "serve.log"
+        self.before: tuple[str, ...] = ()
+        """What its command line begins with."""
 
     def start(self, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         config, zipapp = self.root / "serve-chat.json", self.root / "llamafleet-host.pyz"
@@ -142,7 +144,7 @@ class Service:
         given = {"PATH": os.environ["PATH"], "CREDENTIALS_DIRECTORY": f"{self.root}/credentials"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [llama.PYTHON, "-I", zipapp, "serve", "--config", config],
+                [*self.before, llama.PYTHON, "-I", zipapp, "serve", "--config", config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -141,7 +141,7 @@ class Door:
             try:
                 await self._answer(house.model, ask, scope, wanted, reply)
             except Left:
-                if house.state != "draining" or reply.committed:
+                if not house.draining or reply.committed:
                     reply.cut()
                     raise
                 raise later("the service ends before this answer is whole", "draining") from None

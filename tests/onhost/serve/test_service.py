@@ -336,6 +336,35 @@ def test_a_file_that_is_no_model_is_a_failure_with_words(own: Service, tmp_path:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("on_oom", ["stop", "reduce"])
+def test_an_out_of_memory_is_told_with_its_numbers_and_mended_once(
+    own: Service, on_oom: str
+) -> None:
+    # 4 GiB of keys and values, where all of the process may have little more.
+    own.before = ("prlimit", "--as=4600000000")
+    asked = {"n_gpu_layers": -1, "n_ctx": 2 << 20, "n_batch": 128}
+    own.config |= {"on_oom": on_oom, "placement": asked}
+    if on_oom == "stop":
+        assert own.start().wait(60) == 2
+        assert "no room for 4096 MiB of the context" in own.status()["reason"]
+        assert (
+            "next: set n_gpu_layers = -1, n_ctx = 2097152, kv_type = q8_0"
+            in (own.status()["reason"])
+        )
+        return
+    with own.running():
+        status = own.status()
+        assert status["placement"]["kv_type"] == "q8_0"
+        assert "reduced from n_gpu_layers" in status["reason"]
+        assert "no room for 4096 MiB of the context" in status["reason"]
+        assert "llamafleet_reduced 1.0" in own.ask("/metrics")[1]["text"]
+        own.complete()
+    kept = json.loads((own.folder / "reduced.json").read_text())
+    assert kept["was"]["kv_type"] == "f16"
+    assert "llamafleet: reduced from" in own.said() or "loading: reduced from" in own.said()
+
+
+@pytest.mark.long
 def test_under_load_for_a_minute_nothing_is_lost_or_mixed_and_memory_is_stable(
     service: Service, client: openai.OpenAI
 ) -> None:
