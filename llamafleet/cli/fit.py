@@ -15,7 +15,7 @@ from llamafleet.cli.plan import inventory_option
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
-from llamafleet.protocol.fit import MIB, Gpu, Room, Use, by_header, needs, over, parts
+from llamafleet.protocol.fit import MIB, Gpu, Room, Use, by_header, needs, over, parts, usable
 from llamafleet.protocol.offer import Row, Told, Wish, offer, wished
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
 from llamafleet.protocol.shape import Shape
@@ -138,7 +138,7 @@ def _gpu(name: str) -> Gpu:
     """The GPU of that name, as it is when idle. Raises BadInput."""
     rows = memory_named(name)
     if len({row.mib for row in rows}) == 1:
-        return Gpu(rows[0].usable_mib, rows[0].name)
+        return Gpu(usable(rows[0].mib), rows[0].name)
     if not rows:
         some = ", ".join(row.name for row in memory() if "4090" in row.name or "H100" in row.name)
         raise BadInput(f"--gpu: found {name!r}; expected a name such as {some}; next: --vram MIB")

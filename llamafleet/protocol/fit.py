@@ -43,6 +43,16 @@ FLASH_PAIRS = {(192, 128): 8, (320, 256): 32, (512, 512): 2, (576, 512): 2}
 """The same of keys and values, with how many queries must share a key: fattn.cu:589."""
 
 
+USABLE = 98, 100
+"""Of the memory that nvidia-smi tells CUDA has the most of it: 24080 to 24210 of 24564 MiB on an
+RTX 4090, 45467 of 46068 on an L40S (llama.cpp's "Total VRAM", in public repositories)."""
+
+
+def usable(total_mib: int) -> int:
+    """MiB of an idle GPU without a screen, by what nvidia-smi tells in memory.total."""
+    return total_mib * USABLE[0] // USABLE[1]
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU that a model may be put on."""

@@ -129,11 +129,7 @@ def resident(pid: int) -> float:
 @contextmanager
 def started(argv: Sequence[str | Path], port: int, *packages: Path) -> Iterator[int]:
     """Another server, once it answers; its pid."""
-    env = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": ":".join(map(str, packages)),
-        "HOME": str(Path.home()),
-    }
+    env = os.environ | {"PYTHONPATH": ":".join(map(str, packages))}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
         try:
@@ -157,28 +153,32 @@ def ours(folder: Path, gguf: Path) -> Iterator[Row]:
         yield from measured("llamafleet serve", service.port, service.process.pid)
 
 
-def plain(gguf: Path) -> Iterator[Row]:
+def plain(gguf: Path, n_gpu_layers: int = 0) -> Iterator[Row]:
     port = free_port()
     options = {"model": gguf, "model_alias": ALIAS, "n_ctx": CONTEXT, "port": port}
+    options |= {"n_gpu_layers": n_gpu_layers}
     argv = [llama.PYTHON, "-m", "llama_cpp.server"]
     argv += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with started(argv, port, libraries(llama.PYTHON)) as pid:
         yield from measured("llama_cpp.server as it comes", port, pid)
 
 
-def example(folder: Path, gguf: Path, script: Path, packages: Path) -> Iterator[Row]:
+def example(
+    folder: Path, gguf: Path, script: Path, *packages: Path, n_gpu_layers: int = 0
+) -> Iterator[Row]:
     port = free_port()
     config: dict[str, Any] = {
         "server": {"host": "127.0.0.1", "port": port},
         "model": {
             **{"alias": ALIAS, "path": str(gguf), "n_ctx": CONTEXT, "n_seq_max": SLOTS},
             **{"n_batch": 512, "n_ubatch": 512, "kv_unified": True, "max_output_tokens": TOKENS},
+            "n_gpu_layers": n_gpu_layers,
         },
     }
     file = folder / "example.json"
     file.write_text(json.dumps(config))
     (folder / "sitecustomize.py").write_text(NO_VISION)
-    with started([llama.PYTHON, script, "-C", file], port, folder, packages) as pid:
+    with started([llama.PYTHON, script, "-C", file], port, folder, *packages) as pid:
         yield from measured("examples/server/server.py", port, pid)
 
 

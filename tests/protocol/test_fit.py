@@ -28,6 +28,7 @@ from llamafleet.protocol.fit import (
     over,
     placed,
     smaller,
+    usable,
 )
 from llamafleet.protocol.offer import Wish, offer, wished
 from llamafleet.protocol.serve import Placement
@@ -103,6 +104,34 @@ def test_more_layers_than_there_are_are_all(shapes: dict[str, Shape]) -> None:
     every = needs(moe, replace(ALL, n_gpu_layers=29), room(24000))
     for asked in (50, 60, -1):
         assert needs(moe, replace(ALL, n_gpu_layers=asked), room(24000)) == every
+    several = room(20000, 20000)
+    clamped = needs(moe, replace(ALL, n_gpu_layers=29), several)
+    assert needs(moe, replace(ALL, n_gpu_layers=50), several) == clamped
+
+
+@pytest.mark.parametrize(
+    ("name", "kv", "compute"),
+    [
+        ("dense", "f16", 540.31),
+        ("dense", "q8_0", 607.81),
+        ("moe", "q8_0", 473.86),
+        ("swa", "f16", 1059.76),
+        ("gpt-oss", "f16", 714.74),
+        ("mha", "q8_0", 449.08),
+    ],
+)
+def test_a_gpu_helps_a_model_that_is_all_on_the_cpu(
+    name: str, kv: Any, compute: float, shapes: dict[str, Shape]
+) -> None:
+    """Counted by llama.cpp, as the rows of counted.json are."""
+    (need,) = needs(shapes[name], Placement(0, 16384, kv), room(24000))
+    assert (need.weights, need.context) == (0, 0)
+    assert compute < need.compute / MIB < 2.5 * compute
+
+
+def test_cuda_has_most_of_the_memory() -> None:
+    """An RTX 4090 of 24564 MiB has had 24080 to 24210 for CUDA."""
+    assert 24000 < usable(24564) < 24080
 
 
 def test_layers_are_shared_out_by_free_memory(shapes: dict[str, Shape]) -> None:

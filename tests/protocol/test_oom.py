@@ -117,6 +117,13 @@ def test_the_hosts_own_memory_is_told_apart() -> None:
     assert (found.phase, found.asked_mib, found.cause) == ("context", 131072, "oom-host")
 
 
+@pytest.mark.parametrize("name", ["CPU", "CUDA_Host", "CPU_Mapped"])
+def test_a_buffer_of_the_host_is_none_of_a_gpu(name: str) -> None:
+    found = read([f"alloc_tensor_range: failed to allocate {name} buffer of size 1048576"])
+    assert found is not None
+    assert (found.host, found.device, found.cause) == (True, None, "oom-host")
+
+
 def test_a_long_or_foul_line_is_bounded() -> None:
     found = read(["\x1b[2J" + MALLOC.format("1.00", 0, "out of memory" + "x" * 10**5)])
     assert found is not None

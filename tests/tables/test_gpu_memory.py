@@ -32,8 +32,3 @@ def test_every_row_is_of_a_known_gpu_and_none_is_twice() -> None:
 )
 def test_names_as_people_write_them(text: str, names: list[str]) -> None:
     assert [row.name for row in memory_named(text)] == names
-
-
-def test_less_than_all_is_for_cuda() -> None:
-    (row,) = memory_named("rtx4090")
-    assert (row.mib, row.usable_mib) == (24564, 24072)
