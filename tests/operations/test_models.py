@@ -276,34 +276,32 @@ def append(source: Path, target: Path, start: int) -> StringCommand:
 def test_a_lost_connection_is_made_anew_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
-    """The host is asked how much has come, since nobody knows."""
+    """The host is asked how much has come, since nobody knows; it may not answer at once."""
     made = host(f"file:{model}")
     made.answers[THERE] = ["@model\n0\n", False, "@model\n400\n"]
     made.answers[f"PUT {INCOMING}"] = [False, f"@model\n{len(MODEL)}\n"]
+    waited: list[float] = []
+    monkeypatch.setattr(models.time, "sleep", waited.append)
     with fleet(monkeypatch, {"a": made}) as run:
-        guard = run.runs["a"].guard
-        waited: list[float] = []
-
-        def sleep(seconds: float) -> None:
-            waited.append(seconds)
-            guard.lost = "" if len(waited) > 2 else "connection: found no answer"
-
-        monkeypatch.setattr(type(guard), "_call", _losing(type(guard)._call, guard))
-        monkeypatch.setattr(models.time, "sleep", sleep)
         assert run.run(models.models) == []
     assert made.uploads[INCOMING] == MODEL[400:] and waited
 
 
-def _losing(call: Any, guard: Any) -> Any:
-    """A command that fails is one of a connection that is gone."""
+def test_a_host_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    made = host(f"file:{model}")
+    made.answers[THERE] = ["@model\n0\n", False]
+    made.answers[f"PUT {INCOMING}"] = False
+    clock = [0.0]
 
-    def called(self: Any, *given: Any, **arguments: Any) -> Any:
-        found = call(self, *given, **arguments)
-        if self is guard and not found[0]:
-            self.lost = "connection: found no answer"
-        return found
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
 
-    return called
+    monkeypatch.setattr(models.time, "sleep", sleep)
+    monkeypatch.setattr(models.time, "monotonic", lambda: clock[0])
+    with fleet(monkeypatch, {"a": made}) as run:
+        assert run.run(models.models) == ["@fake/a"]
+        assert "what is there is kept" in run.runs["a"].failures[0]
+    assert 90 < clock[0] < 120
 
 
 def test_what_the_host_can_t_take_is_said_at_once(
