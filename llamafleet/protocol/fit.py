@@ -315,7 +315,7 @@ class _Account:
         last = 0
         if output or not self.on_gpu:
             last = 4 * batch * shape.vocab + 4 * embd + handed
-            last += shared if piped else 0
+            last += shared if piped else self.masks() if number else 0
             last += 0 if self.on_gpu else shape.output
             # Attention over such a context leaves holes behind it, which nothing later fills.
             last += 2 * queries if shape.window else 0
