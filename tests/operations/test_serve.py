@@ -37,7 +37,7 @@ def host(**settings: Any) -> FakeHost:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("operations.serve.time.sleep", lambda seconds: None)
     # What is left to do is the plan's to say, tests/plans/test_serve.py.
     monkeypatch.setattr(serve, "_left", lambda run: None)
 
