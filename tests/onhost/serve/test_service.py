@@ -39,9 +39,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, gguf: Path) -> Iterator[Service]:
-    made = Service(
-        tmp_path_factory.mktemp("service"), gguf, limits={"receive_s": 1, "send_s": 1, "drain_s": 5}
-    )
+    made = Service(tmp_path_factory.mktemp("service"), gguf, limits={"send_s": 5, "drain_s": 5})
     with made.running(ODD) as running:
         yield running
 
@@ -252,12 +250,17 @@ def own(tmp_path: Path, gguf: Path) -> Service:
     return Service(tmp_path, gguf, limits={"drain_s": 20})
 
 
+def until_it_computes(service: Service) -> None:
+    while "llamafleet_requests_computing 1.0" not in service.ask("/metrics")[1]["text"]:
+        time.sleep(0.01)
+
+
 def test_a_drain_lets_answers_end_and_takes_no_new_one(own: Service) -> None:
     with own.running():
         answers: list[dict[str, Any]] = []
         asking = threading.Thread(target=lambda: answers.append(own.complete(max_tokens=400)))
         asking.start()
-        time.sleep(0.3)
+        until_it_computes(own)
         assert own.process
         own.process.send_signal(signal.SIGTERM)
         own.wait("draining", 5)
@@ -275,12 +278,15 @@ def test_a_drain_ends_when_its_time_is_over(own: Service) -> None:
     own.config["limits"] = {"drain_s": 1}
     own.config["placement"]["n_ctx"] = 2048
     with own.running(), ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(own.ask, "/v1/completions", {"prompt": "a", "max_tokens": 2000})
-        time.sleep(0.2)
+        body = {"prompt": "a", "max_tokens": 2000, "temperature": 0}
+        asking = pool.submit(own.ask, "/v1/completions", body)
+        until_it_computes(own)
         start = time.monotonic()
         assert own.stop() == 0
         assert time.monotonic() - start < 6
-        assert asking.exception(5) is not None
+        status, told, _ = asking.result(5)
+        assert status == 503, told
+        assert (status, told["error"]["code"]) == (503, "draining")
 
 
 @pytest.mark.long
