@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.layout import Layout
 from tests.cli import run
+from tests.cli.test_plan import command
 from tests.fit import ggufs
 
 
@@ -98,3 +100,30 @@ def test_files_that_are_no_whole_model(moe: Path, tmp_path: Path) -> None:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(3000)
+
+
+def test_a_host_of_the_inventory(
+    moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its build answers as onhost.fit does; here a stand-in with this command's own words."""
+    (tmp_path / "inventory").write_text('lab = (["@local"], {"scope": "user"})\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    nothing = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "@local: found no build; expected one that is switched to" in nothing.stderr
+    layout = Layout.user(str(tmp_path))
+    python, answer = Path(layout.current, "bin/python"), tmp_path / "answer"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho noise; cat {answer}\n")
+    python.chmod(0o755)
+    Path(layout.zipapp).touch()
+    told = json.loads(run("fit", moe, "--vram", "24000", "--json").output)
+    answer.write_text(json.dumps(told | {"by": "llama.cpp"}) + "\n")
+    known = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
+    assert known.returncode == 0, known.stderr
+    assert "counted by the build of that host\n" in known.stdout
+    assert "\nfits: n_gpu_layers 29 of 29" in known.stdout and "profile" not in known.stdout
+    answer.write_text('{"error": "no file /m.gguf"}')
+    wrong = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "@local: no file /m.gguf" in wrong.stderr
