@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from llamafleet.layout import Layout
 from tests.cli import run
 from tests.cli.test_plan import command
 from tests.fit import ggufs
+from tests.onhost.gguf_files import LANGUAGE_MODEL, gguf
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,20 @@ def test_nothing_fits(moe: Path) -> None:
     result = run("fit", moe, "--vram", "1500")
     assert result.exit_code == 1
     assert "nothing of it fits; next: a smaller model" in result.output
+
+
+def test_an_architecture_that_was_not_measured_is_said(tmp_path: Path) -> None:
+    other = replace(ggufs.MODELS["small"], arch="olmo2")
+    path = ggufs.write(tmp_path / "m.gguf", other)
+    assert "own account: olmo2 models" in run("fit", path, "--vram", "8192").output
+
+
+def test_what_only_a_build_can_count_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(LANGUAGE_MODEL | {"llama.ssm.state_size": 128}))
+    result = run("fit", path, "--vram", "8192")
+    assert result.exit_code == 2
+    assert "ssm.state_size; expected keys and values of each layer; next: " in result.output
 
 
 def test_all_figures_as_json(moe: Path) -> None:
