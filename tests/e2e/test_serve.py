@@ -338,6 +338,7 @@ def test_a_profile_that_is_not_wanted_any_more_goes(host: ServingHost) -> None:
     assert left == ""
 
 
+@pytest.mark.long
 def test_uninstall_leaves_none_of_it(host: ServingHost) -> None:
     if not host.ready():
         assert host.deploy().returncode == 0
