@@ -15,7 +15,18 @@ from llamafleet.cli.plan import inventory_option
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
-from llamafleet.protocol.fit import MIB, Gpu, Room, Use, by_header, needs, over, parts, usable
+from llamafleet.protocol.fit import (
+    MEASURED,
+    MIB,
+    Gpu,
+    Room,
+    Use,
+    by_header,
+    needs,
+    over,
+    parts,
+    usable,
+)
 from llamafleet.protocol.offer import Row, Told, Wish, offer, wished
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
 from llamafleet.protocol.shape import Shape
@@ -172,6 +183,8 @@ def lines(told: Told) -> Iterator[str]:
         yield f"GPU {number}{name}: {gpu.free_mib} MiB free, {room.reserve_mib} of them in reserve"
     by = "the build of that host" if told.by == "llama.cpp" else "the header, as llama.cpp does"
     yield f"counted by {by}"
+    if told.by == "header" and shape.architecture not in MEASURED:
+        yield f"note: not compared with llama.cpp's own account: {shape.architecture} models"
     if told.note:
         yield f"note: {told.note}"
     if made.asked.missing_mib > 0:

@@ -1,8 +1,8 @@
 """`fit` on a host: what of a model fits its GPUs, counted by the build that is there.
 
 llama.cpp's own function counts, common_fit_print (common/fit.cpp): it reads the tables of a model
-and plans its graph, and allocates nothing; 13 ms for a model of 8B. It stands in libllama-common of
-the wheel of each release from 0.3.27 to 0.3.36, by one name. Where it can't be asked, the header
+and plans its graph, and allocates nothing; 13 ms for a model of 8B. It stands in common/fit.h of
+each release from 0.3.27 to 0.3.36; seen in the wheel of 0.3.36. Where it can't be asked, the header
 tells. It runs in a process of its own: what it can't read ends that.
 """
 

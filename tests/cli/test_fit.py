@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llamafleet.layout import Layout
 from tests.cli import run
+from tests.cli.test_plan import command
 from tests.fit import ggufs
+from tests.onhost.gguf_files import LANGUAGE_MODEL, gguf
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,20 @@ def test_nothing_fits(moe: Path) -> None:
     assert "nothing of it fits; next: a smaller model" in result.output
 
 
+def test_an_architecture_that_was_not_measured_is_said(tmp_path: Path) -> None:
+    other = replace(ggufs.MODELS["small"], arch="olmo2")
+    path = ggufs.write(tmp_path / "m.gguf", other)
+    assert "own account: olmo2 models" in run("fit", path, "--vram", "8192").output
+
+
+def test_what_only_a_build_can_count_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(LANGUAGE_MODEL | {"llama.ssm.state_size": 128}))
+    result = run("fit", path, "--vram", "8192")
+    assert result.exit_code == 2
+    assert "ssm.state_size; expected keys and values of each layer; next: " in result.output
+
+
 def test_all_figures_as_json(moe: Path) -> None:
     told = json.loads(run("fit", moe, "--vram", "24000", "--json").output)
     assert told["by"] == "header" and told["shape"]["architecture"] == "llama"
@@ -98,3 +116,30 @@ def test_files_that_are_no_whole_model(moe: Path, tmp_path: Path) -> None:
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(3000)
+
+
+def test_a_host_of_the_inventory(
+    moe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its build answers as onhost.fit does; here a stand-in with this command's own words."""
+    (tmp_path / "inventory").write_text('lab = (["@local"], {"scope": "user"})\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    nothing = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "@local: found no build; expected one that is switched to" in nothing.stderr
+    layout = Layout.user(str(tmp_path))
+    python, answer = Path(layout.current, "bin/python"), tmp_path / "answer"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho noise; cat {answer}\n")
+    python.chmod(0o755)
+    Path(layout.zipapp).touch()
+    told = json.loads(run("fit", moe, "--vram", "24000", "--json").output)
+    answer.write_text(json.dumps(told | {"by": "llama.cpp"}) + "\n")
+    known = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
+    assert known.returncode == 0, known.stderr
+    assert "counted by the build of that host\n" in known.stdout
+    assert "\nfits: n_gpu_layers 29 of 29" in known.stdout and "profile" not in known.stdout
+    answer.write_text('{"error": "no file /m.gguf"}')
+    wrong = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "@local: no file /m.gguf" in wrong.stderr

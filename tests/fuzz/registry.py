@@ -21,6 +21,7 @@ READ = r"json\.loads?\(|\.read_text\(|\.read_bytes\(|\.read\(|yaml\.\w*load\("
 ELSEWHERE = {
     "bootstrap": "what setup.sh downloads, each file by its pinned hash",
     "cli.diagnose": "a log, by protocol.diagnose",
+    "cli.fit": "a model, by onhost.verify.modelfile",
     "facts.environment_probe": "its own environment, in the interpreter that is asked",
     "facts.snapshot": "the script that is part of this package",
     "mend.change": "which files RECORD names, to move them; an odd one is refused by onhost.pack",
@@ -35,6 +36,8 @@ ELSEWHERE = {
     "onhost.detach": "its own child's words",
     "onhost.diagnose": "the table that is part of the zipapp",
     "onhost.discard": "the kernel's /proc",
+    "onhost.fit": "its own child's words, and a model by onhost.verify.modelfile",
+    "onhost.oom": "a model, by onhost.verify.modelfile, and a log by protocol.oom",
     "onhost.job": "the kernel's /proc, and its own log by protocol.diagnose",
     "onhost.nvcc": "the table that is part of the zipapp",
     "onhost.pack": "files by their hash, and the RECORD of a build that was made here",

@@ -13,6 +13,7 @@ import pytest
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.protocol.fit import (
+    MEASURED,
     MIB,
     SMALLEST_CTX,
     Gpu,
@@ -90,6 +91,17 @@ def test_a_model_that_is_whole_on_one_gpu_is_counted_to_five_in_a_hundred(
         (need,) = counted(shapes[name], row)
         said = sum(row["mib"][0])
         assert need.weights + need.context + need.compute < (1 + BAR) * said * MIB, row
+
+
+def test_what_was_measured_is_named() -> None:
+    assert {model.arch for model in ggufs.MODELS.values()} == MEASURED
+    assert {row["name"] for row in ROWS} == set(ggufs.MODELS)
+
+
+def test_a_model_that_is_to_stay_on_the_cpu_stays_there(shapes: dict[str, Shape]) -> None:
+    zero = replace(ALL, n_gpu_layers=0)
+    assert placed(shapes["dense"], zero, room(4000)) == zero
+    assert isinstance(placed(shapes["dense"], zero, room(1100)), Shortage)
 
 
 def test_a_small_model_is_small(shapes: dict[str, Shape]) -> None:
