@@ -1,7 +1,7 @@
-"""What a driver's update does to what is served, on a booted host whose driver is faked at its edges.
+"""What an update of the driver does to what is served, on a booted host with a faked driver.
 
-There is no GPU that could answer a token: the service is held by its own gate. What runs in its place,
-where something must run, is a program that waits, under the very same unit.
+There is no GPU that could answer a token: the service is held by its own gate. What runs in its
+place, where something must run, is a program that waits, under the very same unit.
 """
 
 from __future__ import annotations
