@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx2
 import openai
 
 from tests.onhost import llama
@@ -46,7 +47,9 @@ sys.modules[module.__name__] = module
 """
 """The example imports the vision library, which builds of llamafleet lack: LLAVA_BUILD=OFF."""
 SLOTS = 32
-"""Sequences that a server with batches computes at once: the context is shared by them."""
+"""Sequences that a server with batches computes at once."""
+SHARED = 16384
+"""The context that they share. With 4096 the example ends each stream of 32 clients early."""
 
 
 @dataclass
@@ -100,9 +103,12 @@ def ask(port: int, number: int) -> Answer:
             if piece.choices[0].text:
                 answer.tokens += 1
                 answer.first_s = answer.first_s or time.monotonic() - start
-            answer.whole = answer.whole or piece.choices[0].finish_reason is not None
-    except openai.OpenAIError as error:
-        answer.error = str(error)
+            if reason := piece.choices[0].finish_reason:
+                answer.whole = True
+                # A piece may hold several tokens.
+                answer.tokens = TOKENS if reason == "length" else answer.tokens
+    except (openai.OpenAIError, httpx2.HTTPError) as error:
+        answer.error = f"{error}: {error.__cause__}"
     return answer
 
 
@@ -141,6 +147,9 @@ def started(argv: Sequence[str | Path], port: int, *packages: Path) -> Iterator[
                 time.sleep(0.5)
             yield process.pid
         finally:
+            if process.poll() is not None:
+                log.seek(0)
+                print(log.read().decode(errors="replace")[-1500:], file=sys.stderr)
             process.terminate()
             process.wait(30)
 
@@ -170,7 +179,7 @@ def example(
     config: dict[str, Any] = {
         "server": {"host": "127.0.0.1", "port": port},
         "model": {
-            **{"alias": ALIAS, "path": str(gguf), "n_ctx": CONTEXT, "n_seq_max": SLOTS},
+            **{"alias": ALIAS, "path": str(gguf), "n_ctx": SHARED, "n_seq_max": SLOTS},
             **{"n_batch": 512, "n_ubatch": 512, "kv_unified": True, "max_output_tokens": TOKENS},
             "n_gpu_layers": n_gpu_layers,
         },

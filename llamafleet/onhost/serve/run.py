@@ -121,13 +121,13 @@ class Service:
                 reduction.write(self.config, made)
                 print(f"llamafleet: {_why(made)}", file=sys.stderr, flush=True)
                 return None
-        return self._failed(said, status, lines)
+        return self._failed(said, status, child)
 
-    def _failed(self, said: Said, status: int | None, lines: list[str]) -> int:
+    def _failed(self, said: Said, status: int | None, child: Child) -> int:
         """Tell why; the exit status."""
-        found = oom.read(lines)
+        found = oom.read(child.lines)
         if found is None:
-            self.turn("failed", _cause(said, status, lines))
+            self.turn("failed", _cause(said, status, child))
             return EXIT_FAILED
         assert self.placement is not None
         smaller = on_host.reduced(self.config, self.placement, found, self.gpus)
@@ -189,10 +189,9 @@ def _placed(placement: Placement) -> str:
     return ", ".join(f"{name} = {value}" for name, value in asdict(placement).items())
 
 
-def _cause(said: Said, status: int | None, lines: list[str]) -> str:
+def _cause(said: Said, status: int | None, child: Child) -> str:
     """Its own word, how it ended, what is known of it."""
-    text = "\n".join(lines)
-    known = diagnose(text, stages=STAGES)
+    known = diagnose("\n".join(child.lines), stages=STAGES)
     if said.state == "failed":
         ended = said.reason
     elif status is None:
@@ -201,7 +200,8 @@ def _cause(said: Said, status: int | None, lines: list[str]) -> str:
         ended = f"the server: found it ended by {signal.Signals(-status).name}"
     else:
         ended = f"the server: found it ended with status {status}"
-    last = "" if said.state == "failed" else f"; log: {llama_log.last_words(text)}"
+    words = llama_log.last_words("\n".join(child.loud))
+    last = "" if said.state == "failed" else f"; log: {words}"
     return f"{ended}{last}" + (f"; {known}; next: {known.fix}" if known else "")
 
 

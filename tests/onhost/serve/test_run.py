@@ -159,6 +159,7 @@ class Children:
     def __call__(self, told: Any, environment: Any) -> Children:
         self.told.append((told, dict(environment)))
         self._said, self.lines, self._status = self.each.pop(0)
+        self.loud = self.lines
         return self
 
     def said(self) -> Iterator[Said]:
