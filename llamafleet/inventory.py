@@ -242,12 +242,14 @@ def _of_profile(inner: list[str], error: dict[str, Any]) -> tuple[str, str | Non
     """The field of a profile, or of its limits, that an error is about; what is allowed there."""
     whole = Settings.model_fields["serve"].description
     if len(inner) == 1 or inner[1] == "[key]":
-        return "", whole, error
+        return "serve", whole, error
     fields = Bounds.model_fields if inner[1:2] == ["limits"] and len(inner) > 2 else None
     name = inner[2] if fields else inner[1]
     fields = fields or Profile.model_fields
     if name in fields:
-        return name, fields[name].description, error
+        # A URL may hold a password, whatever it was meant for.
+        secretive = "://" in str(error["input"])
+        return "serve" if secretive else name, fields[name].description, error
     near = difflib.get_close_matches(name[:LONGEST], sorted(fields), n=1)
     return name, f"one of {', '.join(fields)}{f' (nearest: {near[0]})' if near else ''}", error
 

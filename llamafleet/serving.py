@@ -34,6 +34,7 @@ LONGEST_KEY = 512
 FIT = "fit"
 _LIKE = "the name of a row of tables/profiles.yaml"
 _LAYERS = 'a whole number of layers, -1 for all, or "fit"'
+_ALIAS = "up to 100 letters, digits, ., _, :, / and -"
 _LIMITS = "limits by name such as {'waiting': 64}"
 
 
@@ -115,7 +116,7 @@ class Profile(BaseModel):
     """Bytes of each part: with it the plan knows how much will come."""
     alias: Annotated[
         str | None,
-        Field(pattern=r"^[!#$&(-\[\]-~]{1,100}$", description="a name without blanks and quotes"),
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$", description=_ALIAS),
     ] = None
     """What clients call the model; None: by the profile's name."""
     like: Annotated[str | None, AfterValidator(_like), Field(description=_LIKE)] = None
@@ -142,7 +143,8 @@ class Profile(BaseModel):
         LocalPath | None,
         Field(description="a file on the controller that only you can read, with one line"),
     ] = None
-    limits: Annotated[Bounds, Field(default_factory=Bounds, description=_LIMITS)]
+    # Made where it is read: pydantic's models are built late.
+    limits: Annotated[Bounds, Field(description=_LIMITS, default_factory=Bounds)]
 
     def value(self, name: str) -> Any:
         """Of a field: the profile's own, else that of the row that it is like, else the default."""

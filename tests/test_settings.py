@@ -100,11 +100,17 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "compiler_cache_gb": 20,
         "compiler_cache_url": "redis://cache.example:6380/2",
         "verify_timeout_minutes": 10,
+        "verify_pauses_serving": True,
+        "serve": {"chat": {"model": "/srv/a.gguf", "gpus": ["0"], "limits": {"waiting": 8}}},
     }
     assert set(data) == set(Settings.model_fields)
     made = settings_of(**data)
     lists = {"compute_capabilities": ("8.9", "12.0"), "gpus": tuple(data["gpus"])}
-    assert made.model_dump() == data | lists
+    serve = made.model_dump(exclude_unset=True)["serve"]
+    assert serve == {"chat": data["serve"]["chat"] | {"gpus": ("0",)}}
+    assert made.model_dump(exclude={"serve"}) == {
+        key: value for key, value in (data | lists).items() if key != "serve"
+    }
 
 
 def test_keys_of_pyinfra_and_of_the_user_pass() -> None:

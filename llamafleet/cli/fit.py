@@ -15,7 +15,18 @@ from llamafleet.cli.plan import inventory_option
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
-from llamafleet.protocol.fit import MIB, Gpu, Room, Use, by_header, needs, over, parts
+from llamafleet.protocol.fit import (
+    MEASURED,
+    MIB,
+    Gpu,
+    Room,
+    Use,
+    by_header,
+    needs,
+    over,
+    parts,
+    usable,
+)
 from llamafleet.protocol.offer import Row, Told, Wish, offer, wished
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
 from llamafleet.protocol.shape import Shape
@@ -138,7 +149,7 @@ def _gpu(name: str) -> Gpu:
     """The GPU of that name, as it is when idle. Raises BadInput."""
     rows = memory_named(name)
     if len({row.mib for row in rows}) == 1:
-        return Gpu(rows[0].usable_mib, rows[0].name)
+        return Gpu(usable(rows[0].mib), rows[0].name)
     if not rows:
         some = ", ".join(row.name for row in memory() if "4090" in row.name or "H100" in row.name)
         raise BadInput(f"--gpu: found {name!r}; expected a name such as {some}; next: --vram MIB")
@@ -165,13 +176,15 @@ def lines(told: Told) -> Iterator[str]:
     trained = f"trained for {shape.context} tokens" if shape.context else "its context not stated"
     yield (
         f"{shape.name or 'a model'} ({shape.architecture}): {shape.layers} layers and the output, "
-        f"{weights} MiB of weights on GPUs, {trained}"
+        f"{weights} MiB of weights for GPUs, {-(-shape.on_cpu // MIB)} on the CPU, {trained}"
     )
     for number, gpu in enumerate(room.gpus):
         name = f": {gpu.name}" if gpu.name else ""
         yield f"GPU {number}{name}: {gpu.free_mib} MiB free, {room.reserve_mib} of them in reserve"
     by = "the build of that host" if told.by == "llama.cpp" else "the header, as llama.cpp does"
     yield f"counted by {by}"
+    if told.by == "header" and shape.architecture not in MEASURED:
+        yield f"note: not compared with llama.cpp's own account: {shape.architecture} models"
     if told.note:
         yield f"note: {told.note}"
     if made.asked.missing_mib > 0:

@@ -1,8 +1,8 @@
 """`fit` on a host: what of a model fits its GPUs, counted by the build that is there.
 
 llama.cpp's own function counts, common_fit_print (common/fit.cpp): it reads the tables of a model
-and plans its graph, and allocates nothing; 13 ms for a model of 8B. It stands in libllama-common of
-the wheel of each release from 0.3.27 to 0.3.36, by one name. Where it can't be asked, the header
+and plans its graph, and allocates nothing; 13 ms for a model of 8B. It stands in common/fit.h of
+each release from 0.3.27 to 0.3.36; seen in the wheel of 0.3.36. Where it can't be asked, the header
 tells. It runs in a process of its own: what it can't read ends that.
 """
 
@@ -151,21 +151,27 @@ def _need(row: list[int], own: int) -> Need:
     return Need(weights, context, compute, own)
 
 
+def command(model: Path) -> list[str]:
+    """Of the process that counts."""
+    return [sys.executable, "-I", sys.argv[0], COUNT, os.fspath(model)]
+
+
 @contextmanager
 def counter(model: Path, environment: Mapping[str, str]) -> Iterator[Counter]:
-    argv = [sys.executable, "-I", sys.argv[0], COUNT, os.fspath(model)]
-    with subprocess.Popen(
-        argv,
+    process = subprocess.Popen(
+        command(model),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         env=os.environ | environment,
-    ) as process:
-        try:
-            yield Counter(process)
-        finally:
-            process.kill()
+    )
+    try:
+        yield Counter(process)
+    finally:
+        process.kill()
+        # It also bears that the process took no more of what it was sent.
+        process.communicate()
 
 
 # -- the process that counts -----------------------------------------------------------------------

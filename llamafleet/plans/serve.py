@@ -75,7 +75,7 @@ def serve_problems(settings: Settings, snapshot: HostSnapshot, layout: Layout) -
                 next=f"set {key}.address to 127.0.0.1 without a key, or update the host",
             )
         yield from _gpu_problems(key, profile, settings, snapshot)
-        yield from _port_problems(key, profile, snapshot)
+        yield from _port_problems(key, profile, snapshot, layout)
 
 
 def _gpu_problems(
@@ -101,9 +101,13 @@ def _gpu_problems(
         )
 
 
-def _port_problems(key: str, profile: Profile, snapshot: HostSnapshot) -> Iterator[Problem]:
+def _port_problems(
+    key: str, profile: Profile, snapshot: HostSnapshot, layout: Layout
+) -> Iterator[Problem]:
     for one in snapshot.listening:
-        ours = re.fullmatch(UNIT, one.unit)
+        # Of a process that may not be seen, what is served now is the likelier one.
+        unseen = one.pid is None and bool(running(snapshot, layout))
+        ours = unseen or re.fullmatch(UNIT, one.unit)
         if one.port == profile.port and same_place(one.address, profile.address) and not ours:
             yield Problem(
                 f"{key}.port",

@@ -37,10 +37,22 @@ CUBLAS = 32 * MIB
 COPIES = 4
 """Of what is handed from GPU to GPU, while several batches are under way:
 GGML_SCHED_MAX_COPIES, ggml/CMakeLists.txt."""
+MEASURED = frozenset({"gemma2", "gemma3", "gpt-oss", "llama", "phi3", "qwen2", "qwen3", "qwen3moe"})
+"""Architectures whose account was compared with llama.cpp's own: tests/fit/ggufs.py."""
 FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 """Sizes of a head for which CUDA has flash attention for every model: fattn.cu:576."""
 FLASH_PAIRS = {(192, 128): 8, (320, 256): 32, (512, 512): 2, (576, 512): 2}
 """The same of keys and values, with how many queries must share a key: fattn.cu:589."""
+
+
+USABLE = 98, 100
+"""Of the memory that nvidia-smi tells CUDA has the most of it: 24080 to 24210 of 24564 MiB on an
+RTX 4090, 45467 of 46068 on an L40S (llama.cpp's "Total VRAM", in public repositories)."""
+
+
+def usable(total_mib: int) -> int:
+    """MiB of an idle GPU without a screen, by what nvidia-smi tells in memory.total."""
+    return total_mib * USABLE[0] // USABLE[1]
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,7 @@ def placed(shape: Shape, wanted: Placement, room: Room) -> Placement | Shortage:
 
 def most_layers(count: Count, wanted: Placement, room: Room) -> Placement | None:
     """`wanted` with the most layers with which it fits, from those that it names down to one."""
-    for layers in range(wanted.n_gpu_layers, 0, -1):
+    for layers in range(wanted.n_gpu_layers, min(wanted.n_gpu_layers, 1) - 1, -1):
         one = replace(wanted, n_gpu_layers=layers)
         if fits(count, one, room):
             return one
@@ -305,7 +317,7 @@ class _Account:
         last = 0
         if output or not self.on_gpu:
             last = 4 * batch * shape.vocab + 4 * embd + handed
-            last += shared if piped else 0
+            last += shared if piped else self.masks() if number else 0
             last += 0 if self.on_gpu else shape.output
             # Attention over such a context leaves holes behind it, which nothing later fills.
             last += 2 * queries if shape.window else 0

@@ -72,8 +72,8 @@ class OutOfMemory:
     def __str__(self) -> str:
         where = "a GPU" if self.device is None else f"GPU {self.device}"
         where = "the host" if self.host else where
-        asked = "" if self.asked_mib is None else f", {self.asked_mib} MiB,"
-        return f"{where} has no room for {WHAT[self.phase]}{asked}: {self.line}"
+        asked = "" if self.asked_mib is None else f"{self.asked_mib} MiB of "
+        return f"{where} has no room for {asked}{WHAT[self.phase]}: {self.line}"
 
 
 # Each part has a bound: a line is read in time that grows with its length.

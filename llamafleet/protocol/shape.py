@@ -19,7 +19,7 @@ class Shape:
     output: int
     """Bytes of what comes behind the layers; of a model that has no such matrix, its own copy of
     the tokens'."""
-    input: int
+    on_cpu: int
     """Bytes of what always stays on the CPU."""
     largest: int
     """Bytes of the largest tensor of a layer."""
@@ -40,8 +40,6 @@ class Shape:
     head_value: int
     half: bool
     """Some matrix is not quantized: CUDA multiplies with cuBLAS and keeps copies in f16."""
-    softcap: bool = False
-    """Attention's scores pass through a tanh, which takes their room once more."""
     window: int = 0
     """Tokens that a layer with a window looks back; 0: none has one."""
     windowed: tuple[bool, ...] = ()

@@ -32,8 +32,6 @@ class ProfileRow(Row):
 
 class _Profiles(Row):
     sources: tuple[Origin, ...]
-    clamped: Origin
-    low_vram: Origin
     profiles: Annotated[tuple[ProfileRow, ...], Field(min_length=1)]
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.fit TREE [--record]`: the accounting against llama.cpp's own, without GPUs.
+"""`python -m tests.bench.fit TREE [--record]`: the accounting against llama.cpp's, without GPUs.
 
 TREE is the unpacked source archive of the build in LLAMAFLEET_TEST_PYTHON: its headers make the
 GPUs that only account (tests/fit/cuda_device.cpp). Prints the table of docs/fit.md; --record writes
@@ -38,12 +38,10 @@ def device(tree: Path, folder: Path) -> Path:
     """The library of the GPUs that only account."""
     libraries = next(Path(PYTHON).parents[1].glob("lib/python*/site-packages/llama_cpp/lib"))
     made, headers = folder / "device.so", tree / "vendor/llama.cpp/ggml"
-    subprocess.run(
-        ["g++", "-O1", "-std=c++17", "-shared", "-fPIC", f"-I{headers}/include"]
-        + [f"-I{headers}/src", HERE / "fit/cuda_device.cpp", "-o", made, f"-L{libraries}"]
-        + ["-lggml", "-lggml-base", "-lggml-cpu", f"-Wl,-rpath,{libraries}"],
-        check=True,
-    )
+    argv: list[str | Path] = ["g++", "-O1", "-std=c++17", "-shared", "-fPIC"]
+    argv += [f"-I{headers}/include", f"-I{headers}/src", HERE / "fit/cuda_device.cpp"]
+    argv += ["-o", made, f"-L{libraries}", "-lggml", "-lggml-base", "-lggml-cpu"]
+    subprocess.run([*argv, f"-Wl,-rpath,{libraries}"], check=True)
     return made
 
 

@@ -244,6 +244,7 @@ def test_a_port_of_our_own_is_none_of_somebody_else() -> None:
     ours = Listener(8000, "127.0.0.1", 999, 1, "llamafleet-host", serve_unit("other"))
     assert refused(replace(built(), listening=(ours,)), CHAT) == []
     unseen = Listener(8000, "127.0.0.1", 33)
+    assert refused(replace(serving(), listening=(unseen,)), CHAT) == []
     (found,) = refused(replace(built(), listening=(unseen,)), CHAT)
     assert "in use by a process of user 33" in found and "next: end it" in found
 

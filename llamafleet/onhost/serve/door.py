@@ -137,9 +137,14 @@ class Door:
             house.model.validate(route, wanted)
             connection = scope.get("state", {}).get(CONNECTION)
             reply = Reply(send, connection, self._limits.send_s, ask)
-            watching = asyncio.ensure_future(_watch(sent.receive, ask))
+            watching = asyncio.ensure_future(_watch(sent.receive, ask, reply))
             try:
                 await self._answer(house.model, ask, scope, wanted, reply)
+            except Left:
+                if not house.draining or reply.committed:
+                    reply.cut()
+                    raise
+                raise later("the service ends before this answer is whole", "draining") from None
             finally:
                 watching.cancel()
         finally:
@@ -160,8 +165,8 @@ class Door:
             raise self._of(failure, reply.refused)
         if failure is not None:
             reply.end_with(self._of(failure, None).body)
-        await reply.finish()
-        ask.check()
+        if not await reply.finish():
+            raise Left
 
     def _of(self, failure: BaseException | None, status: int | None) -> Refusal:
         """What a client is told of it: nothing of this server's inside."""
@@ -231,11 +236,12 @@ def _again(text: bytes, ask: Ask) -> Receive:
     return receive
 
 
-async def _watch(receive: Receive, ask: Ask) -> None:
-    """Tell when the client leaves."""
+async def _watch(receive: Receive, ask: Ask, reply: Reply) -> None:
+    """Tell when the client leaves; a server says the same when the answer is whole."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    ask.leave()
+    if not reply.ending:
+        ask.leave()
 
 
 def _root(raised: BaseException | None) -> BaseException | None:

@@ -19,7 +19,6 @@ from llama_cpp.server import app as server
 from llama_cpp.server import errors
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
-from pydantic import ValidationError
 
 from llamafleet.onhost.serve.ask import ASKED, Ask
 from llamafleet.onhost.serve.child import QUIET
@@ -246,8 +245,9 @@ class Loaded:
             raise wrong("logit_bias", str(odd[0])[:80], expected)
         try:
             _REQUESTS[route](**body)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
+        except ValueError as error:  # pydantic's own, which tells more
+            told: Any = error
+            first = told.errors(include_url=False, include_context=False)[0]
             where = ".".join(map(str, first["loc"]))[:80]
             raise Refusal(400, f"{where}: {first['msg']}", param=where) from None
 

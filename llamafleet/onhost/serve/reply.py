@@ -46,6 +46,9 @@ class Reply:
         """The empty last piece of a stream. It waits until the application has returned, which is
         when an error of the model is known."""
         self._ended = False
+        self._taken_whole = False
+        self.ending = False
+        """The last message is on its way: a client that goes now has left nothing."""
         self._last = b""
         self._pump: asyncio.Task[None] | None = None
         self.refused: int | None = None
@@ -106,15 +109,16 @@ class Reply:
             self._enqueue({"type": "http.response.body", "body": event(error), "more_body": True})
             self._end = {"type": "http.response.body", "body": b"", "more_body": False}
 
-    async def finish(self) -> None:
-        """Wait until the client has taken all, or was cut off."""
+    async def finish(self) -> bool:
+        """Wait until the client has taken all, or was cut off; whether it has."""
         if not self._ended and self._end is not None:
             self._enqueue(self._end)
         elif not self._ended:
             self._ask.leave()
-            self._cut()
+            self.cut()
         if self._pump is not None:
             await self._pump
+        return self._taken_whole
 
     async def _deliver(self) -> None:
         """Pass on message after message; a client that takes nothing for too long is cut off."""
@@ -127,13 +131,16 @@ class Reply:
             message = self._queue.popleft()
             if not await self._taken(message):
                 self._ask.leave()
-                self._cut()
+                self.cut()
                 return
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            if self.ending:
+                self._taken_whole = True
                 return
 
     async def _taken(self, message: Message) -> bool:
         """Written, and of the last one also taken; False: nothing moved for `send_s`."""
+        last = message["type"] == "http.response.body" and not message.get("more_body")
+        self.ending = last
         sending = asyncio.ensure_future(self._send(message))
         unsent = self._unsent()
         while not sending.done():
@@ -143,7 +150,6 @@ class Reply:
                 return False
             unsent = self._unsent()
         sending.result()
-        last = message["type"] == "http.response.body" and not message.get("more_body")
         return await self._empty() if last else True
 
     async def _empty(self) -> bool:
@@ -160,7 +166,8 @@ class Reply:
     def _unsent(self) -> int:
         return self._connection.unsent() if self._connection else 0
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Close the connection: nobody is to take this answer for a whole one."""
         if self._connection:
             self._connection.abort()
 

@@ -65,7 +65,7 @@ def shape_of(files: tuple[GgufFile, ...]) -> Shape:
     # Layers with a window may have heads of their own: the larger ones are counted.
     key = max(head_key, fields.number("attention.key_length_swa"))
     value = max(head_value, fields.number("attention.value_length_swa"))
-    by_layer, output, input_ = _bytes(tensors, layers)
+    by_layer, output, on_cpu = _bytes(tensors, layers)
     if "output.weight" not in matrices and tokens is not None:
         output += _padded(tokens)  # llama-model.cpp: TENSOR_DUPLICATED
     experts = fields.number("expert_used_count")
@@ -76,7 +76,7 @@ def shape_of(files: tuple[GgufFile, ...]) -> Shape:
         context=fields.number("context_length"),
         weights=by_layer,
         output=output,
-        input=input_,
+        on_cpu=on_cpu,
         largest=max((_padded(one) for one in tensors if _LAYER.match(one.name)), default=0),
         keys=tuple(count * key for count in kv),
         values=tuple(count * value for count in kv),
@@ -89,7 +89,6 @@ def shape_of(files: tuple[GgufFile, ...]) -> Shape:
         head=head_key,
         head_value=head_value,
         half=any(len(one.dims) > 1 and one.type in UNQUANTIZED - {0} for one in tensors),
-        softcap=fields.has("attn_logit_softcapping"),
         window=window,
         windowed=fields.windowed(arch, layers) if window else (),
         unknown=_unknown(fields, tensors),
@@ -143,18 +142,18 @@ class _Fields:
 
 
 def _bytes(tensors: tuple[GgufTensor, ...], layers: int) -> tuple[tuple[int, ...], int, int]:
-    """(of each layer, of the output, of the input)"""
+    """(of each layer, of the output, of what stays on the CPU)"""
     by_layer = [0] * layers
-    output = input_ = 0
+    output = on_cpu = 0
     for tensor in tensors:
         match = _LAYER.match(tensor.name)
         if match and int(match[1]) < layers:
             by_layer[int(match[1])] += _padded(tensor)
         elif _INPUT.match(tensor.name):
-            input_ += tensor.bytes
+            on_cpu += tensor.bytes
         else:
             output += _padded(tensor)
-    return tuple(by_layer), output, input_
+    return tuple(by_layer), output, on_cpu
 
 
 def _padded(tensor: GgufTensor) -> int:

@@ -51,6 +51,8 @@ class Client:
             if self.stuck:
                 await self.stuck.wait()
             self.sent.append(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self.gone.set()  # uvicorn says "disconnect" from here on
 
         await app(self._scope(), receive, send)
         return self

@@ -495,6 +495,27 @@ class Wire:
         self.aborted = True
 
 
+async def slow_to_return(body: dict[str, Any], receive: Receive, send: Send) -> None:
+    await said(send, 200, b"{}")
+    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("stub", [stream(PIECE, DONE), Stub(slow_to_return)])
+def test_a_connection_is_kept_for_the_next_request(stub: Stub) -> None:
+    wire = Wire()
+    wire.unsent = lambda: 0  # type: ignore[method-assign]
+
+    async def run() -> str:
+        app, _ = door(stub)
+        for _ in range(3):
+            await post({**BODY, "stream": True}, connection=wire).ask(app)
+        return (await get("/metrics").ask(app)).text.decode()
+
+    page = asyncio.run(run())
+    assert not wire.aborted
+    assert 'llamafleet_requests_total{route="/v1/completions",status="200"} 3.0' in page
+
+
 def test_a_reader_that_takes_nothing_is_cut_off_and_holds_nobody_up() -> None:
     async def run() -> None:
         app, house = door(stream(*[PIECE] * 50, DONE), limits=Limits(send_s=1))

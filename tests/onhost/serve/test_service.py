@@ -39,9 +39,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, gguf: Path) -> Iterator[Service]:
-    made = Service(
-        tmp_path_factory.mktemp("service"), gguf, limits={"receive_s": 1, "send_s": 1, "drain_s": 5}
-    )
+    made = Service(tmp_path_factory.mktemp("service"), gguf, limits={"send_s": 5, "drain_s": 5})
     with made.running(ODD) as running:
         yield running
 
@@ -252,12 +250,17 @@ def own(tmp_path: Path, gguf: Path) -> Service:
     return Service(tmp_path, gguf, limits={"drain_s": 20})
 
 
+def until_it_computes(service: Service) -> None:
+    while "llamafleet_requests_computing 1.0" not in service.ask("/metrics")[1]["text"]:
+        time.sleep(0.01)
+
+
 def test_a_drain_lets_answers_end_and_takes_no_new_one(own: Service) -> None:
     with own.running():
         answers: list[dict[str, Any]] = []
         asking = threading.Thread(target=lambda: answers.append(own.complete(max_tokens=400)))
         asking.start()
-        time.sleep(0.3)
+        until_it_computes(own)
         assert own.process
         own.process.send_signal(signal.SIGTERM)
         own.wait("draining", 5)
@@ -275,12 +278,15 @@ def test_a_drain_ends_when_its_time_is_over(own: Service) -> None:
     own.config["limits"] = {"drain_s": 1}
     own.config["placement"]["n_ctx"] = 2048
     with own.running(), ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(own.ask, "/v1/completions", {"prompt": "a", "max_tokens": 2000})
-        time.sleep(0.2)
+        body = {"prompt": "a", "max_tokens": 2000, "temperature": 0}
+        asking = pool.submit(own.ask, "/v1/completions", body)
+        until_it_computes(own)
         start = time.monotonic()
         assert own.stop() == 0
         assert time.monotonic() - start < 6
-        assert asking.exception(5) is not None
+        status, told, _ = asking.result(5)
+        assert status == 503, told
+        assert (status, told["error"]["code"]) == (503, "draining")
 
 
 @pytest.mark.long
@@ -327,6 +333,35 @@ def test_a_file_that_is_no_model_is_a_failure_with_words(own: Service, tmp_path:
     assert own.start().wait(30) == 1
     assert own.status()["state"] == "failed"
     assert str(bad) in own.status()["reason"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("on_oom", ["stop", "reduce"])
+def test_an_out_of_memory_is_told_with_its_numbers_and_mended_once(
+    own: Service, on_oom: str
+) -> None:
+    # 4 GiB of keys and values, where all of the process may have little more.
+    own.before = ("prlimit", "--as=4600000000")
+    asked = {"n_gpu_layers": -1, "n_ctx": 2 << 20, "n_batch": 128}
+    own.config |= {"on_oom": on_oom, "placement": asked}
+    if on_oom == "stop":
+        assert own.start().wait(60) == 2
+        assert "no room for 4096 MiB of the context" in own.status()["reason"]
+        assert (
+            "next: set n_gpu_layers = -1, n_ctx = 2097152, kv_type = q8_0"
+            in (own.status()["reason"])
+        )
+        return
+    with own.running():
+        status = own.status()
+        assert status["placement"]["kv_type"] == "q8_0"
+        assert "reduced from n_gpu_layers" in status["reason"]
+        assert "no room for 4096 MiB of the context" in status["reason"]
+        assert "llamafleet_reduced 1.0" in own.ask("/metrics")[1]["text"]
+        own.complete()
+    kept = json.loads((own.folder / "reduced.json").read_text())
+    assert kept["was"]["kv_type"] == "f16"
+    assert "llamafleet: reduced from" in own.said() or "loading: reduced from" in own.said()
 
 
 @pytest.mark.long
