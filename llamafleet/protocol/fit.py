@@ -246,11 +246,11 @@ class _Account:
         self.flash = use.flash_attention and has_flash(shape)
         self.kv = placement.kv_type
         self.streams = max(use.parallel, 1)
-        # Each request's own context, rounded up: llama-context.cpp:294.
+        # Each request's own context, rounded up: llama-context.cpp:296.
         self.each = _up(max(placement.n_ctx // self.streams, 1), CTX_STEP)
         self.batch = min(placement.n_batch, N_UBATCH, self.each * self.streams)
         whole = use.swa_full or not shape.window
-        # llama-kv-cache-iswa.cpp:69
+        # llama-kv-cache-iswa.cpp:73
         self.short = self.each if whole else min(
             self.each, _up(shape.window + self.batch, CTX_STEP)
         )  # fmt: skip
@@ -258,7 +258,7 @@ class _Account:
     # -- parts -------------------------------------------------------------------------------------
 
     def layer_context(self, layer: int) -> int:
-        """Bytes of one layer's keys and values. llama-kv-cache.cpp:219."""
+        """Bytes of one layer's keys and values. llama-kv-cache.cpp:233."""
         block, size = KV_BYTES[self.kv]
         windowed = self.shape.windowed and self.shape.windowed[layer]
         cells = (self.short if windowed else self.each) * self.streams
@@ -291,7 +291,7 @@ class _Account:
         shape = self.shape
         widest = max(shape.feed, shape.queries, shape.embd)
         if not shape.half:
-            # The activations of one matrix in q8_1: 36 bytes for 32 numbers, mmq.cu:120.
+            # The activations of one matrix in q8_1: 36 bytes for 32 numbers, mmq.cu:189.
             return self.batch * widest * 36 // 32
         # In f16, and the result too before it is widened: ggml_cuda_op_mul_mat_cublas.
         return self.batch * 2 * (widest + max(widest, shape.vocab if output else 0))
@@ -327,7 +327,7 @@ class _Account:
         return max(layer if mine or helps else 0, last) + SMALL
 
     def _rotations(self) -> int:
-        """Matrices by which quantized keys and values are turned: llama-kv-cache.cpp:320."""
+        """Matrices by which quantized keys and values are turned: llama-kv-cache.cpp:321."""
         if self.kv == "f16":
             return 0
         return (2 if self.shape.window else 1) * 2 * 4 * self.shape.head**2

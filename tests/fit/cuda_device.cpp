@@ -1,7 +1,7 @@
 // GPUs for llama.cpp that reserve and compute nothing: what it would put onto a CUDA device, it
 // puts onto these and accounts for. Of llama.cpp of llama-cpp-python 0.3.36; what a CUDA device
 // answers is repeated here, each piece with where it stands in ggml/src/ggml-cuda:
-//   alignment 128 and padded rows of quantized tensors    ggml-cuda.cu:877, :903
+//   alignment 128 and padded rows of quantized tensors    ggml-cuda.cu:897, :903
 //   flash attention's copies of a quantized cache in f16  fattn.cu:722, fattn-common.cuh:53
 //   the batch from which a weight of the CPU is copied    ggml-cuda.cu:5651, 32
 // Built against the tree's own headers: g++ -shared -fPIC -I ggml/include -I ggml/src device.cpp

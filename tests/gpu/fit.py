@@ -163,14 +163,18 @@ class holding:
         self.left = left
 
     def __enter__(self) -> None:
-        # Its own context is some 500 MiB.
-        take = max(free_mib() - self.left - 600, 1)
-        self.process = subprocess.Popen(
-            [sys.executable, HOLD, str(take), "hold"], stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": "0"},
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
+        # Its own context is some 500 MiB: what it takes is found by trying.
+        for take in range(free_mib() - self.left - 400, 0, -32):
+            self.process = subprocess.Popen(
+                [sys.executable, HOLD, str(take), "hold"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env,
+            )  # fmt: skip
+            assert self.process.stdout is not None
+            if self.process.stdout.readline() and free_mib() >= self.left:
+                return
+            self.process.kill()
+            self.process.wait()
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
@@ -191,7 +195,7 @@ def in_use(folder: Path) -> dict[str, Any]:
         while not process.stdout.readline().startswith('{"waits"'):
             if process.poll() is not None:
                 break
-        with holding(60):
+        with holding(0):
             process.communicate("go\n", timeout=120)
         log.seek(0)
         lines = log.read().splitlines()

@@ -15,15 +15,15 @@ from llamafleet.protocol.ggml_types import SIZES
 from llamafleet.protocol.shape import Shape
 
 ALIGNMENT = 128
-"""Of a tensor in CUDA's memory: ggml-cuda.cu:893."""
+"""Of a tensor in CUDA's memory: ggml-cuda.cu:897."""
 ROW_PADDING = 512
-"""Weights to a multiple of which the last row of a quantized matrix is filled: ggml-cuda.cu:912."""
+"""Weights to a multiple of which the last row of a quantized matrix is filled: ggml-cuda.cu:913."""
 UNQUANTIZED = frozenset({0, 1, 30})
 """F32, F16, BF16."""
 
 _LAYER = re.compile(r"blk\.(\d{1,5})\.")
 _INPUT = re.compile(r"(token_embd|per_layer_token_embd|position_embd|token_types)\b")
-"""Tensors of the input layer, which stays on the CPU: llama-model.cpp:1604."""
+"""Tensors of the input layer, which stays on the CPU: llama-model.cpp:1605."""
 
 PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 """Of how many layers the last has no window, where the file does not say so:

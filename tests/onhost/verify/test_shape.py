@@ -52,7 +52,7 @@ def test_each_layer_may_have_its_own_number_of_heads() -> None:
 
 
 def test_the_last_row_of_a_quantized_matrix_is_filled() -> None:
-    """64 weights of a row are 512 on CUDA: ggml-cuda.cu:912; nothing is added to floats."""
+    """64 weights of a row are 512 on CUDA: ggml-cuda.cu:913; nothing is added to floats."""
     found = of()
     assert found.weights == (64 * 64 // 32 * 18 + 256, 256 * 64 // 32 * 18 + 256)
     assert of(tensors=[*TENSORS[:3], replace(TENSORS[3], bytes=300)]).output == 384 + 25600
