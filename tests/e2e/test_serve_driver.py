@@ -98,8 +98,8 @@ def test_after_the_reboot_it_is_verified_first_and_started_after(host: Serving) 
     journal = host.booted.run(
         f"journalctl -b --no-pager -o cat -u {UNIT} -u {VERIFY_UNIT} -u {SERVE_TARGET}"
     ).stdout
-    stopped, verdict = journal.find("Stopped llamafleet: serve chat"), journal.find("FAIL: ")
-    assert -1 < stopped < verdict, journal
+    stopped, verdict = journal.find(f"Stopped {UNIT}"), journal.find(f"FAIL: {HOST}")
+    assert -1 < stopped < verdict < journal.rfind(f"Started {UNIT}"), journal
     host.wait(lambda: host.show("ActiveState") == "active")
 
 
