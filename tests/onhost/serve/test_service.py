@@ -156,6 +156,24 @@ def test_hard_requests_are_answered_and_the_service_lives_on(service: Service, n
         assert told["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "</s>" * 100_000},
+        {"prompt": "a" * 8_000_000},
+        {"messages": [{"role": "user", "content": "</s>" * 50}] * 2000},
+    ],
+)
+def test_a_text_far_beyond_the_context_costs_nobody_any_time(
+    service: Service, body: dict[str, Any]
+) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    start = time.monotonic()
+    status, told, _ = service.ask(path, body)
+    assert (status, told["error"]["code"]) == (400, "context_length_exceeded")
+    assert time.monotonic() - start < 3
+
+
 SCHEMAS: list[Any] = [
     {},
     {"type": "nonsense"},
