@@ -9,15 +9,18 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import openai
 import pytest
 
 from tests.onhost.llama import needs_llama
+from tests.onhost.serve.schemas import schema
 from tests.serving import ALIAS, KEY, Service, model
 
 pytestmark = needs_llama
@@ -199,6 +202,24 @@ def test_schemas_that_make_odd_grammars_end_nothing(service: Service, number: in
     body = {"messages": messages, "max_tokens": 12, "response_format": wanted}
     status, told, _ = service.ask("/v1/chat/completions", body)
     assert status in (200, 400), told
+
+
+@pytest.mark.long
+def test_random_schemas_for_a_minute_end_nothing(service: Service) -> None:
+    random, found, end = Random(1), Counter[int](), time.monotonic() + 60
+    while time.monotonic() < end:
+        wanted = {"type": "json_schema", "json_schema": {"schema": schema(random)}}
+        body = {
+            "messages": [{"role": "user", "content": "a"}],
+            "max_tokens": 20,
+            "temperature": random.choice((0, 1, 2)),
+            "response_format": wanted,
+        }
+        status, told, _ = service.ask("/v1/chat/completions", body)
+        assert status in (200, 400), (wanted, told)
+        found[status] += 1
+    print(found)
+    assert found[200] > found[400]
 
 
 def test_a_key_is_nowhere_to_be_read(service: Service) -> None:
