@@ -9,15 +9,18 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import openai
 import pytest
 
 from tests.onhost.llama import needs_llama
+from tests.onhost.serve.schemas import schema
 from tests.serving import ALIAS, KEY, Service, model
 
 pytestmark = needs_llama
@@ -156,6 +159,24 @@ def test_hard_requests_are_answered_and_the_service_lives_on(service: Service, n
         assert told["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "</s>" * 100_000},
+        {"prompt": "a" * 8_000_000},
+        {"messages": [{"role": "user", "content": "</s>" * 50}] * 2000},
+    ],
+)
+def test_a_text_far_beyond_the_context_costs_nobody_any_time(
+    service: Service, body: dict[str, Any]
+) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    start = time.monotonic()
+    status, told, _ = service.ask(path, body)
+    assert (status, told["error"]["code"]) == (400, "context_length_exceeded")
+    assert time.monotonic() - start < 3
+
+
 SCHEMAS: list[Any] = [
     {},
     {"type": "nonsense"},
@@ -181,6 +202,24 @@ def test_schemas_that_make_odd_grammars_end_nothing(service: Service, number: in
     body = {"messages": messages, "max_tokens": 12, "response_format": wanted}
     status, told, _ = service.ask("/v1/chat/completions", body)
     assert status in (200, 400), told
+
+
+@pytest.mark.long
+def test_random_schemas_for_a_minute_end_nothing(service: Service) -> None:
+    random, found, end = Random(1), Counter[int](), time.monotonic() + 60
+    while time.monotonic() < end:
+        wanted = {"type": "json_schema", "json_schema": {"schema": schema(random)}}
+        body = {
+            "messages": [{"role": "user", "content": "a"}],
+            "max_tokens": 20,
+            "temperature": random.choice((0, 1, 2)),
+            "response_format": wanted,
+        }
+        status, told, _ = service.ask("/v1/chat/completions", body)
+        assert status in (200, 400), (wanted, told)
+        found[status] += 1
+    print(found)
+    assert found[200] > found[400]
 
 
 def test_a_key_is_nowhere_to_be_read(service: Service) -> None:
