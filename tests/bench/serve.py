@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx2
 import openai
 
 from tests.onhost import llama
@@ -46,7 +47,9 @@ sys.modules[module.__name__] = module
 """
 """The example imports the vision library, which builds of llamafleet lack: LLAVA_BUILD=OFF."""
 SLOTS = 32
-"""Sequences that a server with batches computes at once: the context is shared by them."""
+"""Sequences that a server with batches computes at once."""
+SHARED = 16384
+"""The context that they share. With 4096 the example ends each stream of 32 clients early."""
 
 
 @dataclass
@@ -100,9 +103,12 @@ def ask(port: int, number: int) -> Answer:
             if piece.choices[0].text:
                 answer.tokens += 1
                 answer.first_s = answer.first_s or time.monotonic() - start
-            answer.whole = answer.whole or piece.choices[0].finish_reason is not None
-    except openai.OpenAIError as error:
-        answer.error = str(error)
+            if reason := piece.choices[0].finish_reason:
+                answer.whole = True
+                # A piece may hold several tokens.
+                answer.tokens = TOKENS if reason == "length" else answer.tokens
+    except (openai.OpenAIError, httpx2.HTTPError) as error:
+        answer.error = f"{error}: {error.__cause__}"
     return answer
 
 
@@ -129,11 +135,7 @@ def resident(pid: int) -> float:
 @contextmanager
 def started(argv: Sequence[str | Path], port: int, *packages: Path) -> Iterator[int]:
     """Another server, once it answers; its pid."""
-    env = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": ":".join(map(str, packages)),
-        "HOME": str(Path.home()),
-    }
+    env = os.environ | {"PYTHONPATH": ":".join(map(str, packages))}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
         try:
@@ -145,6 +147,9 @@ def started(argv: Sequence[str | Path], port: int, *packages: Path) -> Iterator[
                 time.sleep(0.5)
             yield process.pid
         finally:
+            if process.poll() is not None:
+                log.seek(0)
+                print(log.read().decode(errors="replace")[-1500:], file=sys.stderr)
             process.terminate()
             process.wait(30)
 
@@ -157,28 +162,32 @@ def ours(folder: Path, gguf: Path) -> Iterator[Row]:
         yield from measured("llamafleet serve", service.port, service.process.pid)
 
 
-def plain(gguf: Path) -> Iterator[Row]:
+def plain(gguf: Path, n_gpu_layers: int = 0) -> Iterator[Row]:
     port = free_port()
     options = {"model": gguf, "model_alias": ALIAS, "n_ctx": CONTEXT, "port": port}
+    options |= {"n_gpu_layers": n_gpu_layers}
     argv = [llama.PYTHON, "-m", "llama_cpp.server"]
     argv += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with started(argv, port, libraries(llama.PYTHON)) as pid:
         yield from measured("llama_cpp.server as it comes", port, pid)
 
 
-def example(folder: Path, gguf: Path, script: Path, packages: Path) -> Iterator[Row]:
+def example(
+    folder: Path, gguf: Path, script: Path, *packages: Path, n_gpu_layers: int = 0
+) -> Iterator[Row]:
     port = free_port()
     config: dict[str, Any] = {
         "server": {"host": "127.0.0.1", "port": port},
         "model": {
-            **{"alias": ALIAS, "path": str(gguf), "n_ctx": CONTEXT, "n_seq_max": SLOTS},
+            **{"alias": ALIAS, "path": str(gguf), "n_ctx": SHARED, "n_seq_max": SLOTS},
             **{"n_batch": 512, "n_ubatch": 512, "kv_unified": True, "max_output_tokens": TOKENS},
+            "n_gpu_layers": n_gpu_layers,
         },
     }
     file = folder / "example.json"
     file.write_text(json.dumps(config))
     (folder / "sitecustomize.py").write_text(NO_VISION)
-    with started([llama.PYTHON, script, "-C", file], port, folder, packages) as pid:
+    with started([llama.PYTHON, script, "-C", file], port, folder, *packages) as pid:
         yield from measured("examples/server/server.py", port, pid)
 
 

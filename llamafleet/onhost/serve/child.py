@@ -74,6 +74,8 @@ class Child:
             pass_fds=(*OPENED, told.socket),
         )
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.loud: deque[str] = deque(maxlen=LAST_LINES)
+        """Those of them that people read."""
         self._following = threading.Thread(target=self._follow, daemon=True)
         self._following.start()
         with suppress(BrokenPipeError):
@@ -86,8 +88,10 @@ class Child:
         errors = _open(self.process.stderr)
         while line := errors.readline(LONGEST):
             told = line[len(QUIET) :] if (quiet := line.startswith(QUIET)) else line
-            self.lines.append(told.decode("utf-8", errors="replace").rstrip("\n"))
+            text = told.decode("utf-8", errors="replace").rstrip("\n")
+            self.lines.append(text)
             if not quiet:
+                self.loud.append(text)
                 with suppress(OSError):
                     os.write(2, line)
 

@@ -28,6 +28,7 @@ from llamafleet.onhost.serve.errors import (
     no_model,
     refuse,
     say,
+    too_long,
     unauthorised,
 )
 from llamafleet.onhost.serve.fields import Body, Route
@@ -131,17 +132,18 @@ class Door:
         ask = Ask()
         house.asks.add(ask)
         try:
-            data = bodies.parse(await bodies.read(sent, self._limits))
+            # In threads: who asks for health or metrics meanwhile is answered.
+            data = await asyncio.to_thread(bodies.parse, await bodies.read(sent, self._limits))
             wanted = fields.checked(route, data, self._alias)
             ask.usage = fields.wants_usage(data)
-            house.model.validate(route, wanted)
+            await asyncio.to_thread(house.model.validate, route, wanted)
             connection = scope.get("state", {}).get(CONNECTION)
             reply = Reply(send, connection, self._limits.send_s, ask)
             watching = asyncio.ensure_future(_watch(sent.receive, ask, reply))
             try:
                 await self._answer(house.model, ask, scope, wanted, reply)
             except Left:
-                if house.state != "draining" or reply.committed:
+                if not house.draining or reply.committed:
                     reply.cut()
                     raise
                 raise later("the service ends before this answer is whole", "draining") from None
@@ -172,13 +174,7 @@ class Door:
         """What a client is told of it: nothing of this server's inside."""
         text = str(failure)
         if found := _TOO_LONG.search(text):
-            return Refusal(
-                400,
-                f"This model's maximum context length is {found[2]} tokens. However, your prompt "
-                f"has {found[1]} tokens. Please reduce its length.",
-                code="context_length_exceeded",
-                param="messages",
-            )
+            return too_long(found[2], found[1])
         if isinstance(failure, ValueError):
             return Refusal(400, f"the model can't take this request: {text[:200]}")
         if failure is None and status is not None and 400 <= status < 500:

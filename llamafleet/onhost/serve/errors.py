@@ -69,6 +69,15 @@ def no_model(name: str, alias: str) -> Refusal:
     return Refusal(404, message, code="model_not_found", param="model")
 
 
+def too_long(context: object, tokens: object) -> Refusal:
+    """A prompt of so many tokens, as OpenAI words it."""
+    message = (
+        f"This model's maximum context length is {context} tokens. However, your prompt has "
+        f"{tokens} tokens. Please reduce its length."
+    )
+    return Refusal(400, message, code="context_length_exceeded", param="messages")
+
+
 async def say(
     send: Send,
     status: int,

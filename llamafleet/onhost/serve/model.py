@@ -22,8 +22,8 @@ from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletion
 
 from llamafleet.onhost.serve.ask import ASKED, Ask
 from llamafleet.onhost.serve.child import QUIET
-from llamafleet.onhost.serve.errors import App, Refusal, wrong
-from llamafleet.onhost.serve.fields import Body, Route
+from llamafleet.onhost.serve.errors import App, Refusal, too_long, wrong
+from llamafleet.onhost.serve.fields import Body, Route, texts
 from llamafleet.onhost.serve.guard import Guard
 from llamafleet.onhost.verify.bench import physical_cores
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
@@ -39,6 +39,8 @@ _INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5
 _MOST_LOG = 4 << 20
 """Characters of llama.cpp's log that are kept while a model is loaded: all of it says where the
 layers went. The lines of a model of 100 layers are some 50 KiB."""
+PIECE, SEAM = 2000, 32
+"""Characters of a text that are counted at once; tokens by which a cut may have made it longer."""
 _REQUESTS: dict[Route, Any] = {
     "completions": CreateCompletionRequest,
     "chat": CreateChatCompletionRequest,
@@ -243,6 +245,7 @@ class Loaded:
         if odd := [token for token in tokens if token >= self.llama.n_vocab()]:
             expected = f"numbers of tokens below {self.llama.n_vocab()}"
             raise wrong("logit_bias", str(odd[0])[:80], expected)
+        self._see_length(body)
         try:
             _REQUESTS[route](**body)
         except ValueError as error:  # pydantic's own, which tells more
@@ -250,6 +253,19 @@ class Loaded:
             first = told.errors(include_url=False, include_context=False)[0]
             where = ".".join(map(str, first["loc"]))[:80]
             raise Refusal(400, f"{where}: {first['msg']}", param=where) from None
+
+    def _see_length(self, body: Body) -> None:
+        """Piece by piece, up to the context's length alone: a text of megabytes takes llama.cpp
+        seconds, and with many special tokens minutes. Raises Refusal."""
+        context, seen = self.llama.n_ctx(), 0
+        for text in texts(body):
+            for start in range(0, len(text), PIECE):
+                part = text[start : start + PIECE].encode(errors="replace")
+                tokens = len(self.llama.tokenize(part, add_bos=False, special=True))
+                # Cut in two, one token may have become several.
+                seen += tokens if len(text) <= PIECE else max(0, tokens - SEAM)
+                if seen > context:
+                    raise too_long(context, f"{seen} and more")
 
     def answer_one(self) -> int:
         """Have it make one token, now, from a prompt that is evaluated anew; the token."""

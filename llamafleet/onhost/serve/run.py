@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from llamafleet.onhost import oom as on_host
 from llamafleet.onhost.diagnose import diagnose
 from llamafleet.onhost.serve import gate, reduction, settings
 from llamafleet.onhost.serve.child import Child, Said, Told, environment
@@ -50,6 +51,7 @@ class Service:
     reason: str = ""
     stopping: bool = False
     child: Child | None = None
+    gpus: tuple[str, ...] = ()
     _told: Status | None = None
 
     def run(self) -> int:
@@ -75,7 +77,7 @@ class Service:
                 self.turn("held", verdict.reason)
                 return gate.EXIT_HELD
             proven = verdict.proof.inputs
-            self.fingerprint = proven.fingerprint
+            self.fingerprint, self.gpus = proven.fingerprint, verdict.gpus
             reduced = reduction.read(config)
             if reduced is None:
                 reduction.forget(config)
@@ -114,21 +116,21 @@ class Service:
             return 0
         lines = list(child.lines)
         if self.config.on_oom == "reduce" and reduced is None:
-            made = reduction.proposed(self.config, lines)
+            made = reduction.proposed(self.config, lines, self.gpus)
             if made:
                 reduction.write(self.config, made)
                 print(f"llamafleet: {_why(made)}", file=sys.stderr, flush=True)
                 return None
-        return self._failed(said, status, lines)
+        return self._failed(said, status, child)
 
-    def _failed(self, said: Said, status: int | None, lines: list[str]) -> int:
+    def _failed(self, said: Said, status: int | None, child: Child) -> int:
         """Tell why; the exit status."""
-        found = oom.read(lines)
+        found = oom.read(child.lines)
         if found is None:
-            self.turn("failed", _cause(said, status, lines))
+            self.turn("failed", _cause(said, status, child))
             return EXIT_FAILED
         assert self.placement is not None
-        smaller = oom.reduced(self.placement, found, None)
+        smaller = on_host.reduced(self.config, self.placement, found, self.gpus)
         fits = f"set {_placed(smaller)}" if smaller else "use a smaller model"
         self.turn("failed", f'{found}; next: {fits}, or on_oom = "reduce"')
         # While it loads, the same settings end the same way.
@@ -187,10 +189,9 @@ def _placed(placement: Placement) -> str:
     return ", ".join(f"{name} = {value}" for name, value in asdict(placement).items())
 
 
-def _cause(said: Said, status: int | None, lines: list[str]) -> str:
+def _cause(said: Said, status: int | None, child: Child) -> str:
     """Its own word, how it ended, what is known of it."""
-    text = "\n".join(lines)
-    known = diagnose(text, stages=STAGES)
+    known = diagnose("\n".join(child.lines), stages=STAGES)
     if said.state == "failed":
         ended = said.reason
     elif status is None:
@@ -199,7 +200,8 @@ def _cause(said: Said, status: int | None, lines: list[str]) -> str:
         ended = f"the server: found it ended by {signal.Signals(-status).name}"
     else:
         ended = f"the server: found it ended with status {status}"
-    last = "" if said.state == "failed" else f"; log: {llama_log.last_words(text)}"
+    words = llama_log.last_words("\n".join(child.loud))
+    last = "" if said.state == "failed" else f"; log: {words}"
     return f"{ended}{last}" + (f"; {known}; next: {known.fix}" if known else "")
 
 

@@ -230,6 +230,7 @@ def test_schemas_as_pydantic_makes_them_are_taken() -> None:
     [
         ([], "messages"),
         ("hi", "messages"),
+        ([{"role": "user", "content": "hi"}] * 5000, "messages"),
         ([1], "messages[0].role"),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "king", "content": "x"}], "messages[0].role"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llamafleet.onhost import oom as on_host
 from llamafleet.onhost.serve import gate, reduction, run, settings
 from llamafleet.onhost.serve.child import Said
 from llamafleet.onhost.serve.notify import notify
@@ -140,7 +141,12 @@ def test_without_a_proof_it_is_held_and_loads_nothing(
 
 
 SMALLER = Placement(n_gpu_layers=10, n_ctx=4096)
-OOM = ["loading", "cudaMalloc failed: out of memory: 3000 MiB asked, 2000 MiB free"]
+OOM = (
+    (Path(__file__).parents[2] / "protocol" / "data" / "oom" / "context.log")
+    .read_text()
+    .splitlines()
+)
+FOUND = str(oom.read(OOM))
 
 
 class Children:
@@ -153,6 +159,7 @@ class Children:
     def __call__(self, told: Any, environment: Any) -> Children:
         self.told.append((told, dict(environment)))
         self._said, self.lines, self._status = self.each.pop(0)
+        self.loud = self.lines
         return self
 
     def said(self) -> Iterator[Said]:
@@ -171,14 +178,13 @@ def proven(config: ServeConfig) -> gate.Verdict:
 def started(files: Files, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(gate, "judge", proven)
 
-    def reduced(placement: Placement, found: Any, layers: int | None) -> Placement | None:
+    def reduced(
+        config: ServeConfig, placement: Placement, found: Any, gpus: Sequence[str]
+    ) -> Placement | None:
+        assert gpus == ("GPU-1", "GPU-2")
         return SMALLER if placement != SMALLER else None
 
-    def read(lines: Sequence[str]) -> oom.OutOfMemory | None:
-        return next((oom.OutOfMemory(one) for one in lines if "out of memory" in one), None)
-
-    monkeypatch.setattr(oom, "reduced", reduced)
-    monkeypatch.setattr(oom, "read", read)
+    monkeypatch.setattr(on_host, "reduced", reduced)
 
     def start(*each: tuple[list[Said], list[str], int]) -> tuple[int, Children]:
         children = Children(*each)
@@ -213,14 +219,14 @@ def test_an_out_of_memory_while_it_loads(
     assert found == code
     if on_oom == "stop":
         assert len(children.told) == 1
-        assert files.status.reason.startswith(OOM[1])
+        assert files.status.reason.startswith(FOUND)
         assert "set n_gpu_layers = 10" in files.status.reason
         return
     assert [told.placement for told, _ in children.told] == [files.served.placement, SMALLER]
     assert [told.reduced for told, _ in children.told] == [False, True]
     kept = decode(Reduction, json.loads((files.root / "serve" / "reduced.json").read_text()))
     assert (kept.was, kept.now) == (files.served.placement, SMALLER)
-    assert kept.reason == OOM[1]
+    assert kept.reason == FOUND
     assert files.status.placement == SMALLER
 
 
@@ -229,7 +235,7 @@ def test_a_reduction_stays_until_the_settings_change_and_comes_once(
 ) -> None:
     files.config["on_oom"] = "reduce"
     config = files.served
-    made = Reduction(1.0, OOM[1], config.placement, SMALLER)
+    made = Reduction(1.0, FOUND, config.placement, SMALLER)
     reduction.write(config, made)
     code, children = started(([Said("failed")], OOM, 1))
     assert code == run.EXIT_USAGE  # not twice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from llamafleet.onhost.serve import proof, server
 from llamafleet.onhost.serve.child import Told
 from llamafleet.onhost.serve.server import Serving
+from llamafleet.protocol.decode import decode
 from llamafleet.protocol.serve import Placement, ServeConfig
 
 PLACEMENT = Placement(-1, 512)
@@ -21,11 +23,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 
 
 def told(backend: Any = "cuda") -> Told:
-    config = ServeConfig(
+    data = {
         **{"version": 1, "profile": "chat", "host": "h", "verify": "/v", "folder": "/f"},
-        **{"libraries": "/l", "model": "/m.gguf", "alias": "chat", "placement": PLACEMENT},
+        **{"libraries": "/l", "model": "/m.gguf", "alias": "chat", "placement": asdict(PLACEMENT)},
         **{"address": "127.0.0.1", "port": 1, "key": False},
-    )
+    }
+    config = decode(ServeConfig, data)
     return Told(config, PLACEMENT, False, backend, "f00", 0, None)
 
 

@@ -156,6 +156,24 @@ def test_hard_requests_are_answered_and_the_service_lives_on(service: Service, n
         assert told["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "</s>" * 100_000},
+        {"prompt": "a" * 8_000_000},
+        {"messages": [{"role": "user", "content": "</s>" * 50}] * 2000},
+    ],
+)
+def test_a_text_far_beyond_the_context_costs_nobody_any_time(
+    service: Service, body: dict[str, Any]
+) -> None:
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    start = time.monotonic()
+    status, told, _ = service.ask(path, body)
+    assert (status, told["error"]["code"]) == (400, "context_length_exceeded")
+    assert time.monotonic() - start < 3
+
+
 SCHEMAS: list[Any] = [
     {},
     {"type": "nonsense"},
@@ -333,6 +351,35 @@ def test_a_file_that_is_no_model_is_a_failure_with_words(own: Service, tmp_path:
     assert own.start().wait(30) == 1
     assert own.status()["state"] == "failed"
     assert str(bad) in own.status()["reason"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("on_oom", ["stop", "reduce"])
+def test_an_out_of_memory_is_told_with_its_numbers_and_mended_once(
+    own: Service, on_oom: str
+) -> None:
+    # 4 GiB of keys and values, where all of the process may have little more.
+    own.before = ("prlimit", "--as=4600000000")
+    asked = {"n_gpu_layers": -1, "n_ctx": 2 << 20, "n_batch": 128}
+    own.config |= {"on_oom": on_oom, "placement": asked}
+    if on_oom == "stop":
+        assert own.start().wait(60) == 2
+        assert "no room for 4096 MiB of the context" in own.status()["reason"]
+        assert (
+            "next: set n_gpu_layers = -1, n_ctx = 2097152, kv_type = q8_0"
+            in (own.status()["reason"])
+        )
+        return
+    with own.running():
+        status = own.status()
+        assert status["placement"]["kv_type"] == "q8_0"
+        assert "reduced from n_gpu_layers" in status["reason"]
+        assert "no room for 4096 MiB of the context" in status["reason"]
+        assert "llamafleet_reduced 1.0" in own.ask("/metrics")[1]["text"]
+        own.complete()
+    kept = json.loads((own.folder / "reduced.json").read_text())
+    assert kept["was"]["kv_type"] == "f16"
+    assert "llamafleet: reduced from" in own.said() or "loading: reduced from" in own.said()
 
 
 @pytest.mark.long
