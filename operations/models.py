@@ -178,30 +178,38 @@ def _send(state: State, host: Host, run: HostRun, model: ModelPlan, part: SentPa
     if file is None:
         return False
     path, size = f"{model.config.folder}/{part.name}", file.stat().st_size
-    said = _Sent(run, model, size)
+    said, refused = _Sent(run, model, size), 0
     at, heard = _there(run, path, size), time.monotonic()
     while at is None or at < size:
-        found = _append(run, file, path, at) if at is not None else None
-        if found is not None and at is not None and found > at:
-            at, heard = found, time.monotonic()
+        before, words = at, ""
+        if at is not None:
+            at = _append(run, file, path, at)
+            words = run.guard.words
+        if at is None:
+            # A command that was cut off tells nobody how much of it has come.
+            at = _there(run, path, size)
+        if at is not None and before is not None:
+            refused = 0 if at > before else refused + 1
+        if at is not None:
+            heard = time.monotonic()
             said.tell(at)
-            continue
-        if not run.guard.lost or time.monotonic() - heard > PATIENCE_S:
-            run.fail(_unsent(run, model, at))
+        late = time.monotonic() - heard > PATIENCE_S
+        if late or refused > 1:
+            run.fail(_unsent(model, at, words or run.guard.words))
             return False
-        time.sleep(POLL_SECONDS)
-        at = _there(run, path, size)
+        if at is None or refused:
+            time.sleep(POLL_SECONDS)
     return True
 
 
-def _unsent(run: HostRun, model: ModelPlan, at: int | None) -> str:
+def _unsent(model: ModelPlan, at: int | None, words: str) -> str:
     """Why a part did not come. A script of ours tells all three parts itself."""
-    words = run.guard.lost or run.guard.words or "an answer that can't be understood"
     if "; expected " in words:
         return f"model {model.key}: {words}"
     there = f"{shown(at)} of it are there" if at is not None else "what is there is kept"
+    found = words or "an answer that can't be understood"
     return (
-        f"model {model.key}: found {words}; expected it to take the file that is sent; next: df -h "
+        f"model {model.key}: found {found}; expected it to take the file that is sent; next: df -h "
         f"{model.config.folder}; run the same command again, {there}"
     )
 

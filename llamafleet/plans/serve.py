@@ -218,7 +218,7 @@ def _fitted(
     if not (profile.fitted and gpus_used and products and products[0] and products[0].shape):
         return None
     # Of the whole memory: what is free just now is without what is served.
-    gpus = tuple(fit.Gpu(gpu.vram_mib, gpu.name) for gpu in gpus_used)
+    gpus = tuple(fit.Gpu(fit.usable(gpu.vram_mib), gpu.name) for gpu in gpus_used)
     use = fit.Use(flash_attention=profile.flash_attention)
     return fit.placed(
         products[0].shape, profile.placement, fit.Room(gpus, profile.reserve_mib, use)

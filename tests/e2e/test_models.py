@@ -205,7 +205,7 @@ def test_a_file_of_the_controller_goes_on_where_it_was_cut(deploys: Deploys) -> 
     cutting.join()
     print(*(line for line in done.output.splitlines() if " sent, " in line), sep="\n")
     for one in deploys.hosts:
-        assert sizes(one) == {f"{key(SENT)}/model.gguf": len(SENT)}
+        assert sizes(one) == {f"{key(SENT)}/model.gguf": len(SENT)}, done.output
         told = one.run(f"sha256sum < {GGUF}/{key(SENT)}/model.gguf").stdout
         assert told.split()[0] == hashlib.sha256(SENT).hexdigest()
 

@@ -43,6 +43,7 @@ ELSEWHERE = {
     "onhost.pack": "files by their hash, and the RECORD of a build that was made here",
     "onhost.place": "models by their hash, and by onhost.verify.gguffile and modelfile",
     "onhost.product": "its own child's words, and libraries by their hash or onhost.elf",
+    "onhost.serve.check": "its own service's answers, in bounds of its own: test_check.py",
     "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
     "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
     "onhost.verify.bench": "the kernel's /sys",

@@ -160,6 +160,7 @@ def test_what_the_new_build_stands_for_is_removed_by_the_account(
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(activate) == []
         assert run.runs["a"].changes == [f"current -> {KEY}-2"]
+        assert run.runs["a"].before == KEY, "to go back to, should it not serve"
     *_, discard = host.sent
     assert "setpriv --reuid=llamafleet " in discard and " env -i " in discard
     assert discard.endswith(

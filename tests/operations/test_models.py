@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,7 +136,7 @@ def test_no_more_hosts_than_the_setting_says_are_at_it(monkeypatch: pytest.Monke
             waited.append("a")
             sharing.getting.discard("y")
 
-        monkeypatch.setattr(models.time, "sleep", sleep)
+        monkeypatch.setattr(models, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
         kept: list[str] = []
         monkeypatch.setattr(models.lock, "keep", lambda one: kept.append(one.name))
         assert models._wait(run.state, run.runs["a"].host, run.runs["a"])
@@ -176,6 +178,19 @@ def test_what_has_come_is_not_sent_again(monkeypatch: pytest.MonkeyPatch, model:
         assert made.uploads.get(INCOMING) == rest
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of the operation, that passes only while it waits."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(models, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.mark.usefixtures("clock")
 def test_an_odd_answer_sends_nothing(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     for said in ("@model\n-5\n", "@model\n\x1b[2J\n", "@model\n" + "9" * 400, "x"):
         made = host(f"file:{model}")
@@ -276,36 +291,31 @@ def append(source: Path, target: Path, start: int) -> StringCommand:
 def test_a_lost_connection_is_made_anew_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
-    """The host is asked how much has come, since nobody knows."""
+    """The host is asked how much has come, since nobody knows; it may not answer at once."""
     made = host(f"file:{model}")
     made.answers[THERE] = ["@model\n0\n", False, "@model\n400\n"]
     made.answers[f"PUT {INCOMING}"] = [False, f"@model\n{len(MODEL)}\n"]
+    waited: list[float] = []
+    own = SimpleNamespace(sleep=waited.append, monotonic=time.monotonic)
+    monkeypatch.setattr(models, "time", own)
     with fleet(monkeypatch, {"a": made}) as run:
-        guard = run.runs["a"].guard
-        waited: list[float] = []
-
-        def sleep(seconds: float) -> None:
-            waited.append(seconds)
-            guard.lost = "" if len(waited) > 2 else "connection: found no answer"
-
-        monkeypatch.setattr(type(guard), "_call", _losing(type(guard)._call, guard))
-        monkeypatch.setattr(models.time, "sleep", sleep)
         assert run.run(models.models) == []
     assert made.uploads[INCOMING] == MODEL[400:] and waited
 
 
-def _losing(call: Any, guard: Any) -> Any:
-    """A command that fails is one of a connection that is gone."""
+def test_a_host_that_stays_away_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, model: Path, clock: list[float]
+) -> None:
+    made = host(f"file:{model}")
+    made.answers[THERE] = ["@model\n0\n", False]
+    made.answers[f"PUT {INCOMING}"] = False
+    with fleet(monkeypatch, {"a": made}) as run:
+        assert run.run(models.models) == ["@fake/a"]
+        assert "what is there is kept" in run.runs["a"].failures[0]
+    assert 90 < clock[0] < 120
 
-    def called(self: Any, *given: Any, **arguments: Any) -> Any:
-        found = call(self, *given, **arguments)
-        if self is guard and not found[0]:
-            self.lost = "connection: found no answer"
-        return found
 
-    return called
-
-
+@pytest.mark.usefixtures("clock")
 def test_what_the_host_can_t_take_is_said_at_once(
     monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:

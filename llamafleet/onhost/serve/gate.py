@@ -19,12 +19,14 @@ from pathlib import Path
 
 from llamafleet.onhost import driver
 from llamafleet.onhost.cards import memory_problem
+from llamafleet.onhost.place import changed
 from llamafleet.onhost.verify import conditions, gpu
 from llamafleet.onhost.verify.checks.health import judge_health
 from llamafleet.onhost.verify.present import DEPLOY
 from llamafleet.onhost.wheel import sha256_of
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import alive, machine_id, read_json, read_progress
+from llamafleet.protocol.place import PROOF
 from llamafleet.protocol.result import BUSY, CPU_ONLY, PASS, Result, upgraded
 from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import ConfigError, VerifyConfig, load
@@ -82,6 +84,7 @@ def judge(config: ServeConfig, prefix: Path | None = None) -> Verdict:
         _verdict(proof, verify)
         gpus = _gpus(config, proof)
         _library(proof, build)
+        _model(config)
         if proof.inputs.driver is not None:
             _driver(proof)
             _cards(gpus)
@@ -171,6 +174,13 @@ def _library(proof: Result, build: Path) -> None:
     odd = list(_altered(libraries, build)) if libraries else ["no list of libraries in the proof"]
     if odd:
         raise Held("; ".join(odd[:3]), "the libraries that were verified", DEPLOY)
+
+
+def _model(config: ServeConfig) -> None:
+    """One that a job brought is as it was checked then."""
+    folder = Path(config.model).parent
+    if (folder / PROOF).exists() and (found := changed(folder)):
+        raise Held(found, "the model as it was checked when it came", DEPLOY)
 
 
 def _altered(libraries: dict[str, str], build: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.onhost.wheel import sha256_of
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import Progress, machine_id
+from llamafleet.protocol.place import ModelProduct, PlacedFile
 from llamafleet.protocol.result import GpuRow, Result, System, Verdict, failed
 from llamafleet.protocol.serve import Placement, ServeConfig
 from llamafleet.protocol.verify import VerifyInputs
@@ -268,6 +269,19 @@ def test_a_build_that_is_not_the_verified_one_is_judged_by_its_own_last_result(
     host.loaded = ("590.10", "/sys")
     host.prove("20261126T120000Z-f00", verdict="PASS")
     assert "driver 590.10" in host.held(), "and no older driver"
+
+
+def test_a_model_that_changed_since_it_was_brought_is_not_loaded(host: Host) -> None:
+    model = host.root / "gguf/aa/model.gguf"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"GGUF")
+    assert host.judge(model=str(model)).allowed, "an own one, of which nothing is known"
+    file = PlacedFile(name="model.gguf", sha256="", size=4, changed_ns=model.stat().st_ctime_ns)
+    proof = model.with_name("model.json")
+    proof.write_text(json.dumps(asdict(ModelProduct(files=(file,)))))
+    assert host.judge(model=str(model)).allowed
+    model.write_bytes(b"GGUF2")
+    assert "model.gguf: changed since it was checked" in host.held(model=str(model))
 
 
 def test_settings_that_can_t_be_read_hold_it(host: Host) -> None:
