@@ -27,6 +27,8 @@ from operations.watch import END_LIMIT_S, POLL_SECONDS, SAY_SECONDS, End, EndOfJ
 
 ASK_S = 10
 """How long one question waits on the host until the service is ready."""
+TRIES = 3
+"""How often one that is ready may refuse the question."""
 STOP_S = 900
 """For all services to drain, each for as long as its limits say."""
 ASK_LIMIT_S = 90
@@ -238,14 +240,16 @@ def _left(run: HostRun) -> Problem | None:
 def _ask(run: HostRun, host: Host, service: Served) -> Problem | None:
     """Wait until it is ready, and ask it; why it does not serve."""
     begun = heard = said = time.monotonic()
-    name = service.config.profile
+    name, refused = service.config.profile, 0
     while True:
         answer = host.get_fact(AnswerOfService, **_where(run, service))
         now = time.monotonic()
         heard = now if answer else heard
         if answer and answer.ok:
             return None
-        if answer and answer.state not in (None, "loading", "draining"):
+        # One that serves others just now may have no room for one more.
+        refused += bool(answer and answer.state == "ready")
+        if answer and (answer.state in ("held", "failed") or refused == TRIES):
             return _problem(run, host, service, answer.problem)
         if now - heard > PATIENCE_S:
             return _problem(run, host, service, f"no answer ({run.guard.cause or 'silence'})")

@@ -109,8 +109,8 @@ def test_one_that_does_not_serve_fails_the_host(
 
 def test_one_that_loads_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made = host()
-    loads = answer("loading", "it is loading")
-    made.answers[ASK] = [loads, False, "{broken", loads, answer()]
+    loads, busy = answer("loading", "it is loading"), answer("ready", "found 503; expected 200")
+    made.answers[ASK] = [loads, False, "{broken", loads, busy, busy, answer()]
     with fleet(monkeypatch, {"a": made}) as run:
         assert run.run(serve.serve) == [], run.runs["a"].failures
 
