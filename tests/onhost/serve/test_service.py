@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,9 +30,20 @@ pytestmark = needs_llama
 PROMPTS = [f"the w{300 + number} of w{400 + number} is" for number in range(32)]
 
 
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('the system speaks first') }}{% endif %}{{ m.content }} {% endfor %}"
+)
+
+
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model(tmp_path_factory.mktemp("models"))
+    """A model with a chat template of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    made, script = folder / "model.gguf", "gguf.scripts.gguf_new_metadata"
+    command = [sys.executable, "-m", script, "--chat-template", TEMPLATE, model(folder), made]
+    subprocess.run(command, check=True, capture_output=True)
+    return made
 
 
 ODD = {
@@ -95,6 +108,17 @@ def test_completions_and_chats_whole_and_as_streams(client: openai.OpenAI) -> No
     )
     text = "".join(piece.choices[0].delta.content or "" for piece in streamed)
     assert text == chat.choices[0].message.content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_models_template_refuses_is_told_in_its_words(
+    service: Service, stream: bool
+) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]
+    body = {"messages": messages, "stream": stream}
+    status, told, _ = service.ask("/v1/chat/completions", body)
+    assert status == 400
+    assert "the system speaks first" in told["error"]["message"]
 
 
 def test_a_stream_comes_piece_by_piece(client: openai.OpenAI) -> None:
