@@ -8,6 +8,7 @@ from llamafleet import __version__
 from llamafleet.cli.deploy import check, deploy
 from llamafleet.cli.diagnose import diagnose
 from llamafleet.cli.fix import fix
+from llamafleet.cli.image import image
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.upstream import upstream
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (check, deploy, plan, snapshot, diagnose, fix, report, upstream, wheelhouse):
+for command in (check, deploy, image, plan, snapshot, diagnose, fix, report, upstream, wheelhouse):
     main.add_command(command)
