@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import build, detach, discard, driver_check, job, pack
+from llamafleet.onhost.serve import check, gate
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
@@ -38,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return discard.main(rest)
     if command == "pack":
         return pack.main(rest)
+    if command == "serve-gate":
+        return gate.main(rest)
+    if command == "serve-check":
+        return check.main(rest)
     # These two import llama_cpp, from a build's venv.
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
@@ -63,6 +68,8 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("discard", help="remove builds; see discard --help")
     commands.add_parser("pack", help="make the wheel of a build; see pack --help")
     commands.add_parser("driver-check", help="see driver-check --help")
+    commands.add_parser("serve-gate", help="may a service start now; see serve-gate --help")
+    commands.add_parser("serve-check", help="ask a service for a token; see serve-check --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)

@@ -75,17 +75,31 @@ def node_problem(minor: int) -> str:
     Mode, owner and cgroup (DeviceAllow= of a unit) all show here and nowhere else.
     """
     path = node(minor)
+    problem, found = _opened(path)
+    if not problem and found != os.makedev(MAJOR, minor):
+        return f"/dev/{path.name} is the device {os.major(found)}:{os.minor(found)}"
+    return problem
+
+
+def memory_problem() -> str:
+    """Why this process can't open what CUDA manages memory by; "": it can.
+
+    That is nvidia-uvm, whose number the kernel chooses at each load, or the GPU of WSL.
+    """
+    shared = root() / "dev/dxg"
+    return _opened(shared if shared.exists() else root() / "dev/nvidia-uvm")[0]
+
+
+def _opened(path: Path) -> tuple[str, int]:
+    """(why it can't be opened, or "", and the number of its device)."""
     try:
         opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            found = os.fstat(opened).st_rdev
+            return "", os.fstat(opened).st_rdev
         finally:
             os.close(opened)
     except OSError as error:
-        return f"/dev/{path.name} can't be opened: {error.strerror}"
-    if found != os.makedev(MAJOR, minor):
-        return f"/dev/{path.name} is the device {os.major(found)}:{os.minor(found)}"
-    return ""
+        return f"/dev/{path.name} can't be opened: {error.strerror}", 0
 
 
 def _bound(device: Path) -> bool:

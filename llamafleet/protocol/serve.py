@@ -130,5 +130,18 @@ class Status:
     """From the start to the first token."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a service answered when it was asked on its own host."""
+
+    version: Literal[1]
+    state: State | None
+    """None: it tells none."""
+    ok: bool
+    """It named its model and made a token."""
+    problem: str = ""
+    status: Status | None = None
+
+
 def status_file(config: ServeConfig) -> Path:
     return Path(config.folder, STATUS)
