@@ -17,7 +17,6 @@ from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import JobConfig, JobStatus, status
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
-
 CODE, STATE = "code", "state"
 """Below the folder of `gather`: copied to / and to the state folder by Dockerfile.rtx4090."""
 

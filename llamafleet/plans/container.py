@@ -34,12 +34,12 @@ MODELS = "/models"
 """Where a volume with models is mounted."""
 PORT = 8000
 PROFILE = "container"
-ANY = "0.0.0.0"  # noqa: S104 - a published port is forwarded to the container's own address
+ANY = "0.0.0.0"
 DRAIN_S = 8
 """For the answers under way: `docker stop` kills after 10 s."""
 BUILD_ONLY = ("cmake", "ninja", "scikit-build-core")
 """Packages of the host's requirements that nothing needs once the library is built."""
-STATES = ("verify", "results", "models", "cuda-cache", "serve", "credentials")
+STATES = ("verify", "results", "models", "cuda-cache", "serve")
 """Folders below the state folder that a container writes to."""
 
 
