@@ -51,8 +51,12 @@ class Maker:
         return f"toolkit: CUDA {toolkit.version} at {toolkit.root}"
 
     def build(self) -> str:
-        """Build llama-cpp-python; a line that says which. Raises ImageError."""
+        """Build llama-cpp-python, and bring the server's packages; a line that says which.
+
+        Raises ImageError.
+        """
         build = self.plan.build
+        self._run(self.plan.libraries_job, self.plan.libraries)
         if build.job:
             self._run(build.job, build.config)
         return f"build: {build.fingerprint} at {build.config.prefix}"
@@ -81,9 +85,9 @@ class Maker:
         self._without_build_tools()
         version = root / build.config.prefix[1:]
         shutil.copytree(build.config.prefix, version, symlinks=True)
+        shutil.copytree(self.plan.libraries.root, root / self.plan.libraries.root[1:])
         (root / layout.current[1:]).symlink_to(build.config.prefix)
-        for path in (layout.zipapp,):
-            shutil.copy2(path, root / path[1:])
+        shutil.copy2(layout.zipapp, root / layout.zipapp[1:])
         libraries = list(self._libraries())
         for library in libraries:
             target = root / str(library)[1:]

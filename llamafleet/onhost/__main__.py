@@ -11,19 +11,29 @@ from functools import partial
 from pathlib import Path
 
 from llamafleet.onhost import build, detach, discard, driver_check, job, pack
-from llamafleet.onhost.serve import check, gate
+from llamafleet.onhost.serve import check, gate, libraries
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import BuildConfig, CompilerConfig, status, toolkit_config
+from llamafleet.protocol.job import (
+    BuildConfig,
+    CompilerConfig,
+    LibrariesConfig,
+    status,
+    toolkit_config,
+)
 
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
 PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
+LIBRARIES = job.Worker(
+    "libraries", partial(decode, LibrariesConfig), libraries.work, libraries.done
+)
 RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
     PACKAGES.kind: partial(job.run, PACKAGES),
+    LIBRARIES.kind: partial(job.run, LIBRARIES),
 }
 
 
@@ -56,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from llamafleet.onhost.verify import synth
 
         return synth.main(rest)
+    if command == "serve":
+        from llamafleet.onhost.serve import run as serve
+
+        return serve.main(rest)
     return _dispatch(args)
 
 
@@ -76,6 +90,7 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("serve-check", help="ask a service for a token; see serve-check --help")
     commands.add_parser("container", help="what starts in a container; see container --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
+    commands.add_parser("serve", help="serve a model over HTTP; see serve --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)
     folder: Path = options.dir.absolute()

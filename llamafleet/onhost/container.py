@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from llamafleet.onhost.driver import root
 from llamafleet.onhost.serve import gate
+from llamafleet.onhost.serve.settings import CREDENTIALS, SHORTEST_KEY
 from llamafleet.onhost.verify import gpu
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.run import verify
@@ -37,10 +38,11 @@ from llamafleet.protocol.serve import CREDENTIAL, ServeConfig
 from llamafleet.protocol.verify import VerifyConfig
 
 EXIT_UNHEALTHY, EXIT_USAGE, EXIT_NO_GPU = 1, 2, gate.EXIT_HELD
-SHORTEST_KEY = 20
 LONGEST_KEY = 4096
 SECRET = Path("/run/secrets") / CREDENTIAL
 """Where docker and podman mount a secret of that name."""
+READY = "/ready"
+"""As onhost/serve/door.py has it, which needs the server's own packages."""
 READY_S = 8.0
 """For the answer of the server to the health check, whose own limit is 10 s."""
 ANSWER_S = 20.0
@@ -168,7 +170,8 @@ class Start:
         if verdict.allowed:
             say("verified before, on this driver and these GPUs")
             return
-        say(f"verifies the build on what this container was given ({verdict.reason})")
+        why = verdict.reason.partition("; expected")[0]
+        say(f"verifies the build on what this container was given ({why})")
         status = verify(checked, Faults())
         if status:
             raise Refused(
@@ -240,7 +243,7 @@ class Start:
             "PATH": PATH,
             "LC_ALL": "C.UTF-8",
             "HOME": str(told.parent),
-            "CREDENTIALS_DIRECTORY": str(credentials),
+            CREDENTIALS: str(credentials),
         }
         python = f"{self.config.verify.prefix}/bin/python"
         sys.stdout.flush()
@@ -334,7 +337,7 @@ def health(serve: ServeConfig) -> int:
     """Whether the server has answered a token; what it says of that is printed."""
     connection = http.client.HTTPConnection("127.0.0.1", serve.port, timeout=READY_S)
     try:
-        connection.request("GET", "/ready")
+        connection.request("GET", READY)
         answer = connection.getresponse()
         said = answer.read(2000).decode("utf-8", errors="replace").strip()
     except (OSError, http.client.HTTPException) as error:

@@ -14,7 +14,9 @@ from llamafleet.facts.host import Driver, HostSnapshot
 from llamafleet.layout import Layout
 from llamafleet.plans.build import plan_build
 from llamafleet.plans.host import choose_python
-from llamafleet.plans.plan import BuildPlan, Problem, ToolkitPlan
+from llamafleet.plans.network import plan_network
+from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, ToolkitPlan
+from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.supplies import NO_SUPPLIES
 from llamafleet.plans.toolkit.architectures import sorted_capabilities
 from llamafleet.plans.toolkit.choice import choose_toolkit
@@ -23,6 +25,7 @@ from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.verify import variables
 from llamafleet.protocol import models
 from llamafleet.protocol.container import ContainerConfig
+from llamafleet.protocol.job import LibrariesConfig
 from llamafleet.protocol.serve import Limits, Placement, ServeConfig
 from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
 from llamafleet.settings import Settings
@@ -37,6 +40,8 @@ PROFILE = "container"
 ANY = "0.0.0.0"
 DRAIN_S = 8
 """For the answers under way: `docker stop` kills after 10 s."""
+BENCH = BenchSettings(prompt=64, gen=16, repetitions=2)
+"""Each first start of a container waits for it, and needs the proof of offload, no figures."""
 BUILD_ONLY = ("cmake", "ninja", "scikit-build-core")
 """Packages of the host's requirements that nothing needs once the library is built."""
 STATES = ("verify", "results", "models", "cuda-cache", "serve")
@@ -50,6 +55,9 @@ class ImagePlan:
     toolkit: ToolkitPlan | None
     """None: for the CPU."""
     build: BuildPlan
+    libraries: LibrariesConfig
+    """Of the server."""
+    libraries_job: JobPlan
     container: ContainerConfig
 
 
@@ -114,7 +122,19 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
         if isinstance(installed, Problem):
             return installed
         toolkit = installed
-    return ImagePlan(toolkit, build, _container(settings, build, layout))
+    network = plan_network(settings, snapshot, layout)
+    libraries = plan_libraries(settings, layout, network, python.path, python.version)
+    job = JobPlan(
+        kind=libraries.kind,
+        key=libraries.key,
+        folder=layout.job(libraries.kind, libraries.key),
+        config=layout.config(libraries.kind, libraries.key),
+        python=python.path,
+        minutes=settings.build_timeout_minutes,
+        start=True,
+    )
+    container = _container(settings, build, libraries, layout)
+    return ImagePlan(toolkit, build, libraries, job, container)
 
 
 def _untold(settings: Settings) -> Problem:
@@ -128,7 +148,9 @@ def _untold(settings: Settings) -> Problem:
     )
 
 
-def _container(settings: Settings, build: BuildPlan, layout: Layout) -> ContainerConfig:
+def _container(
+    settings: Settings, build: BuildPlan, libraries: LibrariesConfig, layout: Layout
+) -> ContainerConfig:
     backend = build.inputs.backend
     cuda = backend == "cuda"
     verify = VerifyConfig(
@@ -140,9 +162,7 @@ def _container(settings: Settings, build: BuildPlan, layout: Layout) -> Containe
             gpus=(),
             # It proves offload, and is written anew in each container: 0.1 GB.
             model=models.FOR_CPU,
-            bench=BenchSettings(
-                settings.bench_prompt, settings.bench_gen, settings.bench_repetitions
-            ),
+            bench=BENCH,
             context=settings.context,
         ),
         backend=backend,
@@ -162,12 +182,12 @@ def _container(settings: Settings, build: BuildPlan, layout: Layout) -> Containe
     return ContainerConfig(
         version=1,
         verify=verify,
-        serve=_serve(verify, layout),
+        serve=_serve(verify, libraries, layout),
         models=MODELS,
     )
 
 
-def _serve(verify: VerifyConfig, layout: Layout) -> ServeConfig:
+def _serve(verify: VerifyConfig, libraries: LibrariesConfig, layout: Layout) -> ServeConfig:
     folder = layout.serve_state(PROFILE)
     return ServeConfig(
         version=1,
@@ -175,7 +195,7 @@ def _serve(verify: VerifyConfig, layout: Layout) -> ServeConfig:
         host=verify.host,
         verify=f"{folder}/verify.json",
         folder=folder,
-        libraries=layout.serve_libraries("image"),
+        libraries=libraries.root,
         model=models_path(verify),
         alias="",
         placement=Placement(n_gpu_layers=-1, n_ctx=4096),

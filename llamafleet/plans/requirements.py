@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamafleet.settings import Settings
 from llamafleet.tables import text
-from llamafleet.tables.pinned import CACHE, HOST, pins, pip_line, toolkit_file
+from llamafleet.tables.pinned import CACHE, HOST, SERVE, pins, pip_line, toolkit_file
 from llamafleet.wheelhouse.manifest import Manifest
 
 
@@ -19,6 +19,11 @@ def host_requirements(house: Manifest | None = None) -> str:
 def cache_requirements(house: Manifest | None = None) -> str:
     """The compiler cache itself; "" where the wheelhouse has none."""
     return _served(CACHE, house)
+
+
+def serve_requirements(house: Manifest | None = None) -> str:
+    """The server's own packages, of a wheelhouse what it has."""
+    return _served(SERVE, house)
 
 
 def _served(file: str, house: Manifest | None) -> str:

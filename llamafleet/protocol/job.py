@@ -24,6 +24,9 @@ PROGRESS, STAMP, LOCK = "progress.json", "stamp.json", "lock"
 BUILD = "build.json"
 """In a build's own folder, written when all else of it is on the disk: the proof that it is whole.
 A stamp with a BuildProduct in the same object."""
+WHOLE = "whole.json"
+"""In a folder of the server's libraries, written when all else of it is on the disk: a
+LibrariesProduct."""
 WHEELS = "wheel"
 """Folder of a build, with its wheel where that is for other hosts too."""
 PROCESS_NAME = "llamafleet-host"
@@ -39,7 +42,7 @@ PARALLEL = "CMAKE_BUILD_PARALLEL_LEVEL"
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
-Kind = Literal["build", "toolkit", "packages", "verify"]
+Kind = Literal["build", "toolkit", "packages", "libraries", "verify"]
 State = Literal["running", "ok", "failed", "dead", "absent"]
 """dead: it ended without a stamp that can be read."""
 
@@ -114,13 +117,23 @@ class PackagesInputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LibrariesInputs:
+    """What the server's own Python packages are: the job's key is a hash of it."""
+
+    requirements: str
+    """sha256 of the lines with hashes."""
+    python: str
+    """major.minor."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What every job is told."""
 
     version: Literal[1] = VERSION
     kind: Kind
     key: str
-    inputs: BuildInputs | ToolkitInputs | PackagesInputs
+    inputs: BuildInputs | ToolkitInputs | PackagesInputs | LibrariesInputs
     proxies: dict[str, str] = field(default_factory=dict)
     """http_proxy, https_proxy and no_proxy, by these names."""
     ca_bundle: str | None = None
@@ -198,6 +211,16 @@ class BuildConfig(PipConfig):
     """To be installed in place of a build of one's own."""
     wheel_file: str = ""
     """Where that lies: a file that only root writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibrariesConfig(PipConfig):
+    """The Python packages of the server that serves a build."""
+
+    kind: Literal["libraries"] = "libraries"
+    inputs: LibrariesInputs
+    root: str
+    """Folder that they are installed into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,7 +474,15 @@ class PackagesProduct:
     """Names and versions."""
 
 
-Product = BuildProduct | ToolkitProduct | PackagesProduct
+@dataclass(frozen=True, kw_only=True)
+class LibrariesProduct:
+    """What an installation of the server's packages made."""
+
+    packages: tuple[str, ...] = ()
+    """Names and versions, as uvicorn-0.54.0."""
+
+
+Product = BuildProduct | ToolkitProduct | PackagesProduct | LibrariesProduct
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,10 @@ HOST = "host-requirements.txt"
 """Build backend and run-time packages of a build's environment, for each supported Python."""
 
 
+SERVE = "serve-requirements.txt"
+"""What llama_cpp.server needs beside llama-cpp-python, and what tells its metrics."""
+
+
 CACHE = "compiler-cache.txt"
 """ccache: its project's own static program in a wheel, the same one for any distribution."""
 

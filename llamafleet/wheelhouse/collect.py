@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.protocol.redact import redacted
-from llamafleet.tables.pinned import CACHE, HOST, Pin, pins, pip_line, toolkit_file
+from llamafleet.tables.pinned import CACHE, HOST, SERVE, Pin, pins, pip_line, toolkit_file
 from llamafleet.tables.toolkits import wheel_toolkits
 from llamafleet.wheelhouse.index import Sources, fetch_archive, sources
 from llamafleet.wheelhouse.manifest import (
@@ -90,7 +90,7 @@ def build(
     if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).is_file():
         raise WheelhouseError(f"{directory} is not empty and no wheelhouse: name another folder")
     where = sources(index_url)
-    wanted = [*pins(HOST), *pins(CACHE)]
+    wanted = [*pins(HOST), *pins(CACHE), *pins(SERVE)]
     for toolkit in toolkits:
         wanted += _toolkit_pins(toolkit)
     directory.parent.mkdir(parents=True, exist_ok=True)

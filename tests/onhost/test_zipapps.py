@@ -132,7 +132,7 @@ def main():
     Path(sys.argv[0]).with_name("new").replace(sys.argv[0])
     from llamafleet.onhost.verify import child, fatbin
     from llamafleet.onhost.diagnose import shipped
-    print(len(shipped()) > 9, child.ROOT, child._OPENED)
+    print(len(shipped()) > 9, child.ROOT, child.OPENED)
 """
     script.write_bytes(zipapps.archive(files, zipfile.ZIP_STORED))
     answer = runner.run()

@@ -33,7 +33,7 @@ END_S = 10.0
 ROOT = str(Path(__file__).parents[3])
 """The zipapp, or the source tree: what must be on the worker's path."""
 
-_OPENED = (int(ROOT.rpartition("/")[2]),) if ROOT.startswith("/proc/self/fd/") else ()
+OPENED = (int(ROOT.rpartition("/")[2]),) if ROOT.startswith("/proc/self/fd/") else ()
 """The zipapp's file as this process has it open: the worker runs the same code."""
 
 # The current folder, which -c puts first on the path, must not shadow the venv's packages.
@@ -93,7 +93,7 @@ class Children:
         self._gpus = gpus
         self._hung: set[str] = set()
         """UUIDs of the GPUs of tasks that hung; "": it had all."""
-        self._environment = _fixed(folder) | (environment or {})
+        self._environment = fixed(folder) | (environment or {})
         self.on_step = on_step
 
     def run(
@@ -119,7 +119,7 @@ class Children:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=self._environment | limit,
-                pass_fds=_OPENED,
+                pass_fds=OPENED,
                 encoding="utf-8",
             )
         watched = (gpu,) if gpu else self._gpus
@@ -189,7 +189,7 @@ class Children:
         return last
 
 
-def _fixed(folder: Path) -> dict[str, str]:
+def fixed(folder: Path) -> dict[str, str]:
     """The worker's environment: nothing of the caller's, whose variables could hide a GPU, put
     another library in front or change how it computes."""
     return {

@@ -1,0 +1,106 @@
+"""A request's body: read within limits, parsed, never deeper than what is read of it later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from llamafleet.onhost.serve.errors import Left, Receive, Refusal
+from llamafleet.protocol.serve import Limits
+
+DEEPEST = 64
+"""Lists and objects within each other. A tool's parameters are some ten deep."""
+MIB = 1 << 20
+READ_ON = 64 * MIB
+"""Of a body that is too large: so much is thrown away, as a client that still sends reads no
+answer."""
+
+
+async def read(receive: Receive, told: int | None, limits: Limits) -> bytes:
+    """All of it. `told`: its Content-Length. Raises Refusal and Left."""
+    most = limits.body_mib * MIB
+    try:
+        parts, size = await _parts(receive, most, time.monotonic() + limits.receive_s)
+    except asyncio.TimeoutError:
+        raise Refusal(
+            408,
+            f"the body did not arrive within {limits.receive_s} s",
+            code="request_timeout",
+            headers=(("connection", "close"),),
+        ) from None
+    if size > most or (told or 0) > most:
+        raise Refusal(
+            413,
+            f"the body has {max(size, told or 0)} bytes or more; expected at most {most}",
+            code="request_too_large",
+            headers=(("connection", "close"),),
+        )
+    return b"".join(parts)
+
+
+async def _parts(receive: Receive, most: int, end: float) -> tuple[list[bytes], int]:
+    parts: list[bytes] = []
+    size = 0
+    while size <= READ_ON:
+        message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+        if message["type"] == "http.disconnect":
+            raise Left
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= most:
+            parts.append(part)
+        else:
+            parts.clear()
+        if not message.get("more_body"):
+            break
+    return parts, size
+
+
+async def skip(receive: Receive, limits: Limits) -> None:
+    """Read what a refused client still sends, so that it reads the answer."""
+    with contextlib.suppress(Refusal, Left):
+        await read(receive, None, limits)
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The object. Raises Refusal."""
+    try:
+        data = json.loads(body, parse_constant=_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise Refusal(400, f"the body is no JSON: {error}", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise Refusal(400, "the body is no JSON object", code="invalid_json")
+    if _depth(data) > DEEPEST:
+        raise _too_deep()
+    return data
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _too_deep() -> Refusal:
+    text = f"the body has values within values; expected at most {DEEPEST} levels"
+    return Refusal(400, text, code="invalid_json")
+
+
+def _depth(data: object) -> int:
+    """Level by level: nothing here calls itself."""
+    level: list[object] = [data]
+    depth = 0
+    while level and depth <= DEEPEST:
+        within: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                within += one.values()
+            elif isinstance(one, list):
+                within += one
+        level = [one for one in within if isinstance(one, Mapping | list)]
+        depth += 1
+    return depth

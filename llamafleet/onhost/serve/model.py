@@ -1,0 +1,237 @@
+"""The model of a service: llama_cpp.server's application around a Llama that counts and can stop.
+
+The only module of this room that imports llama_cpp and its server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import llama_cpp
+import llama_cpp.llama_chat_format
+from llama_cpp.server import app as server
+from llama_cpp.server.settings import ModelSettings, ServerSettings
+from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
+from pydantic import ValidationError
+
+from llamafleet.onhost.serve.ask import ASKED, Ask
+from llamafleet.onhost.serve.errors import App, wrong
+from llamafleet.onhost.serve.fields import Body, Route
+from llamafleet.onhost.verify.bench import physical_cores
+from llamafleet.protocol.serve import KvType, Placement, ServeConfig
+
+VERSION: str = llama_cpp.__version__
+KV_TYPES: dict[KvType, int] = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
+_INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 5
+"""enum ggml_log_level of ggml.h."""
+_MOST_LOG = 4 << 20
+"""Characters of llama.cpp's log that are kept while a model is loaded: all of it says where the
+layers went. The lines of a model of 100 layers are some 50 KiB."""
+_REQUESTS: dict[Route, Any] = {
+    "completions": CreateCompletionRequest,
+    "chat": CreateChatCompletionRequest,
+}
+
+
+class Log:
+    """llama.cpp's log: kept while a model is loaded; to standard error but for its debug lines."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._size = 0
+        self._keep = True
+        self._level = _INFO
+
+        # Kept, as the library holds no reference of its own.
+        @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+        def log(level: int, text: bytes, data: object) -> None:
+            self._take(level, text)
+
+        self._log = log
+        llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+
+    def _take(self, level: int, text: bytes) -> None:
+        self._level = self._level if level == _CONT else level
+        if self._keep and self._size < _MOST_LOG:
+            self._parts.append(text.decode("utf-8", errors="replace"))
+            self._size += len(text)
+        if self._level in ((_INFO, _WARN, _ERROR) if self._keep else (_WARN, _ERROR)):
+            with contextlib.suppress(OSError):
+                os.write(2, text)
+
+    def loaded(self) -> str:
+        """All of it so far; from now on only what sounds like trouble is passed on."""
+        self._keep = False
+        text, self._parts = "".join(self._parts), []
+        return text
+
+
+class Served(llama_cpp.Llama):  # type: ignore[misc]
+    """Counts for the request that it computes for, and stops when that one's client has left."""
+
+    moved = 0.0
+    """time.monotonic() of the last step that ended."""
+    computing = False
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Iterator[int]:
+        ask = ASKED.get(None) or Ask()
+        ask.begin(len(tokens))
+        self.moved, self.computing = time.monotonic(), True
+        try:
+            for token in super().generate(tokens, *args, **kwargs):
+                vocabulary = self._model.vocab
+                ask.token(ends=bool(llama_cpp.llama_vocab_is_eog(vocabulary, token)))
+                yield token
+        finally:
+            self.computing = False
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """In steps of a batch, as it is done anyway: between two it may stop."""
+        ask = ASKED.get(None)
+        for start in range(0, max(1, len(tokens)), self.n_batch):
+            if ask:
+                ask.check()
+            super().eval(tokens[start : start + self.n_batch])
+            self.moved = time.monotonic()
+
+    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        grammar = kwargs.get("grammar")
+        if grammar is not None:
+            _try_grammar(self._model, grammar)
+        return super()._init_sampler(*args, **kwargs)
+
+    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        with _noted(self):
+            made = super().create_completion(*args, **kwargs)
+        return _followed(self, made) if kwargs.get("stream") else made
+
+
+def _try_grammar(model: Any, grammar: Any) -> None:
+    """llama.cpp gives no sampler for a grammar that it can't read, and llama_cpp would use it.
+    Raises ValueError."""
+    text, root = grammar._grammar.encode(), grammar._root.encode()
+    sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, text, root)
+    if not sampler:
+        raise ValueError("llama.cpp can't make a grammar of the schema")
+    llama_cpp.llama_sampler_free(sampler)
+
+
+@contextlib.contextmanager
+def _noted(model: Served | None = None) -> Iterator[None]:
+    """What is raised within is what the request failed by; the next one begins anew."""
+    try:
+        yield
+    except Exception as failure:
+        if (ask := ASKED.get(None)) and ask.failure is None:
+            ask.failure = failure
+        if model is not None and not isinstance(failure, ValueError):
+            model.reset()
+            model._ctx.kv_cache_clear()
+        raise
+
+
+def _followed(model: Served, pieces: Iterator[Any]) -> Iterator[Any]:
+    with _noted(model):
+        yield from pieces
+
+
+def _handler(model: Served) -> Any:
+    """The chat handler of the model, as Llama.create_chat_completion finds it; what it raises is
+    noted: a template that refuses the messages."""
+    handler = (
+        model.chat_handler
+        or model._chat_handlers.get(model.chat_format)
+        or llama_cpp.llama_chat_format.get_chat_completion_handler(model.chat_format)
+    )
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        with _noted():
+            try:
+                return handler(*args, **kwargs)
+            except Exception as failure:
+                # By name: the sandbox of the templates has exceptions of a library of theirs.
+                if type(failure).__module__.startswith("jinja2"):
+                    raise ValueError(f"its chat template says: {failure}") from failure
+                raise
+
+    return asked
+
+
+def settings(config: ServeConfig, placement: Placement) -> Any:
+    """Every one of llama_cpp.server's settings by value: what is not given it reads from the
+    environment."""
+    fixed = {name: field.get_default() for name, field in ModelSettings.model_fields.items()}
+    kv_type = KV_TYPES[placement.kv_type]
+    threads = physical_cores()
+    own = {
+        "model": config.model,
+        "model_alias": config.alias,
+        "n_gpu_layers": placement.n_gpu_layers,
+        "n_ctx": placement.n_ctx,
+        "n_batch": placement.n_batch,
+        "n_ubatch": min(placement.n_batch, fixed["n_ubatch"]),
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "type_k": kv_type,
+        "type_v": kv_type,
+        "flash_attn": config.flash_attention,
+        "use_mmap": config.mmap,
+        "use_mlock": config.mlock,
+        "logits_all": False,
+        # The chat template of the GGUF.
+        "chat_format": None,
+        # All that tells where the layers went is said at this level.
+        "verbose": True,
+    }
+    return ModelSettings(**(fixed | own))
+
+
+class Loaded:
+    """A model in memory, with the application that serves it."""
+
+    def __init__(self, config: ServeConfig, placement: Placement) -> None:
+        """Load it: minutes. Raises what llama_cpp raises."""
+        self._log = Log()
+        llama_cpp.Llama = Served
+        fixed = {name: one.get_default() for name, one in ServerSettings.model_fields.items()}
+        own = {"interrupt_requests": False, "disable_ping_events": True}
+        self.app: App = server.create_app(
+            server_settings=ServerSettings(**(fixed | own)),
+            model_settings=[settings(config, placement)],
+        )
+        # The one that it loaded; there is no way to it by a name without an underscore.
+        self.llama: Served = server._llama_proxy()
+        self.llama.verbose = False
+        self.llama.chat_handler = _handler(self.llama)
+        self.log = self._log.loaded()
+
+    def validate(self, route: Route, body: Body) -> None:
+        """Raises Refusal where llama_cpp.server would answer 500."""
+        try:
+            _REQUESTS[route](**body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise wrong(where[:80], repr(first["input"])[:80], first["msg"]) from None
+
+    def answer_one(self) -> int:
+        """Have it make one token, now, from a prompt that is evaluated anew; the token."""
+        self.llama.reset()
+        self.llama._ctx.kv_cache_clear()
+        start = self.llama.token_bos()
+        for token in self.llama.generate([max(start, 0)], temp=0.0):
+            return int(token)
+        raise RuntimeError("the model made no token")
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self.llama.close()
