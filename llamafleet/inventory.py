@@ -17,8 +17,9 @@ from llamafleet.onhost.toolkit.openpgp import fingerprints
 from llamafleet.plans.supplies import Supplies
 from llamafleet.protocol.options import OWN, READ_UNDECLARED
 from llamafleet.protocol.redact import redacted
+from llamafleet.serving import Bounds, Profile, clash
 from llamafleet.settings import SECRETIVE, UNQUOTABLE, Settings
-from llamafleet.supplied import credentials, small_file
+from llamafleet.supplied import api_key, credentials, small_file
 from llamafleet.tables.cpu_baselines import NATIVE, OPTIONS
 from llamafleet.tables.releases import Release, having, release, releases
 from llamafleet.terminal import conceal, printable, secrets_of
@@ -106,7 +107,7 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
     for host, data in data_by_host.items():
         settings, findings = _validate(data)
         findings += [*_option_findings(settings), *_contradictions(settings)]
-        findings += _shared_code(settings)
+        findings += [*_shared_code(settings), *_serve_findings(settings)]
         if settings.wheelhouse is not None:
             if settings.wheelhouse not in problems:
                 problems[settings.wheelhouse] = house.verify(Path(settings.wheelhouse))
@@ -130,12 +131,25 @@ def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
     houses = {folder: house.read(Path(folder)) for folder in folders}
     logins = {one.netrc: credentials(Path(one.netrc)) for one in fleet.values() if one.netrc}
     conceal(line.split()[-1] for text in logins.values() for line in text.splitlines())
+    key_files = {
+        profile.api_key_file
+        for one in fleet.values()
+        for profile in one.serve.values()
+        if profile.api_key_file
+    }
+    api_keys = {file: api_key(Path(file)) for file in key_files}
+    conceal(api_keys.values())
     keys = {file: small_file(Path(file)).decode("ascii") for file in files}
     return {
         host: Supplies(
             wheelhouse=houses[one.wheelhouse] if one.wheelhouse else None,
             toolkit_key=keys[one.toolkit_key] if one.toolkit_key else None,
             netrc=logins[one.netrc] if one.netrc else None,
+            serve_keys={
+                name: api_keys[profile.api_key_file]
+                for name, profile in one.serve.items()
+                if profile.api_key_file
+            },
         )
         for host, one in fleet.items()
     }
@@ -183,12 +197,34 @@ def _field_finding(error: dict[str, Any]) -> Finding:
     key = str(field) + "".join(
         f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in inner
     )
+    if field == "serve" and inner:
+        field, description, error = _of_profile([str(part) for part in inner], error)
+    else:
+        description = Settings.model_fields[field].description
     found = _shown(field, error["input"])
+    if error["type"] == "extra_forbidden":
+        return key, "an unknown key", str(description)
+    if error["type"] == "missing":
+        return key, "nothing", str(description)
     if error["type"].endswith("_type"):
         found += f" ({type(error['input']).__name__})"
     if error["type"] == "value_error":
         return key, found, str(error["ctx"]["error"])
-    return key, found, Settings.model_fields[field].description or error["msg"]
+    return key, found, description or error["msg"]
+
+
+def _of_profile(inner: list[str], error: dict[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
+    """The field of a profile, or of its limits, that an error is about; what is allowed there."""
+    whole = Settings.model_fields["serve"].description
+    if len(inner) == 1 or inner[1] == "[key]":
+        return "", whole, error
+    fields = Bounds.model_fields if inner[1:2] == ["limits"] and len(inner) > 2 else None
+    name = inner[2] if fields else inner[1]
+    fields = fields or Profile.model_fields
+    if name in fields:
+        return name, fields[name].description, error
+    near = difflib.get_close_matches(name[:LONGEST], sorted(fields), n=1)
+    return name, f"one of {', '.join(fields)}{f' (nearest: {near[0]})' if near else ''}", error
 
 
 def _shown(field: str, value: object) -> str:
@@ -305,6 +341,37 @@ def _shared_code(settings: Settings) -> Iterator[Finding]:
         elif re.match("CMAKE_C(XX)?_FLAGS", name.upper()) and re.search(r"(^|\s)-m", value):
             allowed = "no -m options beside cpu_baseline and build_sharing: cpu_baseline decides"
             yield f"cmake_options.{_name(name)}", _shown("cmake_options", value), allowed
+
+
+def _serve_findings(settings: Settings) -> Iterator[Finding]:
+    """What several profiles, or one and the controller's files, decide together."""
+    names = list(settings.serve)
+    for at, name in enumerate(names):
+        profile, key = settings.serve[name], f"serve.{name}"
+        for other in names[:at]:
+            if clash(profile, settings.serve[other]):
+                found = f"{profile.port}, as serve.{other} has on {settings.serve[other].address}"
+                yield f"{key}.port", found, "a port of its own for each profile"
+        if profile.api_key_file is not None:
+            yield from _api_key_findings(f"{key}.api_key_file", Path(profile.api_key_file))
+        elif profile.public:
+            yield (
+                f"{key}.address",
+                f"{profile.address}, which other hosts may reach",
+                "api_key_file beside it, or an address of this host alone such as 127.0.0.1",
+            )
+        if settings.scope == "user" and profile.mlock:
+            yield f"{key}.mlock", "True", 'scope = "system" beside it (root)'
+
+
+def _api_key_findings(key: str, file: Path) -> Iterator[Finding]:
+    try:
+        api_key(file)
+    except (OSError, ValueError) as error:
+        # The name of no file may be the key itself.
+        found = file if isinstance(error, ValueError) else "a file that can't be opened"
+        description = Profile.model_fields["api_key_file"].description
+        yield key, f"{found} ({_reason(error)})", str(description)
 
 
 def _key_findings(file: Path) -> Iterator[Finding]:

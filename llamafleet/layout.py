@@ -26,6 +26,8 @@ VERIFY_TIMER = "llamafleet-verify.timer"
 DRIVER_CHECK_UNIT = "llamafleet-driver-check.service"
 DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
 SERVE_TEMPLATE = "llamafleet-serve@.service"
+SERVE_TARGET = "llamafleet-serve.target"
+"""Groups all services: what stops or starts it does so with each of them."""
 DEVICES_UNIT = "llamafleet-devices.service"
 """Loads the driver's modules before a unit that is let near the GPUs alone."""
 
@@ -215,13 +217,28 @@ class Layout:
 
     def serve_state(self, profile: str) -> str:
         """Folder of what one service writes."""
-        return f"{self.state}/serve/{profile}"
+        return f"{self.served}/{profile}"
 
     @property
     def gguf(self) -> str:
         """Folder of the models that are served and that llamafleet brought, one folder each."""
         return f"{self.state}/gguf"
 
+    @property
+    def served(self) -> str:
+        """Folder of the services' own folders, each of which `serve_state` names."""
+        return f"{self.state}/serve"
+
+    @property
+    def servers(self) -> str:
+        """Folder of the folders that `serve_libraries` names; the account's."""
+        return f"{self.prefix}/serve"
+
+    @property
+    def compiled(self) -> str:
+        """Where the driver keeps what it compiled for its GPUs."""
+        return f"{self.state}/cuda-cache"
+
     def serve_libraries(self, name: str) -> str:
         """Folder of the server's own Python packages; `name` tells which they are."""
-        return f"{self.prefix}/serve/{name}"
+        return f"{self.servers}/{name}"

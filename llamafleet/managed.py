@@ -21,19 +21,23 @@ from llamafleet.layout import (
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
+    SERVE_TARGET,
+    SERVE_TEMPLATE,
     USER,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
     Scope,
+    serve_unit,
 )
 
-Group = Literal["tools", "settings", "hold"]
+Group = Literal["tools", "settings", "hold", "serve"]
 """The operation that writes a file."""
 
-Condition = Literal["cuda", "schedule", "hold", "apt", "netrc"]
+Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "serve"]
 """What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
-schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror."""
+schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror,
+a profile that is served."""
 
 UnitState = Literal["loaded", "enabled", "active"]
 """loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
@@ -74,9 +78,16 @@ class Managed:
     """What is wanted of the unit."""
     secret: bool = False
     """Only root writes it and only the account, beside root, reads it."""
+    private: bool = False
+    """Only who writes it reads it: the manager of the services hands it on."""
+    profile: str = ""
+    """The served profile that it belongs to."""
 
     def access(self, layout: Layout) -> Access:
         """Whose it is to be."""
+        if self.private:
+            owner = "root" if layout.scope == "system" else ""
+            return Access(owner, owner, 0o600)
         return access(layout, secret=self.secret)
 
     def leftovers(self, layout: Layout) -> tuple[str, ...]:
@@ -119,6 +130,7 @@ CATALOGUE = (
     _unit(VERIFY_TIMER, "active", "schedule"),
     _unit(DRIVER_CHECK_UNIT, "enabled", "cuda"),
     _unit(DRIVER_CHECK_PATH, "active", "cuda"),
+    _unit(SERVE_TARGET, "active", "serve"),
     _of_root(lambda at: at.hold_record, "hold", "held-packages.j2", "hold"),
     _of_root(lambda at: HOLD_APT, "hold", "52llamafleet-hold-driver.j2", "hold", "apt"),
     _of_root(lambda at: at.installed_packages, None),
@@ -136,6 +148,29 @@ def rows(layout: Layout, group: Group | None = None) -> tuple[Managed, ...]:
     return tuple(
         row for row in CATALOGUE if layout.scope in row.scopes and group in (None, row.group)
     )
+
+
+def profile_rows(profile: str) -> tuple[Managed, ...]:
+    """The files and the unit of one served profile; the key is wanted where it has one."""
+    unit = serve_unit(profile)
+    return (
+        Managed(lambda at: at.serve_config(profile), "serve", SERVE_CONFIG, profile=profile),
+        Managed(
+            lambda at: at.serve_key(profile), "serve", SERVE_KEY, private=True, profile=profile
+        ),
+        Managed(
+            lambda at: f"{at.units}/{unit}",
+            "serve",
+            f"{SERVE_TEMPLATE}.j2",
+            unit=unit,
+            state="enabled",
+            profile=profile,
+        ),
+    )
+
+
+SERVE_CONFIG, SERVE_KEY = "serve.json", "api-key"
+"""Sources of a profile's files."""
 
 
 def by_path(layout: Layout) -> dict[str, Managed]:
@@ -160,7 +195,7 @@ class Folder:
         return Access(owner, owner, 0o755)
 
 
-STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp", "cache")
+STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp", "cache", "serve", "gguf")
 """Below the state folder."""
 
 
@@ -174,6 +209,7 @@ def folder_rows(layout: Layout) -> tuple[Folder, ...]:
         Folder(layout.state, account=True),
         Folder(layout.versions, account=True),
         Folder(layout.toolkits, account=True),
+        Folder(layout.servers, account=True),
         *(Folder(f"{layout.state}/{name}", below=True) for name in STATE_FOLDERS),
     )
 

@@ -18,15 +18,20 @@ from llamafleet.layout import (
     APT_SOURCE,
     DEVICES_UNIT,
     DNF_SOURCE,
+    DRIVER_CHECK_UNIT,
+    SERVE_TARGET,
     VERIFY_UNIT,
     Layout,
+    serve_unit,
 )
-from llamafleet.managed import Managed
-from llamafleet.onhost.driver_check import EXIT_STALE, EXIT_VERIFY
+from llamafleet.managed import SERVE_CONFIG, SERVE_KEY, Managed
+from llamafleet.onhost.driver_check import EXIT_REBOOT, EXIT_STALE, EXIT_VERIFY
 from llamafleet.plans.driver.hold import expressions
-from llamafleet.plans.plan import Plan, Repository, ToolkitPlan, VerifyPlan
+from llamafleet.plans.plan import Plan, Repository, Served, ToolkitPlan, VerifyPlan
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.job import PATH, Manager, PackagesConfig, ToolkitConfig
+from llamafleet.protocol.serve import CREDENTIAL, ServeConfig
+from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import UNQUOTABLE, Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
@@ -38,6 +43,9 @@ REPOSITORY_TEMPLATES: dict[Manager, dict[str, str]] = {
     "dnf": {DNF_SOURCE: "llamafleet-cuda.repo.j2"},
 }
 """By package manager, the files of a repository and their templates."""
+
+STOP_MARGIN_S = 30
+"""Beside the time to drain, for a model to be unloaded."""
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 
@@ -63,8 +71,14 @@ def content(
     Raises ValueError where a value can't stand in a quoted line of an environment file.
     """
     if row.source.endswith(".j2"):
-        text = _jinja.get_template(row.source).render(_values(plan, settings, layout))
-        return text.encode()
+        values = _values(plan, settings, layout)
+        if row.profile:
+            values["served"] = _served(row, plan)
+        return _jinja.get_template(row.source).render(values).encode()
+    if row.source == SERVE_CONFIG:
+        return as_json(_served(row, plan).config)
+    if row.source == SERVE_KEY:
+        return f"{supplies.serve_keys[row.profile]}\n".encode()
     if row.source == "verify.json":
         assert plan.verify is not None
         return verify_config(plan.verify)
@@ -72,6 +86,11 @@ def content(
         assert supplies.netrc is not None
         return supplies.netrc.encode()
     return {"zipapp": host_zipapp, "pip": pip_zipapp}[row.source]()
+
+
+def _served(row: Managed, plan: Plan) -> Served:
+    assert plan.serve is not None
+    return next(one for one in plan.serve.services if one.config.profile == row.profile)
 
 
 def content_sha256(
@@ -91,10 +110,18 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
         "layout": layout,
         "system": layout.scope == "system",
         "timeout_minutes": settings.verify_minutes,
-        "schedule": settings.verify_schedule,
+        "schedule": settings.schedule,
         "sandbox": partial(sandbox.lines, layout=layout),
         "verify_unit": VERIFY_UNIT,
         "devices_unit": DEVICES_UNIT,
+        "driver_check_unit": DRIVER_CHECK_UNIT,
+        "serves": bool(settings.serve),
+        "serve_target": SERVE_TARGET,
+        "serve_units": serve_unit("*"),
+        "ctl": "systemctl" if layout.scope == "system" else "systemctl --user",
+        "credential": CREDENTIAL,
+        "stop_margin_s": STOP_MARGIN_S,
+        "reboot_status": EXIT_REBOOT,
         "verify_status": EXIT_VERIFY,
         "stale_status": EXIT_STALE,
     }
@@ -148,4 +175,9 @@ def repository_files(repository: Repository, manager: Manager, keyring: str) -> 
 
 def verify_config(plan: VerifyPlan) -> bytes:
     """The verification's settings: the same bytes for the same plan."""
-    return (json.dumps(asdict(plan.config), indent=1, sort_keys=True) + "\n").encode()
+    return as_json(plan.config)
+
+
+def as_json(config: VerifyConfig | ServeConfig) -> bytes:
+    """The same bytes for the same settings."""
+    return (json.dumps(asdict(config), indent=1, sort_keys=True) + "\n").encode()

@@ -12,9 +12,10 @@ from typing import Literal
 
 from llamafleet.layout import USER, Layout
 
-Kind = Literal["verify", "driver-check", "devices", "build", "packages"]
+Kind = Literal["verify", "driver-check", "devices", "build", "packages", "serve", "serve-public"]
 """devices: loads the driver's modules. build: every job of the account, that of a toolkit too.
-packages: every job of root, that is a package manager and what its packages run."""
+packages: every job of root, that is a package manager and what its packages run. serve: a service
+that this host alone can reach; serve-public: one that others can."""
 
 OLDEST = 239
 """systemd of RHEL 8, the oldest one that hosts have."""
@@ -92,6 +93,17 @@ _NO_NETWORK = (
 _NETWORK = (Property("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6 AF_NETLINK"),)
 """Netlink: the C library asks the kernel for its addresses, useradd reports to the audit."""
 
+# A socket for what systemd is told. No netlink: the server binds to addresses as they are written.
+_SERVE = (
+    Property("PrivateIPC", "yes", since=248),
+    Property("UMask", "0077", user=True),
+    Property("RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6", user=True),
+)
+_LOOPBACK = (
+    Property("IPAddressDeny", "any"),
+    Property("IPAddressAllow", "localhost"),
+)
+
 # What maintainer scripts need is left alone. A hidden /lib/modules or /dev/mapper would end in an
 # initramfs that boots nothing, a hidden /proc/1 in scripts that take the host for a chroot; SELinux
 # changes no domain under NoNewPrivileges=. Disks can be read and not written, so no script reaches
@@ -143,7 +155,18 @@ def _of(kind: Kind, layout: Layout) -> Iterable[Property]:
             *_SYSCALLS,
             Property("PrivateDevices", "yes"),
             *_NETWORK,
-            _writes(layout.state, layout.versions, layout.toolkits),
+            _writes(layout.state, layout.versions, layout.toolkits, layout.servers),
+        )
+    if kind in ("serve", "serve-public"):
+        return (
+            *account,
+            Property("SystemCallFilter", "~@privileged", user=True),
+            *_SYSCALLS,
+            *_GPU,
+            _UNSEEN,
+            *_SERVE,
+            *(_LOOPBACK if kind == "serve" else ()),
+            _writes(layout.served, layout.compiled),
         )
     return (
         *account,

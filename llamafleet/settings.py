@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llamafleet.fields import BOOL, GPUS, LONGEST_PATH, PATH, GpuNames, LocalPath, one_of, whole
 from llamafleet.layout import Scope
 from llamafleet.oncalendar import is_calendar
 from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
+from llamafleet.protocol.serve import NAME
+from llamafleet.serving import Profile
 from llamafleet.tables.cpu_baselines import Baseline
 from llamafleet.tables.releases import as_released, outdated, release, releases
 from llamafleet.tables.toolkits import toolkits
@@ -27,35 +29,30 @@ CompilerCache = Literal["off", "ccache"]
 Sharing = Literal["host", "wheel"]
 
 SECRETIVE = frozenset(
-    {"toolkit_url", "index_url", "proxy", "netrc", "cmake_options", "compiler_cache_url"}
+    {
+        *("toolkit_url", "index_url", "proxy", "netrc", "cmake_options", "compiler_cache_url"),
+        *("serve", "api_key_file"),
+    }
 )
 """Settings in whose place somebody may write a password: a value that is refused is not shown."""
 
-MOST_GPUS = 64
-"""In one list; a host of 8 GPUs with 7 MIG instances each has fewer."""
-LONGEST_PATH = 4096
-"""Characters, as Linux takes them (PATH_MAX)."""
 LONGEST_URL = 2000
 REDIS_PORT = 6379
 """Redis' own, where an address names none."""
+MOST_PROFILES = 32
+"""Of one host."""
 MOST_CAPABILITIES = 32
 """In one list; each makes a build longer, and there are not as many."""
 
 UNQUOTABLE = '"\\$`\n'
 """What can't stand in a quoted value of a file that systemd and a shell read."""
 
-# Values reach units, environment files and command lines, where blanks, quotes, $ and % mean more.
-_PATH = r"/[A-Za-z0-9._+@:,=~/-]*"
 # In lists of paths and in linker flags : and , separate.
 _TOOL = r"/[A-Za-z0-9._+@=~/-]*"
 
 _URL = r"^https?://[!-$&-~]+$"
 _NOT_IN_URL = re.compile(r"[\"'$\\?#;<>`{|}^]")
 """Besides what means more: queries and fragments, which hold tokens and no part of an index."""
-
-
-def _one_of(names: tuple[str, ...]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _listed(value: object) -> object:
@@ -65,21 +62,6 @@ def _listed(value: object) -> object:
     if isinstance(value, list):
         return tuple(value)
     return (value,) if isinstance(value, str | float) else value
-
-
-def _named(value: object) -> object:
-    """A list, or one bare value, of which `--data gpus=0` arrives as a number."""
-    if value is None:
-        return None
-    values = value if isinstance(value, list | tuple) else [value]
-    return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values)
-
-
-def _some(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Not min_length, which pydantic says of a wrong item too."""
-    if not names:
-        raise ValueError(_GPUS)
-    return names
 
 
 def _versioned(value: object) -> object:
@@ -130,12 +112,6 @@ def _schedule(value: str) -> str:
     return value
 
 
-def _one_line(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("printable text on one line")
-    return value
-
-
 def _toolkit(value: str) -> str:
     released = [row.version for row in reversed(toolkits())]
     if value not in released:
@@ -162,7 +138,7 @@ def _pinned(data: dict[str, Any]) -> str:
 
 def _model(value: str) -> str:
     if re.fullmatch(
-        rf"auto|{_PATH}\.gguf|synthetic:({'|'.join(SHAPES)})-({'|'.join(TYPES)})", value
+        rf"auto|{PATH}\.gguf|synthetic:({'|'.join(SHAPES)})-({'|'.join(TYPES)})", value
     ):
         return value
     raise ValueError(
@@ -170,17 +146,6 @@ def _model(value: str) -> str:
         f"synthetic:<shape>-<type> with a shape of {', '.join(SHAPES)} "
         f"and a type of {', '.join(TYPES)}"
     )
-
-
-def _absolute(value: str) -> str:
-    """A path on the controller, made independent of the working directory."""
-    if "://" in value:
-        raise ValueError("a path on this machine, not a URL")
-    try:
-        return str(Path(value).expanduser().resolve())
-    except (RuntimeError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"a path that can be followed ({reason})") from error
 
 
 Capability = Annotated[
@@ -195,37 +160,17 @@ ToolkitVersion = Annotated[
     Field(pattern=r"^[0-9]{1,2}\.[0-9]{1,2}$"),
     AfterValidator(_toolkit),
 ]
-GpuName = Annotated[
-    str,
-    Field(
-        pattern=r"^(GPU-[0-9a-f-]{8,36}|MIG-[0-9A-Za-z/-]{8,80}"
-        # As Linux writes it, and as nvidia-smi does.
-        r"|([0-9A-Fa-f]{4,8}:)?[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]|[0-9]{1,2})$"
-    ),
-]
 HostPath = Annotated[str, Field(pattern=f"^{_TOOL}$", max_length=LONGEST_PATH)]
-LocalPath = Annotated[
-    str,
-    Field(min_length=1, max_length=LONGEST_PATH),
-    AfterValidator(_one_line),
-    AfterValidator(_absolute),
-]
 Url = Annotated[str, Field(pattern=_URL, max_length=LONGEST_URL), AfterValidator(_url)]
 
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
-_BOOL = "true or false"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
-_GPUS = 'a list of UUIDs, bus ids or indices such as ["GPU-5f3d...", "0000:01:00.0", "1"], or None'
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 _WEB_URL = "an http:// or https:// URL"
 _REDIS_URL = (
     "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "
     "setting netrc takes them"
 )
-
-
-def _whole(low: int, high: int, unit: str) -> Any:
-    return Field(ge=low, le=high, description=f"a whole number of {unit} from {low} to {high}")
 
 
 class Settings(BaseModel):
@@ -252,7 +197,7 @@ class Settings(BaseModel):
     )
     """major.minor, as "13.0"; None: the newest that driver, GPUs and compiler allow."""
     toolkit_method: ToolkitMethod = Field(
-        default="auto", description=_one_of(get_args(ToolkitMethod))
+        default="auto", description=one_of(get_args(ToolkitMethod))
     )
     toolkit_url: Url | None = Field(default=None, description=_WEB_URL)
     """Mirror of NVIDIA's downloads: what stands for developer.download.nvidia.com/compute/cuda."""
@@ -264,8 +209,8 @@ class Settings(BaseModel):
     """Use the toolkit below this path on the host and no other."""
     host_compiler: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Path of the C++ compiler on the host; None: the newest fitting one."""
-    allow_unsupported_compiler: bool = Field(default=False, description=_BOOL)
-    compiler_forced: bool = Field(default=False, description=_BOOL)
+    allow_unsupported_compiler: bool = Field(default=False, description=BOOL)
+    compiler_forced: bool = Field(default=False, description=BOOL)
     llama_version: Annotated[
         str,
         Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(\.post[0-9]+)?$", max_length=32),
@@ -280,21 +225,21 @@ class Settings(BaseModel):
         default={}, description='names and texts such as {"LLAVA_BUILD": "ON"}'
     )
     """Extra -D options, as {"LLAVA_BUILD": "ON"}."""
-    jobs: Annotated[int | None, _whole(1, 1024, "jobs")] = None
+    jobs: Annotated[int | None, whole(1, 1024, "jobs")] = None
     """Parallel compile jobs; None: bounded by cores and memory."""
-    build_sharing: Sharing = Field(default="host", description=_one_of(get_args(Sharing)))
+    build_sharing: Sharing = Field(default="host", description=one_of(get_args(Sharing)))
     """host: each builds for itself; wheel: hosts of one fingerprint take the wheel of the first."""
     cpu_baseline: Baseline | None = Field(
-        default=None, description=f"{_one_of(get_args(Baseline))}, or None"
+        default=None, description=f"{one_of(get_args(Baseline))}, or None"
     )
     """Instruction sets that llama.cpp is built for; None: those of the host's own CPU."""
     python: HostPath | None = Field(default=None, description=_HOST_PATH)
     """Interpreter on the host; None: the newest supported one found."""
-    install_packages: bool = Field(default=True, description=_BOOL)
+    install_packages: bool = Field(default=True, description=BOOL)
     """May install missing distribution packages (a C++ compiler) in scope system."""
-    hold_driver: bool = Field(default=False, description=_BOOL)
+    hold_driver: bool = Field(default=False, description=BOOL)
     """Hold all packages of the driver: its updates then come only when somebody asks for them."""
-    rebuild: bool = Field(default=False, description=_BOOL)
+    rebuild: bool = Field(default=False, description=BOOL)
     """Build anew, whatever is there; the build in use stays until the new one is proven."""
     reboot: Reboot = Field(default="never", description="never or allow")
     """allow: a host whose updated driver needs a reboot is rebooted, one host after the other."""
@@ -302,25 +247,31 @@ class Settings(BaseModel):
         default="auto", description="auto, the path of a .gguf file, or synthetic:<shape>-<type>"
     )
     """Path of a GGUF file on the host, synthetic:<shape>-<type>, or auto."""
-    bench_prompt: Annotated[int, _whole(1, 65536, "tokens")] = 512
-    bench_gen: Annotated[int, _whole(1, 65536, "tokens")] = 128
-    bench_repetitions: Annotated[int, _whole(2, 100, "repetitions")] = 5
+    bench_prompt: Annotated[int, whole(1, 65536, "tokens")] = 512
+    bench_gen: Annotated[int, whole(1, 65536, "tokens")] = 128
+    bench_repetitions: Annotated[int, whole(2, 100, "repetitions")] = 5
     """At least 2: one has no spread."""
-    context: Annotated[int, _whole(256, 1048576, "tokens")] = 4096
+    context: Annotated[int, whole(256, 1048576, "tokens")] = 4096
     """Tokens of context that the verification loads the model with."""
-    gpus: Annotated[
-        Annotated[tuple[GpuName, ...], Field(max_length=MOST_GPUS), AfterValidator(_some)] | None,
-        BeforeValidator(_named),
-    ] = Field(default=None, description=_GPUS)
+    gpus: GpuNames = Field(default=None, description=GPUS)
     """The GPUs to prove and to use, each by UUID, bus id or index; None: all there are."""
-    busy_minutes: Annotated[int, _whole(0, 120, "minutes")] = 5
+    busy_minutes: Annotated[int, whole(0, 120, "minutes")] = 5
     """How long a benchmark is tried again until its GPU is free."""
-    allow_busy: bool = Field(default=False, description=_BOOL)
+    allow_busy: bool = Field(default=False, description=BOOL)
     """BUSY ends a run as well as PASS."""
     verify_schedule: Annotated[str, AfterValidator(_schedule)] | None = Field(
         default="weekly", description=_SCHEDULE
     )
     """When the timer verifies again; None: no timer."""
+    serve: dict[Annotated[str, Field(pattern=f"^{NAME}$")], Profile] = Field(
+        default={},
+        max_length=MOST_PROFILES,
+        description='profiles by name such as {"chat": {"model": "/srv/chat.gguf"}}; a name has '
+        "small letters, digits and -",
+    )
+    """What is served once the build is proven: a service for each profile."""
+    verify_pauses_serving: bool = Field(default=False, description=BOOL)
+    """Where something is served, the timer verifies too: the services are stopped meanwhile."""
     wheelhouse: LocalPath | None = Field(
         default=None, description="a folder on the controller made by `llamafleet wheelhouse build`"
     )
@@ -341,18 +292,24 @@ class Settings(BaseModel):
     )
     """Users and passwords of the index and of the mirror, by the names of their machines."""
     compiler_cache: CompilerCache = Field(
-        default="off", description=_one_of(get_args(CompilerCache))
+        default="off", description=one_of(get_args(CompilerCache))
     )
     """Of what was compiled before; off: a first build gains nothing by it, and it is one more
     program in the build."""
-    compiler_cache_gb: Annotated[int, _whole(1, 1000, "GB")] = 5
+    compiler_cache_gb: Annotated[int, whole(1, 1000, "GB")] = 5
     """How large it may become on a host."""
     compiler_cache_url: (
         Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_redis)] | None
     ) = Field(default=None, description=_REDIS_URL)
     """A Redis server that all hosts share beside their own."""
-    build_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 180
-    verify_timeout_minutes: Annotated[int, _whole(1, 1440, "minutes")] = 30
+    build_timeout_minutes: Annotated[int, whole(1, 1440, "minutes")] = 180
+    verify_timeout_minutes: Annotated[int, whole(1, 1440, "minutes")] = 30
+
+    @property
+    def schedule(self) -> str | None:
+        """When a timer verifies: never where that would interrupt what is served, unasked."""
+        quiet = self.serve and not self.verify_pauses_serving
+        return None if quiet else self.verify_schedule
 
     @property
     def verify_minutes(self) -> int:

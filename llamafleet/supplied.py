@@ -8,6 +8,8 @@ import re
 import stat
 from pathlib import Path
 
+from llamafleet.serving import LONGEST_KEY, SHORTEST_KEY
+
 MOST_BYTES = 1 << 20
 """Of such a file; keys and lists of passwords have some thousand."""
 
@@ -41,6 +43,26 @@ def small_file(file: Path, *, private: bool = False) -> bytes:
 def _at_once(path: str, flags: int) -> int:
     """An open for reading that does not wait for a pipe's writer."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def api_key(file: Path) -> str:
+    """The API key of a service: one line of printable ASCII without blanks, that we alone read.
+
+    Raises OSError and ValueError as `small_file` does, without a word of the file itself.
+    """
+    text = small_file(file, private=True).removesuffix(b"\n").removesuffix(b"\r")
+    if not text:
+        raise ValueError("an empty file")
+    if b"\n" in text or b"\r" in text:
+        raise ValueError(f"{len(text.splitlines())} lines")
+    if not re.fullmatch(rb"[!-~]+", text):
+        raise ValueError("blanks or what is no printable ASCII in it")
+    if not SHORTEST_KEY <= len(text) <= LONGEST_KEY:
+        limits = f"{SHORTEST_KEY} to {LONGEST_KEY}"
+        raise ValueError(
+            f"{len(text)} characters, not {limits}; next: openssl rand -hex 32 >{file}"
+        )
+    return text.decode("ascii")
 
 
 def credentials(file: Path) -> str:

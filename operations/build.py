@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
+from llamafleet.layout import Layout
 from llamafleet.plans.plan import BuildPlan
 from llamafleet.protocol.job import JobError, Kind, Stamp
 from operations import jobs, share
@@ -152,10 +153,9 @@ def activate() -> Generator[PyinfraCommand, None, None]:
         return
     layout = run.layout()
     if plan.switch:
-        partial = f"{layout.current}.partial"
-        target = layout.version(plan.switch.name)
-        yield StringCommand("ln -sfn", QuoteString(target), QuoteString(partial))
-        yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
+        if run.host.state.is_executing:
+            run.before = run.snapshot().current or ""
+        yield from point(layout, plan.switch.name)
         run.changed(f"current -> {plan.switch.name}")
     if plan.discard:
         yield StringCommand(
@@ -171,6 +171,13 @@ def activate() -> Generator[PyinfraCommand, None, None]:
             *map(QuoteString, plan.discard),
         )
         run.reread()
+
+
+def point(layout: Layout, name: str) -> Iterator[StringCommand]:
+    """`current` is that build, by rename."""
+    partial = f"{layout.current}.partial"
+    yield StringCommand("ln -sfn", QuoteString(layout.version(name)), QuoteString(partial))
+    yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
 
 
 def report_failure(run: HostRun, kind: Kind, stamp: Stamp) -> bool:

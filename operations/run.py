@@ -28,7 +28,7 @@ from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.command import without_secrets
 from llamafleet.history.report import exit_code_of, render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
-from llamafleet.history.store import Row
+from llamafleet.history.store import Row, ServedLine
 from llamafleet.history.update import Update
 from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
 from llamafleet.layout import Layout
@@ -65,6 +65,9 @@ class HostRun:
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     result: Result | Unreadable | None = None
+    before: str = ""
+    """The build that `current` was before this run switched it, until it is known to serve."""
+    served: list[ServedLine] = field(default_factory=list)
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
     explained: bool = False
@@ -177,6 +180,7 @@ class HostRun:
             changed=self.changes,
             failures=reasons,
             update=self.update,
+            served=self.served,
             known=self.known and not self.guard.lost and (failed or bool(self.failures)),
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from llamafleet.protocol.job import BuildProduct, Progress, Stamp
 from llamafleet.protocol.result import Result
+from llamafleet.protocol.serve import Status
 from llamafleet.received import Unreadable
 
 SNAPSHOT_VERSION = 1
@@ -288,6 +289,23 @@ class Unit:
     """Exit status, or signal, of its main process."""
     triggered: int | None = None
     """Seconds since 1970 at which a timer last started its service."""
+    started: int | None = None
+    """The same of a service's main process."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A process that waits for connections on a port."""
+
+    port: int
+    address: str
+    """IP address; of another network namespace none is seen."""
+    uid: int
+    pid: int | None = None
+    """None: may not be seen."""
+    command: str = ""
+    unit: str = ""
+    """The service that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -435,6 +453,12 @@ class HostSnapshot:
     """dnf can lock versions: it is dnf5, or has the plugin."""
     wheelhouse: str | None = None
     """sha256 of the manifest in the host's copy of the wheelhouse."""
+    services: dict[str, Status] = field(default_factory=dict)
+    """What services tell of themselves, by profile; those whose word can be understood."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Seconds since 1970 at which files of services, and `current`, were last changed, by path."""
+    listening: tuple[Listener, ...] = ()
+    """On the ports of the settings."""
 
     @property
     def enterprise_linux(self) -> bool:

@@ -34,7 +34,7 @@ ACCOUNT_KEYS = frozenset(
     }
 )
 """What that part can speak of: it may be forged, and so tells nothing of the rest."""
-JSON_BLOCKS = frozenset({"progress", "stamp", "latest", "build", "deploy_lock"})
+JSON_BLOCKS = frozenset({"progress", "stamp", "latest", "build", "deploy_lock", "served"})
 """Files as they are: their lines may be long, and are checked once they are read as JSON."""
 ACCOUNT_BLOCKS = (JSON_BLOCKS - {"deploy_lock"}) | {"libraries", "owners"}
 

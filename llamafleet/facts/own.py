@@ -11,6 +11,8 @@ from llamafleet.facts.host import Build, DeployLock, Job, Owner
 from llamafleet.facts.lines import Record, Sorted
 from llamafleet.protocol.job import BuildProduct, Kind, Progress, Stamp
 from llamafleet.protocol.result import Result
+from llamafleet.protocol.serve import NAME as PROFILE
+from llamafleet.protocol.serve import Status
 from llamafleet.received import Unreadable, received_json, received_result, received_text
 
 T = TypeVar("T")
@@ -157,6 +159,17 @@ def result(record: Record) -> Result | Unreadable | None:
     if isinstance(data, Unreadable):
         return Unreadable(f"latest.json is {data.reason}")
     return received_result(data)
+
+
+def services(record: Record) -> dict[str, Status]:
+    """By profile: each is believed about the service of the folder that it lies in alone."""
+    found = {}
+    for block in list(record.blocks):
+        if block[0] == "served" and len(block) > 1 and re.fullmatch(PROFILE, block[1]):
+            told = _told(record, Status, "served", block[1])
+            if isinstance(told, Status) and told.profile == block[1]:
+                found[told.profile] = told
+    return found
 
 
 def deploy_lock(told: Sorted) -> DeployLock | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import calendar
+import ipaddress
 import re
 import shlex
+from collections.abc import Iterator
 
 from llamafleet.facts import own, smi
 from llamafleet.facts.host import (
@@ -14,6 +16,7 @@ from llamafleet.facts.host import (
     DriverFile,
     Gpu,
     HostSnapshot,
+    Listener,
     Package,
     PciGpu,
     Tool,
@@ -133,6 +136,9 @@ def parse(lines: list[str]) -> HostSnapshot:
         hold_record=_lines(record.block("hold_record")),
         dnf_locks=record.text("dnf_locks") == "1",
         wheelhouse=next(iter(hashes(record.block("wheelhouse")).values()), None),
+        services=own.services(account),
+        changed={path: number(at) for path, at in record.rows("changed", 2) if number(at)},
+        listening=tuple(_listeners(record)),
     )
 
 
@@ -464,9 +470,29 @@ def _units(lines: list[str]) -> dict[str, Unit]:
                 result=properties.get("Result", ""),
                 status=_status(properties.get("ExecMainStatus", "")),
                 triggered=_moment(properties.get("LastTriggerUSec", "")),
+                started=_moment(properties.get("ExecMainStartTimestamp", "")),
             )
         properties = {}
     return units
+
+
+def _listeners(record: Record) -> Iterator[Listener]:
+    """Rows "port, address as /proc/net/tcp has it, uid, pid, command, unit"."""
+    for port, address, uid, pid, command, unit in record.rows("listening", 6):
+        told = _address(address)
+        if told:
+            yield Listener(
+                number(port), told, number(uid), number(pid) or None, command[:100], unit[:300]
+            )
+
+
+def _address(text: str) -> str:
+    """Of hex digits in the machine's own order, each four bytes by themselves; "": none."""
+    if not re.fullmatch(r"[0-9A-F]{8}|[0-9A-F]{32}", text):
+        return ""
+    parts = [bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8)]
+    # Every machine that CUDA runs on is little-endian.
+    return str(ipaddress.ip_address(b"".join(part[::-1] for part in parts)))
 
 
 def _status(text: str) -> int | None:

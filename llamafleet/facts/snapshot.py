@@ -12,7 +12,7 @@ from pyinfra.api.host import Host
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import TELLING, SnapshotError, parse
-from llamafleet.layout import AS_ACCOUNT, USER, Layout
+from llamafleet.layout import AS_ACCOUNT, USER, Layout, serve_unit
 from llamafleet.managed import unit_names
 from llamafleet.protocol.pythons import MODULES, PYTHONS
 from llamafleet.tables import driver_packages
@@ -46,15 +46,16 @@ def render(
     files: tuple[str, ...],
     extra: tuple[str, ...] = (),
     folders: tuple[str, ...] = (),
+    ports: tuple[int, ...] = (),
 ) -> str:
     """The whole script for one host.
 
     `files`: paths to hash. `extra`: paths from the settings that are not among the usual ones: a
     toolkit's root, a C++ compiler, a Python interpreter. `folders`: paths whose owners are wanted,
-    as those of `files` are. A path is absolute or begins with ``$HOME/``, which the host's shell
-    expands. Raises ValueError on any other path.
+    as those of `files` are. `ports`: whose listeners are wanted. A path is absolute or begins with
+    ``$HOME/``, which the host's shell expands. Raises ValueError on any other path.
     """
-    for path in (layout.prefix, layout.state, *files, *extra, *folders):
+    for path in (layout.prefix, layout.state, layout.etc, layout.units, *files, *extra, *folders):
         if not path.startswith(("/", "$HOME/")) or not path.isprintable():
             raise ValueError(
                 f"found path {path!r}; expected one line that begins with / or $HOME/; "
@@ -64,6 +65,10 @@ def render(
         "LF_SCOPE": layout.scope,
         "LF_PREFIX": layout.prefix,
         "LF_STATE": layout.state,
+        "LF_ETC": layout.etc,
+        "LF_UNIT_FILES": layout.units,
+        "LF_SERVICE": serve_unit("*"),
+        "LF_PORTS": " ".join(map(str, ports)),
         "LF_FILES": "\n".join(files),
         "LF_FOLDERS": "\n".join(folders),
         "LF_MADE": layout.made,
@@ -113,20 +118,23 @@ class Snapshot(FactBase[HostSnapshot]):
         prefix: str,
         state_dir: str,
         *,
+        etc: str,
+        units: str,
         files: tuple[str, ...] = (),
         extra: tuple[str, ...] = (),
         folders: tuple[str, ...] = (),
+        ports: tuple[int, ...] = (),
     ) -> str:
         if scope not in ("system", "user"):
             raise ValueError(f"found scope {scope!r}; expected system or user")
         layout = Layout(
             scope="user" if scope == "user" else "system",
             prefix=prefix,
-            etc="",
+            etc=etc,
             state=state_dir,
-            units="",
+            units=units,
         )
-        return one_line(render(layout, tuple(files), tuple(extra), tuple(folders)))
+        return one_line(render(layout, tuple(files), tuple(extra), tuple(folders), tuple(ports)))
 
     def process(self, output: list[str]) -> HostSnapshot:
         # Any exception would end the run for every host.
@@ -155,12 +163,16 @@ def arguments(
     files: tuple[str, ...],
     extra: tuple[str, ...] = (),
     folders: tuple[str, ...] = (),
+    ports: tuple[int, ...] = (),
 ) -> dict[str, object]:
     """Of these two facts, for one host."""
     return {
         "scope": layout.scope,
         "prefix": layout.prefix,
         "state_dir": layout.state,
+        "etc": layout.etc,
+        "units": layout.units,
+        "ports": ports,
         "files": files,
         "extra": extra,
         "folders": folders,
@@ -168,12 +180,13 @@ def arguments(
     }
 
 
-def snapshot_of(
+def snapshot_of(  # noqa: PLR0917 - `plans.make.to_read` gives all but the host
     host: Host,
     layout: Layout,
     files: tuple[str, ...],
     extra: tuple[str, ...] = (),
     folders: tuple[str, ...] = (),
+    ports: tuple[int, ...] = (),
 ) -> HostSnapshot:
     """The host's snapshot, read once until `forget(host)`.
 
@@ -181,7 +194,7 @@ def snapshot_of(
     turns it into that host's problem. That is remembered too: each stage of a run asks, and a host
     that hangs would hold up all others once for each.
     """
-    asked = (layout, files, extra, folders)
+    asked = (layout, files, extra, folders, ports)
     known = _memo.get(host)
     if known and known[0] == asked:
         return known[1]

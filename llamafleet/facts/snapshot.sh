@@ -17,6 +17,10 @@
 #   LF_STATE      folder of jobs and results
 #   LF_FILES      paths to hash, one a line
 #   LF_FOLDERS    folders whose owners are wanted, one a line, as those of LF_FILES are
+#   LF_ETC        folder of rendered settings
+#   LF_UNIT_FILES systemd's folder of unit files
+#   LF_SERVICE    how unit files of services are named, with a * for the profile
+#   LF_PORTS      ports that are to be served on, separated by blanks
 #   LF_MADE       record of what llamafleet made
 #   LF_LOCK       who deploys
 #   LF_MACHINE    file that names the machine of the state folder
@@ -965,6 +969,55 @@ shim() {
     case $nl$LF_EXTRA$nl in *"$nl$1$nl"*) return 0 ;; *) return 1 ;; esac
 }
 
+# What there is of served profiles, wanted or not: only the host knows all their names.
+find_served() {
+    served=
+    for file in "$LF_ETC"/serve-*.json "$LF_ETC"/serve-*.key \
+        "$LF_UNIT_FILES/${LF_SERVICE%%\**}"*"${LF_SERVICE##*\*}"; do
+        [ -e "$file" ] || [ -L "$file" ] || continue
+        name=${file##*/}
+        case $name in
+            serve-*) name=${name#serve-} name=${name%.*} ;;
+            *) name=${name#"${LF_SERVICE%%\**}"} name=${name%"${LF_SERVICE##*\*}"} ;;
+        esac
+        case $name in "" | *[!a-z0-9-]*) continue ;; esac
+        served=$served$nl$file
+        LF_UNITS="$LF_UNITS ${LF_SERVICE%%\**}$name${LF_SERVICE##*\*}"
+    done
+    LF_FILES=$LF_FILES$served
+}
+
+# When what a service runs was changed, by the time that only the kernel sets.
+read_changed() {
+    [ -n "$served" ] || return 0
+    printf '%s\n' "$LF_PREFIX/current" "$LF_FILES" | while IFS= read -r path; do
+        [ -n "$path" ] && ! inside "$path" && changed=$(stat -c %Z "$path") && put changed "$path" "$changed"
+    done
+}
+
+# Who listens on the ports that are wanted, in this network namespace.
+read_ports() {
+    [ -n "$LF_PORTS" ] || return 0
+    for file in "$R/proc/net/tcp" "$R/proc/net/tcp6"; do
+        [ -r "$file" ] || continue
+        while read -r _ address _ state _ _ _ uid _ inode _; do
+            # 0A: LISTEN.
+            [ "$state" = 0A ] || continue
+            port=$((0x${address##*:}))
+            case " $LF_PORTS " in *" $port "*) ;; *) continue ;; esac
+            pid=$(brief find "$R"/proc/[0-9]*/fd -lname "socket:\[$inode\]" -print -quit)
+            pid=${pid#"$R/proc/"}
+            pid=${pid%%/*}
+            command= unit=
+            if [ -n "$pid" ]; then
+                command=$(first "$R/proc/$pid/comm")
+                unit=$(sed -n 's|.*/\([^/]*\.service\)$|\1|p' "$R/proc/$pid/cgroup" | head -n 1)
+            fi
+            put listening "$port" "${address%:*}" "$uid" "$pid" "$command" "$unit"
+        done <"$file"
+    done
+}
+
 read_units() {
     [ -d "$R/run/systemd/system" ] && have systemctl || return 0
     manager=--system
@@ -978,7 +1031,7 @@ read_units() {
     # shellcheck disable=SC2086 # words are wanted
     limited 5 env TZ=UTC systemctl $manager show \
         --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
-        --property=Result,ExecMainStatus,LastTriggerUSec $LF_UNITS 'llamafleet-*'
+        --property=Result,ExecMainStatus,LastTriggerUSec,ExecMainStartTimestamp $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
     [ "$rc" = 0 ] || return 0
     printf '%s\n' "$out" | block units
@@ -1101,6 +1154,9 @@ read_own() {
         fi
     done
     json latest "$LF_STATE/results/latest.json"
+    folders_of "$LF_STATE/serve" | while IFS= read -r name; do
+        json served "$name" "$LF_STATE/serve/$name/status.json"
+    done
     [ "$LF_SCOPE" = system ] || read_lock
     owners inside
     folders_of "$LF_PREFIX/versions" | with_current | while IFS= read -r name; do build "$name"; done
@@ -1219,12 +1275,13 @@ main() {
     if [ -z "${HOME:-}" ]; then
         HOME=$(sed -n "s/^$(id -un):.*:\([^:]*\):[^:]*\$/\1/p" /etc/passwd)
     fi
-    for name in LF_PREFIX LF_STATE LF_MADE LF_LOCK LF_MACHINE LF_WHEELHOUSE; do
+    for name in LF_ETC LF_UNIT_FILES LF_PREFIX LF_STATE LF_MADE LF_LOCK LF_MACHINE LF_WHEELHOUSE; do
         eval "$name=\$(expand \"\${$name}\")"
     done
     LF_FILES=$(expanded "$LF_FILES")
     LF_FOLDERS=$(expanded "$LF_FOLDERS")
     LF_EXTRA=$(expanded "$LF_EXTRA")
+    find_served
     # Non-login shells often lack the last ones; the driver's own folders are seldom on PATH.
     for folder in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin \
         /usr/local/nvidia/bin /opt/nvidia/bin /usr/lib/wsl/lib; do
@@ -1247,6 +1304,8 @@ main() {
     read_kernel_log
     read_units
     read_managed
+    read_changed
+    read_ports
     read_account
     # Proof for the reader that no step above ended the shell.
     put complete 1

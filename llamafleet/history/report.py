@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from llamafleet.history.runs import Run, RunState
-from llamafleet.history.store import Built, Row
+from llamafleet.history.store import Built, Row, ServedLine
 from llamafleet.history.table import counted_gpus, table
 from llamafleet.history.update import describe
 from llamafleet.protocol.result import BUSY, CPU_ONLY
@@ -52,14 +52,15 @@ def _end(run: Run) -> list[str]:
 
 def render(rows: Sequence[Row]) -> str:
     """The table, and below it: why hosts are not PASS, whose figures count for nothing, which GPUs
-    were left out, changes that the table has no room for, what a driver update changed, and what
-    builds cost."""
+    were left out, what is served, changes that the table has no room for, what a driver update
+    changed, and what builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
     lines, whole = table(rows)
     for row in rows:
         lines += _reasons(row)
     lines += [f"{row.host} {_left_out(row)}" for row in rows if row.left_out]
+    lines += [f"{row.host} {_served(one)}" for row in rows for one in row.served]
     if not whole:
         lines += [f"{row.host} changed: {', '.join(row.changed)}" for row in rows if row.changed]
     lines += [f"{r.host} {line}" for r in rows if r.update for line in describe(r.update)]
@@ -90,6 +91,14 @@ def _left_out(row: Row) -> str:
     return (
         f"{counted_gpus(row)} GPUs: not verified, as the setting gpus says: "
         f"{', '.join(row.left_out)}"
+    )
+
+
+def _served(one: ServedLine) -> str:
+    place = f"[{one.address}]" if ":" in one.address else one.address
+    return (
+        f"serves {one.profile}: {one.state}, http://{place}:{one.port}/v1, model {one.alias} "
+        f"({one.model})"
     )
 
 

@@ -63,6 +63,21 @@ class GpuLine:
 
 
 @dataclass(frozen=True)
+class ServedLine:
+    """What one run says of one service."""
+
+    profile: str
+    state: str
+    """ready, or FAILED; why, a reason of the row tells."""
+    address: str
+    port: int
+    alias: str
+    """What clients call the model."""
+    model: str
+    """Path on the host."""
+
+
+@dataclass(frozen=True)
 class Row:
     """What one run says of one host."""
 
@@ -92,6 +107,7 @@ class Row:
     built: Built | None = None
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
+    served: tuple[ServedLine, ...] = ()
 
     @classmethod
     def of(
@@ -102,6 +118,7 @@ class Row:
         failures: Iterable[str],
         *,
         update: Update | None = None,
+        served: Iterable[ServedLine] = (),
         known: bool = True,
     ) -> Row:
         """A row from a result (None: there is none) and what went wrong around it.
@@ -125,7 +142,8 @@ class Row:
             row = replace(row, verdict=BUSY)
         red = FAIL if row.reason else worst
         verdict = red if reason and row.verdict in (*GOOD, BUSY) else row.verdict
-        return replace(row, verdict=verdict, changed=tuple(changed), reason=reason, update=update)
+        row = replace(row, verdict=verdict, changed=tuple(changed), reason=reason)
+        return replace(row, update=update, served=tuple(served))
 
     @property
     def good(self) -> bool:

@@ -6,8 +6,8 @@ works and runs the build's toolkit the unit starts a verification; else, and whe
 the host, a person must act.
 
 `driver-check --config FILE`: exit 0 where the verdict stands, 4 where the host should be verified
-now, 3 where something else must come first, 2 for a bad configuration, the wrong account or results
-that can't be written.
+now, 3 where something else must come first, 5 where that is a reboot, 2 for a bad configuration,
+the wrong account or results that can't be written.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llamafleet.protocol.verify import ConfigError, VerifyConfig, load
 
 ANSWER_S = 40.0
 """For NVML: the unit has a minute."""
-EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY = 0, 2, 3, 4
+EXIT_OK, EXIT_CONFIG, EXIT_STALE, EXIT_VERIFY, EXIT_REBOOT = 0, 2, 3, 4, 5
 DEPLOY = "on the controller, pyinfra -y inventory deploy.py"
 REBOOT = (
     "sudo reboot; if they differ still, on the controller, pyinfra --dry inventory deploy.py, "
@@ -85,7 +85,8 @@ def _check(config: VerifyConfig, planned: str) -> int:
         return _stale(stale, planned, now, f"driver {planned} is gone: {source}", DEPLOY)
     if halves:
         found = f"reboot needed: loaded kernel module {now}, library {library}"
-        return _stale(stale, planned, now, found, REBOOT)
+        _stale(stale, planned, now, found, REBOOT)
+        return EXIT_REBOOT
     answer = _ask(config)
     if answer.hangs:
         latest.unlink(missing_ok=True)

@@ -5,13 +5,13 @@ A unit that an administrator has masked is not touched: it is a problem, which a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from llamafleet.facts.host import HostSnapshot, Owner, Unit
 from llamafleet.layout import Layout
-from llamafleet.managed import Access, Condition, Group, Managed, rows
+from llamafleet.managed import Access, Condition, Group, Managed, profile_rows, rows
 from llamafleet.plans.plan import FilesPlan, HoldPlan, Plan, Problem
 from llamafleet.protocol.result import Backend
 from llamafleet.settings import Settings
@@ -31,10 +31,11 @@ def conditions(
     """Those that hold."""
     holds: dict[Condition, bool] = {
         "cuda": backend == "cuda",
-        "schedule": settings.verify_schedule is not None,
+        "schedule": settings.schedule is not None,
         "hold": bool(hold and hold.record),
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
+        "serve": bool(settings.serve),
     }
     return frozenset(name for name, true in holds.items() if true)
 
@@ -53,15 +54,34 @@ def plan_files(
     Units are left alone where no systemd answers: their state is not known there.
     """
     met = conditions(plan.backend, plan.hold, settings, snapshot)
-    ours = [row for row in rows(layout, group) if not row.unit or snapshot.init == "systemd"]
+    wanted = [row for row in rows(layout, group) if row.needs <= met]
+    others = [row for row in rows(layout, group) if not row.needs <= met]
+    return plan_rows(wanted, others, plan, snapshot, layout, sha256=sha256)
+
+
+def plan_rows(
+    wanted: Sequence[Managed],
+    others: Sequence[Managed],
+    plan: Plan,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    sha256: Sha256 | None = None,
+) -> FilesPlan:
+    """The same of these rows; `others`: those that are not to be there."""
+    systemd = snapshot.init == "systemd"
     made = _joined(
-        _bring(row, layout, snapshot, sha256(row, plan) if sha256 else None)
-        if row.needs <= met
-        else _drop(row, layout, snapshot)
-        for row in ours
+        [
+            *(
+                _bring(row, layout, snapshot, sha256(row, plan) if sha256 else None)
+                for row in wanted
+                if systemd or not row.unit
+            ),
+            *(_drop(row, layout, snapshot) for row in others if systemd or not row.unit),
+        ]
     )
     there = (*snapshot.files, *snapshot.owners)
-    first = not any(row.path(layout) in there for row in ours)
+    first = not any(row.path(layout) in there for row in (*wanted, *others))
     return replace(made, reasons=()) if first else made
 
 
@@ -70,9 +90,10 @@ def masked_units(
 ) -> tuple[Problem, ...]:
     """Units that are wanted and that an administrator has forbidden to start."""
     met = conditions(backend, None, settings, snapshot)
+    served = (row for profile in settings.serve for row in profile_rows(profile))
     masked = [
         row
-        for row in rows(layout)
+        for row in (*rows(layout), *served)
         if row.needs <= met and snapshot.units.get(row.unit, ABSENT).load == "masked"
     ]
     command = "sudo systemctl" if layout.scope == "system" else "systemctl --user"

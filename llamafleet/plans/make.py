@@ -40,6 +40,7 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.serve import plan_serve, running, serve_lines, serve_problems
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
@@ -65,15 +66,19 @@ def layout_for(settings: Settings, snapshot: HostSnapshot) -> Layout:
 
 def to_read(
     settings: Settings,
-) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders.
+) -> tuple[Layout, tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """What the snapshot of a host needs: layout, paths to hash, the settings' own paths, folders,
+    ports.
 
     Only the host knows its home, so the layout of scope user begins with $HOME.
     """
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
-    own = tuple(path for path in chosen if path and path.startswith("/"))
-    return layout, tuple(by_path(layout)), own, folders(layout)
+    served = settings.serve.values()
+    paths = (*chosen, *(one.model for one in served))
+    own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
+    ports = tuple(sorted({one.port for one in served}))
+    return layout, tuple(by_path(layout)), own, folders(layout), ports
 
 
 @dataclass
@@ -238,6 +243,7 @@ def make_plan(
     draft.problems.extend(acceleration.problems)
     draft.take(model_problem(settings, snapshot))
     draft.take(cpu_problem(settings, snapshot))
+    draft.problems.extend(serve_problems(settings, snapshot, layout))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
@@ -281,7 +287,13 @@ def make_plan(
         switch=plan_switch(snapshot, build, proven) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
     )
-    return _with_files(plan, settings, snapshot, layout, sha256) if build else plan
+    if build is None:
+        return plan
+    plan = replace(plan, pauses=running(snapshot, layout) if verify and verify.needed else ())
+    plan = _with_files(plan, settings, snapshot, layout, sha256)
+    libraries = layout.serve_libraries("pending")
+    serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
+    return plan if plan.problems else replace(plan, serve=serve)
 
 
 def _of_chosen(
@@ -395,13 +407,14 @@ def explain(plan: Plan) -> list[str]:
         lines += [f"files: {reason}" for reason in plan.files.reasons]
     if plan.verify:
         verb = "needed" if plan.verify.needed else "not needed"
-        lines.append(f"verify: {verb} ({plan.verify.reason})")
+        paused = f"; {', '.join(plan.pauses)} not served meanwhile" if plan.pauses else ""
+        lines.append(f"verify: {verb} ({plan.verify.reason}){paused}")
     if plan.switch:
         when = "" if plan.switch.proven else "once that is verified "
         lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
     if plan.discard:
         lines.append(f"  then remove {' '.join(plan.discard)}")
-    return lines
+    return lines + (serve_lines(plan.serve) if plan.serve else [])
 
 
 def _version_lines(inputs: BuildInputs) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llamafleet.layout import serve_unit
 from llamafleet.protocol.job import (
     BuildConfig,
     BuildInputs,
@@ -15,6 +16,7 @@ from llamafleet.protocol.job import (
     ToolkitConfig,
 )
 from llamafleet.protocol.result import Backend
+from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import VerifyConfig
 
 
@@ -234,6 +236,47 @@ class SwitchPlan:
 
 
 @dataclass(frozen=True)
+class Served:
+    """One profile, and what its service needs."""
+
+    config: ServeConfig
+    path: str
+    """Of the file that tells the service."""
+    public: bool
+    """Other hosts may reach it."""
+    action: Literal["start", "restart", "leave"] = "leave"
+    reason: str = ""
+    ready: bool = False
+    """By its own word it serves now, and nothing is to be changed."""
+    load_minutes: int = 30
+    """How long it may take until it is ready."""
+
+    @property
+    def unit(self) -> str:
+        return serve_unit(self.config.profile)
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """The services of a host."""
+
+    services: tuple[Served, ...] = ()
+    files: FilesPlan = FilesPlan()
+    """Configurations, keys and units; those of profiles that are not wanted go."""
+    gone: tuple[str, ...] = ()
+    """Profiles that are no longer wanted."""
+
+    @property
+    def needed(self) -> bool:
+        return self.files.needed or not all(one.ready for one in self.services)
+
+    @property
+    def changed(self) -> tuple[Served, ...]:
+        """Those that are started or restarted."""
+        return tuple(one for one in self.services if one.action != "leave")
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to do on one host, with the reason of each part.
 
@@ -262,3 +305,7 @@ class Plan:
     """Of the group "settings": environment, verification settings, units."""
     wheelhouse: WheelhousePlan | None = None
     """None: nothing is taken from one."""
+    pauses: tuple[str, ...] = ()
+    """Profiles that are served now, and not while it is verified."""
+    serve: ServePlan | None = None
+    """None: nothing is served, and nothing is left of what was."""

@@ -17,6 +17,9 @@ class Supplies:
     netrc: str | None = field(default=None, repr=False)
     """Users and passwords: text of a file as of netrc(5)."""
 
+    serve_keys: dict[str, str] = field(default_factory=dict, repr=False)
+    """API keys by profile."""
+
     @property
     def manifest(self) -> Manifest | None:
         return self.wheelhouse.manifest if self.wheelhouse else None

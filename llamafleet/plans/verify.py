@@ -59,33 +59,41 @@ def model_problem(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
 
     A host that was recorded for other settings says nothing of it.
     """
-    path = settings.model
+    return gguf_problem(settings.model, "model", settings, snapshot, "or set model to auto")
+
+
+def gguf_problem(
+    path: str, key: str, settings: Settings, snapshot: HostSnapshot, other: str = ""
+) -> Problem | None:
+    """The same of any file of the settings; `key` names it there, `other`: what helps too."""
     if path not in snapshot.unreadable:
-        return _unseen_model(settings, snapshot)
+        return _unseen_model(path, key, settings, snapshot)
     there = path in snapshot.extra_there
     reader = USER if settings.scope == "system" else snapshot.user
     return Problem(
-        "model",
+        key,
         found=f"{path}, which the account {reader} can't read" if there else f"no file {path}",
         expected="a GGUF file that it can read, and folders above it that it can enter",
         next=f"namei -l {path}; then chmod o+rX those that it needs, or set another model"
         if there
-        else "bring the file to the host, or set model to auto",
+        else f"bring the file to the host{f', {other}' if other else ''}",
     )
 
 
-def _unseen_model(settings: Settings, snapshot: HostSnapshot) -> Problem | None:
-    """A model that the account can read, and not from within the verification's unit."""
+def _unseen_model(
+    path: str, key: str, settings: Settings, snapshot: HostSnapshot
+) -> Problem | None:
+    """A model that the account can read, and not from within a unit."""
     if settings.scope != "system" or snapshot.init != "systemd":
         return None
-    own = [folder for folder in UNIT_S_OWN if settings.model.startswith(f"{folder}/")]
+    own = [folder for folder in UNIT_S_OWN if path.startswith(f"{folder}/")]
     if not own:
         return None
     return Problem(
-        "model",
-        found=f"{settings.model}: the verification's unit has a {own[0]} of its own, without it",
+        key,
+        found=f"{path}: its unit has a {own[0]} of its own, without it",
         expected="a GGUF file elsewhere",
-        next=f"move it out of {own[0]}, as to /srv, and set model to where it is then",
+        next=f"move it out of {own[0]}, as to /srv, and set {key} to where it is then",
     )
 
 
@@ -188,7 +196,7 @@ def variables(build: BuildPlan, layout: Layout) -> dict[str, str]:
     """What llama.cpp needs of the variables that the build has, and a place for compiled PTX."""
     libraries = build.config.environment.get("LD_LIBRARY_PATH")
     toolkit = {"LD_LIBRARY_PATH": libraries} if libraries else {}
-    return {"CUDA_CACHE_PATH": f"{layout.state}/cuda-cache"} | toolkit
+    return {"CUDA_CACHE_PATH": layout.compiled} | toolkit
 
 
 def why_unproven(
@@ -272,7 +280,7 @@ def _why_doubtful(settings: Settings, snapshot: HostSnapshot) -> str:
     if timer and timer.triggered and timer.triggered > result.finished:
         return f"{VERIFY_TIMER} started a verification that left no result"
     age = snapshot.time - result.finished
-    period = PERIODS_S.get((settings.verify_schedule or "").lower())
+    period = PERIODS_S.get((settings.schedule or "").lower())
     if snapshot.time and period and age > 2 * period:
         return f"the last one is {round(age / DAY_S, 1):g} days old ({settings.verify_schedule})"
     if snapshot.time and -age > DAY_S:

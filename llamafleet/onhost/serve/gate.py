@@ -194,9 +194,8 @@ def _driver(proof: Result) -> None:
         raise Held(found, f"driver {proof.inputs.driver}, as it was verified with", VERIFY)
     library = driver.library_driver()
     if library not in (None, now):
-        raise Held(
-            f"kernel module {now} and library {library}", "both of one driver", "sudo reboot"
-        )
+        found = f"kernel module {now} and library {library}"
+        raise Held(found, "both of one driver", "sudo reboot")
 
 
 def _cards(gpus: Sequence[str]) -> None:

@@ -1,0 +1,229 @@
+"""What the services of a host need: which are started, restarted, left or removed, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from llamafleet.facts.host import HostSnapshot, Listener
+from llamafleet.layout import Layout, serve_unit
+from llamafleet.managed import Managed, profile_rows
+from llamafleet.plans.files import ABSENT, Sha256, plan_rows
+from llamafleet.plans.gpus import choose, chosen
+from llamafleet.plans.plan import FilesPlan, Plan, Problem, Served, ServePlan
+from llamafleet.plans.verify import gguf_problem
+from llamafleet.protocol.serve import NAME, Limits, Placement, ServeConfig
+from llamafleet.serving import Profile, same_place
+from llamafleet.settings import Settings
+
+CREDENTIALS = 247
+"""The first systemd that hands a unit credentials: systemd.exec(5), LoadCredential=."""
+UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
+"""A regular expression of the units of all profiles."""
+WAITS = "auto-restart"
+"""Of a unit's state: its process has ended, and systemd starts it again later."""
+
+
+def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
+    """Profiles of which the host has anything."""
+    file = re.compile(rf"{re.escape(layout.etc)}/serve-({NAME})\.(json|key)")
+    unit = re.compile(
+        rf"(?:{re.escape(layout.units)}/)?{re.escape(serve_unit('@@')).replace('@@', f'({NAME})')}"
+    )
+    told = (*snapshot.files, *snapshot.owners, *snapshot.units)
+    found = (file.fullmatch(name) or unit.fullmatch(name) for name in told)
+    return tuple(sorted({match[1] for match in found if match} | {*snapshot.services}))
+
+
+def serve_problems(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Iterator[Problem]:
+    """Why the profiles can't be served there, as far as it is seen before anything is done."""
+    if not settings.serve:
+        return
+    if snapshot.init != "systemd":
+        yield Problem(
+            "serve",
+            found="no systemd that answers" if snapshot.init == "silent" else "no systemd",
+            expected="one: it starts a service at boot and again where it fails",
+            next="set serve = {}, or take a host with systemd",
+        )
+        return
+    for name, profile in settings.serve.items():
+        key = f"serve.{name}"
+        if problem := gguf_problem(profile.model, f"{key}.model", settings, snapshot):
+            yield problem
+        if profile.api_key_file and 0 < snapshot.systemd < CREDENTIALS:
+            yield Problem(
+                f"{key}.api_key_file",
+                found=f"systemd {snapshot.systemd}, which hands no unit a secret",
+                expected=f"systemd {CREDENTIALS} or newer",
+                next=f"set {key}.address to 127.0.0.1 without a key, or update the host",
+            )
+        yield from _gpu_problems(key, profile, settings, snapshot)
+        yield from _port_problems(key, profile, snapshot)
+
+
+def _gpu_problems(
+    key: str, profile: Profile, settings: Settings, snapshot: HostSnapshot
+) -> Iterator[Problem]:
+    """Of a host that shows its GPUs; what keeps it from that is a problem of its own."""
+    if profile.gpus is None or not snapshot.gpus:
+        return
+    wanted, proven = choose(profile.gpus, snapshot), chosen(settings, snapshot)
+    if wanted.problem:
+        yield replace(
+            wanted.problem,
+            check=f"{key}.gpus",
+            next=f"nvidia-smi -L; then change the setting {key}.gpus",
+        )
+    left_out = {gpu.uuid for gpu in wanted.gpus} - {gpu.uuid for gpu in proven.gpus}
+    if left_out and not proven.problem:
+        yield Problem(
+            f"{key}.gpus",
+            found=f"{', '.join(sorted(left_out))}, which the setting gpus leaves out",
+            expected="GPUs that are verified",
+            next=f"change the setting gpus, or {key}.gpus",
+        )
+
+
+def _port_problems(key: str, profile: Profile, snapshot: HostSnapshot) -> Iterator[Problem]:
+    for one in snapshot.listening:
+        ours = re.fullmatch(UNIT, one.unit)
+        if one.port == profile.port and same_place(one.address, profile.address) and not ours:
+            yield Problem(
+                f"{key}.port",
+                found=f"{one.address}:{one.port} in use by {_process(one)}",
+                expected="a port that is free",
+                next=f"{f'ps -fp {one.pid}; ' if one.pid else ''}end it, or set another {key}.port",
+            )
+
+
+def _process(one: Listener) -> str:
+    """Who listens, as far as it may be seen."""
+    if one.pid is None:
+        return f"a process of user {one.uid}"
+    return f"process {one.pid} ({one.command}{f' of {one.unit}' if one.unit else ''})"
+
+
+def plan_serve(
+    plan: Plan,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    libraries: str,
+    sha256: Sha256 | None = None,
+) -> ServePlan | None:
+    """`plan`: the rest of it, of which files are rendered. `libraries`: the servers' folder."""
+    gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
+    if not settings.serve and not gone:
+        return None
+    services = tuple(
+        Served(
+            _config(name, profile, snapshot, layout, host=plan.host, libraries=libraries),
+            layout.serve_config(name),
+            profile.public,
+        )
+        for name, profile in settings.serve.items()
+    )
+    made = ServePlan(services, gone=gone)
+    rows = [row for name in settings.serve for row in profile_rows(name)]
+    keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
+    wanted = [row for row in rows if not (row.private and row.profile in keyless)]
+    others = [row for row in rows if row not in wanted]
+    others += [row for name in gone for row in profile_rows(name)]
+    files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
+    judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
+    return replace(made, files=files, services=judged)
+
+
+def _config(
+    name: str,
+    profile: Profile,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    host: str,
+    libraries: str,
+) -> ServeConfig:
+    gpus = choose(profile.gpus, snapshot).gpus if profile.gpus is not None else ()
+    return ServeConfig(
+        version=1,
+        profile=name,
+        host=host,
+        verify=layout.verify_config,
+        folder=layout.serve_state(name),
+        libraries=libraries,
+        model=profile.model,
+        alias=profile.alias or name,
+        placement=Placement(profile.n_gpu_layers, profile.n_ctx, profile.kv_type, profile.n_batch),
+        address=profile.address,
+        port=profile.port,
+        key=profile.api_key_file is not None,
+        gpus=tuple(gpu.uuid for gpu in gpus),
+        flash_attention=profile.flash_attention,
+        mmap=profile.mmap,
+        mlock=profile.mlock,
+        reserve_mib=profile.reserve_mib,
+        on_oom=profile.on_oom,
+        limits=Limits(**profile.bounds()),
+    )
+
+
+def _judged(
+    service: Served,
+    plan: Plan,
+    files: FilesPlan,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    rows: Sequence[Managed],
+) -> Served:
+    """What is to be done with its unit, and why."""
+    unit = snapshot.units.get(service.unit, ABSENT)
+    name = service.config.profile
+    status = snapshot.services.get(name)
+    runs = unit.active == "active" or (unit.active == "activating" and unit.sub != WAITS)
+    if not runs:
+        told = f"{unit.active}, {status.state}: {status.reason}" if status and status.reason else ""
+        return replace(service, action="start", reason=f"found {told or unit.active}")
+    if plan.switch:
+        return replace(service, action="restart", reason=f"current becomes {plan.switch.name}")
+    ours = [row.path(layout) for row in rows if row.profile == name]
+    if written := [path for path in ours if path in files.write]:
+        return replace(service, action="restart", reason=f"changed: {_names(written)}")
+    # A run that was cut off has written it, and restarted nothing.
+    newer = [
+        path
+        for path in (*ours, layout.zipapp, layout.current)
+        if unit.started is not None and snapshot.changed.get(path, 0) > unit.started
+    ]
+    if newer:
+        return replace(service, action="restart", reason=f"newer than it: {_names(newer)}")
+    ready = unit.active == "active" and status is not None and status.state == "ready"
+    said = f"{status.state}{f': {status.reason}' if status.reason else ''}" if status else unit.sub
+    return replace(service, reason=said, ready=ready)
+
+
+def _names(paths: Sequence[str]) -> str:
+    return ", ".join(path.rpartition("/")[2] for path in paths)
+
+
+def running(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
+    """Profiles that are served just now: a verification interrupts them."""
+    there = profiles_there(snapshot, layout)
+    return tuple(
+        name for name in there if snapshot.units.get(serve_unit(name), ABSENT).active == "active"
+    )
+
+
+def serve_lines(serve: ServePlan) -> list[str]:
+    """For the plan as text."""
+    lines = [f"files: {reason}" for reason in serve.files.reasons]
+    for one in serve.services:
+        told = one.config
+        lines.append(
+            f"serve: {one.action} {told.profile} ({one.reason}): {told.model} as {told.alias} on "
+            f"{told.address} port {told.port}"
+        )
+    return lines + [f"serve: remove {name} (not wanted)" for name in serve.gone]
