@@ -15,7 +15,7 @@ from operations.packages import packages
 from operations.preflight import preflight, refuse
 from operations.reboot import reboot
 from operations.run import begin
-from operations.serve import serve
+from operations.serve import libraries, serve
 from operations.share import agree
 from operations.toolkit import toolkit
 from operations.verify import result, verify
@@ -42,5 +42,6 @@ settings(name="Render environment and units")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")
 activate(name="Switch to the proven build")
+libraries(name="Bring the server's packages")
 serve(name="Serve")
 release(name="Give the host back to other runs")

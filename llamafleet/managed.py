@@ -195,7 +195,18 @@ class Folder:
         return Access(owner, owner, 0o755)
 
 
-STATE_FOLDERS = ("build", "toolkit", "verify", "results", "models", "tmp", "cache", "serve", "gguf")
+STATE_FOLDERS = (
+    "build",
+    "toolkit",
+    "verify",
+    "results",
+    "models",
+    "tmp",
+    "cache",
+    "serve",
+    "gguf",
+    "libraries",
+)
 """Below the state folder."""
 
 

@@ -26,6 +26,7 @@ from llamafleet.layout import (
 )
 from llamafleet.managed import SERVE_CONFIG, SERVE_KEY, Managed
 from llamafleet.onhost.driver_check import EXIT_REBOOT, EXIT_STALE, EXIT_VERIFY
+from llamafleet.onhost.serve.run import EXIT_USAGE
 from llamafleet.plans.driver.hold import expressions
 from llamafleet.plans.plan import Plan, Repository, Served, ToolkitPlan, VerifyPlan
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
@@ -122,6 +123,7 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
         "credential": CREDENTIAL,
         "stop_margin_s": STOP_MARGIN_S,
         "reboot_status": EXIT_REBOOT,
+        "usage_status": EXIT_USAGE,
         "verify_status": EXIT_VERIFY,
         "stale_status": EXIT_STALE,
     }

@@ -15,10 +15,11 @@ from llamafleet.connection import PATIENCE_S
 from llamafleet.history.store import ServedLine
 from llamafleet.layout import serve_unit
 from llamafleet.plans.plan import Problem, Served, ServePlan
+from llamafleet.protocol.job import Stamp
 from llamafleet.protocol.serve import STATUS, Answer
 from llamafleet.received import Unreadable, received_text
 from operations import jobs, lock
-from operations.build import point
+from operations.build import point, report_failure
 from operations.files import put, switch_units, systemctl
 from operations.run import HostRun, here
 from operations.watch import END_LIMIT_S, POLL_SECONDS, SAY_SECONDS, End, EndOfJob
@@ -53,6 +54,34 @@ class AnswerOfService(FactBase[Answer | None]):
 
 
 @operation()
+def libraries() -> Generator[PyinfraCommand, None, None]:
+    """
+    Install the Python packages of the server itself, beside the build and not in it.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.serve import libraries
+        libraries(name="Bring the server's packages")
+    """
+    run = here()
+    serving = run.plan().serve
+    wanted = serving.libraries if serving else None
+    if wanted is None or wanted.job is None:
+        run.noop(f"the server's packages: {wanted.reason}" if wanted else "nothing is served")
+        return
+
+    def done(stamp: Stamp) -> bool:
+        if not stamp.ok:
+            return report_failure(run, wanted.config.kind, stamp)
+        run.changed("the server's packages")
+        return True
+
+    yield from jobs.carry_out(run, wanted.job, wanted.config, done)
+
+
+@operation()
 def serve() -> Generator[PyinfraCommand, None, None]:
     """
     Start what is to be served and ask each service for a token; remove what is not wanted.
@@ -72,7 +101,7 @@ def serve() -> Generator[PyinfraCommand, None, None]:
     if wanted is None:
         run.noop("nothing is served")
         return
-    if not wanted.needed and not wanted.gone:
+    if not wanted.needed:
         run.served = [_line(one, "ready") for one in wanted.services]
         run.noop(f"serves {', '.join(one.config.profile for one in wanted.services)}")
         return
@@ -122,8 +151,10 @@ def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan) -> bool:
     ]
     for problem in failed:
         run.fail(problem)
+    if not failed and wanted.outdated:
+        _forget_packages(run, host, wanted)
     left = run.plan().serve if not failed else None
-    if left is not None and (left.files.needed or left.gone):
+    if left is not None and (left.files.needed or left.gone or left.outdated):
         run.fail(
             Problem(
                 "serving",
@@ -134,6 +165,14 @@ def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan) -> bool:
         )
         return False
     return not failed
+
+
+def _forget_packages(run: HostRun, host: Host, wanted: ServePlan) -> None:
+    """Of servers that no service runs any more."""
+    folders = [QuoteString(run.layout().serve_libraries(name)) for name in wanted.outdated]
+    command = StringCommand(*jobs.as_account(run), "rm -rf --one-file-system --", *folders)
+    host.run_shell_command(command, print_output=False)
+    run.changed("older packages of the server removed")
 
 
 def _go_back(run: HostRun, host: Host, wanted: ServePlan) -> None:

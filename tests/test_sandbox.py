@@ -15,7 +15,10 @@ from llamafleet.layout import Layout
 from llamafleet.sandbox import OLDEST, Kind, Property
 
 SYSTEM, USER = Layout.system(), Layout.user("/home/ada")
-LIMITS: dict[Kind, float] = {"verify": 2.5, "driver-check": 2.5, "build": 4.0, "packages": 4.0}
+LIMITS: dict[Kind, float] = {
+    **{"verify": 2.5, "driver-check": 2.5, "build": 4.0, "packages": 4.0},
+    **{"serve": 2.5, "serve-public": 2.5},
+}
 """Of systemd-analyze security's exposure, 0 to 10."""
 
 
@@ -47,7 +50,7 @@ def test_exposure_is_within_its_limit(kind: Kind, tmp_path: Path) -> None:
 
 
 @offline
-@pytest.mark.parametrize("kind", ["verify", "driver-check", "build"])
+@pytest.mark.parametrize("kind", ["verify", "driver-check", "build", "serve"])
 def test_it_is_so_with_what_the_oldest_systemd_knows(kind: Kind, tmp_path: Path) -> None:
     known = tuple(one for one in sandbox.of(kind, SYSTEM) if one.since <= OLDEST)
     assert exposure(known, tmp_path) <= LIMITS[kind]
@@ -69,8 +72,10 @@ def test_systemd_run_is_told_nothing_that_it_would_refuse(kind: Kind) -> None:
     for unknown in (0, OLDEST):
         told = sandbox.transient(kind, SYSTEM, unknown)
         assert set(told) <= set(every)
-        # First in 242, 244, 245 and 247: systemd.exec(5).
-        newer = "ProtectHostname|RestrictSUIDSGID|ProtectKernelLogs|ProtectClock|ProtectProc"
+        # First in 242, 244, 245, 247 and 248: systemd.exec(5).
+        newer = (
+            "PrivateIPC|ProtectHostname|RestrictSUIDSGID|ProtectKernelLogs|ProtectClock|ProtectProc"
+        )
         assert not re.search(newer, " ".join(told))
     assert len(sandbox.transient(kind, SYSTEM, 245)) <= len(every)
 
@@ -85,7 +90,7 @@ def test_a_verification_alone_sees_whose_a_process_is() -> None:
 
 
 def test_root_and_the_account_are_told_apart() -> None:
-    account = ("verify", "driver-check", "build")
+    account = ("verify", "driver-check", "build", "serve", "serve-public")
     for kind in get_args(Kind):
         assert (Property("User", "llamafleet") in sandbox.of(kind, SYSTEM)) is (kind in account)
 
@@ -97,5 +102,15 @@ def test_only_its_own_folders_are_written_by_the_account() -> None:
 
     assert written("verify") == written("driver-check") == ["-/var/lib/llamafleet"]
     assert written("build") == [
-        *("-/var/lib/llamafleet", "-/opt/llamafleet/versions", "-/opt/llamafleet/toolkits")
+        *("-/var/lib/llamafleet", "-/opt/llamafleet/versions", "-/opt/llamafleet/toolkits"),
+        "-/opt/llamafleet/serve",
     ]
+    assert written("serve") == ["-/var/lib/llamafleet/serve", "-/var/lib/llamafleet/cuda-cache"]
+
+
+def test_a_service_reaches_beyond_its_host_only_where_it_is_to() -> None:
+    def network(kind: Kind) -> list[str]:
+        return [str(p) for p in sandbox.of(kind, SYSTEM) if p.name.startswith("IPAddress")]
+
+    assert network("serve") == ["IPAddressDeny=any", "IPAddressAllow=localhost"]
+    assert network("serve-public") == []

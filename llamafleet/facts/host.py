@@ -455,6 +455,8 @@ class HostSnapshot:
     """sha256 of the manifest in the host's copy of the wheelhouse."""
     services: dict[str, Status] = field(default_factory=dict)
     """What services tell of themselves, by profile; those whose word can be understood."""
+    servers: dict[str, bool] = field(default_factory=dict)
+    """Folders of the server's own packages, by name: whether one is whole."""
     changed: dict[str, int] = field(default_factory=dict)
     """Seconds since 1970 at which files of services, and `current`, were last changed, by path."""
     listening: tuple[Listener, ...] = ()

@@ -29,7 +29,7 @@ ACCOUNT = "account"
 """The block of what was printed with the account's rights."""
 ACCOUNT_KEYS = frozenset(
     {
-        *("compiler", "toolkit", "python", "cmake", "built", "build_runs", "job"),
+        *("compiler", "toolkit", "python", "cmake", "built", "build_runs", "job", "servers"),
         *("unreadable", "state_machine", "account_complete"),
     }
 )

@@ -137,6 +137,11 @@ def parse(lines: list[str]) -> HostSnapshot:
         dnf_locks=record.text("dnf_locks") == "1",
         wheelhouse=next(iter(hashes(record.block("wheelhouse")).values()), None),
         services=own.services(account),
+        servers={
+            name: whole == "1"
+            for name, whole in account.rows("servers", 2)
+            if own.NAME.fullmatch(name)
+        },
         changed={path: number(at) for path, at in record.rows("changed", 2) if number(at)},
         listening=tuple(_listeners(record)),
     )

@@ -1146,7 +1146,10 @@ read_own() {
         put state_machine "$(dd if="$LF_MACHINE" bs=100 count=1)"
     fi
     folders_of "$LF_PREFIX/versions" | while IFS= read -r name; do put built "$name"; done
-    jobs_in "$LF_STATE" build toolkit
+    jobs_in "$LF_STATE" build toolkit libraries
+    folders_of "$LF_PREFIX/serve" | while IFS= read -r name; do
+        put servers "$name" "$([ -f "$LF_PREFIX/serve/$name/whole.json" ] && echo 1)"
+    done
     for name in progress stamp; do
         if [ -e "$LF_STATE/verify/run/$name.json" ]; then
             job verify run "$LF_STATE/verify/run"

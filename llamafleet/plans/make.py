@@ -28,7 +28,7 @@ from llamafleet.plans.host import (
     rights_problem,
     unread_problem,
 )
-from llamafleet.plans.network import network_note
+from llamafleet.plans.network import network_note, plan_network
 from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
@@ -41,6 +41,7 @@ from llamafleet.plans.plan import (
     VerifyPlan,
 )
 from llamafleet.plans.serve import plan_serve, running, serve_lines, serve_problems
+from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
@@ -291,9 +292,14 @@ def make_plan(
         return plan
     plan = replace(plan, pauses=running(snapshot, layout) if verify and verify.needed else ())
     plan = _with_files(plan, settings, snapshot, layout, sha256)
-    libraries = layout.serve_libraries("pending")
+    if plan.problems or python is None:
+        return plan
+    network = plan_network(settings, snapshot, layout)
+    libraries = plan_libraries(
+        settings, layout, network, python.path, python.version, supplies.manifest
+    )
     serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
-    return plan if plan.problems else replace(plan, serve=serve)
+    return replace(plan, serve=serve)
 
 
 def _of_chosen(

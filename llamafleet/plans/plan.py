@@ -11,6 +11,7 @@ from llamafleet.protocol.job import (
     BuildInputs,
     CompilerConfig,
     Kind,
+    LibrariesConfig,
     Manager,
     Method,
     ToolkitConfig,
@@ -257,10 +258,24 @@ class Served:
 
 
 @dataclass(frozen=True)
+class LibrariesPlan:
+    """The Python packages of the server itself."""
+
+    config: LibrariesConfig
+    reason: str
+    job: JobPlan | None = None
+    """None: they are there."""
+
+
+@dataclass(frozen=True)
 class ServePlan:
     """The services of a host."""
 
     services: tuple[Served, ...] = ()
+    libraries: LibrariesPlan | None = None
+    """None: nothing is served any more."""
+    outdated: tuple[str, ...] = ()
+    """Folders of packages that no service needs once these ones run."""
     files: FilesPlan = FilesPlan()
     """Configurations, keys and units; those of profiles that are not wanted go."""
     gone: tuple[str, ...] = ()
@@ -268,7 +283,8 @@ class ServePlan:
 
     @property
     def needed(self) -> bool:
-        return self.files.needed or not all(one.ready for one in self.services)
+        ready = all(one.ready for one in self.services)
+        return self.files.needed or not ready or bool(self.gone or self.outdated)
 
     @property
     def changed(self) -> tuple[Served, ...]:

@@ -11,8 +11,17 @@ from llamafleet.layout import Layout, serve_unit
 from llamafleet.managed import Managed, profile_rows
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
-from llamafleet.plans.plan import FilesPlan, Plan, Problem, Served, ServePlan
+from llamafleet.plans.plan import (
+    FilesPlan,
+    JobPlan,
+    LibrariesPlan,
+    Plan,
+    Problem,
+    Served,
+    ServePlan,
+)
 from llamafleet.plans.verify import gguf_problem
+from llamafleet.protocol.job import LibrariesConfig
 from llamafleet.protocol.serve import NAME, Limits, Placement, ServeConfig
 from llamafleet.serving import Profile, same_place
 from llamafleet.settings import Settings
@@ -21,6 +30,8 @@ CREDENTIALS = 247
 """The first systemd that hands a unit credentials: systemd.exec(5), LoadCredential=."""
 UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
 """A regular expression of the units of all profiles."""
+LIBRARIES_MINUTES = 20
+"""How long a run waits: 40 MB over a slow line."""
 WAITS = "auto-restart"
 """Of a unit's state: its process has ended, and systemd starts it again later."""
 
@@ -111,22 +122,28 @@ def plan_serve(
     snapshot: HostSnapshot,
     layout: Layout,
     *,
-    libraries: str,
+    libraries: LibrariesConfig,
     sha256: Sha256 | None = None,
 ) -> ServePlan | None:
-    """`plan`: the rest of it, of which files are rendered. `libraries`: the servers' folder."""
+    """`plan`: the rest of it, of which files are rendered."""
     gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
     if not settings.serve and not gone:
         return None
     services = tuple(
         Served(
-            _config(name, profile, snapshot, layout, host=plan.host, libraries=libraries),
+            _config(name, profile, snapshot, layout, host=plan.host, libraries=libraries.root),
             layout.serve_config(name),
             profile.public,
         )
         for name, profile in settings.serve.items()
     )
-    made = ServePlan(services, gone=gone)
+    used = {libraries.key} if services else set()
+    made = ServePlan(
+        services,
+        libraries=_libraries(libraries, snapshot, layout) if services else None,
+        outdated=tuple(sorted({*snapshot.servers} - used)),
+        gone=gone,
+    )
     rows = [row for name in settings.serve for row in profile_rows(name)]
     keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
     wanted = [row for row in rows if not (row.private and row.profile in keyless)]
@@ -135,6 +152,23 @@ def plan_serve(
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
     judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
     return replace(made, files=files, services=judged)
+
+
+def _libraries(config: LibrariesConfig, snapshot: HostSnapshot, layout: Layout) -> LibrariesPlan:
+    if snapshot.servers.get(config.key):
+        return LibrariesPlan(config, "all there")
+    running = snapshot.job(config.kind, config.key)
+    job = JobPlan(
+        kind=config.kind,
+        key=config.key,
+        folder=layout.job(config.kind, config.key),
+        config=layout.config(config.kind, config.key),
+        python=config.python,
+        minutes=LIBRARIES_MINUTES,
+        start=running is None or not running.alive,
+    )
+    why = "not whole" if config.key in snapshot.servers else "not there"
+    return LibrariesPlan(config, why, job)
 
 
 def _config(
@@ -219,7 +253,11 @@ def running(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
 
 def serve_lines(serve: ServePlan) -> list[str]:
     """For the plan as text."""
-    lines = [f"files: {reason}" for reason in serve.files.reasons]
+    lines = []
+    if serve.libraries:
+        verb = "install" if serve.libraries.job else "use"
+        lines.append(f"server: {verb} its packages ({serve.libraries.reason})")
+    lines += [f"files: {reason}" for reason in serve.files.reasons]
     for one in serve.services:
         told = one.config
         lines.append(

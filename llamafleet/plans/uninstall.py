@@ -12,11 +12,13 @@ from llamafleet.managed import (
     folder_rows,
     mutex,
     partials,
+    profile_rows,
     roots,
     rows,
     unfinished,
 )
 from llamafleet.plans.account import ACCOUNT, GROUP, record_of
+from llamafleet.plans.serve import profiles_there
 
 PACKAGE_MANAGER_S = 1800
 """How long a job of root is waited for: a package manager is let end."""
@@ -102,14 +104,20 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
 
 def _is_ours(name: str, snapshot: HostSnapshot, layout: Layout) -> bool:
     """A unit that is loaded and that llamafleet made: others may have a name that begins so."""
-    names = {row.unit for row in rows(layout)} | set(_job_units(snapshot))
+    names = {row.unit for row in _rows(snapshot, layout)} | set(_job_units(snapshot))
     return name in names and snapshot.units[name].load == "loaded"
 
 
 def managed(snapshot: HostSnapshot, layout: Layout) -> list[Managed]:
     """What llamafleet may have put there; the mask of a unit is an administrator's, and stays."""
     masked = {name for name, unit in snapshot.units.items() if unit.load == "masked"}
-    return [row for row in rows(layout) if row.unit not in masked]
+    return [row for row in _rows(snapshot, layout) if row.unit not in masked]
+
+
+def _rows(snapshot: HostSnapshot, layout: Layout) -> tuple[Managed, ...]:
+    """Of everything that there may be, each profile that the host knows of included."""
+    served = (row for name in profiles_there(snapshot, layout) for row in profile_rows(name))
+    return (*rows(layout), *served)
 
 
 def _job_units(snapshot: HostSnapshot) -> tuple[str, ...]:
