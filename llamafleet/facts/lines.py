@@ -29,7 +29,8 @@ ACCOUNT = "account"
 """The block of what was printed with the account's rights."""
 ACCOUNT_KEYS = frozenset(
     {
-        *("compiler", "toolkit", "python", "cmake", "built", "build_runs", "job", "servers"),
+        *("compiler", "toolkit", "python", "cmake", "podman", "nvidia_ctk"),
+        *("built", "build_runs", "job", "servers"),
         *("unreadable", "state_machine", "account_complete"),
     }
 )

@@ -34,7 +34,7 @@ from llamafleet.onhost.verify.run import verify
 from llamafleet.protocol.container import ContainerConfig
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import PATH, read_json, write_json
-from llamafleet.protocol.serve import CREDENTIAL, ServeConfig
+from llamafleet.protocol.serve import CREDENTIAL, ServeConfig, status_file
 from llamafleet.protocol.verify import VerifyConfig
 
 EXIT_UNHEALTHY, EXIT_USAGE, EXIT_NO_GPU = 1, 2, gate.EXIT_HELD
@@ -98,6 +98,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="docker run ... llama-rtx4090", description="Prove the GPUs, then serve a model."
     )
     parser.add_argument("--config", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--health", action="store_true", help="ask the server whether it is ready")
     parser.add_argument("--model", metavar="FILE", help="GGUF file below a mounted volume")
     parser.add_argument("--alias", metavar="NAME", help="what clients call the model")
@@ -142,7 +143,9 @@ class Start:
         serve = self._service()
         folder = Path(serve.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        credentials = self._credentials()
+        # What a server said that has ended is no word of this one.
+        status_file(serve).unlink(missing_ok=True)
+        credentials = self._credentials(serve)
         write_json(Path(serve.verify), asdict(checked))
         told = folder / "serve.json"
         write_json(told, asdict(serve))
@@ -188,6 +191,8 @@ class Start:
     def _service(self) -> ServeConfig:
         """The settings of the server, by the arguments. Raises Refused."""
         template, options = self.config.serve, self.options
+        if options.serve:
+            return self._told(options.serve)
         model = self._model()
         changes = {
             name: value
@@ -199,6 +204,20 @@ class Start:
             model=str(model),
             alias=options.alias or PART.sub(".gguf", model.name).removesuffix(".gguf"),
             placement=replace(template.placement, **changes),
+        )
+
+    def _told(self, file: Path) -> ServeConfig:
+        """Those of a profile, as deploy writes them; what lies in the image is the image's own.
+
+        Raises Refused.
+        """
+        try:
+            told = decode(ServeConfig, read_json(file))
+        except DecodeError as error:
+            raise Refused(f"{file}: {error}; next: deploy again") from error
+        _readable(Path(told.model))
+        return replace(
+            told, verify=f"{told.folder}/verify.json", libraries=self.config.serve.libraries
         )
 
     def _model(self) -> Path:
@@ -221,11 +240,13 @@ class Start:
         )
         return Path(self.config.serve.model)
 
-    def _credentials(self) -> Path:
+    def _credentials(self, serve: ServeConfig) -> Path:
         """Folder of the API key, for the server alone. Raises Refused."""
-        folder = Path(self.config.serve.folder, "credentials")
+        folder = Path(serve.folder, "credentials")
         folder.mkdir(mode=0o700, exist_ok=True)
         file = folder / CREDENTIAL
+        if not serve.key:
+            return folder
         given = self.options.api_key_file or (SECRET if SECRET.exists() else None)
         if given:
             _write_key(file, _key_of(given))

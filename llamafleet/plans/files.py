@@ -36,6 +36,8 @@ def conditions(
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
         "serve": bool(settings.serve),
+        "venv": settings.runtime == "venv",
+        "cdi": settings.runtime == "container" and backend == "cuda",
     }
     return frozenset(name for name, true in holds.items() if true)
 

@@ -40,6 +40,7 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.runtime import plan_container, runtime_problems
 from llamafleet.plans.serve import plan_serve, running, serve_lines, serve_problems
 from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.share import cpu_problem
@@ -245,11 +246,14 @@ def make_plan(
     draft.take(model_problem(settings, snapshot))
     draft.take(cpu_problem(settings, snapshot))
     draft.problems.extend(serve_problems(settings, snapshot, layout))
+    draft.problems.extend(runtime_problems(settings, snapshot, acceleration.backend))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
+    if settings.runtime == "container":
+        return _in_container(draft, host, hold, acceleration, notes, sha256=sha256)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
@@ -299,6 +303,29 @@ def make_plan(
         settings, layout, network, python.path, python.version, supplies.manifest
     )
     serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
+    return replace(plan, serve=serve)
+
+
+def _in_container(
+    draft: _Draft,
+    host: str,
+    hold: HoldPlan | None,
+    acceleration: Acceleration,
+    notes: tuple[str, ...],
+    *,
+    sha256: Sha256 | None,
+) -> Plan:
+    """The plan of a host that builds nothing: the image holds what it serves."""
+    settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
+    plan = Plan(host, acceleration.backend, notes=notes, hold=hold, reboot=acceleration.reboot)
+    if draft.problems:
+        problems = (replace(p, next=as_typed(snapshot, p.next)) for p in draft.problems)
+        return replace(plan, problems=tuple(problems), reboot=None)
+    if plan.reboot:
+        return plan
+    container = plan_container(settings, snapshot, layout, plan.backend)
+    plan = _with_files(replace(plan, container=container), settings, snapshot, layout, sha256)
+    serve = plan_serve(plan, settings, snapshot, layout, libraries=None, sha256=sha256)
     return replace(plan, serve=serve)
 
 
@@ -393,6 +420,11 @@ def explain(plan: Plan) -> list[str]:
         if plan.toolkit.source:
             lines += _source_lines(plan.toolkit.source)
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
+    if plan.container:
+        lines.append(f"container: {plan.container.image}, which verifies itself when it starts")
+        lines += [f"  device {device}" for device in plan.container.devices]
+        lines += [f"files: {reason}" for reason in plan.files.reasons] if plan.files else []
+        return lines + (serve_lines(plan.serve) if plan.serve else [])
     if plan.build is None:
         return [*lines, "build, verify: planned once the packages are there"]
     told = plan.build.config

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot, Listener
-from llamafleet.layout import Layout, serve_unit
-from llamafleet.managed import Managed, profile_rows
+from llamafleet.layout import Layout, quadlet, serve_unit
+from llamafleet.managed import Managed, container_row, profile_rows
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
 from llamafleet.plans.plan import (
@@ -42,8 +42,10 @@ def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     unit = re.compile(
         rf"(?:{re.escape(layout.units)}/)?{re.escape(serve_unit('@@')).replace('@@', f'({NAME})')}"
     )
+    container = re.compile(re.escape(quadlet("@@")).replace("@@", f"({NAME})"))
     told = (*snapshot.files, *snapshot.owners, *snapshot.units)
-    found = (file.fullmatch(name) or unit.fullmatch(name) for name in told)
+    kinds = (file, unit, container)
+    found = (kind.fullmatch(name) for name in told for kind in kinds)
     return tuple(sorted({match[1] for match in found if match} | {*snapshot.services}))
 
 
@@ -122,36 +124,52 @@ def plan_serve(
     snapshot: HostSnapshot,
     layout: Layout,
     *,
-    libraries: LibrariesConfig,
+    libraries: LibrariesConfig | None,
     sha256: Sha256 | None = None,
 ) -> ServePlan | None:
-    """`plan`: the rest of it, of which files are rendered."""
+    """`plan`: the rest of it, of which files are rendered. `libraries`: None: the services come in
+    a container."""
     gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
     if not settings.serve and not gone:
         return None
+    root = libraries.root if libraries else "/"
     services = tuple(
         Served(
-            _config(name, profile, snapshot, layout, host=plan.host, libraries=libraries.root),
+            _config(name, profile, snapshot, layout, host=plan.host, libraries=root),
             layout.serve_config(name),
             profile.public,
+            load_minutes=Served.load_minutes + (plan.container.minutes if plan.container else 0),
         )
         for name, profile in settings.serve.items()
     )
-    used = {libraries.key} if services else set()
+    used = {libraries.key} if services and libraries else set()
     made = ServePlan(
         services,
-        libraries=_libraries(libraries, snapshot, layout) if services else None,
+        libraries=_libraries(libraries, snapshot, layout) if services and libraries else None,
         outdated=tuple(sorted({*snapshot.servers} - used)),
         gone=gone,
     )
-    rows = [row for name in settings.serve for row in profile_rows(name)]
+    rows = [row for name in settings.serve for row in _rows(name, plan.container is not None)]
     keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
     wanted = [row for row in rows if not (row.private and row.profile in keyless)]
     others = [row for row in rows if row not in wanted]
-    others += [row for name in gone for row in profile_rows(name)]
+    others += [row for name in gone for row in (*profile_rows(name), container_row(name))]
+    there = (*snapshot.files, *snapshot.owners)
+    for name in settings.serve:
+        other = [row for row in _rows(name, plan.container is None) if row.unit]
+        # Both make the unit of that name: the one that is not there is not to stop it.
+        others += [row for row in other if row.path(layout) in there]
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
     judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
     return replace(made, files=files, services=judged)
+
+
+def _rows(profile: str, container: bool) -> tuple[Managed, ...]:
+    """Of a profile that is served."""
+    rows = profile_rows(profile)
+    if not container:
+        return rows
+    return (*(row for row in rows if not row.unit), container_row(profile))
 
 
 def _libraries(config: LibrariesConfig, snapshot: HostSnapshot, layout: Layout) -> LibrariesPlan:
@@ -229,7 +247,7 @@ def _judged(
     # A run that was cut off has written it, and restarted nothing.
     newer = [
         path
-        for path in (*ours, layout.zipapp, layout.current)
+        for path in (*ours, *(() if plan.container else (layout.zipapp, layout.current)))
         if unit.started is not None and snapshot.changed.get(path, 0) > unit.started
     ]
     if newer:
