@@ -51,6 +51,7 @@ class Served:
         publish = f"127.0.0.1:{self.port}:8000"
         said = shop.run("podman", "run", "-d", "-p", publish, *options, IMAGE, *args)
         self.name = said.split()[-1]
+        self.key = ""
 
     def exec(self, *argv: str) -> str:
         return self.shop.run("podman", "exec", self.name, *argv).strip()
@@ -99,7 +100,7 @@ def key_of(served: Served) -> str:
 
 def test_it_proves_the_build_and_then_serves_it(served: Served) -> None:
     assert "ok   library_origin" in served.log and "CPU ONLY" in served.log
-    key = key_of(served)
+    served.key = key = key_of(served)
     status, models = served.ask("/v1/models", key)
     assert (status, [one["id"] for one in models["data"]]) == (200, ["synthetic-160m-q4_0"])
     wish = {"model": "synthetic-160m-q4_0", "prompt": "a b c", "max_tokens": 4}
@@ -134,9 +135,10 @@ def test_it_drains_when_it_is_stopped(served: Served) -> None:
 
 
 def test_a_restart_keeps_proof_and_key(served: Served) -> None:
-    key = key_of(served)
+    key = served.key
     served.shop.run("podman", "start", served.name)
     served.wait()
+    assert key_of(served) == key
     assert "verified before, on this driver and these GPUs" in served.log
     assert served.ask("/v1/models", key)[0] == 200
 
