@@ -965,7 +965,8 @@ print("%s\t%d.%d.%d\t%d\t%s" % told)'
     done
 
     path=$(command -v cmake) && put cmake "$path" "$(said cmake --version)"
-    path=$(command -v podman) && put podman "$path" "$(said podman --version)"
+    # It follows its HOME, and the account has none.
+    path=$(command -v podman) && put podman "$path" "$(said env HOME=/ podman --version)"
     path=$(command -v nvidia-ctk) && put nvidia_ctk "$path" "$(said nvidia-ctk --version)"
 }
 
