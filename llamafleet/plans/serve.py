@@ -32,6 +32,8 @@ UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
 """A regular expression of the units of all profiles."""
 LIBRARIES_MINUTES = 20
 """How long a run waits: 40 MB over a slow line."""
+QUADLET = re.escape(quadlet("*")).replace(re.escape("*"), f"({NAME})")
+"""The same of podman's files of them."""
 WAITS = "auto-restart"
 """Of a unit's state: its process has ended, and systemd starts it again later."""
 
@@ -39,10 +41,8 @@ WAITS = "auto-restart"
 def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     """Profiles of which the host has anything."""
     file = re.compile(rf"{re.escape(layout.etc)}/serve-({NAME})\.(json|key)")
-    unit = re.compile(
-        rf"(?:{re.escape(layout.units)}/)?{re.escape(serve_unit('@@')).replace('@@', f'({NAME})')}"
-    )
-    container = re.compile(re.escape(quadlet("@@")).replace("@@", f"({NAME})"))
+    unit = re.compile(rf"(?:{re.escape(layout.units)}/)?{UNIT}")
+    container = re.compile(QUADLET)
     told = (*snapshot.files, *snapshot.owners, *snapshot.units)
     kinds = (file, unit, container)
     found = (kind.fullmatch(name) for name in told for kind in kinds)
