@@ -51,6 +51,7 @@ nl='
 '
 tab=$(printf '\t')
 R=${LF_ROOT:-}
+PODMAN_GENERATOR=/usr/lib/systemd/system-generators/podman-system-generator
 
 # put KEY VALUE...: one line; a value ends at its first tab or line end.
 put() {
@@ -247,7 +248,7 @@ read_system() {
     fi
     put container "$container"
     [ -e "$R/run/ostree-booted" ] && put ostree 1
-    [ -x "$R/usr/lib/systemd/system-generators/podman-system-generator" ] && put quadlet 1
+    [ -x "$R$PODMAN_GENERATOR" ] && put quadlet 1
     # Boards without ACPI tell their name here, which ends in a zero byte.
     [ -r "$R/proc/device-tree/model" ] && put board "$(tr -d '\0' <"$R/proc/device-tree/model")"
     put tegra "$(first "$R/etc/nv_tegra_release")"
@@ -965,8 +966,11 @@ print("%s\t%d.%d.%d\t%d\t%s" % told)'
     done
 
     path=$(command -v cmake) && put cmake "$path" "$(said cmake --version)"
-    # It follows its HOME, and the account has none.
-    path=$(command -v podman) && put podman "$path" "$(said env HOME=/ podman --version)"
+    # podman tells no version to an account without a home of its own; its generator does.
+    if path=$(command -v podman); then
+        version=$(said "$R$PODMAN_GENERATOR" --version)
+        put podman "$path" "${version:-$(said env HOME=/ XDG_CONFIG_HOME=/etc podman --version)}"
+    fi
     path=$(command -v nvidia-ctk) && put nvidia_ctk "$path" "$(said nvidia-ctk --version)"
 }
 
