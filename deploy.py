@@ -12,6 +12,7 @@ from operations.container import proof
 from operations.files import settings, tools
 from operations.hold import hold
 from operations.lock import lock, release
+from operations.models import discard_models, models
 from operations.packages import packages
 from operations.preflight import preflight, refuse
 from operations.reboot import reboot
@@ -43,7 +44,9 @@ settings(name="Render environment and units")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")
 activate(name="Switch to the proven build")
+models(name="Bring the models")
 libraries(name="Bring the server's packages")
 serve(name="Serve")
 proof(name="Judge the proof of a container")
+discard_models(name="Remove models that no profile names")
 release(name="Give the host back to other runs")

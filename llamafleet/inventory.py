@@ -9,12 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import ValidationError
 from pyinfra.api.arguments import all_argument_meta
 from pyinfra.api.connectors import get_all_connectors
 
+from llamafleet import modelstore
 from llamafleet.onhost.toolkit.openpgp import fingerprints
-from llamafleet.plans.supplies import Supplies
+from llamafleet.plans.served_models import served
+from llamafleet.plans.supplies import LocalFile, Supplies
 from llamafleet.protocol.options import OWN, READ_UNDECLARED
 from llamafleet.protocol.redact import redacted
 from llamafleet.serving import Bounds, Profile, clash
@@ -108,6 +111,7 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
         settings, findings = _validate(data)
         findings += [*_option_findings(settings), *_contradictions(settings)]
         findings += [*_shared_code(settings), *_serve_findings(settings)]
+        findings += _model_findings(settings)
         if settings.wheelhouse is not None:
             if settings.wheelhouse not in problems:
                 problems[settings.wheelhouse] = house.verify(Path(settings.wheelhouse))
@@ -131,6 +135,7 @@ def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
     houses = {folder: house.read(Path(folder)) for folder in folders}
     logins = {one.netrc: credentials(Path(one.netrc)) for one in fleet.values() if one.netrc}
     conceal(line.split()[-1] for text in logins.values() for line in text.splitlines())
+    models = _models(fleet)
     key_files = {
         profile.api_key_file
         for one in fleet.values()
@@ -145,6 +150,7 @@ def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
             wheelhouse=houses[one.wheelhouse] if one.wheelhouse else None,
             toolkit_key=keys[one.toolkit_key] if one.toolkit_key else None,
             netrc=logins[one.netrc] if one.netrc else None,
+            models=models,
             serve_keys={
                 name: api_keys[profile.api_key_file]
                 for name, profile in one.serve.items()
@@ -153,6 +159,25 @@ def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:
         )
         for host, one in fleet.items()
     }
+
+
+def _models(fleet: Mapping[str, Settings]) -> dict[str, LocalFile]:
+    """Parts of served models that this machine has; each is read once for all hosts."""
+    sources = {source for one in fleet.values() for source in served(one).values()}
+    store, found = modelstore.ModelStore(), dict[str, LocalFile]()
+    for source in sorted(sources, key=lambda source: source.parts):
+        found |= store.supplied(source, lambda text: click.echo(printable(text), err=True))
+    return found
+
+
+def _model_findings(settings: Settings) -> Iterator[Finding]:
+    """Files of this machine that can't be sent."""
+    for name, source in served(settings).items():
+        found, _, allowed = (
+            modelstore.problem(source).removeprefix("found ").partition("; allowed: ")
+        )
+        if found:
+            yield f"serve.{_name(name)}.model", found, allowed
 
 
 def pyinfra_keys() -> set[str]:
@@ -217,12 +242,14 @@ def _of_profile(inner: list[str], error: dict[str, Any]) -> tuple[str, str | Non
     """The field of a profile, or of its limits, that an error is about; what is allowed there."""
     whole = Settings.model_fields["serve"].description
     if len(inner) == 1 or inner[1] == "[key]":
-        return "", whole, error
+        return "serve", whole, error
     fields = Bounds.model_fields if inner[1:2] == ["limits"] and len(inner) > 2 else None
     name = inner[2] if fields else inner[1]
     fields = fields or Profile.model_fields
     if name in fields:
-        return name, fields[name].description, error
+        # A URL may hold a password, whatever it was meant for.
+        secretive = "://" in str(error["input"])
+        return "serve" if secretive else name, fields[name].description, error
     near = difflib.get_close_matches(name[:LONGEST], sorted(fields), n=1)
     return name, f"one of {', '.join(fields)}{f' (nearest: {near[0]})' if near else ''}", error
 
@@ -376,7 +403,9 @@ def _serve_findings(settings: Settings) -> Iterator[Finding]:
                 f"{profile.address}, which other hosts may reach",
                 "api_key_file beside it, or an address of this host alone such as 127.0.0.1",
             )
-        if settings.scope == "user" and profile.mlock:
+        if profile.kv_type != "f16" and not profile.flash_attention:
+            yield f"{key}.kv_type", profile.kv_type, "f16 beside flash_attention = False"
+        if settings.scope == "user" and profile.value("mlock"):
             yield f"{key}.mlock", "True", 'scope = "system" beside it (root)'
 
 

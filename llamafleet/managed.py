@@ -36,10 +36,10 @@ from llamafleet.layout import (
 Group = Literal["tools", "settings", "hold", "serve"]
 """The operation that writes a file."""
 
-Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "serve", "venv", "cdi"]
+Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "venv", "cdi"]
 """What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
 schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror,
-a profile that is served, a build on the host itself, a container with GPUs."""
+a build on the host itself, a container with GPUs."""
 
 UnitState = Literal["loaded", "enabled", "active"]
 """loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
@@ -103,10 +103,11 @@ def _unit(
     state: UnitState,
     *needs: Condition,
     scopes: tuple[Scope, ...] = ("system", "user"),
+    group: Group = "settings",
 ) -> Managed:
     return Managed(
         lambda at: f"{at.units}/{name}",
-        "settings",
+        group,
         f"{name}.j2",
         frozenset(needs),
         scopes,
@@ -133,7 +134,7 @@ CATALOGUE = (
     _unit(VERIFY_TIMER, "active", "schedule", "venv"),
     _unit(DRIVER_CHECK_UNIT, "enabled", "cuda", "venv"),
     _unit(DRIVER_CHECK_PATH, "active", "cuda", "venv"),
-    _unit(SERVE_TARGET, "active", "serve"),
+    _unit(SERVE_TARGET, "active", group="serve"),
     _of_root(lambda at: at.hold_record, "hold", "held-packages.j2", "hold"),
     _of_root(lambda at: HOLD_APT, "hold", "52llamafleet-hold-driver.j2", "hold", "apt"),
     _of_root(lambda at: at.installed_packages, None),
@@ -212,16 +213,8 @@ class Folder:
 
 
 STATE_FOLDERS = (
-    "build",
-    "toolkit",
-    "verify",
-    "results",
-    "models",
-    "tmp",
-    "cache",
-    "serve",
-    "gguf",
-    "libraries",
+    *("build", "toolkit", "libraries", "model", "verify", "results", "models", "tmp", "cache"),
+    *("serve", "gguf"),
 )
 """Below the state folder."""
 

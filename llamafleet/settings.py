@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llamafleet.addresses import LONGEST_URL, URL, WEB_URL, judged
 from llamafleet.fields import BOOL, GPUS, LONGEST_PATH, PATH, GpuNames, LocalPath, one_of, whole
 from llamafleet.layout import Scope
 from llamafleet.oncalendar import is_calendar
@@ -28,6 +28,7 @@ Reboot = Literal["never", "allow"]
 CompilerCache = Literal["off", "ccache"]
 Sharing = Literal["host", "wheel"]
 Runtime = Literal["venv", "container"]
+ModelOrigin = Literal["host", "controller"]
 
 SECRETIVE = frozenset(
     {
@@ -37,7 +38,6 @@ SECRETIVE = frozenset(
 )
 """Settings in whose place somebody may write a password: a value that is refused is not shown."""
 
-LONGEST_URL = 2000
 REDIS_PORT = 6379
 """Redis' own, where an address names none."""
 MOST_PROFILES = 32
@@ -50,10 +50,6 @@ UNQUOTABLE = '"\\$`\n'
 
 # In lists of paths and in linker flags : and , separate.
 _TOOL = r"/[A-Za-z0-9._+@=~/-]*"
-
-_URL = r"^https?://[!-$&-~]+$"
-_NOT_IN_URL = re.compile(r"[\"'$\\?#;<>`{|}^]")
-"""Besides what means more: queries and fragments, which hold tokens and no part of an index."""
 
 
 def _listed(value: object) -> object:
@@ -80,21 +76,6 @@ def _once(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if values is not None and len(set(values)) < len(values):
         raise ValueError("each compute capability once")
     return values
-
-
-def _url(value: str) -> str:
-    """An address that may be shown: its password would be in logs and readable on the host."""
-    try:
-        parts = urlsplit(value)
-        address = (parts.hostname, parts.port)
-    except ValueError:
-        raise ValueError(f"{_WEB_URL} with a host and a port that there can be") from None
-    if "@" in parts.netloc:
-        raise ValueError(f"{_WEB_URL} without user and password: the setting netrc takes them")
-    odd = _NOT_IN_URL.search(value) or "%" in parts.netloc
-    if odd or (not address[0] and parts.scheme != "file"):
-        raise ValueError(f"{_WEB_URL} without query, fragment, quotes and a shell's signs")
-    return value
 
 
 def _redis(value: str) -> str:
@@ -162,13 +143,12 @@ ToolkitVersion = Annotated[
     AfterValidator(_toolkit),
 ]
 HostPath = Annotated[str, Field(pattern=f"^{_TOOL}$", max_length=LONGEST_PATH)]
-Url = Annotated[str, Field(pattern=_URL, max_length=LONGEST_URL), AfterValidator(_url)]
+Url = Annotated[str, Field(pattern=URL, max_length=LONGEST_URL), AfterValidator(judged)]
 
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
 _IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+@sha256:[0-9a-f]{64}$"
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
-_WEB_URL = "an http:// or https:// URL"
 _REDIS_URL = (
     "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "
     "setting netrc takes them"
@@ -201,7 +181,7 @@ class Settings(BaseModel):
     toolkit_method: ToolkitMethod = Field(
         default="auto", description=one_of(get_args(ToolkitMethod))
     )
-    toolkit_url: Url | None = Field(default=None, description=_WEB_URL)
+    toolkit_url: Url | None = Field(default=None, description=WEB_URL)
     """Mirror of NVIDIA's downloads: what stands for developer.download.nvidia.com/compute/cuda."""
     toolkit_key: LocalPath | None = Field(
         default=None, description="a file on the controller with a public OpenPGP key"
@@ -289,12 +269,12 @@ class Settings(BaseModel):
         Annotated[
             str,
             Field(pattern="^(https?://|file:///)[!-~]+$", max_length=LONGEST_URL),
-            AfterValidator(_url),
+            AfterValidator(judged),
         ]
         | None
     ) = Field(default=None, description="an http://, https:// or file:/// URL")
     """Python package index to use in place of PyPI."""
-    proxy: Url | None = Field(default=None, description=_WEB_URL)
+    proxy: Url | None = Field(default=None, description=WEB_URL)
     """Proxy for all downloads of the host's jobs; None: the one that the host itself names."""
     netrc: LocalPath | None = Field(
         default=None, description="a file on the controller, as of netrc(5), that only you can read"
@@ -311,6 +291,14 @@ class Settings(BaseModel):
         Annotated[str, Field(max_length=LONGEST_URL), AfterValidator(_redis)] | None
     ) = Field(default=None, description=_REDIS_URL)
     """A Redis server that all hosts share beside their own."""
+    model_source: ModelOrigin = Field(default="host", description=one_of(get_args(ModelOrigin)))
+    """Who fetches a served model that has a URL: host: each for itself; controller: this machine,
+    once for all, and each host gets it from here."""
+    model_downloads: Annotated[int, whole(1, 1000, "hosts")] = 4
+    """How many hosts get a served model at a time."""
+    models_kept: Annotated[int, whole(0, 100, "models")] = 1
+    """How many models stay on a host that no profile names any more, while there is room."""
+    model_timeout_minutes: Annotated[int, whole(1, 10080, "minutes")] = 720
     build_timeout_minutes: Annotated[int, whole(1, 1440, "minutes")] = 180
     verify_timeout_minutes: Annotated[int, whole(1, 1440, "minutes")] = 30
 

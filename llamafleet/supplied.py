@@ -8,7 +8,8 @@ import re
 import stat
 from pathlib import Path
 
-from llamafleet.serving import LONGEST_KEY, SHORTEST_KEY
+from llamafleet.protocol.serve import SHORTEST_KEY
+from llamafleet.serving import LONGEST_KEY
 
 MOST_BYTES = 1 << 20
 """Of such a file; keys and lists of passwords have some thousand."""

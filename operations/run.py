@@ -273,7 +273,9 @@ class Fleet:
         return code
 
     def _prune(self) -> None:
-        """Remove the wheels that no run has used for long."""
+        """Remove what no run has used for long."""
+        for name in self.sharing.models.prune(time.time()):
+            click.echo(f"{self.sharing.models.folder / name}: removed, unused", err=True)
         if not any(run.settings.build_sharing == "wheel" for run in self.runs.values()):
             return
         store = self.sharing.store

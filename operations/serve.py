@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
 
 from pyinfra.api import FactBase, FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
@@ -27,6 +28,8 @@ from operations.watch import END_LIMIT_S, POLL_SECONDS, SAY_SECONDS, End, EndOfJ
 
 ASK_S = 10
 """How long one question waits on the host until the service is ready."""
+STOP_S = 900
+"""For all services to drain, each for as long as its limits say."""
 ASK_LIMIT_S = 90
 """For one question: beside that the token, which may wait behind a long prompt."""
 
@@ -98,7 +101,12 @@ def serve() -> Generator[PyinfraCommand, None, None]:
         serve(name="Serve")
     """
     run = here()
-    wanted = run.plan().serve
+    plan = run.plan()
+    wanted = plan.serve
+    if plan.problems and run.host.state.is_executing:
+        # What the models' headers tell is known by now alone.
+        yield FunctionCommand(_refuse, (run, plan.problems), {})
+        return
     if wanted is None:
         run.noop("nothing is served")
         return
@@ -113,7 +121,30 @@ def serve() -> Generator[PyinfraCommand, None, None]:
     yield from _start(run, wanted.changed)
     for name in wanted.gone:
         run.changed(f"{name} no longer served")
-    yield FunctionCommand(_judge, (run, wanted), {})
+    asked = _Asked()
+    yield FunctionCommand(_ask_all, (run, wanted, asked), {})
+    if asked.problems and run.before:
+        yield from _go_back(run, wanted, asked)
+    elif wanted.outdated and not asked.problems:
+        folders = [QuoteString(run.layout().serve_libraries(name)) for name in wanted.outdated]
+        yield StringCommand(*jobs.as_account(run), "rm -rf --one-file-system --", *folders)
+        run.changed("older packages of the server removed")
+    yield FunctionCommand(_judge, (run, wanted, asked), {})
+
+
+@dataclass
+class _Asked:
+    """Why services don't serve, by profile."""
+
+    problems: dict[str, Problem] = field(default_factory=dict)
+    again: dict[str, Problem] | None = None
+    """The same on the build of before, where the host went back to that."""
+
+
+def _refuse(state: State, host: Host, run: HostRun, problems: Iterable[Problem]) -> bool:
+    for problem in problems:
+        run.fail(problem)
+    return False
 
 
 def _remove(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, None]:
@@ -121,7 +152,7 @@ def _remove(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, N
     names = [*wanted.gone, *(one.config.profile for one in wanted.changed)]
     if names:
         units = map(serve_unit, names)
-        yield StringCommand(systemctl(run), "stop", *units, "2>/dev/null || true", _timeout=900)
+        yield StringCommand(systemctl(run), "stop", *units, "2>/dev/null || true", _timeout=STOP_S)
     layout, rights = run.layout(), jobs.as_account(run)
     if wanted.gone:
         folders = [QuoteString(layout.serve_state(name)) for name in wanted.gone]
@@ -140,64 +171,69 @@ def _start(run: HostRun, services: Iterable[Served]) -> Generator[StringCommand,
         run.changed(f"{one.config.profile} {verb} ({one.reason})")
 
 
-def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan) -> bool:
-    """Ask each service; after a switch of the build one that fails takes all of them back."""
+def _ask_all(state: State, host: Host, run: HostRun, wanted: ServePlan, asked: _Asked) -> bool:
     run.reread()
-    problems = [_ask(run, host, one) for one in wanted.services]
-    failed = [problem for problem in problems if problem]
-    if failed and run.before:
-        _go_back(run, host, wanted)
-    run.served = [
-        _line(one, "FAILED" if problem else "ready")
-        for one, problem in zip(wanted.services, problems, strict=True)
-    ]
-    for problem in failed:
-        run.fail(problem)
-    if not failed and wanted.outdated:
-        _forget_packages(run, host, wanted)
-    left = run.plan().serve if not failed else None
-    if left is not None and (left.files.needed or left.gone or left.outdated):
-        run.fail(
-            Problem(
-                "serving",
-                found=f"still to do: {'; '.join(left.files.reasons) or ', '.join(left.gone)}",
-                expected="services as planned, now that they were written and started",
-                next="systemctl status 'llamafleet-serve@*'",
-            )
-        )
-        return False
-    return not failed
+    asked.problems = _problems(run, host, wanted)
+    return True
 
 
-def _forget_packages(run: HostRun, host: Host, wanted: ServePlan) -> None:
-    """Of servers that no service runs any more."""
-    folders = [QuoteString(run.layout().serve_libraries(name)) for name in wanted.outdated]
-    command = StringCommand(*jobs.as_account(run), "rm -rf --one-file-system --", *folders)
-    host.run_shell_command(command, print_output=False)
-    run.changed("older packages of the server removed")
+def _problems(run: HostRun, host: Host, wanted: ServePlan) -> dict[str, Problem]:
+    told = ((one.config.profile, _ask(run, host, one)) for one in wanted.services)
+    return {name: problem for name, problem in told if problem}
 
 
-def _go_back(run: HostRun, host: Host, wanted: ServePlan) -> None:
+def _go_back(run: HostRun, wanted: ServePlan, asked: _Asked) -> Generator[PyinfraCommand]:
     """`current` points to the build of before, and the services run it."""
     before, run.before = run.before, ""
     units = [one.unit for one in wanted.services]
-    commands = [
-        *point(run.layout(), before),
-        StringCommand(systemctl(run), "stop", *units, "|| true"),
-        StringCommand(systemctl(run), "restart --no-block", *units),
-    ]
-    ok = all(host.run_shell_command(one, print_output=False)[0] for one in commands)
+    told = [QuoteString(f"{one.config.folder}/{STATUS}") for one in wanted.services]
+    yield from point(run.layout(), before)
+    yield StringCommand(systemctl(run), "stop", *units, "|| true", _timeout=STOP_S)
+    yield StringCommand(*jobs.as_account(run), "rm -f --", *told)
+    yield StringCommand(systemctl(run), "restart --no-block", *units)
     run.changed(f"current -> {before} (gone back)")
-    still = [problem for one in wanted.services if (problem := _ask(run, host, one))] if ok else []
-    found = "; ".join(problem.found for problem in still)
-    ended = found or ("it serves again" if ok else "it could not be switched to")
-    run.fail(
-        Problem(
-            "serving",
-            found=f"services that failed on the new build: went back to {before}, {ended}",
-            expected="services that answer on the build that was proven",
-            next="read the reasons beside this one, then run the same command again",
+
+    def ask(state: State, host: Host) -> bool:
+        asked.again = _problems(run, host, wanted)
+        found = "; ".join(problem.found for problem in asked.again.values())
+        run.fail(
+            Problem(
+                "serving",
+                found="services that failed on the new build: went back to "
+                f"{before}, {found or 'they serve again'}",
+                expected="services that answer on the build that was proven",
+                next="read the reasons beside this one, then run the same command again",
+            )
         )
+        return True
+
+    yield FunctionCommand(ask, (), {})
+
+
+def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan, asked: _Asked) -> bool:
+    """Keep what is known of each service; the host fails where one does not serve."""
+    for one in wanted.services:
+        name = one.config.profile
+        problems = asked.problems if asked.again is None else asked.again
+        run.served.append(_line(one, "FAILED" if name in problems else "ready"))
+    for problem in asked.problems.values():
+        run.fail(problem)
+    left = None if asked.problems else _left(run)
+    if left:
+        run.fail(left)
+    return not asked.problems and left is None
+
+
+def _left(run: HostRun) -> Problem | None:
+    """What the host, read again, still needs."""
+    left = run.plan().serve
+    if left is None or not (left.files.needed or left.gone or left.outdated):
+        return None
+    return Problem(
+        "serving",
+        found=f"still to do: {'; '.join(left.files.reasons) or ', '.join(left.gone)}",
+        expected="services as planned, now that they were written and started",
+        next="systemctl status 'llamafleet-serve@*'",
     )
 
 

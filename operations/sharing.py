@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from llamafleet.modelstore import ModelStore
 from llamafleet.plans.share import Offer, gives, maker_of, sharing_lines
 from llamafleet.protocol.job import SharedWheel
 from llamafleet.settings import Settings
@@ -18,6 +19,7 @@ class Sharing:
     """Of one run; all its hosts have the same."""
 
     store: WheelStore = field(default_factory=WheelStore)
+    models: ModelStore = field(default_factory=ModelStore)
     wheels: dict[str, SharedWheel] = field(default_factory=dict)
     """That the controller has, by fingerprint."""
     fresh: set[str] = field(default_factory=set)
@@ -36,6 +38,12 @@ class Sharing:
     """By a host that gave no wheel, the reason: nobody waits for it any more."""
     judged: set[str] = field(default_factory=set)
     """Fingerprints whose stored wheel was compared with its record in this run."""
+    getting: set[str] = field(default_factory=set)
+    """Hosts that get a served model just now, over the network or from the controller."""
+    fetching: set[str] = field(default_factory=set)
+    """sha256 of the models that the controller fetches just now."""
+    unfetched: dict[str, str] = field(default_factory=dict)
+    """By the sha256 of those that did not come in this run, why."""
     refused: set[str] = field(default_factory=set)
     """Those whose stored wheel is not the one that was kept, and lies there still."""
 

@@ -331,5 +331,9 @@ def reconnect(run: HostRun) -> bool:
 def _line(job: JobPlan, progress: Progress) -> str:
     # A host's clock may say anything.
     elapsed = int(min(max(progress.updated - progress.started, 0.0), 1e9))
+    at = f"{elapsed // 60}m{elapsed % 60:02d}s"
+    if job.kind == "model":
+        said = f": {progress.line}" if progress.line else ""
+        return f"model {job.key} {progress.phase}{said}, {at}"
     counter = f"[{progress.step}/{progress.steps}] " if progress.steps else ""
-    return f"{job.kind} {counter}{progress.phase}, {elapsed // 60}m{elapsed % 60:02d}s"
+    return f"{job.kind} {counter}{progress.phase}, {at}"

@@ -21,7 +21,7 @@ from llamafleet import zipapps
 from llamafleet.onhost.serve.libraries import packages, whole
 from llamafleet.onhost.verify import synth
 from llamafleet.protocol.job import WHOLE, machine_id
-from llamafleet.protocol.result import CPU_ONLY, Result, System
+from llamafleet.protocol.result import CPU_ONLY, PASS, GpuRow, Result, System
 from llamafleet.protocol.verify import BenchSettings, VerifyInputs
 from llamafleet.tables import text
 from llamafleet.tables.pinned import SERVE
@@ -35,15 +35,19 @@ KEY = "sk-test-0123456789abcdef"
 
 def libraries(python: str) -> Path:
     """The server's own packages for this interpreter, installed once on this machine."""
-    wanted = text(SERVE)
-    version = subprocess.check_output([python, "-V"], text=True)
-    folder = CACHE / hashlib.sha256((wanted + version).encode()).hexdigest()[:16]
+    folder = folder_for(python)
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not whole(folder):
-            _install(python, folder, wanted)
+            _install(python, folder, text(SERVE))
     return folder
+
+
+def folder_for(python: str) -> Path:
+    """Where they lie."""
+    version = subprocess.check_output([python, "-V"], text=True)
+    return CACHE / hashlib.sha256((text(SERVE) + version).encode()).hexdigest()[:16]
 
 
 def _install(python: str, folder: Path, wanted: str) -> None:
@@ -63,12 +67,12 @@ def model(folder: Path, shape: str = "tiny", type_: str = "q8_0") -> Path:
     return file
 
 
-def proof(prefix: str) -> Result:
-    """A verification of this build on this machine, without a GPU."""
+def proof(prefix: str, driver: str | None = None, gpus: tuple[GpuRow, ...] = ()) -> Result:
+    """A verification of this build on this machine; without a driver on its CPU."""
     inputs = VerifyInputs(
         fingerprint="f00",
-        driver=None,
-        gpus=(),
+        driver=driver,
+        gpus=tuple(f"{gpu.name} {gpu.uuid}" for gpu in gpus),
         model="synthetic:tiny-q4_0",
         bench=BenchSettings(32, 4, 2),
         context=512,
@@ -76,7 +80,8 @@ def proof(prefix: str) -> Result:
     found = {f"{prefix}/{name}": digest for name, digest in llama.libraries().items()}
     return Result(
         host="test",
-        verdict=CPU_ONLY,
+        verdict=PASS if driver else CPU_ONLY,
+        gpus=gpus,
         fingerprint="f00",
         key="key",
         inputs=inputs,
@@ -90,22 +95,27 @@ def proof(prefix: str) -> Result:
 class Service:
     """The files of one service below `root`, and its process."""
 
-    def __init__(self, root: Path, gguf: Path, **changed: Any) -> None:
+    def __init__(
+        self, root: Path, gguf: Path, proven: Result | None = None, **changed: Any
+    ) -> None:
         self.root, self.port = root, free_port()
         prefix = str(llama.prefix())
+        proven = proven or proof(prefix)
         results, self.folder = root / "results", root / "serve"
         for made in (results, self.folder, root / "credentials"):
             made.mkdir(exist_ok=True)
-        (results / "latest.json").write_text(json.dumps(asdict(proof(prefix))))
+        (results / "latest.json").write_text(json.dumps(asdict(proven)))
+        self.environment: dict[str, str] = changed.pop("environment", {})
+        """Of the verification, which is that of whatever loads llama.cpp."""
         verify = root / "verify.json"
         verify.write_text(
             json.dumps(
                 {
                     "version": 1,
                     "host": "test",
-                    "inputs": asdict(proof(prefix).inputs),
-                    "backend": "cpu",
-                    "toolkit": None,
+                    "inputs": asdict(proven.inputs),
+                    "backend": "cuda" if proven.inputs.driver else "cpu",
+                    "toolkit": "13.0" if proven.inputs.driver else None,
                     "prefix": prefix,
                     "stamp": str(root / "stamp.json"),
                     "job": str(root / "job"),
@@ -113,6 +123,7 @@ class Service:
                     "models": str(root),
                     "compute_capabilities": [],
                     "allow_cpu_only": True,
+                    "environment": self.environment,
                 }
             )
         )
@@ -134,6 +145,8 @@ class Service:
         (root / "credentials" / "api-key").write_text(KEY + "\n")
         self.process: subprocess.Popen[str] | None = None
         self.log = root / "serve.log"
+        self.before: tuple[str, ...] = ()
+        """What its command line begins with."""
 
     def start(self, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         config, zipapp = self.root / "serve-chat.json", self.root / "llamafleet-host.pyz"
@@ -142,7 +155,7 @@ class Service:
         given = {"PATH": os.environ["PATH"], "CREDENTIALS_DIRECTORY": f"{self.root}/credentials"}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [llama.PYTHON, "-I", zipapp, "serve", "--config", config],
+                [*self.before, llama.PYTHON, "-I", zipapp, "serve", "--config", config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -37,6 +37,7 @@ def test_where_all_of_it_lies() -> None:
         "/etc/systemd/system/llamafleet-verify.timer",
         "/etc/systemd/system/llamafleet-driver-check.service",
         "/etc/systemd/system/llamafleet-driver-check.path",
+        "/etc/systemd/system/llamafleet-serve.target",
         "/opt/llamafleet/held-packages",
         "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
         # There alone where a run ended early: uninstall must see them.
@@ -119,5 +120,7 @@ def test_a_mask_stays_as_its_administrator_s(planted: managed.Managed) -> None:
 
 
 def test_the_script_names_each_unit_of_the_catalogue() -> None:
-    (line,) = (line for line in script(*to_read(Settings())).splitlines() if "LF_UNITS=" in line)
+    (line,) = (
+        line for line in script(*to_read(Settings())).splitlines() if line.startswith("LF_UNITS=")
+    )
     assert line == f"LF_UNITS='{' '.join(managed.unit_names())}'"

@@ -15,12 +15,18 @@ from jinja2 import UndefinedError
 
 from llamafleet import render
 from llamafleet.layout import DRIVER_CHECK_UNIT, VERIFY_UNIT, Layout
-from llamafleet.managed import Group, by_path, rows
-from llamafleet.plans.plan import BuildPlan, HoldPlan, Plan
+from llamafleet.managed import Group, by_path, profile_rows, rows
+from llamafleet.plans.network import Network
+from llamafleet.plans.plan import BuildPlan, HoldPlan, ModelsPlan, Plan
+from llamafleet.plans.serve import plan_serve
+from llamafleet.plans.serve_libraries import plan_libraries
+from llamafleet.plans.served_models import plan_models
+from llamafleet.plans.supplies import Supplies
 from llamafleet.plans.toolkit.installation import REPOSITORY_PATHS
 from llamafleet.plans.toolkit.methods import offers
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import PATH
+from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import VerifyConfig
 from llamafleet.settings import Settings
 from tests.plans.hosts import GPU_HOST, build_of, verification
@@ -67,10 +73,55 @@ def compare(golden: Path, text: str) -> None:
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
     files = rendered(layout, Settings.model_validate({"scope": scope}))
-    units = {row.unit for row in rows(layout) if row.unit}
+    units = {row.unit for row in rows(layout, "settings") if row.unit}
     assert set(files) == {"llamafleet.env", "verify.json", *units}
     # Of the plan alone: tests/plans/test_verify.py.
     del files["verify.json"]
+    for name, text in files.items():
+        compare(GOLDEN / scope / name, text)
+
+
+SERVE = {
+    "chat": {"model": "/srv/a.gguf", "api_key_file": "/k", "address": "0.0.0.0", "mlock": True},
+    "code": {"model": "/srv/b.gguf", "port": 8001},
+}
+
+
+def serving(layout: Layout, settings: Settings, systemd: int = 257) -> dict[str, str]:
+    """Each file of these two profiles, and the units that know of them, by their names."""
+    host = replace(GPU_HOST, systemd=systemd, init="systemd")
+    config = plan_libraries(
+        settings,
+        layout,
+        Network({}, None, None),
+        python="/usr/bin/python3",
+        version="3.12.3",
+    )
+    models = plan_models(settings, host, layout, python="/usr/bin/python3", supplies=Supplies())
+    assert isinstance(models, ModelsPlan)
+    plan = replace(PLAN, models=models)
+    plan = replace(plan, serve=plan_serve(plan, settings, host, layout, libraries=config))
+    supplies = Supplies(serve_keys={"chat": "sk-0123456789"})
+    served = [row for name in settings.serve for row in profile_rows(name)]
+    ours = [row for row in served if row.profile == "chat" or not row.private]
+    return {
+        Path(row.path(layout)).name: render.content(row, plan, settings, layout, supplies).decode()
+        for row in (*rows(layout, "serve"), *ours)
+    }
+
+
+@pytest.mark.parametrize("scope", ["system", "user"])
+def test_files_of_what_is_served(scope: str) -> None:
+    layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
+    wanted = {name: row | {"mlock": False} for name, row in SERVE.items()}
+    serve = SERVE if scope == "system" else wanted
+    settings = Settings.model_validate({"scope": scope, "serve": serve})
+    files = serving(layout, settings)
+    assert files.pop("serve-chat.key") == "sk-0123456789\n"
+    assert not any("sk-0123456789" in text for text in files.values())
+    assert decode(ServeConfig, json.loads(files["serve-code.json"])).port == 8001
+    units = rendered(layout, settings)
+    files |= {f"serving-{name}": units[name] for name in (VERIFY_UNIT, DRIVER_CHECK_UNIT)}
     for name, text in files.items():
         compare(GOLDEN / scope / name, text)
 
@@ -147,8 +198,13 @@ def test_a_variable_that_a_template_lacks_is_an_error() -> None:
 @pytest.mark.parametrize("planted", [False, True])
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path, planted: bool) -> None:
     layout = Layout("user", str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path))
-    files = rendered(layout, Settings.model_validate({"scope": "user"}))
-    names = [row.unit for row in rows(layout) if row.unit]
+    serve = {"code": SERVE["code"]}
+    data = {"scope": "user", "serve": serve, "verify_pauses_serving": True}
+    settings = Settings.model_validate(data)
+    # Of a systemd that does not know all of it, a unit has what it knows.
+    files = rendered(layout, settings) | serving(layout, settings, systemd=252)
+    served = profile_rows("code")
+    names = [row.unit for row in (*rows(layout), *served) if row.unit]
     for name in names:
         text = files[name].replace("Type=oneshot", "Type=once") if planted else files[name]
         (tmp_path / name).write_text(text)

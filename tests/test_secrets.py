@@ -14,6 +14,7 @@ from llamafleet import terminal
 from llamafleet.history.files import write_json
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.managed import by_path
+from llamafleet.serving import Profile
 from llamafleet.settings import SECRETIVE, Settings
 from llamafleet.terminal import conceal, masked, masked_data, printable, secrets_of
 from operations.files import tools
@@ -57,7 +58,18 @@ def test_where_somebody_may_type_a_password_no_text_is_shown(key: str) -> None:
 
 def test_settings_that_may_hold_one_are_known() -> None:
     named = {key for key in Settings.model_fields if key.endswith(("_url", "_options"))}
-    assert named | {"proxy", "netrc"} == SECRETIVE
+    assert named | {"proxy", "netrc", "serve", "api_key_file"} == SECRETIVE
+
+
+@pytest.mark.parametrize("field", sorted(Profile.model_fields))
+def test_no_field_of_a_profile_takes_a_url_with_a_secret_nor_shows_it(field: str) -> None:
+    for value in (URL, [URL], {"a": URL}, {URL: 1}):
+        sound = {} if field == "model" else {"model": "/srv/a.gguf"}
+        assert SECRET not in refused(serve={"chat": sound | {field: value}}), value
+
+
+def test_an_api_key_typed_in_the_place_of_its_file_is_not_shown() -> None:
+    assert SECRET not in refused(serve={"chat": {"model": "/a.gguf", "api_key_file": SECRET}})
 
 
 def test_a_mistyped_key_of_pyinfra_shows_no_value() -> None:

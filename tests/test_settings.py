@@ -93,16 +93,26 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "index_url": "https://pypi.example:8443/simple",
         "proxy": "http://proxy.example:3128",
         "netrc": str(make_netrc(tmp_path)),
+        "model_source": "controller",
+        "model_downloads": 2,
+        "models_kept": 3,
+        "model_timeout_minutes": 90,
         "build_timeout_minutes": 60,
         "compiler_cache": "ccache",
         "compiler_cache_gb": 20,
         "compiler_cache_url": "redis://cache.example:6380/2",
         "verify_timeout_minutes": 10,
+        "verify_pauses_serving": True,
+        "serve": {"chat": {"model": "/srv/a.gguf", "gpus": ["0"], "limits": {"waiting": 8}}},
     }
     assert set(data) == set(Settings.model_fields)
     made = settings_of(**data)
     lists = {"compute_capabilities": ("8.9", "12.0"), "gpus": tuple(data["gpus"])}
-    assert made.model_dump() == data | lists
+    serve = made.model_dump(exclude_unset=True)["serve"]
+    assert serve == {"chat": data["serve"]["chat"] | {"gpus": ("0",)}}
+    assert made.model_dump(exclude={"serve"}) == {
+        key: value for key, value in (data | lists).items() if key != "serve"
+    }
 
 
 def test_keys_of_pyinfra_and_of_the_user_pass() -> None:
@@ -226,6 +236,10 @@ VERSION = f'a released version such as "{LLAMA_VERSION}"'
         ("compiler_cache", True, "True", "off or ccache"),
         ("compiler_cache_gb", 0, "0", "a whole number of GB from 1 to 1000"),
         ("compiler_cache_gb", "5G", "'5G' (str)", "a whole number of GB from 1 to 1000"),
+        ("model_source", "peer", "'peer'", "host or controller"),
+        ("model_downloads", 0, "0", "a whole number of hosts from 1 to 1000"),
+        ("models_kept", -1, "-1", "a whole number of models from 0 to 100"),
+        ("model_timeout_minutes", 10081, "10081", "a whole number of minutes from 1 to 10080"),
         ("build_timeout_minutes", 0, "0", "a whole number of minutes from 1 to 1440"),
         ("verify_timeout_minutes", 1.5, "1.5 (float)", "a whole number of minutes from 1 to 1440"),
         ("verify_schedule", "$(reboot)", "'$(reboot)'", SCHEDULE),

@@ -6,6 +6,7 @@ from pyinfra_cli.inventory import make_inventory  # type: ignore[import-untyped]
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +18,14 @@ from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 from llamafleet.cli.errors import RECORD, BadInput
 from llamafleet.connection import guard_of
 from llamafleet.facts.failed_log import HEAD, TIMEOUT_S, FailedLog
+from llamafleet.facts.fit import NO_BUILD, FitText
+from llamafleet.facts.fit import TIMEOUT_S as FIT_TIMEOUT_S
 from llamafleet.facts.snapshot import SnapshotText, arguments
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.plans.make import to_read
+from llamafleet.protocol.fit import Use
+from llamafleet.protocol.offer import Told, Wish
+from llamafleet.received import Unreadable, received, received_json
 from llamafleet.refusal import of_exit
 from llamafleet.settings import Settings
 
@@ -37,6 +43,35 @@ def read_host(name: str, inventory: Path, extra: dict[str, object]) -> tuple[Set
 def read_failed_log(name: str, inventory: Path) -> tuple[str, str]:
     """Path and text of the log of a host's last failed job. Raises BadInput."""
     return _asked(name, inventory, {}, "llamafleet diagnose FILE", _failed_log)
+
+
+def read_fit(name: str, inventory: Path, asked: tuple[str, Wish, Use, int]) -> Told:
+    """What of a model on a host fits its GPUs: path, wish, use, MiB in reserve. Raises BadInput."""
+    text = _asked(name, inventory, {}, "--gpu NAME or --vram MIB", partial(_fit, asked))
+    answer = text.strip().rpartition("\n")[2]
+    if answer == NO_BUILD:
+        raise BadInput(f"{name}: found no build; expected one that is switched to; next: deploy")
+    data = received_json(answer)
+    if isinstance(data, dict) and isinstance(data.get("error"), str):
+        raise BadInput(f"{name}: {data['error']}")
+    told = data if isinstance(data, Unreadable) else received(Told, data)
+    if isinstance(told, Unreadable):
+        raise BadInput(f"{name}: its answer can't be read: {told.reason}; next: deploy it again")
+    return told
+
+
+def _fit(asked: tuple[str, Wish, Use, int], host: Host, settings: Settings) -> str:
+    model, wish, use, reserve = asked
+    told = {"model": model, "wish": wish, "use": use, "reserve": reserve}
+    with _connected(host):
+        text = host.get_fact(
+            FitText,
+            layout=to_read(settings)[0],
+            **told,
+            _timeout=FIT_TIMEOUT_S,
+            _ignore_errors=True,
+        )
+    return text or ""
 
 
 def _asked(

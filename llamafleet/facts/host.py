@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from llamafleet.protocol.job import BuildProduct, Progress, Stamp
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Result
 from llamafleet.protocol.serve import Status
 from llamafleet.received import Unreadable
@@ -255,6 +256,46 @@ class Build:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """One file in a served model's folder, a link of ours followed."""
+
+    size: int
+    changed: int
+    """Its ctime, seconds since 1970, which only the kernel sets."""
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """One folder of a served model, as the account sees it."""
+
+    name: str
+    """Its key."""
+    stamp: Stamp | None = None
+    """Its proof, written when all parts had been checked; None: none that can be read."""
+    product: ModelProduct | None = None
+    files: dict[str, ModelFile] = field(default_factory=dict)
+    """By name, those that are not whole among them."""
+
+    @property
+    def bytes(self) -> int:
+        """On the disk."""
+        return sum(file.size for file in self.files.values())
+
+    @property
+    def changed(self) -> str:
+        """How it is not what was proven; "": it is."""
+        if self.stamp is None or self.product is None or not self.stamp.ok:
+            return "it was never whole"
+        for file in self.product.files:
+            there = self.files.get(file.name)
+            if there is None:
+                return f"{file.name} is gone"
+            if there != ModelFile(file.size, file.changed_ns // 10**9):
+                return f"{file.name} has changed since it was checked"
+        return "" if self.product.files else "its proof names no files"
+
+
+@dataclass(frozen=True)
 class DeployLock:
     """Who deploys to this host."""
 
@@ -450,6 +491,8 @@ class HostSnapshot:
     """Those of them that were looked into, by name: the one in use and the ten newest."""
     jobs: tuple[Job, ...] = ()
     """Build and toolkit jobs: the ten newest of each kind and the one in use."""
+    models: dict[str, PlacedModel] = field(default_factory=dict)
+    """Models that are served, by key."""
     verifying: Job | None = None
     """The verification job, if one has begun and not been cleared."""
     result: Result | Unreadable | None = None

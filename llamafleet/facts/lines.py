@@ -30,12 +30,12 @@ ACCOUNT = "account"
 ACCOUNT_KEYS = frozenset(
     {
         *("compiler", "toolkit", "python", "cmake", "podman", "nvidia_ctk"),
-        *("built", "build_runs", "job", "servers"),
+        *("built", "build_runs", "job", "servers", "model", "model_file"),
         *("unreadable", "state_machine", "account_complete"),
     }
 )
 """What that part can speak of: it may be forged, and so tells nothing of the rest."""
-JSON_BLOCKS = frozenset({"progress", "stamp", "latest", "build", "deploy_lock", "served"})
+JSON_BLOCKS = frozenset({"progress", "stamp", "latest", "build", "model", "deploy_lock", "served"})
 """Files as they are: their lines may be long, and are checked once they are read as JSON."""
 ACCOUNT_BLOCKS = (JSON_BLOCKS - {"deploy_lock"}) | {"libraries", "owners"}
 

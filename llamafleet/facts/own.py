@@ -7,9 +7,10 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
-from llamafleet.facts.host import Build, DeployLock, Job, Owner
-from llamafleet.facts.lines import Record, Sorted
+from llamafleet.facts.host import Build, DeployLock, Job, ModelFile, Owner, PlacedModel
+from llamafleet.facts.lines import Record, Sorted, number
 from llamafleet.protocol.job import BuildProduct, Kind, Progress, Stamp
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Result
 from llamafleet.protocol.serve import NAME as PROFILE
 from llamafleet.protocol.serve import Status
@@ -97,6 +98,25 @@ def builds(record: Record) -> dict[str, Build]:
             libraries=libraries,
         )
     return found
+
+
+def models(record: Record) -> dict[str, PlacedModel]:
+    """By key. Links of ours lead to files of the host; what is odd is left out."""
+    files: dict[str, dict[str, ModelFile]] = {name: {} for name in names(record, "model")}
+    for key, name, size, changed in record.rows("model_file", 4):
+        if key in files and NAME.fullmatch(name):
+            files[key][name] = ModelFile(number(size), number(changed))
+    return {key: _placed(record, key, found) for key, found in files.items()}
+
+
+def _placed(record: Record, key: str, files: dict[str, ModelFile]) -> PlacedModel:
+    stamp, product = (_told(record, kind, "model", key) for kind in (Stamp, ModelProduct))
+    return PlacedModel(
+        key,
+        stamp if isinstance(stamp, Stamp) else None,
+        product if isinstance(product, ModelProduct) else None,
+        files,
+    )
 
 
 def _libraries(lines: list[str], product: object) -> dict[str, str]:

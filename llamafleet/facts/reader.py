@@ -134,6 +134,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         current=next(iter(own.names(record, "current")), None),
         versions=own.names(account, "built"),
         builds=own.builds(account),
+        models=own.models(account),
         jobs=tuple(job for job in jobs if job.kind != "verify"),
         verifying=next((job for job in jobs if job.kind == "verify"), None),
         result=own.result(account),

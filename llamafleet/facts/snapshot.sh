@@ -1158,7 +1158,8 @@ read_own() {
         put state_machine "$(dd if="$LF_MACHINE" bs=100 count=1)"
     fi
     folders_of "$LF_PREFIX/versions" | while IFS= read -r name; do put built "$name"; done
-    jobs_in "$LF_STATE" build toolkit libraries
+    jobs_in "$LF_STATE" build toolkit libraries model
+    folders_of "$LF_STATE/gguf" | while IFS= read -r name; do model "$name"; done
     folders_of "$LF_PREFIX/serve" | while IFS= read -r name; do
         put servers "$name" "$([ -f "$LF_PREFIX/serve/$name/whole.json" ] && echo 1)"
     done
@@ -1175,6 +1176,18 @@ read_own() {
     [ "$LF_SCOPE" = system ] || read_lock
     owners inside
     folders_of "$LF_PREFIX/versions" | with_current | while IFS= read -r name; do build "$name"; done
+}
+
+# model NAME: one that is served: its proof, and its files as they are.
+model() {
+    folder=$LF_STATE/gguf/$1
+    put model "$1"
+    json model "$1" "$folder/model.json"
+    # Links of ours lead to files that the host has. Size, and the time that only the kernel sets.
+    for file in "$folder"/*.gguf "$folder"/*.gguf.incoming; do
+        [ -f "$file" ] && put model_file "$1" "${file##*/}" "$(stat -L -c '%s' "$file")" \
+            "$(stat -L -c '%Z' "$file")"
+    done | sed 250q
 }
 
 # build NAME: whether it is whole.

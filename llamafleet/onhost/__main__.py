@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, job, pack
+from llamafleet.onhost import build, detach, discard, driver_check, fit, job, pack, place
 from llamafleet.onhost.serve import check, gate, libraries
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
@@ -19,6 +19,7 @@ from llamafleet.protocol.job import (
     BuildConfig,
     CompilerConfig,
     LibrariesConfig,
+    ModelConfig,
     status,
     toolkit_config,
 )
@@ -26,6 +27,7 @@ from llamafleet.protocol.job import (
 BUILD = job.Worker("build", partial(decode, BuildConfig), build.work, build.done)
 TOOLKIT = job.Worker("toolkit", toolkit_config, toolkit.work, toolkit.done)
 PACKAGES = job.Worker("packages", partial(decode, CompilerConfig), compiler.work, compiler.done)
+MODEL = job.Worker("model", partial(decode, ModelConfig), place.work, place.done)
 LIBRARIES = job.Worker(
     "libraries", partial(decode, LibrariesConfig), libraries.work, libraries.done
 )
@@ -33,6 +35,7 @@ RUNS: dict[str, Callable[[Path, Path], int]] = {
     BUILD.kind: partial(job.run, BUILD),
     TOOLKIT.kind: partial(job.run, TOOLKIT),
     PACKAGES.kind: partial(job.run, PACKAGES),
+    MODEL.kind: partial(job.run, MODEL),
     LIBRARIES.kind: partial(job.run, LIBRARIES),
 }
 
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from llamafleet.onhost.verify import run as verify
 
         return verify.main(rest)
+    if command in ("fit", fit.COUNT):
+        return fit.main(rest) if command == "fit" else fit.count_main(rest)
     if command == "synth":
         from llamafleet.onhost.verify import synth
 
@@ -91,6 +96,7 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("container", help="what starts in a container; see container --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("serve", help="serve a model over HTTP; see serve --help")
+    commands.add_parser("fit", help="what of a model fits the GPUs; see fit --help")
     commands.add_parser("synth", help="write a synthetic model; see synth --help")
     options = parser.parse_args(args)
     folder: Path = options.dir.absolute()

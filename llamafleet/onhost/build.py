@@ -110,13 +110,13 @@ def _remove_cut_off(job: Job, versions: Path) -> None:
 def _prove(job: Job, config: BuildConfig, product: BuildProduct) -> None:
     """Write build.json once all else is on the disk."""
     prefix = Path(config.prefix)
-    _sync_file_system(prefix)
+    sync_file_system(prefix)
     write_json(prefix / BUILD, asdict(job.stamp(asdict(config.inputs))) | asdict(product))
     (prefix / INCOMPLETE).unlink()
     sync_folder(prefix)
 
 
-def _sync_file_system(folder: Path) -> None:
+def sync_file_system(folder: Path) -> None:
     """Have all of the file system that `folder` is on upon the disk. Raises OSError."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

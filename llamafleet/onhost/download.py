@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import Any, Protocol
 from urllib.parse import SplitResult, urlsplit
@@ -31,6 +32,8 @@ SILENCE_S = 60.0
 SLOWEST = 1024
 """Bytes per second, over SILENCE_S: below that a download is given up."""
 AGENT = "llamafleet"
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers that a server takes back later."""
 
 
 class Writable(Protocol):
@@ -40,11 +43,37 @@ class Writable(Protocol):
 
 
 class DownloadError(Exception):
-    """Why a file did not come: "found ...; next: ..." in two parts, without credentials."""
+    """Why a file did not come: "found ...; next: ..." in two parts, without credentials.
 
-    def __init__(self, found: str, next: str) -> None:
+    `again`: the same may well succeed later; `after_s`: no sooner, as the server says. `status`: of
+    an answer that is no success, else 0.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        next: str,
+        *,
+        again: bool = False,
+        status: int = 0,
+        after_s: float | None = None,
+    ) -> None:
         super().__init__(redacted(found))
         self.found, self.next = redacted(found), redacted(next)
+        self.again, self.status, self.after_s = again, status, after_s
+
+
+class _Refused(ConnectionError):
+    """What is not done, however often it is tried."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says before it sends a file."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By their names in lower case."""
 
 
 @dataclass(frozen=True)
@@ -96,30 +125,39 @@ def fetch(
     limits: Limits,
     *,
     headers: Mapping[str, str] | None = None,
+    on_answer: Callable[[Answer], object] = lambda answer: None,
     on_bytes: Callable[[int, int], object] = lambda done, total: None,
+    method: str = "GET",
 ) -> str:
     """Write what `url` has to `target`; the URL that it came from in the end.
 
-    `on_bytes` is told of bytes done and, where that is known, in all. Raises DownloadError.
+    `on_answer` is told first, `on_bytes` of bytes done and, where that is known, in all. Raises
+    DownloadError, and what these and `target` raise, which should be no OSError: that would count
+    as one of the connection.
     """
     watchdog = _Watchdog(limits.seconds)
     try:
         request = urllib.request.Request(
-            url, headers={"User-Agent": AGENT, "Accept-Encoding": "identity", **(headers or {})}
+            url,
+            headers={"User-Agent": AGENT, "Accept-Encoding": "identity", **(headers or {})},
+            method=method,
         )
         _authorize(request, network)
         with (
             watchdog.running(),
             _opener(network, watchdog).open(request, timeout=SILENCE_S) as answer,
         ):
-            _copy(answer, target, limits, on_bytes)
+            told = {name.lower(): value for name, value in answer.headers.items()}
+            on_answer(Answer(answer.status, told))
+            if method != "HEAD":  # On a redirection it may have become another.
+                _copy(answer, target, limits, on_bytes)
             if watchdog.expired:  # which looks like the end of an answer without a length
                 raise TimeoutError
             return str(answer.geturl())
     except (OSError, http.client.HTTPException, ValueError) as error:
         if watchdog.expired:
             raise DownloadError(
-                f"no end of it after {limits.seconds:.0f} s", f"curl -o /dev/null {url}"
+                f"no end of it after {limits.seconds:.0f} s", f"curl -o /dev/null {url}", again=True
             ) from error
         raise _told(url, network, error) from error
 
@@ -265,7 +303,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
             "https",
             "http",
         ):
-            raise ConnectionError(f"a redirection from {before.scheme} to {after.scheme}")
+            raise _Refused(f"a redirection from {before.scheme} to {after.scheme}")
         # Headers that are "unredirected", as that of the credentials, are left behind by it.
         made = super().redirect_request(req, *rest)
         if made is not None and _origin(before) == _origin(after):
@@ -288,6 +326,22 @@ def _told(url: str, network: Network, error: Exception) -> DownloadError:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(error, urllib.error.HTTPError):
         return _answered(url, error)
+    told = _of_connection(url, network, cause)
+    told.again = _may_pass(cause)
+    return told
+
+
+def _may_pass(cause: object) -> bool:
+    """A fault of the line or of a server that is restarted, and no answer that stays the same."""
+    if isinstance(cause, socket.gaierror):
+        return cause.errno == socket.EAI_AGAIN
+    if isinstance(cause, ssl.SSLError):
+        return isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    refused = isinstance(cause, _Refused) or "Tunnel connection failed" in str(cause)
+    return not refused and isinstance(cause, (OSError, http.client.HTTPException))
+
+
+def _of_connection(url: str, network: Network, cause: object) -> DownloadError:
     host, scheme = urlsplit(url).hostname or url, urlsplit(url).scheme
     proxy = network.proxies.get(f"{scheme}_proxy")
     if proxy and _bypassed(urlsplit(url).netloc, network.proxies.get("no_proxy", "")):
@@ -321,6 +375,23 @@ def _told(url: str, network: Network, error: Exception) -> DownloadError:
 
 def _answered(url: str, error: urllib.error.HTTPError) -> DownloadError:
     """Of an answer that is no success."""
+    told = _of_status(url, error)
+    told.status, told.again = error.code, error.code in AGAIN
+    told.after_s = _seconds(error.headers.get("Retry-After") or "") if error.headers else None
+    return told
+
+
+def _seconds(text: str) -> float | None:
+    """Of Retry-After: seconds, or a date (RFC 9110, 10.2.3). None: it says neither."""
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _of_status(url: str, error: urllib.error.HTTPError) -> DownloadError:
     said = f"HTTP {error.code} {error.reason}".strip()
     if error.code == 407:
         return DownloadError(f"{said}: the proxy asks for credentials", "name them in the proxy")

@@ -123,7 +123,9 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
             return installed
         toolkit = installed
     network = plan_network(settings, snapshot, layout)
-    libraries = plan_libraries(settings, layout, network, python.path, python.version)
+    libraries = plan_libraries(
+        settings, layout, network, python=python.path, version=python.version
+    )
     job = JobPlan(
         kind=libraries.kind,
         key=libraries.key,

@@ -35,7 +35,6 @@ def conditions(
         "hold": bool(hold and hold.record),
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
-        "serve": bool(settings.serve),
         "venv": settings.runtime == "venv",
         "cdi": settings.runtime == "container" and backend == "cuda",
     }
@@ -92,10 +91,11 @@ def masked_units(
 ) -> tuple[Problem, ...]:
     """Units that are wanted and that an administrator has forbidden to start."""
     met = conditions(backend, None, settings, snapshot)
-    served = (row for profile in settings.serve for row in profile_rows(profile))
+    served = [row for profile in settings.serve for row in profile_rows(profile)]
+    ours = [row for row in rows(layout) if row.group != "serve" or settings.serve]
     masked = [
         row
-        for row in (*rows(layout), *served)
+        for row in (*ours, *served)
         if row.needs <= met and snapshot.units.get(row.unit, ABSENT).load == "masked"
     ]
     command = "sudo systemctl" if layout.scope == "system" else "systemctl --user"

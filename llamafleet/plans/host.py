@@ -190,6 +190,12 @@ def disk_needs(
     return needs
 
 
+def state_needs(snapshot: HostSnapshot, needs: dict[str, int]) -> int:
+    """MiB of these that are taken from the state folder's file system, told as below."""
+    free = snapshot.disk_free_mib
+    return sum(mib for place, mib in needs.items() if free.get(place) == free.get("state"))
+
+
 def disk_problems(snapshot: HostSnapshot, needs: dict[str, int]) -> tuple[Problem, ...]:
     """Places that are too small. Places with the same free space count as one file system."""
     free = {place: snapshot.disk_free_mib.get(place) for place in needs}

@@ -26,6 +26,7 @@ from llamafleet.plans.host import (
     machine_problem,
     place_problem,
     rights_problem,
+    state_needs,
     unread_problem,
 )
 from llamafleet.plans.network import network_note, plan_network
@@ -33,6 +34,7 @@ from llamafleet.plans.packages import plan_packages_job
 from llamafleet.plans.plan import (
     BuildPlan,
     HoldPlan,
+    ModelsPlan,
     PackagesPlan,
     Plan,
     Problem,
@@ -41,8 +43,16 @@ from llamafleet.plans.plan import (
     VerifyPlan,
 )
 from llamafleet.plans.runtime import plan_container, runtime_problems
-from llamafleet.plans.serve import plan_serve, running, serve_lines, serve_problems
+from llamafleet.plans.serve import (
+    fit_problems,
+    plan_serve,
+    running,
+    serve_lines,
+    serve_notes,
+    serve_problems,
+)
 from llamafleet.plans.serve_libraries import plan_libraries
+from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.plans.toolkit.architectures import capabilities_of
@@ -77,7 +87,8 @@ def to_read(
     layout = Layout.system() if settings.scope == "system" else Layout.user("$HOME")
     chosen = (settings.toolkit_root, settings.host_compiler, settings.python, settings.model)
     served = settings.serve.values()
-    paths = (*chosen, *(one.model for one in served))
+    models = (part for one in served for part in one.source.parts)
+    paths = (*chosen, *models)
     own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
     ports = tuple(sorted({one.port for one in served}))
     return layout, tuple(by_path(layout)), own, folders(layout), ports
@@ -94,7 +105,7 @@ class _Draft:
     wheels: Mapping[str, SharedWheel]
     problems: list[Problem] = field(default_factory=list)
 
-    def take(self, part: T | Problem) -> T | None:
+    def take(self, part: T | Problem | None) -> T | None:
         """The part; None where it is a problem, which is kept."""
         if isinstance(part, Problem):
             self.problems.append(part)
@@ -201,6 +212,23 @@ class _Draft:
             "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
         )
 
+    def models(self, python: Tool | None, besides_mib: int) -> ModelsPlan | None:
+        """Those that are served. `besides_mib`: what all else needs on the same disk."""
+        if python is None:
+            return None
+        models = self.take(
+            plan_models(
+                self.settings,
+                self.snapshot,
+                self.layout,
+                python=python.path,
+                supplies=self.supplies,
+                besides_mib=besides_mib,
+            )
+        )
+        self.problems.extend(fit_problems(self.settings, self.snapshot, models))
+        return models
+
 
 @dataclass(frozen=True)
 class _Code:
@@ -250,6 +278,7 @@ def make_plan(
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
+    told = (*told, *serve_notes(settings))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
     if settings.runtime == "container":
@@ -271,6 +300,7 @@ def make_plan(
         draft.problems.extend(in_use(snapshot, house))
     needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
+    models = draft.models(python, state_needs(snapshot, needs))
     packages = None
     if code.packages and python:
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
@@ -291,6 +321,7 @@ def make_plan(
         verify=verify,
         switch=plan_switch(snapshot, build, proven) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
+        models=models,
     )
     if build is None:
         return plan
@@ -298,9 +329,19 @@ def make_plan(
     plan = _with_files(plan, settings, snapshot, layout, sha256)
     if plan.problems or python is None:
         return plan
-    network = plan_network(settings, snapshot, layout)
+    return _with_services(plan, draft, python, sha256)
+
+
+def _with_services(plan: Plan, draft: _Draft, python: Tool, sha256: Sha256 | None) -> Plan:
+    """The plan with what its services need, which are rendered from the rest of it."""
+    settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
     libraries = plan_libraries(
-        settings, layout, network, python.path, python.version, supplies.manifest
+        settings,
+        layout,
+        plan_network(settings, snapshot, layout),
+        python=python.path,
+        version=python.version,
+        house=draft.supplies.manifest,
     )
     serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
     return replace(plan, serve=serve)
@@ -318,13 +359,16 @@ def _in_container(
     """The plan of a host that builds nothing: the image holds what it serves."""
     settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
     plan = Plan(host, acceleration.backend, notes=notes, hold=hold, reboot=acceleration.reboot)
-    if draft.problems:
+    models = draft.models(draft.take(choose_python(settings, snapshot, None)), 0)
+    if draft.problems or models is None:
         problems = (replace(p, next=as_typed(snapshot, p.next)) for p in draft.problems)
         return replace(plan, problems=tuple(problems), reboot=None)
     if plan.reboot:
         return plan
-    container = plan_container(settings, snapshot, layout, plan.backend)
-    plan = _with_files(replace(plan, container=container), settings, snapshot, layout, sha256)
+    (model,) = models.paths.values()
+    container = plan_container(settings, snapshot, layout, plan.backend, model)
+    plan = replace(plan, container=container, models=models)
+    plan = _with_files(plan, settings, snapshot, layout, sha256)
     serve = plan_serve(plan, settings, snapshot, layout, libraries=None, sha256=sha256)
     return replace(plan, serve=serve)
 
@@ -410,7 +454,8 @@ def explain(plan: Plan) -> list[str]:
         verb = "bring" if plan.wheelhouse.bring else "use"
         lines.append(f"wheelhouse: {verb} {plan.wheelhouse.source} ({plan.wheelhouse.reason})")
     if plan.reboot:
-        return [*lines, "toolkit, build, verify: planned once it has rebooted"]
+        later = "toolkit, build, verify: planned once it has rebooted"
+        return [*lines, later, *model_lines(plan.models)]
     if plan.toolkit:
         verb = "install" if plan.toolkit.install else "use"
         lines.append(
@@ -424,9 +469,11 @@ def explain(plan: Plan) -> list[str]:
         lines.append(f"container: {plan.container.image}, which verifies itself when it starts")
         lines += [f"  device {device}" for device in plan.container.devices]
         lines += [f"files: {reason}" for reason in plan.files.reasons] if plan.files else []
+        lines += model_lines(plan.models)
         return lines + (serve_lines(plan.serve) if plan.serve else [])
     if plan.build is None:
-        return [*lines, "build, verify: planned once the packages are there"]
+        later = "build, verify: planned once the packages are there"
+        return [*lines, later, *model_lines(plan.models)]
     told = plan.build.config
     verb = "take" if told.wheel else plan.build.action
     lines.append(f"build: {verb} {plan.build.fingerprint} ({plan.build.reason})")
@@ -452,7 +499,11 @@ def explain(plan: Plan) -> list[str]:
         lines.append(f"switch: to {plan.switch.name} {when}({plan.switch.reason})")
     if plan.discard:
         lines.append(f"  then remove {' '.join(plan.discard)}")
-    return lines + (serve_lines(plan.serve) if plan.serve else [])
+    return [
+        *lines,
+        *model_lines(plan.models),
+        *(serve_lines(plan.serve) if plan.serve else ()),
+    ]
 
 
 def _version_lines(inputs: BuildInputs) -> list[str]:

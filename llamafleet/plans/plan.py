@@ -14,8 +14,10 @@ from llamafleet.protocol.job import (
     LibrariesConfig,
     Manager,
     Method,
+    ModelConfig,
     ToolkitConfig,
 )
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.result import Backend
 from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import VerifyConfig
@@ -227,6 +229,74 @@ class VerifyPlan:
 
 
 @dataclass(frozen=True)
+class SentPart:
+    """A part of a model that the controller sends."""
+
+    name: str
+    """Of the file that it becomes in the model's folder."""
+    origin: str
+    """A path here, or a URL that this machine fetches."""
+    sha256: str
+    size: int
+    """Bytes; 0: not known before it is fetched."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model that is served, be it by several profiles."""
+
+    profiles: tuple[str, ...]
+    path: str
+    """What a service loads: the file, of a split model the first one."""
+    origin: str
+    """Where it comes from: a path or a URL, of a split model that of the first part."""
+    action: Literal["bring", "attach", "none"]
+    """attach: a job is at it already; none: it is there as it was proven."""
+    reason: str
+    config: ModelConfig
+    job: JobPlan | None = None
+    """None: it is there."""
+    send: tuple[SentPart, ...] = ()
+    """What the controller sends before the job checks it."""
+    coming: int | None = None
+    """Bytes that are still to come; None: not known."""
+    product: ModelProduct | None = None
+    """What it is, once it is there."""
+
+    @property
+    def key(self) -> str:
+        """16 hex digits: the name of its folder."""
+        return self.config.key
+
+
+@dataclass(frozen=True)
+class ModelsPlan:
+    """The models that a host serves, and those that it has and no profile names."""
+
+    python: str
+    """Interpreter on the host that removes some."""
+    models: tuple[ModelPlan, ...] = ()
+    room: tuple[str, ...] = ()
+    """Keys of models that are removed before others come, as there is no room beside them."""
+    discard: tuple[str, ...] = ()
+    """Those that are removed at the end of a run."""
+    stay: tuple[str, ...] = ()
+    """Those that no profile names, and that are kept."""
+    told: tuple[str, ...] = ()
+    """What is removed or kept, and why, a line each."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """What a service loads, by profile."""
+        return {name: model.path for model in self.models for name in model.profiles}
+
+    @property
+    def needed(self) -> bool:
+        """Something is to be brought or waited for."""
+        return any(model.job for model in self.models)
+
+
+@dataclass(frozen=True)
 class SwitchPlan:
     """`current` is to point to the planned build, once that is proven."""
 
@@ -251,6 +321,8 @@ class Served:
     """By its own word it serves now, and nothing is to be changed."""
     load_minutes: int = 30
     """How long it may take until it is ready."""
+    backs_off: bool = True
+    """systemd can wait longer and longer between its attempts to start it."""
 
     @property
     def unit(self) -> str:
@@ -345,6 +417,8 @@ class Plan:
     """None: nothing is taken from one."""
     container: ContainerPlan | None = None
     """None: what is served is built on the host."""
+    models: ModelsPlan | None = None
+    """None: no profile names one, and none is there."""
     pauses: tuple[str, ...] = ()
     """Profiles that are served now, and not while it is verified."""
     serve: ServePlan | None = None

@@ -61,9 +61,9 @@ def runtime_problems(
 
 
 def plan_container(
-    settings: Settings, snapshot: HostSnapshot, layout: Layout, backend: Backend
+    settings: Settings, snapshot: HostSnapshot, layout: Layout, backend: Backend, model: str
 ) -> ContainerPlan:
-    """The container of the one profile that is served."""
+    """The container of the one profile that is served; `model`: path of its file."""
     ((name, profile),) = settings.serve.items()
     wanted = profile.gpus if profile.gpus is not None else settings.gpus
     gpus = [gpu.uuid for gpu in choose(wanted, snapshot).gpus] if wanted is not None else ["all"]
@@ -75,7 +75,7 @@ def plan_container(
         user=user,
         group=group,
         devices=tuple(f"{CDI_KIND}={gpu}" for gpu in gpus) if backend == "cuda" else (),
-        models=str(PurePosixPath(profile.model).parent),
+        models=str(PurePosixPath(model).parent),
         state=layout.state,
         minutes=settings.verify_minutes,
         nvidia_ctk=snapshot.nvidia_ctk.path if snapshot.nvidia_ctk and backend == "cuda" else "",

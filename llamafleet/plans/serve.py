@@ -8,19 +8,21 @@ from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot, Listener
 from llamafleet.layout import Layout, quadlet, serve_unit
-from llamafleet.managed import Managed, container_row, profile_rows
+from llamafleet.managed import Managed, container_row, profile_rows, rows
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
 from llamafleet.plans.plan import (
     FilesPlan,
     JobPlan,
     LibrariesPlan,
+    ModelsPlan,
     Plan,
     Problem,
     Served,
     ServePlan,
 )
 from llamafleet.plans.verify import gguf_problem
+from llamafleet.protocol import fit
 from llamafleet.protocol.job import LibrariesConfig
 from llamafleet.protocol.serve import NAME, Limits, Placement, ServeConfig
 from llamafleet.serving import Profile, same_place
@@ -28,6 +30,8 @@ from llamafleet.settings import Settings
 
 CREDENTIALS = 247
 """The first systemd that hands a unit credentials: systemd.exec(5), LoadCredential=."""
+STEPS = 254
+"""The first systemd with RestartSteps=: systemd.service(5)."""
 UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
 """A regular expression of the units of all profiles."""
 LIBRARIES_MINUTES = 20
@@ -63,8 +67,10 @@ def serve_problems(settings: Settings, snapshot: HostSnapshot, layout: Layout) -
         return
     for name, profile in settings.serve.items():
         key = f"serve.{name}"
-        if problem := gguf_problem(profile.model, f"{key}.model", settings, snapshot):
-            yield problem
+        source = profile.source
+        for part in source.parts if source.kind == "path" else ():
+            if problem := gguf_problem(part, f"{key}.model", settings, snapshot):
+                yield problem
         if profile.api_key_file and 0 < snapshot.systemd < CREDENTIALS:
             yield Problem(
                 f"{key}.api_key_file",
@@ -73,7 +79,7 @@ def serve_problems(settings: Settings, snapshot: HostSnapshot, layout: Layout) -
                 next=f"set {key}.address to 127.0.0.1 without a key, or update the host",
             )
         yield from _gpu_problems(key, profile, settings, snapshot)
-        yield from _port_problems(key, profile, snapshot)
+        yield from _port_problems(key, profile, snapshot, layout)
 
 
 def _gpu_problems(
@@ -99,9 +105,13 @@ def _gpu_problems(
         )
 
 
-def _port_problems(key: str, profile: Profile, snapshot: HostSnapshot) -> Iterator[Problem]:
+def _port_problems(
+    key: str, profile: Profile, snapshot: HostSnapshot, layout: Layout
+) -> Iterator[Problem]:
     for one in snapshot.listening:
-        ours = re.fullmatch(UNIT, one.unit)
+        # Of a process that may not be seen, what is served now is the likelier one.
+        unseen = one.pid is None and bool(running(snapshot, layout))
+        ours = unseen or re.fullmatch(UNIT, one.unit)
         if one.port == profile.port and same_place(one.address, profile.address) and not ours:
             yield Problem(
                 f"{key}.port",
@@ -128,43 +138,121 @@ def plan_serve(
     sha256: Sha256 | None = None,
 ) -> ServePlan | None:
     """`plan`: the rest of it, of which files are rendered. `libraries`: None: the services come in
-    a container."""
+    a container. None: nothing is to be done or said."""
     gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
-    if not settings.serve and not gone:
+    used = {libraries.key} if settings.serve and libraries else set()
+    outdated = tuple(sorted({*snapshot.servers} - used))
+    there = {**snapshot.files, **snapshot.owners}
+    left = any(row.path(layout) in there for row in rows(layout, "serve"))
+    if not (settings.serve or gone or outdated or left):
         return None
-    root = libraries.root if libraries else "/"
-    services = tuple(
+    made = ServePlan(
+        _services(plan, settings, snapshot, layout, libraries=libraries.root if libraries else "/"),
+        libraries=_libraries(libraries, snapshot, layout) if settings.serve and libraries else None,
+        outdated=outdated,
+        gone=gone,
+    )
+    wanted, others = _rows(plan, settings, snapshot, layout, gone)
+    files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
+    judged = (_judged(one, plan, files, snapshot, layout, rows=wanted) for one in made.services)
+    return replace(made, files=files, services=tuple(judged))
+
+
+def _rows(
+    plan: Plan,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    gone: Sequence[str],
+) -> tuple[list[Managed], list[Managed]]:
+    """What is wanted, and what is not."""
+    keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
+    there = (*snapshot.files, *snapshot.owners)
+    contained = plan.container is not None
+    ours = [row for name in settings.serve for row in _of_profile(name, contained)]
+    others = [row for row in ours if row.private and row.profile in keyless]
+    wanted = [row for row in ours if row not in others]
+    others += [row for name in gone for row in (*profile_rows(name), container_row(name))]
+    for name in settings.serve:
+        # Both make the unit of that name: the one that is not there is not to stop it.
+        other = (row for row in _of_profile(name, not contained) if row.unit)
+        others += [row for row in other if row.path(layout) in there]
+    others = [row for row in others if layout.scope in row.scopes]
+    (wanted if settings.serve else others).extend(rows(layout, "serve"))
+    return wanted, others
+
+
+def _services(
+    plan: Plan, settings: Settings, snapshot: HostSnapshot, layout: Layout, *, libraries: str
+) -> tuple[Served, ...]:
+    paths = plan.models.paths if plan.models else {}
+    return tuple(
         Served(
-            _config(name, profile, snapshot, layout, host=plan.host, libraries=root),
+            _config(
+                name,
+                profile,
+                snapshot,
+                layout,
+                host=plan.host,
+                libraries=libraries,
+                model=paths[name],
+                placement=_placement(name, profile, settings, snapshot, plan.models),
+            ),
             layout.serve_config(name),
             profile.public,
             load_minutes=Served.load_minutes + (plan.container.minutes if plan.container else 0),
+            backs_off=snapshot.systemd >= STEPS,
         )
         for name, profile in settings.serve.items()
     )
-    used = {libraries.key} if services and libraries else set()
-    made = ServePlan(
-        services,
-        libraries=_libraries(libraries, snapshot, layout) if services and libraries else None,
-        outdated=tuple(sorted({*snapshot.servers} - used)),
-        gone=gone,
+
+
+def _placement(
+    name: str,
+    profile: Profile,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    models: ModelsPlan | None,
+) -> Placement:
+    """As it is wanted; where it is to be fitted and the model is there, as it fits."""
+    fitted = _fitted(name, profile, settings, snapshot, models)
+    return fitted if isinstance(fitted, Placement) else profile.placement
+
+
+def _fitted(
+    name: str,
+    profile: Profile,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    models: ModelsPlan | None,
+) -> Placement | fit.Shortage | None:
+    """None: nothing is to be fitted, or it is not known yet what the model takes."""
+    chosen_gpus = (
+        choose(profile.gpus, snapshot) if profile.gpus else chosen(settings, snapshot)
+    ).gpus
+    products = [one.product for one in models.models if name in one.profiles] if models else []
+    gpus_used = chosen_gpus if settings.accelerator != "cpu" else ()
+    if not (profile.fitted and gpus_used and products and products[0] and products[0].shape):
+        return None
+    # Of the whole memory: what is free just now is without what is served.
+    gpus = tuple(fit.Gpu(gpu.vram_mib, gpu.name) for gpu in gpus_used)
+    use = fit.Use(flash_attention=profile.flash_attention)
+    return fit.placed(
+        products[0].shape, profile.placement, fit.Room(gpus, profile.reserve_mib, use)
     )
-    rows = [row for name in settings.serve for row in _rows(name, plan.container is not None)]
-    keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
-    wanted = [row for row in rows if not (row.private and row.profile in keyless)]
-    others = [row for row in rows if row not in wanted]
-    others += [row for name in gone for row in (*profile_rows(name), container_row(name))]
-    there = (*snapshot.files, *snapshot.owners)
-    for name in settings.serve:
-        other = [row for row in _rows(name, plan.container is None) if row.unit]
-        # Both make the unit of that name: the one that is not there is not to stop it.
-        others += [row for row in other if row.path(layout) in there]
-    files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
-    judged = tuple(_judged(one, plan, files, snapshot, layout, rows=wanted) for one in services)
-    return replace(made, files=files, services=judged)
 
 
-def _rows(profile: str, container: bool) -> tuple[Managed, ...]:
+def fit_problems(
+    settings: Settings, snapshot: HostSnapshot, models: ModelsPlan | None
+) -> Iterator[Problem]:
+    """Models that are to be fitted and have no room."""
+    for name, profile in settings.serve.items():
+        short = _fitted(name, profile, settings, snapshot, models)
+        if isinstance(short, fit.Shortage):
+            yield Problem(f"serve.{name}", short.found, short.expected, short.next)
+
+
+def _of_profile(profile: str, container: bool) -> tuple[Managed, ...]:
     """Of a profile that is served."""
     rows = profile_rows(profile)
     if not container:
@@ -197,6 +285,8 @@ def _config(
     *,
     host: str,
     libraries: str,
+    model: str,
+    placement: Placement,
 ) -> ServeConfig:
     gpus = choose(profile.gpus, snapshot).gpus if profile.gpus is not None else ()
     return ServeConfig(
@@ -206,16 +296,16 @@ def _config(
         verify=layout.verify_config,
         folder=layout.serve_state(name),
         libraries=libraries,
-        model=profile.model,
+        model=model,
         alias=profile.alias or name,
-        placement=Placement(profile.n_gpu_layers, profile.n_ctx, profile.kv_type, profile.n_batch),
+        placement=placement,
         address=profile.address,
         port=profile.port,
         key=profile.api_key_file is not None,
         gpus=tuple(gpu.uuid for gpu in gpus),
         flash_attention=profile.flash_attention,
-        mmap=profile.mmap,
-        mlock=profile.mlock,
+        mmap=profile.value("mmap"),
+        mlock=profile.value("mlock"),
         reserve_mib=profile.reserve_mib,
         on_oom=profile.on_oom,
         limits=Limits(**profile.bounds()),
@@ -266,6 +356,17 @@ def running(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     there = profiles_there(snapshot, layout)
     return tuple(
         name for name in there if snapshot.units.get(serve_unit(name), ABSENT).active == "active"
+    )
+
+
+def serve_notes(settings: Settings) -> tuple[str, ...]:
+    """That nothing verifies by itself where that would interrupt what is served."""
+    if settings.schedule == settings.verify_schedule:
+        return ()
+    return (
+        "no timer verifies: what is served holds the GPUs; a deploy verifies where something "
+        "changed, and the driver check after a driver update; verify_pauses_serving = True has "
+        f"the timer ({settings.verify_schedule}) stop the services meanwhile",
     )
 
 

@@ -19,6 +19,7 @@ def plan_libraries(
     settings: Settings,
     layout: Layout,
     network: Network,
+    *,
     python: str,
     version: str,
     house: Manifest | None = None,

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llamafleet.wheelhouse.manifest import Manifest, Wheelhouse
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A part of a model on the controller."""
+
+    size: int
+    """Bytes."""
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,8 @@ class Supplies:
     netrc: str | None = field(default=None, repr=False)
     """Users and passwords: text of a file as of netrc(5)."""
 
+    models: Mapping[str, LocalFile] = field(default_factory=dict)
+    """Parts of models that the controller has, by path or URL."""
     serve_keys: dict[str, str] = field(default_factory=dict, repr=False)
     """API keys by profile."""
 

@@ -90,6 +90,7 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
     found += [path for path in roots(layout) if path in snapshot.owners and path in made]
     found += [f"job {job.kind} {job.key}" for job in snapshot.jobs]
     found += [f"build {version}" for version in snapshot.versions]
+    found += [f"model {key}" for key in snapshot.models]
     rest = {
         "current": snapshot.current,
         "wheelhouse": snapshot.wheelhouse,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from llamafleet.protocol.decode import DecodeError, Rule, decode
+from llamafleet.protocol.place import ModelInputs, ModelPart, ModelProduct
 from llamafleet.protocol.result import Backend
 
 VERSION: Final = 1
@@ -42,7 +43,7 @@ PARALLEL = "CMAKE_BUILD_PARALLEL_LEVEL"
 LIMIT = 1 << 20
 """Bytes of a file that are read; the snapshot cuts there too."""
 
-Kind = Literal["build", "toolkit", "packages", "libraries", "verify"]
+Kind = Literal["build", "toolkit", "packages", "libraries", "model", "verify"]
 State = Literal["running", "ok", "failed", "dead", "absent"]
 """dead: it ended without a stamp that can be read."""
 
@@ -133,7 +134,7 @@ class JobConfig:
     version: Literal[1] = VERSION
     kind: Kind
     key: str
-    inputs: BuildInputs | ToolkitInputs | PackagesInputs | LibrariesInputs
+    inputs: BuildInputs | ToolkitInputs | PackagesInputs | LibrariesInputs | ModelInputs
     proxies: dict[str, str] = field(default_factory=dict)
     """http_proxy, https_proxy and no_proxy, by these names."""
     ca_bundle: str | None = None
@@ -306,6 +307,20 @@ class CompilerConfig(ManagerConfig):
     inputs: PackagesInputs
     compilers: tuple[str, ...]
     """Commands of which one must tell its version afterwards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(JobConfig):
+    """One model that is served, of one file or of several parts; its key is that of its folder."""
+
+    kind: Literal["model"] = "model"
+    inputs: ModelInputs
+    folder: str
+    """Of its own."""
+    parts: tuple[ModelPart, ...]
+    """In their order."""
+    reserve_mib: int
+    """What is left free on the disk."""
 
 
 _TOOLKIT_CONFIGS: dict[Method, type[ToolkitConfig]] = {
@@ -482,7 +497,7 @@ class LibrariesProduct:
     """Names and versions, as uvicorn-0.54.0."""
 
 
-Product = BuildProduct | ToolkitProduct | PackagesProduct | LibrariesProduct
+Product = BuildProduct | ToolkitProduct | PackagesProduct | LibrariesProduct | ModelProduct
 
 
 @dataclass(frozen=True, kw_only=True)

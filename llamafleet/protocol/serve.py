@@ -19,6 +19,8 @@ REDUCED = "reduced.json"
 """In the folder of a service: the Reduction that an out of memory brought."""
 CREDENTIAL = "api-key"
 """The name of the key among the unit's credentials, systemd.exec(5) LoadCredential=."""
+SHORTEST_KEY = 20
+"""Characters of an API key."""
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 """What the keys and values of the context are kept in."""

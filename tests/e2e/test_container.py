@@ -140,7 +140,8 @@ def test_a_deploy_serves_from_the_container_and_fetches_its_proof(pod: Pod) -> N
 
 def test_the_key_is_in_no_file_of_the_unit_and_no_process(pod: Pod) -> None:
     unit = serve_unit("chat")
-    said = pod.sh(f"systemctl cat {unit}; journalctl -u {unit} -o cat; podman inspect {container_of('chat')}")
+    told = f"systemctl cat {unit}; journalctl -u {unit} -o cat; podman inspect"
+    said = pod.sh(f"{told} {container_of('chat')}")
     assert KEY not in said
     seen = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'"
     assert KEY not in pod.sh(f"{{ {seen}; }} || true")

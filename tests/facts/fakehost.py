@@ -54,6 +54,7 @@ class FakeHost:
         self.files: tuple[str, ...] = ()
         self.extra: tuple[str, ...] = ()
         self.folders: tuple[str, ...] = ()
+        self.ports: tuple[int, ...] = ()
         self.parameters = ""
         """Further ones of the script, a line each."""
         self.environment: dict[str, str] = {}
@@ -103,7 +104,7 @@ class FakeHost:
     def lines(self, smi_limit_s: int = 10) -> list[str]:
         """What the script prints; asserts the promises it makes on every host."""
         parameters = f"LF_ROOT='{self.root}'\nLF_SMI_LIMIT={smi_limit_s}\n{self.parameters}"
-        script = parameters + render(self.layout, self.files, self.extra, self.folders)
+        script = parameters + render(self.layout, self.files, self.extra, self.folders, self.ports)
         environment = {"PATH": str(self.bin), "HOME": str(self.home), **self.environment}
         done = subprocess.run(
             [*shell_command(self.shell), "-c", script],

@@ -119,13 +119,16 @@ def test_no_exception_leaves_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_command_takes_the_layout_as_plain_values() -> None:
     lists = {"files": ("/a", "/b"), "extra": ("/opt/cuda",), "folders": ("/c",)}
-    command = Snapshot().command("user", "$HOME/x y", "/state", **lists)
+    places = {"etc": "/etc/ours", "units": "/units"}
+    command = Snapshot().command("user", "$HOME/x y", "/state", **places, **lists)
     # What printf(1) makes of it is the script.
     printed = ["sh", "-c", f"printf '%s\n' {command.removeprefix('eval ')}"]
     script = subprocess.run(printed, capture_output=True, text=True, check=True).stdout
-    assert script.startswith("LF_SCOPE=user\nLF_PREFIX='$HOME/x y'\nLF_STATE=/state\n")
+    assert script.startswith(
+        "LF_SCOPE=user\nLF_PREFIX='$HOME/x y'\nLF_STATE=/state\nLF_ETC=/etc/ours\n"
+    )
     assert "LF_FILES='/a\n/b'\nLF_FOLDERS=/c\n" in script and "LF_EXTRA=/opt/cuda\n" in script
-    layout = Layout("user", "$HOME/x y", "", "/state", "")
+    layout = Layout("user", "$HOME/x y", "/etc/ours", "/state", "/units")
     assert script == render(layout, **lists)
     with pytest.raises(ValueError, match="found scope 'global'"):
-        Snapshot().command("global", "/p", "/s")
+        Snapshot().command("global", "/p", "/s", **places)

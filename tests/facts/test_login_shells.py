@@ -35,7 +35,8 @@ def login_shell(request: pytest.FixtureRequest) -> str:
 def command(extra: tuple[str, ...] = ()) -> str:
     """As pyinfra sends it."""
     lists = {"files": tuple(by_path(LAYOUT)), "folders": folders(LAYOUT), "extra": extra}
-    inner = Snapshot().command("system", LAYOUT.prefix, LAYOUT.state, **lists)
+    places = {"etc": LAYOUT.etc, "units": LAYOUT.units}
+    inner = Snapshot().command("system", LAYOUT.prefix, LAYOUT.state, **places, **lists)
     return str(make_unix_command(StringCommand(inner)).get_raw_value())
 
 

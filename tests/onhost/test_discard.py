@@ -9,6 +9,7 @@ import pytest
 
 from llamafleet.onhost.discard import REMOVED
 from llamafleet.protocol.job import BUILD
+from llamafleet.protocol.place import PROOF
 from tests.onhost.runner import PYTHON, Runner
 
 CODE = "import sys; print('up', flush=True); sys.stdin.read()"
@@ -69,3 +70,15 @@ def test_one_that_runs_stays(runner: Runner, how: str) -> None:
         assert (folder / BUILD).exists()
         process.kill()
     assert discard(runner, "f00d").returncode == 0 and left(runner) == []
+
+
+def test_a_model_that_is_read_stays(runner: Runner) -> None:
+    """A server without mmap reads it; one that has it open may have it by name alone."""
+    folder = runner.root / "gguf" / "f00d"
+    folder.mkdir(parents=True)
+    (folder / "model.gguf").write_bytes(b"x")
+    (folder / PROOF).write_text("{}")
+    argv = ["discard", "--versions", str(folder.parent), "--", "f00d"]
+    with (folder / "model.gguf").open("rb"):
+        assert "used by process" in runner.run(*argv).stdout and (folder / PROOF).exists()
+    assert runner.run(*argv).returncode == 0 and not folder.exists()

@@ -186,7 +186,7 @@ def test_half_an_update_needs_a_reboot(
     host.verified(module)
     host.module(module)
     host.library(library)
-    assert host.check() == 3
+    assert host.check() == driver_check.EXIT_REBOOT
     assert not host.latest.exists()
     reason = host.mark()["reason"]
     assert reason == f"reboot needed: loaded kernel module {module}, library {library}"
@@ -335,7 +335,7 @@ def test_a_verification_that_runs_is_not_disturbed(
     assert host.check() == 0
     assert not host.stale.exists()
     host.library(NOW)
-    assert host.check() == 3, "half an update is told all the same"
+    assert host.check() == driver_check.EXIT_REBOOT, "half an update is told all the same"
 
 
 @pytest.mark.parametrize("text", PROC)
@@ -383,7 +383,7 @@ def test_ldconfig_off_the_path_of_a_user(host: Host, folder: str) -> None:
     host.library(NOW)
     (host.root / folder).mkdir(parents=True)
     (host.bin / "ldconfig").rename(host.root / folder / "ldconfig")
-    assert host.check() == 3
+    assert host.check() == driver_check.EXIT_REBOOT
 
 
 def test_nvidia_smi_is_not_asked_where_the_module_tells(host: Host) -> None:

@@ -136,7 +136,8 @@ class FakeHost:
             _, *content = lines
             part = b64decode("".join(line for line in content if line != END))
             self.uploads[told["to"]] = self.uploads.get(told["to"], b"") + part
-            self.access[told["to"]] = f"{told['owner'] or 'own'} {told['mode']}"
+            # What is made longer has no other owner, and no mode yet.
+            self.access[told["to"]] = f"{told.get('owner') or 'own'} {told.get('mode', '')}"
         return done, said
 
     @property

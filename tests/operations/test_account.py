@@ -52,6 +52,7 @@ def test_a_bare_host_gets_an_account_that_may_use_the_gpu(monkeypatch: pytest.Mo
         ["d=/var/lib/llamafleet", "owner=llamafleet:llamafleet"],
         ["d=/opt/llamafleet/versions", "owner=llamafleet:llamafleet"],
         ["d=/opt/llamafleet/toolkits", "owner=llamafleet:llamafleet"],
+        ["d=/opt/llamafleet/serve", "owner=llamafleet:llamafleet"],
     ]
     assert below.startswith("setsid -w setpriv --reuid=llamafleet ")
     assert "/var/lib/llamafleet/results" in below, "made by the account itself"

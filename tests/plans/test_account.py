@@ -63,7 +63,9 @@ def test_a_bare_host_gets_all_of_it() -> None:
     made = plan_account(SYSTEM, BARE, LAYOUT)
     assert made.prefix and made.account and made.groups == ("video", "render")
     given = [row.path for row in made.make if row.account]
-    assert given == [LAYOUT.state, LAYOUT.versions, LAYOUT.toolkits], "whose parents are root's"
+    assert given == [LAYOUT.state, LAYOUT.versions, LAYOUT.toolkits, LAYOUT.servers], (
+        "whose parents are root's"
+    )
     of_root = [row.path for row in made.make if not row.account]
     assert of_root == [LAYOUT.etc, LAYOUT.configs, LAYOUT.jobs_of_root]
     assert all(path.startswith(f"{LAYOUT.state}/") for path in made.below) and made.below

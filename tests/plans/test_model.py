@@ -32,7 +32,7 @@ def test_a_host_that_was_recorded_for_other_settings_says_nothing_of_it() -> Non
 def test_a_model_that_the_unit_of_the_verification_does_not_see(folder: str) -> None:
     model = f"{folder}/m.gguf"
     (problem,) = plan(replace(GPU_HOST, init="systemd"), model=model).problems
-    assert f"{model}: the verification's unit has a {folder} of its own" in problem.found
+    assert f"{model}: its unit has a {folder} of its own" in problem.found
     assert problem.next.startswith(f"move it out of {folder}")
     assert plan(replace(GPU_HOST, init="none"), model=model).problems == ()
     assert plan(replace(GPU_HOST, init="systemd"), model=f"/srv{model}").problems == ()

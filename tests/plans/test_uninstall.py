@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import DeployLock, HostSnapshot, Job, Owner, Unit
+from llamafleet.facts.host import DeployLock, HostSnapshot, Job, Owner, PlacedModel, Unit
 from llamafleet.layout import APT_SOURCE, VERIFY_TIMER, VERIFY_UNIT, Layout
 from llamafleet.managed import by_path, unit_names
 from llamafleet.plans.account import ACCOUNT, GROUP
@@ -37,6 +37,7 @@ def test_a_bare_host_has_no_trace() -> None:
     [
         ({"wheelhouse": "f" * 64}, "wheelhouse"),
         ({"current": "0123"}, "current"),
+        ({"models": {"0123": PlacedModel("0123")}}, "model 0123"),
         ({"result": Unreadable("half written")}, "result"),
         ({"hold_record": ("libnvidia-compute-580",)}, "record of the hold"),
         ({"deploy_lock": DeployLock("a", "b", 1, 2, 3.0, 4)}, "lock of a run"),

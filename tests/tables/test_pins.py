@@ -10,12 +10,15 @@ import pytest
 from packaging.requirements import Requirement
 
 from llamafleet import tables
+from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.tables.pinned import SERVE, pins
 from llamafleet.tables.pins import COMMAND, main
 from llamafleet.tables.toolkits import WheelToolkit, wheel_toolkits
 
 PINNED = (
     "compiler-cache.txt",
     "host-requirements.txt",
+    "serve-requirements.txt",
     *{f"toolkit-wheels-{w.cuda}.txt" for w in wheel_toolkits()},
 )
 
@@ -35,6 +38,20 @@ def test_the_build_backend_and_the_run_time_packages_are_pinned() -> None:
     pinned = re.findall(r"^([a-z0-9-]+)==", tables.text("host-requirements.txt"), re.M)
     assert {"scikit-build-core", "cmake", "ninja", "numpy", "gguf", "nvidia-ml-py"} <= set(pinned)
     assert {"jinja2", "diskcache", "typing-extensions", "pathspec"} <= set(pinned)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_server_has_what_llama_cpp_server_imports_for_each_python(python: str) -> None:
+    host = {"python_version": python, "python_full_version": f"{python}.0"}
+    there = [
+        pin.requirement.name
+        for pin in pins(SERVE)
+        if pin.requirement.marker is None or pin.requirement.marker.evaluate(host)
+    ]
+    assert len(there) == len(set(there))
+    # Of its pyproject.toml, [project.optional-dependencies] server; and for the metrics.
+    asked = {"uvicorn", "fastapi", "pydantic-settings", "sse-starlette", "starlette-context"}
+    assert asked | {"pyyaml", "prometheus-client"} <= set(there)
 
 
 @pytest.mark.parametrize("wheel", wheel_toolkits(), ids=lambda w: f"{w.cuda}-{w.machine}")
@@ -68,9 +85,11 @@ def test_every_file_of_pins_is_made_from_a_source_and_says_how() -> None:
 @pytest.mark.parametrize("name", sorted(PINNED))
 def test_what_the_source_asks_for_is_pinned(name: str) -> None:
     asked = tables.text(name.replace(".txt", ".in")).split()
-    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", tables.text(name), re.M))
+    pinned = re.findall(r"^([a-z0-9-]+)==(\S+)", tables.text(name), re.M)
     for requirement in map(Requirement, asked):
-        assert requirement.specifier.contains(pinned[requirement.name])
+        versions = [version for pin, version in pinned if pin == requirement.name]
+        assert versions  # of a package two, where the newer one is for newer Pythons alone
+        assert all(map(requirement.specifier.contains, versions))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from llamafleet.plans.requirements import (
     cache_requirements,
     host_requirements,
     llama_requirement,
+    serve_requirements,
 )
 from llamafleet.protocol.pythons import PYTHONS
 from llamafleet.settings import LLAMA_VERSION, Settings
@@ -197,10 +198,13 @@ def offline(folder: Path, lines: str, target: Path, *options: object) -> Any:
 def test_pip_takes_everything_from_it_alone(real: Real, tmp_path: Path) -> None:
     folder, manifest = real.folder, real.manifest
     lines = host_requirements(manifest) + cache_requirements(manifest)
-    done = offline(folder, lines, tmp_path / "wheels")
-    assert done.returncode == 0, done.stderr
+    # Each of its own: the server's packages do not go into a build's environment.
+    for name, wanted in (("host", lines), ("serve", serve_requirements(manifest))):
+        done = offline(folder, wanted, tmp_path / name)
+        assert done.returncode == 0, done.stderr
     wheels = {name for name in manifest.files if name.endswith(".whl")}
-    assert {path.name for path in (tmp_path / "wheels").iterdir()} == wheels
+    taken = [*(tmp_path / "host").iterdir(), *(tmp_path / "serve").iterdir()]
+    assert {path.name for path in taken} == wheels
 
 
 def test_pip_builds_the_metadata_of_the_cut_archive(real: Real, tmp_path: Path) -> None:

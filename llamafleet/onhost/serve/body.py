@@ -20,11 +20,30 @@ READ_ON = 64 * MIB
 answer."""
 
 
-async def read(receive: Receive, told: int | None, limits: Limits) -> bytes:
-    """All of it. `told`: its Content-Length. Raises Refusal and Left."""
-    most = limits.body_mib * MIB
+class Sent:
+    """What a client sends with one request."""
+
+    def __init__(self, receive: Receive, told: int | None) -> None:
+        """`told`: its Content-Length."""
+        self.receive, self.told = receive, told
+        self.whole = False
+        """Nothing more of it comes."""
+
+    async def part(self) -> bytes:
+        """Raises Left."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise Left
+        self.whole = not message.get("more_body")
+        body: bytes = message.get("body", b"")
+        return body
+
+
+async def read(sent: Sent, limits: Limits) -> bytes:
+    """All of it. Raises Refusal and Left."""
+    most, told = limits.body_mib * MIB, sent.told
     try:
-        parts, size = await _parts(receive, most, time.monotonic() + limits.receive_s)
+        parts, size = await _parts(sent, most, time.monotonic() + limits.receive_s)
     except asyncio.TimeoutError:
         raise Refusal(
             408,
@@ -42,28 +61,23 @@ async def read(receive: Receive, told: int | None, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-async def _parts(receive: Receive, most: int, end: float) -> tuple[list[bytes], int]:
+async def _parts(sent: Sent, most: int, end: float) -> tuple[list[bytes], int]:
     parts: list[bytes] = []
     size = 0
-    while size <= READ_ON:
-        message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
-        if message["type"] == "http.disconnect":
-            raise Left
-        part = message.get("body", b"")
+    while not sent.whole and size <= READ_ON:
+        part = await asyncio.wait_for(sent.part(), max(0.0, end - time.monotonic()))
         size += len(part)
         if size <= most:
             parts.append(part)
         else:
             parts.clear()
-        if not message.get("more_body"):
-            break
     return parts, size
 
 
-async def skip(receive: Receive, limits: Limits) -> None:
-    """Read what a refused client still sends, so that it reads the answer."""
-    with contextlib.suppress(Refusal, Left):
-        await read(receive, None, limits)
+async def skip(sent: Sent, limits: Limits) -> None:
+    """Read what a refused client still sends, so that it reads the answer. Raises Left."""
+    with contextlib.suppress(Refusal):
+        await read(sent, limits)
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from typing import Any
 
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import read_json
-from llamafleet.protocol.serve import Answer, ServeConfig, Status, status_file
+from llamafleet.protocol.serve import Answer, ServeConfig, State, Status, status_file
 
+FINAL: tuple[State, ...] = ("held", "failed")
+"""States in which it does not become ready by being waited for."""
 POLL_S = 0.5
 ANSWER_S = 60.0
 """For one token: a long prompt of somebody else may be computed first."""
@@ -54,7 +56,7 @@ def asked(config: ServeConfig, key: str, wait_s: float) -> Answer:
         if state == "ready":
             problem = _ask(config, key)
             return Answer(1, state, not problem, problem, status)
-        if time.monotonic() >= deadline:
+        if state in FINAL or time.monotonic() >= deadline:
             return Answer(1, state, False, _why(status), status)
         time.sleep(POLL_S)
 
@@ -65,7 +67,7 @@ def read_status(config: ServeConfig) -> Status | None:
         status = decode(Status, read_json(status_file(config)))
     except DecodeError:
         return None
-    alive = Path(f"/proc/{status.pid}").exists() or status.state in ("held", "failed")
+    alive = Path(f"/proc/{status.pid}").exists() or status.state in FINAL
     return status if alive else None
 
 

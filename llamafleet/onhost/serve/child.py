@@ -23,6 +23,8 @@ LAST_LINES = 400
 """Of the child's log that are kept for whoever asks why it died."""
 LONGEST = 2000
 """Bytes of a line that are kept."""
+QUIET = b"<6>"
+"""Before a line of the child's log that only the diagnosis reads: sd-daemon(3), SD_INFO."""
 END_S = 10.0
 """For a killed process to be gone. In a call of a driver that hangs no signal ends it."""
 _BOOTSTRAP = (
@@ -83,9 +85,11 @@ class Child:
         """Pass its log on, and keep the end of it."""
         errors = _open(self.process.stderr)
         while line := errors.readline(LONGEST):
-            self.lines.append(line.decode("utf-8", errors="replace").rstrip("\n"))
-            with suppress(OSError):
-                os.write(2, line)
+            told = line[len(QUIET) :] if (quiet := line.startswith(QUIET)) else line
+            self.lines.append(told.decode("utf-8", errors="replace").rstrip("\n"))
+            if not quiet:
+                with suppress(OSError):
+                    os.write(2, line)
 
     def said(self) -> Iterator[Said]:
         """All that it says, until it ends."""

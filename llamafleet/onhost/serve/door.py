@@ -58,22 +58,28 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        status = 200
         try:
-            self._let_in(scope)
-            if path in COMPUTE:
-                await self._post(COMPUTE[path], scope, receive, send)
-            else:
-                status = await self._get(scope, send)
-        except Refusal as refusal:
-            status = refusal.status
-            await bodies.skip(receive, self._limits)
-            await refuse(send, refusal)
+            status = await self._answered(scope, bodies.Sent(receive, _length(scope)), send)
         except Left:
             status = LEFT
         known = path in COMPUTE or path in OPEN or path in (METRICS, MODELS)
         # Of what strangers type no label is made.
         self._metrics.answered(path if known else "other", status)
+
+    async def _answered(self, scope: Scope, sent: bodies.Sent, send: Send) -> int:
+        """The status of the answer. Raises Left."""
+        try:
+            self._let_in(scope)
+            if (route := COMPUTE.get(scope["path"])) is None:
+                return await self._get(scope, send)
+            await self._post(route, scope, sent, send)
+        except Refusal as refusal:
+            # One whose body came too slowly is not waited for again.
+            if refusal.status != 408:
+                await bodies.skip(sent, self._limits)
+            await refuse(send, refusal)
+            return refusal.status
+        return 200
 
     def _let_in(self, scope: Scope) -> None:
         """Raises Refusal."""
@@ -112,7 +118,7 @@ class Door:
             raise no_model(name, self._alias)
         return model
 
-    async def _post(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _post(self, route: Route, scope: Scope, sent: bodies.Sent, send: Send) -> None:
         """Raises Refusal and Left."""
         house = self._house
         if scope["method"] != "POST":
@@ -125,39 +131,42 @@ class Door:
         ask = Ask()
         house.asks.add(ask)
         try:
-            told = _length(scope)
-            data = bodies.parse(await bodies.read(receive, told, self._limits))
+            data = bodies.parse(await bodies.read(sent, self._limits))
             wanted = fields.checked(route, data, self._alias)
             ask.usage = fields.wants_usage(data)
             house.model.validate(route, wanted)
-            await self._answer(house.model, ask, scope, wanted, receive, send)
+            connection = scope.get("state", {}).get(CONNECTION)
+            reply = Reply(send, connection, self._limits.send_s, ask)
+            watching = asyncio.ensure_future(_watch(sent.receive, ask, reply))
+            try:
+                await self._answer(house.model, ask, scope, wanted, reply)
+            except Left:
+                if not house.draining or reply.committed:
+                    reply.cut()
+                    raise
+                raise later("the service ends before this answer is whole", "draining") from None
+            finally:
+                watching.cancel()
         finally:
             house.asks.discard(ask)
 
     async def _answer(
-        self, model: Model, ask: Ask, scope: Scope, wanted: Body, receive: Receive, send: Send
+        self, model: Model, ask: Ask, scope: Scope, wanted: Body, reply: Reply
     ) -> None:
         """Compute and send. Raises Refusal and Left."""
-        connection = scope.get("state", {}).get(CONNECTION)
-        reply = Reply(send, connection, self._limits.send_s, ask)
-        watching = asyncio.ensure_future(_watch(receive, ask))
         try:
-            try:
-                async with self._house.line.turn(ask):
-                    failure = await _compute(model, ask, scope, wanted, reply)
-            finally:
-                self._metrics.asked(ask)
-            if failure is not None and not ask.left:
-                self._blame(failure)
-            if (failure is not None or reply.refused) and not reply.committed:
-                ask.check()
-                raise self._of(failure, reply.refused)
-            if failure is not None:
-                reply.end_with(self._of(failure, None).body)
-            await reply.finish()
-            ask.check()
+            async with self._house.line.turn(ask):
+                failure = await _compute(model, ask, scope, wanted, reply)
         finally:
-            watching.cancel()
+            self._metrics.asked(ask)
+        if failure is not None:
+            self._blame(failure)
+        if (failure is not None or reply.refused) and not reply.committed:
+            raise self._of(failure, reply.refused)
+        if failure is not None:
+            reply.end_with(self._of(failure, None).body)
+        if not await reply.finish():
+            raise Left
 
     def _of(self, failure: BaseException | None, status: int | None) -> Refusal:
         """What a client is told of it: nothing of this server's inside."""
@@ -227,11 +236,12 @@ def _again(text: bytes, ask: Ask) -> Receive:
     return receive
 
 
-async def _watch(receive: Receive, ask: Ask) -> None:
-    """Tell when the client leaves."""
+async def _watch(receive: Receive, ask: Ask, reply: Reply) -> None:
+    """Tell when the client leaves; a server says the same when the answer is whole."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    ask.leave()
+    if not reply.ending:
+        ask.leave()
 
 
 def _root(raised: BaseException | None) -> BaseException | None:

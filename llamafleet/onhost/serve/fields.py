@@ -7,6 +7,7 @@ the process: a grammar that it can't parse, a number that is none, a token that 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_BIAS = 300
 """Tokens with a bias, as OpenAI takes: each is set by itself at every token."""
 MOST_TOOLS = 128
+ROLES = ("system", "user", "assistant", "tool", "function")
 LARGEST = 2**31 - 1
 """Of a number that llama.cpp has as int32_t."""
 
@@ -85,7 +87,7 @@ def _bias(name: str, value: Any) -> None:
     if not isinstance(value, dict) or len(value) > MOST_BIAS:
         raise wrong(name, _shown(value), expected)
     for token, bias in value.items():
-        if not (token.isascii() and token.isdigit()) or type(bias) not in (int, float):
+        if not re.fullmatch("[0-9]{1,9}", token) or type(bias) not in (int, float):
             raise wrong(name, _shown({token: bias}), expected)
         if not -100 <= bias <= 100:
             raise wrong(name, _shown({token: bias}), expected)
@@ -101,8 +103,9 @@ def _messages(name: str, value: Any) -> None:
     if not isinstance(value, list) or not value:
         raise wrong(name, _shown(value), "a list of messages")
     for number, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise wrong(f"{name}[{number}]", _shown(message), "an object with a role")
+        role = message.get("role") if isinstance(message, dict) else message
+        if role not in ROLES:
+            raise wrong(f"{name}[{number}].role", _shown(role), f"one of {', '.join(ROLES)}")
         _content(f"{name}[{number}].content", message.get("content"))
 
 
@@ -232,8 +235,22 @@ def checked(route: Route, data: Body, alias: str) -> Body:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if "seed" in given:
         given["seed"] %= 2**32
+    if "min_tokens" in given and "logit_bias" in given:
+        # llama_cpp loses both where both are asked for.
+        raise wrong("min_tokens", "it beside logit_bias", "one of the two")
+    if "response_format" in given:
+        given["response_format"] = _own_format(given["response_format"])
     passed = {name: value for name, value in given.items() if name not in NOT_PASSED}
     return passed | {"model": alias}
+
+
+def _own_format(value: Body) -> Body:
+    """As llama_cpp.server words a schema."""
+    if value["type"] == "text":
+        return {"type": "text"}
+    wrapped = value.get("json_schema") or {}
+    wanted = wrapped.get("schema", value.get("schema"))
+    return {"type": "json_object"} | ({"schema": wanted} if wanted is not None else {})
 
 
 def wants_usage(data: Body) -> bool:

@@ -32,3 +32,7 @@ class House:
     """The requests that are under way, from their body to the last byte of their answer."""
     suspect: Callable[[str], None] = lambda why: None
     """Told when the model raised what no request can be blamed for."""
+
+    @property
+    def draining(self) -> bool:
+        return self.state == "draining"

@@ -5,11 +5,11 @@ Beside a build and not in it: a build's environment is what was verified.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from llamafleet.onhost.build import sync_file_system
 from llamafleet.onhost.environment import environment
 from llamafleet.onhost.job import Job
 from llamafleet.onhost.pip import WHEELS_ONLY, own_pip, pip_install, pip_run
@@ -45,7 +45,7 @@ def work(job: Job, config: LibrariesConfig) -> LibrariesProduct:
     try:
         _install(job, config, partial, tmp)
         product = LibrariesProduct(packages=packages(partial))
-        os.sync()
+        sync_file_system(partial)
         write_json(partial / WHOLE, asdict(product))
         shutil.rmtree(root, ignore_errors=True)
         partial.rename(root)

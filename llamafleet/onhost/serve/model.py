@@ -1,12 +1,13 @@
 """The model of a service: llama_cpp.server's application around a Llama that counts and can stop.
 
-The only module of this room that imports llama_cpp and its server.
+The only module of this room that imports llama_cpp, but for guard.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,15 @@ from typing import Any
 import llama_cpp
 import llama_cpp.llama_chat_format
 from llama_cpp.server import app as server
+from llama_cpp.server import errors
 from llama_cpp.server.settings import ModelSettings, ServerSettings
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
-from pydantic import ValidationError
 
 from llamafleet.onhost.serve.ask import ASKED, Ask
-from llamafleet.onhost.serve.errors import App, wrong
+from llamafleet.onhost.serve.child import QUIET
+from llamafleet.onhost.serve.errors import App, Refusal, wrong
 from llamafleet.onhost.serve.fields import Body, Route
+from llamafleet.onhost.serve.guard import Guard
 from llamafleet.onhost.verify.bench import physical_cores
 from llamafleet.protocol.serve import KvType, Placement, ServeConfig
 
@@ -31,8 +34,8 @@ KV_TYPES: dict[KvType, int] = {
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
     "q4_0": llama_cpp.GGML_TYPE_Q4_0,
 }
-_INFO, _WARN, _ERROR, _CONT = 1, 2, 3, 5
-"""enum ggml_log_level of ggml.h."""
+_INFO, _WARN, _ERROR, _CONT = 2, 3, 4, 5
+"""enum ggml_log_level of ggml.h; llama_cpp's own _logger.py has it in an older order."""
 _MOST_LOG = 4 << 20
 """Characters of llama.cpp's log that are kept while a model is loaded: all of it says where the
 layers went. The lines of a model of 100 layers are some 50 KiB."""
@@ -43,7 +46,8 @@ _REQUESTS: dict[Route, Any] = {
 
 
 class Log:
-    """llama.cpp's log: kept while a model is loaded; to standard error but for its debug lines."""
+    """llama.cpp's log. While a model is loaded all of it is kept, and what is no debug line goes to
+    the parent; later on only warnings and errors."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -64,15 +68,30 @@ class Log:
         if self._keep and self._size < _MOST_LOG:
             self._parts.append(text.decode("utf-8", errors="replace"))
             self._size += len(text)
-        if self._level in ((_INFO, _WARN, _ERROR) if self._keep else (_WARN, _ERROR)):
-            with contextlib.suppress(OSError):
-                os.write(2, text)
+        if self._level in (_WARN, _ERROR):
+            _write(text)
+        elif self._keep and self._level == _INFO:
+            _write(text if level == _CONT else QUIET + text)
 
     def loaded(self) -> str:
-        """All of it so far; from now on only what sounds like trouble is passed on."""
+        """All of it so far."""
         self._keep = False
         text, self._parts = "".join(self._parts), []
         return text
+
+
+def _write(text: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text)
+
+
+class _Quietly(io.TextIOBase):
+    """Standard error of llama_cpp's Python while it loads: a model's whole metadata, for one."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            _write(QUIET + line.encode(errors="replace") + b"\n")
+        return len(text)
 
 
 class Served(llama_cpp.Llama):  # type: ignore[misc]
@@ -81,6 +100,7 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
     moved = 0.0
     """time.monotonic() of the last step that ended."""
     computing = False
+    _guard: Guard | None = None
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Iterator[int]:
         ask = ASKED.get(None) or Ask()
@@ -103,26 +123,21 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
             super().eval(tokens[start : start + self.n_batch])
             self.moved = time.monotonic()
 
-    def _init_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        grammar = kwargs.get("grammar")
-        if grammar is not None:
-            _try_grammar(self._model, grammar)
+    def _init_sampler(self, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
+        if self._guard:
+            self._guard.close()
+        self._guard = Guard(self._model, grammar) if grammar is not None else None
         return super()._init_sampler(*args, **kwargs)
+
+    def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
+        if self._guard is None:
+            return int(super().sample(*args, idx=idx, **kwargs))
+        return self._guard.sample(self, -1 if idx is None else idx - self.n_tokens)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
         with _noted(self):
             made = super().create_completion(*args, **kwargs)
         return _followed(self, made) if kwargs.get("stream") else made
-
-
-def _try_grammar(model: Any, grammar: Any) -> None:
-    """llama.cpp gives no sampler for a grammar that it can't read, and llama_cpp would use it.
-    Raises ValueError."""
-    text, root = grammar._grammar.encode(), grammar._root.encode()
-    sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, text, root)
-    if not sampler:
-        raise ValueError("llama.cpp can't make a grammar of the schema")
-    llama_cpp.llama_sampler_free(sampler)
 
 
 @contextlib.contextmanager
@@ -195,6 +210,10 @@ def settings(config: ServeConfig, placement: Placement) -> Any:
     return ModelSettings(**(fixed | own))
 
 
+def _unworded(route: Any, error: Exception, body: Any = None) -> tuple[int, dict[str, str]]:
+    return 500, {"message": "see Ask.failure"}
+
+
 class Loaded:
     """A model in memory, with the application that serves it."""
 
@@ -202,12 +221,16 @@ class Loaded:
         """Load it: minutes. Raises what llama_cpp raises."""
         self._log = Log()
         llama_cpp.Llama = Served
+        # What fails is told by the door; these write a traceback for every wrong request.
+        errors.RouteErrorHandler.error_message_wrapper = _unworded
+        server.print = lambda *words: None
         fixed = {name: one.get_default() for name, one in ServerSettings.model_fields.items()}
         own = {"interrupt_requests": False, "disable_ping_events": True}
-        self.app: App = server.create_app(
-            server_settings=ServerSettings(**(fixed | own)),
-            model_settings=[settings(config, placement)],
-        )
+        with contextlib.redirect_stderr(_Quietly()):
+            self.app: App = server.create_app(
+                server_settings=ServerSettings(**(fixed | own)),
+                model_settings=[settings(config, placement)],
+            )
         # The one that it loaded; there is no way to it by a name without an underscore.
         self.llama: Served = server._llama_proxy()
         self.llama.verbose = False
@@ -216,12 +239,17 @@ class Loaded:
 
     def validate(self, route: Route, body: Body) -> None:
         """Raises Refusal where llama_cpp.server would answer 500."""
+        tokens = [int(token) for token in body.get("logit_bias", ())]
+        if odd := [token for token in tokens if token >= self.llama.n_vocab()]:
+            expected = f"numbers of tokens below {self.llama.n_vocab()}"
+            raise wrong("logit_bias", str(odd[0])[:80], expected)
         try:
             _REQUESTS[route](**body)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise wrong(where[:80], repr(first["input"])[:80], first["msg"]) from None
+        except ValueError as error:  # pydantic's own, which tells more
+            told: Any = error
+            first = told.errors(include_url=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"]))[:80]
+            raise Refusal(400, f"{where}: {first['msg']}", param=where) from None
 
     def answer_one(self) -> int:
         """Have it make one token, now, from a prompt that is evaluated anew; the token."""

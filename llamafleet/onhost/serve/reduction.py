@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from llamafleet.onhost import oom as on_host
 from llamafleet.protocol import oom
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import read_json, write_json
@@ -27,11 +28,11 @@ def forget(config: ServeConfig) -> None:
     _file(config).unlink(missing_ok=True)
 
 
-def proposed(config: ServeConfig, lines: Sequence[str]) -> Reduction | None:
+def proposed(config: ServeConfig, lines: Sequence[str], gpus: Sequence[str]) -> Reduction | None:
     """Of a process that ended with these lines; None: it did not run out of memory, or nothing
     smaller would fit."""
     found = oom.read(lines)
-    now = oom.reduced(config.placement, found, None) if found else None
+    now = on_host.reduced(config, config.placement, found, gpus) if found else None
     if found is None or now is None:
         return None
     return Reduction(at=time.time(), reason=str(found), was=config.placement, now=now)

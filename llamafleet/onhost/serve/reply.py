@@ -42,7 +42,13 @@ class Reply:
         self._start: Message | None = None
         self._queue: deque[Message] = deque()
         self._more = asyncio.Event()
+        self._end: Message | None = None
+        """The empty last piece of a stream. It waits until the application has returned, which is
+        when an error of the model is known."""
         self._ended = False
+        self._taken_whole = False
+        self.ending = False
+        """The last message is on its way: a client that goes now has left nothing."""
         self._last = b""
         self._pump: asyncio.Task[None] | None = None
         self.refused: int | None = None
@@ -66,7 +72,9 @@ class Reply:
 
     def _body(self, message: Message) -> None:
         body, more = message.get("body", b""), message.get("more_body", False)
-        if not body and more:  # a ping of a stream
+        if not body:
+            # One that is not the last is a ping.
+            self._end = None if more else message
             return
         if body.startswith(DONE) and self._ask.usage:
             self._enqueue({**message, "body": self._usage(), "more_body": True})
@@ -98,18 +106,19 @@ class Reply:
     def end_with(self, error: dict[str, Any]) -> None:
         """End a stream that has begun with an error in place of the rest."""
         if not self._ended:
-            body = {"type": "http.response.body", "body": event(error), "more_body": False}
-            self._enqueue(body)
-            self._ended = True
+            self._enqueue({"type": "http.response.body", "body": event(error), "more_body": True})
+            self._end = {"type": "http.response.body", "body": b"", "more_body": False}
 
-    async def finish(self) -> None:
-        """Wait until the client has taken all, or was cut off."""
-        if self._pump is None:
-            return
-        if not self._ended:
+    async def finish(self) -> bool:
+        """Wait until the client has taken all, or was cut off; whether it has."""
+        if not self._ended and self._end is not None:
+            self._enqueue(self._end)
+        elif not self._ended:
             self._ask.leave()
-            self._cut()
-        await self._pump
+            self.cut()
+        if self._pump is not None:
+            await self._pump
+        return self._taken_whole
 
     async def _deliver(self) -> None:
         """Pass on message after message; a client that takes nothing for too long is cut off."""
@@ -122,23 +131,25 @@ class Reply:
             message = self._queue.popleft()
             if not await self._taken(message):
                 self._ask.leave()
-                self._cut()
+                self.cut()
                 return
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            if self.ending:
+                self._taken_whole = True
                 return
 
     async def _taken(self, message: Message) -> bool:
         """Written, and of the last one also taken; False: nothing moved for `send_s`."""
+        last = message["type"] == "http.response.body" and not message.get("more_body")
+        self.ending = last
         sending = asyncio.ensure_future(self._send(message))
         unsent = self._unsent()
         while not sending.done():
             await asyncio.wait({sending}, timeout=self._send_s)
-            if not sending.done() and (now := self._unsent()) >= unsent:
+            if not sending.done() and self._unsent() >= unsent:
                 sending.cancel()
                 return False
             unsent = self._unsent()
         sending.result()
-        last = message["type"] == "http.response.body" and not message.get("more_body")
         return await self._empty() if last else True
 
     async def _empty(self) -> bool:
@@ -155,7 +166,8 @@ class Reply:
     def _unsent(self) -> int:
         return self._connection.unsent() if self._connection else 0
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """Close the connection: nobody is to take this answer for a whole one."""
         if self._connection:
             self._connection.abort()
 

@@ -13,10 +13,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from llamafleet.onhost import oom as on_host
 from llamafleet.onhost.diagnose import diagnose
 from llamafleet.onhost.serve import gate, reduction, settings
 from llamafleet.onhost.serve.child import Child, Said, Told, environment
@@ -50,7 +51,8 @@ class Service:
     reason: str = ""
     stopping: bool = False
     child: Child | None = None
-    _printed: set[str] = field(default_factory=set)
+    gpus: tuple[str, ...] = ()
+    _told: Status | None = None
 
     def run(self) -> int:
         """Serve until a signal or a failure ends it; the exit status."""
@@ -75,7 +77,7 @@ class Service:
                 self.turn("held", verdict.reason)
                 return gate.EXIT_HELD
             proven = verdict.proof.inputs
-            self.fingerprint = proven.fingerprint
+            self.fingerprint, self.gpus = proven.fingerprint, verdict.gpus
             reduced = reduction.read(config)
             if reduced is None:
                 reduction.forget(config)
@@ -114,7 +116,7 @@ class Service:
             return 0
         lines = list(child.lines)
         if self.config.on_oom == "reduce" and reduced is None:
-            made = reduction.proposed(self.config, lines)
+            made = reduction.proposed(self.config, lines, self.gpus)
             if made:
                 reduction.write(self.config, made)
                 print(f"llamafleet: {_why(made)}", file=sys.stderr, flush=True)
@@ -128,7 +130,7 @@ class Service:
             self.turn("failed", _cause(said, status, lines))
             return EXIT_FAILED
         assert self.placement is not None
-        smaller = oom.reduced(self.placement, found, None)
+        smaller = on_host.reduced(self.config, self.placement, found, self.gpus)
         fits = f"set {_placed(smaller)}" if smaller else "use a smaller model"
         self.turn("failed", f'{found}; next: {fits}, or on_oom = "reduce"')
         # While it loads, the same settings end the same way.
@@ -164,6 +166,9 @@ class Service:
             placement=self.placement,
             load_s=self.load_s if state in ("ready", "draining") else None,
         )
+        if self._told and replace(told, at=self._told.at) == self._told:
+            return
+        self._told = told
         try:
             write_json(status_file(self.config), asdict(told))
         except OSError as error:

@@ -54,7 +54,7 @@ def _node(name: str, one: dict[str, Any]) -> None:
             raise wrong(name, f'"{word}"', "a schema without it: it is not served")
     for word in _BOUNDS:
         bound = one.get(word)
-        if type(bound) in (int, float) and not 0 <= bound <= MOST_REPEATED:
+        if isinstance(bound, int | float) and not 0 <= bound <= MOST_REPEATED:
             raise wrong(name, f"{word} {bound}", f"at most {MOST_REPEATED}")
     for word in _CHOICES:
         choices = one.get(word)

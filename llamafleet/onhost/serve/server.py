@@ -73,9 +73,8 @@ class Serving:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop)
         self._turn("loading")
-        listening = asyncio.ensure_future(
-            self._server.serve(sockets=[socket.socket(fileno=told.socket)])
-        )
+        sockets = [_inherited(told.socket)]
+        listening = asyncio.ensure_future(self._server.serve(sockets=sockets))
         try:
             await self._load()
             await self._watch(listening)
@@ -208,6 +207,10 @@ def _load(told: Told) -> Loaded:
     from llamafleet.onhost.serve.model import Loaded
 
     return Loaded(told.config, told.placement)
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    return socket.socket(fileno=descriptor)
 
 
 def _uvicorn(door: Any, receive_s: float) -> Any:

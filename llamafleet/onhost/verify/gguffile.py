@@ -10,12 +10,12 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from llamafleet.onhost.verify.looks import looks_like, to_join
 from llamafleet.onhost.verify.synth import ModelError
+from llamafleet.protocol.ggml_types import SIZES
 from llamafleet.protocol.verify import UNIT_S_OWN
 
 MAGIC = b"GGUF"
@@ -55,6 +55,9 @@ class GgufTensor:
 
     name: str
     bytes: int
+    dims: tuple[int, ...] = ()
+    """Columns first, as the file has them."""
+    type: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class GgufFile:
     path: Path
     fields: dict[str, Value]
     tensors: tuple[GgufTensor, ...]
+    end: int = 0
+    """Where its last tensor ends, with the padding behind it; 0: it has none."""
 
     def number(self, key: str) -> int:
         """A whole number that the header states; 0: it states none."""
@@ -76,7 +81,7 @@ class GgufFile:
 
 
 def read(path: Path) -> GgufFile:
-    """Read one file's header. Raises ModelError, ImportError, and OSError while it is read."""
+    """Read one file's header. Raises ModelError, and OSError while it is read."""
     regular_file(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -172,7 +177,8 @@ class _Header:
         alignment = told.get("general.alignment", ALIGNMENT)
         if type(alignment) is not int or alignment.bit_count() != 1:
             raise self._damaged(f"an alignment of {alignment!a:.40}")
-        return GgufFile(self._path, told, self._sized(rows, alignment))
+        weights, end = self._sized(rows, alignment)
+        return GgufFile(self._path, told, weights, end)
 
     def _magic(self) -> None:
         head = self._file.read(512)
@@ -278,8 +284,8 @@ class _Header:
         shape = [self._number("<Q") for _ in range(dimensions)]
         return _Row(name, shape, self._number("<I"), self._number("<Q"))
 
-    def _sized(self, rows: list[_Row], alignment: int) -> tuple[GgufTensor, ...]:
-        """The tensors, which lie one behind the other and end within the file."""
+    def _sized(self, rows: list[_Row], alignment: int) -> tuple[tuple[GgufTensor, ...], int]:
+        """The tensors, which lie one behind the other and end within the file; and where."""
         begin = _padded(self._at, alignment)
         tensors: list[GgufTensor] = []
         end = 0
@@ -294,10 +300,10 @@ class _Header:
             if size is None:
                 raise self._damaged(f"{row.shape} weights of type {row.type} for {row.name!a}")
             end = row.offset + size
-            tensors.append(GgufTensor(row.name, size))
+            tensors.append(GgufTensor(row.name, size, tuple(row.shape), row.type))
         if rows and begin + end > self._size:
             raise self._cut(begin + end)
-        return tuple(tensors)
+        return tuple(tensors), _padded(begin + end, alignment) if rows else 0
 
     def _cut(self, wanted: int) -> ModelError:
         return ModelError(
@@ -323,7 +329,7 @@ class _Row:
         weights = 1
         for count in self.shape:
             weights *= count
-        known = _types().get(self.type)
+        known = SIZES.get(self.type)
         if known is None:
             return max(after - self.offset, 0)
         block, size = known
@@ -333,11 +339,3 @@ class _Row:
 
 def _padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
-
-
-@cache
-def _types() -> dict[int, tuple[int, int]]:
-    """Weights and bytes of a block, by the number of the type."""
-    from gguf.constants import GGML_QUANT_SIZES
-
-    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}

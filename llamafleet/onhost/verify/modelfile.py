@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from llamafleet.onhost.verify import gguffile
 from llamafleet.onhost.verify.gguffile import GgufFile
 from llamafleet.onhost.verify.synth import ModelError
-
-_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-"""As llama_split_path writes it (src/llama.cpp)."""
+from llamafleet.protocol.place import PART_OF
 
 COUNT, NUMBER, TENSORS = "split.count", "split.no", "split.tensors.count"
 LAYERS = ".block_count"
@@ -31,7 +28,7 @@ OTHERS = {
 
 
 def read(path: Path) -> tuple[GgufFile, ...]:
-    """Every file of a model, each whole. Raises ModelError, ImportError, and OSError."""
+    """Every file of a model, each whole. Raises ModelError and OSError."""
     _first_of(path)
     first = gguffile.read(path)
     count = first.number(COUNT)
@@ -50,25 +47,25 @@ def read(path: Path) -> tuple[GgufFile, ...]:
 
 def _first_of(path: Path) -> None:
     """Raises ModelError where the name says that the file is a later part."""
-    match = _PART.search(path.name)
+    match = PART_OF.search(path.name)
     if match and int(match[1]) > 1:
         raise _later(path, f"{path} is part {int(match[1])} of {int(match[2])}, by its name")
 
 
 def _later(path: Path, found: str) -> ModelError:
-    match = _PART.search(path.name)
+    match = PART_OF.search(path.name)
     first = _name(path, 1, int(match[2])) if match else "its first part"
     return ModelError(found, f"set model to {first}", "the first part, which leads to all others")
 
 
 def _name(path: Path, number: int, count: int) -> Path:
-    stem = _PART.sub("", path.name).removesuffix(".gguf")
+    stem = PART_OF.sub("", path.name).removesuffix(".gguf")
     return path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf")
 
 
 def _others(path: Path, count: int) -> list[GgufFile]:
     """The parts behind the first one."""
-    match = _PART.search(path.name)
+    match = PART_OF.search(path.name)
     if match is None or int(match[2]) != count:
         found = f"{path} is part 1 of {count} by its header, and its name does not say so"
         advice = f"give the parts their names again, as {_name(path, 1, count).name}"

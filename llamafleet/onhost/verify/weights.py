@@ -57,7 +57,7 @@ class Weights:
 
 
 def read(path: Path) -> Weights:
-    """Read all parts of a model. Raises ModelError, ImportError, and OSError."""
+    """Read all parts of a model. Raises ModelError and OSError."""
     total = on_input = embedding = 0
     shape: dict[str, float] = {}
     of_layer: Counter[int] = Counter()

@@ -19,6 +19,7 @@ from llamafleet.onhost.toolkit.openpgp import armored, fingerprints
 from llamafleet.onhost.toolkit.openpgp import read as read_keys
 from llamafleet.protocol.job import JobStatus, Progress, Stamp
 from llamafleet.protocol.result import Result
+from llamafleet.protocol.serve import Answer, Placement, Status
 from llamafleet.received import LIMIT, received, received_result, received_text
 from llamafleet.settings import Settings
 from llamafleet.supplied import credentials
@@ -87,7 +88,26 @@ def _reported(data: Any, folder: Path) -> object:
     return None
 
 
+SERVICE = plain(asdict(Status(1, "chat", "ready", 1.5, 7, placement=Placement(-1, 512))))
+ANSWERS = [SERVICE, {"version": 1, "state": "ready", "ok": True, "problem": "", "status": SERVICE}]
+
+
+def _of_services(data: Any, _: Path) -> object:
+    return [received(kind, data) for kind in (Status, Answer)]
+
+
 RECEIVED = (
+    Target(
+        "what a service tells and answers",
+        ("received:received",),
+        objects(ANSWERS),
+        _of_services,
+        known=(
+            _changed(SERVICE, reason=ESCAPE),
+            _changed(SERVICE, state=["ready"]),
+            _changed(SERVICE, pid=10**400),
+        ),
+    ),
     Target(
         "a result",
         ("received:received_result", "protocol.result:upgraded"),

@@ -34,6 +34,7 @@ from llamafleet.protocol.job import (
     STAMP,
     BuildConfig,
     BuildProduct,
+    ModelConfig,
     Stamp,
     read_json,
     read_progress,
@@ -41,6 +42,7 @@ from llamafleet.protocol.job import (
     toolkit_config,
 )
 from llamafleet.protocol.models import estimate_mib, parse
+from llamafleet.protocol.place import ModelProduct
 from llamafleet.protocol.redact import redacted
 from llamafleet.protocol.verify import ConfigError, load
 from llamafleet.tables.failures import rows
@@ -78,6 +80,20 @@ VERIFY = {
     "models": "/var/lib/llamafleet/models",
     "compute_capabilities": ["8.9"],
     "allow_cpu_only": False,
+}
+MODEL = {
+    "version": 1,
+    "kind": "model",
+    "key": "0" * 16,
+    "inputs": {"parts": ["0" * 64]},
+    "folder": "/var/lib/llamafleet/gguf/0000000000000000",
+    "parts": [{"url": "https://example.org/m.gguf", "sha256": "0" * 64, "size": 5}],
+    "reserve_mib": 1024,
+}
+PLACED = {
+    "files": [{"name": "model.gguf", "sha256": "0" * 64, "size": 5, "changed_ns": 9}],
+    "fetched_bytes": 5,
+    "shape": None,
 }
 
 
@@ -131,6 +147,15 @@ CONFIGURATIONS = (
         objects(recorded("build-stamp.json")),
         _product,
         (DecodeError,),
+        printable=False,
+    ),
+    Target(
+        "a model's settings and its proof",
+        ("protocol.decode:decode",),
+        objects([MODEL, PLACED]),
+        lambda data, _: [decode(kind, data) for kind in (ModelConfig, ModelProduct)],
+        (DecodeError,),
+        known=({**MODEL, "parts": [{"sha256": ESCAPE}]}, {**PLACED, "files": [5]}),
         printable=False,
     ),
     Target(

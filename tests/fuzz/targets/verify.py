@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamafleet.onhost import elf
-from llamafleet.onhost.verify import fatbin, llama_log, sampling, weights
+from llamafleet.onhost.verify import fatbin, llama_log, modelfile, sampling, weights
 from llamafleet.onhost.verify.checks.control import judge_control
 from llamafleet.onhost.verify.checks.health import judge_health
 from llamafleet.onhost.verify.checks.offload import graph_of, judge_offload
@@ -21,15 +21,23 @@ from llamafleet.onhost.verify.evidence import Evidence, Faults
 from llamafleet.onhost.verify.gpu import Nvml, NvmlUnavailable
 from llamafleet.onhost.verify.measuring import judged
 from llamafleet.onhost.verify.sampling import Recording
+from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
+from llamafleet.protocol import oom
 from llamafleet.protocol.decode import decode
+from llamafleet.protocol.fit import Gpu, Room, needs
 from llamafleet.protocol.result import Benchmark, Rates
+from llamafleet.protocol.serve import Placement
 from llamafleet.protocol.verify import VerifyConfig
 from tests.fuzz import Target
 from tests.fuzz.material import binaries, objects, texts, words
 from tests.fuzz.targets.jobs import DATA, VERIFY, lines_of
 from tests.onhost.verify.graphs import HALF, card, sent, w160m
 
+OOMS = [
+    path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parents[2] / "protocol/data/oom").glob("*.log"))
+]
 LOGS = lines_of(
     *(f"logs/{name}.log" for name in ("cuda-full", "cuda-two-gpus", "cuda-init-error", "cpu-160m"))
 )
@@ -92,7 +100,18 @@ def _model(data: bytes, folder: Path) -> object:
     path = folder / "m.gguf"
     path.write_bytes(data)
     found = weights.read(path)
-    return [found.layers, found.total_bytes, found.device_bytes, found.kv_bytes_per_token]
+    shape = shape_of(modelfile.read(path))
+    room = Room((Gpu(24000), Gpu(8000)), 1024)
+    needed = [] if shape.unknown else [one.total_mib for one in needs(shape, USUAL, room)]
+    return [found.layers, found.total_bytes, found.device_bytes, found.kv_bytes_per_token, needed]
+
+
+USUAL = Placement(-1, 4096, "q8_0")
+
+
+def _oom(text: str, _: Path) -> object:
+    found = oom.read(text.splitlines())
+    return found and [str(found), found.cause, oom.reduced(USUAL, found, 32)]
 
 
 # -- NVML ------------------------------------------------------------------------------------------
@@ -278,6 +297,20 @@ TARGETS = (
         ),
     ),
     Target(
+        "an out of memory of llama.cpp",
+        ("protocol.oom:read",),
+        texts(OOMS),
+        _oom,
+        known=(
+            "allocating " + "9" * 5000 + " MiB on device 0: cudaMalloc failed: out of memory",
+            "allocating 9.9.9 MiB on device 0: cudaMalloc failed: out of memory",
+            "failed to allocate CUDA" + "9" * 5000 + " buffer of size " + "9" * 5000,
+            "CUDA error 1 at " + "x" * 100_000 + ": out of memory",
+            "current device: ²",
+            "CUDA error: \x1b[2Jout of memory",
+        ),
+    ),
+    Target(
         "a library's machine code",
         ("onhost.verify.fatbin:read",),
         binaries(FATBINS),
@@ -307,6 +340,7 @@ TARGETS = (
             "onhost.verify.weights:read",
             "onhost.verify.gguffile:read",
             "onhost.verify.modelfile:read",
+            "onhost.verify.shape:shape_of",
         ),
         binaries([gguf(), gguf(0), gguf(2**31)], head=len(gguf())),
         _model,

@@ -1,0 +1,184 @@
+"""The process that serves: when it says that it is ready, and when it no longer does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llamafleet.onhost.serve import proof, server
+from llamafleet.onhost.serve.child import Told
+from llamafleet.onhost.serve.server import Serving
+from llamafleet.protocol.decode import decode
+from llamafleet.protocol.serve import Placement, ServeConfig
+
+PLACEMENT = Placement(-1, 512)
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
+
+
+def told(backend: Any = "cuda") -> Told:
+    data = {
+        **{"version": 1, "profile": "chat", "host": "h", "verify": "/v", "folder": "/f"},
+        **{"libraries": "/l", "model": "/m.gguf", "alias": "chat", "placement": asdict(PLACEMENT)},
+        **{"address": "127.0.0.1", "port": 1, "key": False},
+    }
+    config = decode(ServeConfig, data)
+    return Told(config, PLACEMENT, False, backend, "f00", 0, None)
+
+
+class Model:
+    """A loaded model, without one."""
+
+    def __init__(self, answer: Callable[[], int] = lambda: 7) -> None:
+        self.answer, self.asked = answer, 0
+        self.log, self.app, self.validate = "", None, None
+        self.llama = SimpleNamespace(moved=0.0, computing=False)
+
+    def answer_one(self) -> int:
+        self.asked += 1
+        return self.answer()
+
+
+class Run:
+    """A Serving whose parts are played."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, model: Model, problem: str = "") -> None:
+        self.said: list[dict[str, Any]] = []
+        self.model, self.problem = model, problem
+        for name, value in (("TICK_S", 0.01), ("IDLE_S", 3600.0), ("PROBE_S", 0.2)):
+            monkeypatch.setattr(server, name, value)
+        monkeypatch.setattr(server, "_load", lambda told: self.model)
+        monkeypatch.setattr(proof, "judge", lambda *_: self.problem)
+        monkeypatch.setattr(Serving, "_describe", lambda self: None)
+        monkeypatch.setattr(server, "_inherited", lambda descriptor: None)
+        monkeypatch.setattr(server, "_uvicorn", lambda door, seconds: self)
+        channel = SimpleNamespace(send=self.said.append)
+        self.serving = Serving(told(), channel, time.time())  # type: ignore[arg-type]
+        self.should_exit = False
+
+    async def serve(self, sockets: Any) -> None:
+        while not self.should_exit:
+            await asyncio.sleep(0.01)
+
+    @property
+    def states(self) -> list[str]:
+        return [one["state"] for one in self.said]
+
+    def run(self, meanwhile: Callable[[], Any]) -> int:
+        async def both() -> int:
+            serving = asyncio.ensure_future(self.serving.run())
+            while self.states[-1:] != ["ready"] and not serving.done():
+                await asyncio.sleep(0.005)
+            meanwhile()
+            return await asyncio.wait_for(serving, 5)
+
+        return asyncio.run(both())
+
+
+def test_it_is_ready_once_a_token_came_from_where_it_should(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(monkeypatch, Model())
+    assert run.run(lambda: setattr(run, "should_exit", True)) == 0
+    assert run.states == ["loading", "ready"]
+    assert run.said[-1]["load_s"] > 0
+    assert run.model.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem", "said"),
+    [
+        (lambda: 7, "found layers on CPU 13", "found layers on CPU 13"),
+        (lambda: 1 / 0, "", "found no token (ZeroDivisionError"),
+        (lambda: time.sleep(0.5), "", "found no token within 0 s"),
+    ],
+)
+def test_it_is_never_ready_without(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, problem: str, said: str
+) -> None:
+    run = Run(monkeypatch, Model(answer), problem)
+    assert run.run(lambda: None) == 1
+    assert run.states == ["loading", "failed"]
+    assert said in run.said[-1]["reason"]
+
+
+def test_a_model_that_can_not_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, Model())
+
+    def load(told: Told) -> Model:
+        raise ValueError("Failed to load model from file")
+
+    monkeypatch.setattr(server, "_load", load)
+    assert run.run(lambda: None) == 1
+    assert "/m.gguf that llama.cpp can't load (Failed to load" in run.said[-1]["reason"]
+
+
+def test_a_doubt_is_settled_by_a_token_and_nothing_is_served_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run(monkeypatch, Model())
+
+    def doubt() -> None:
+        run.serving._suspect("RuntimeError: llama_decode returned -3")
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.3, lambda: setattr(run, "should_exit", True))
+
+    assert run.run(doubt) == 0
+    assert run.states == ["loading", "ready", "loading", "ready"]
+    assert "llama_decode" in run.said[2]["reason"]
+    assert run.model.asked == 2
+
+
+def test_a_doubt_that_is_true_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, Model())
+
+    def doubt() -> None:
+        run.model.answer = lambda: 1 // 0
+        run.serving._suspect("RuntimeError")
+
+    assert run.run(doubt) == 1
+    assert run.states[-1] == "failed"
+
+
+def test_silence_is_a_doubt_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, Model())
+
+    def wait() -> None:
+        monkeypatch.setattr(server, "IDLE_S", 0.05)
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.5, lambda: setattr(run, "should_exit", True))
+
+    assert run.run(wait) == 0
+    assert 3 <= run.model.asked <= 12
+    assert run.states == ["loading", "ready"]
+
+
+def test_a_step_without_an_end_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STALL_S", 0.05)
+    run = Run(monkeypatch, Model())
+
+    def hang() -> None:
+        run.model.llama.computing, run.model.llama.moved = True, time.monotonic()
+
+    assert run.run(hang) == 1
+    assert "without an end" in run.said[-1]["reason"]
+
+
+def test_every_metric_is_told_in_the_docs() -> None:
+    from llamafleet.onhost.serve.metrics import Metrics
+
+    metrics, text = Metrics(), DOCS.read_text(encoding="utf-8")
+    metrics.state("ready")
+    names = {
+        line.split()[2]
+        for line in metrics.page().decode().splitlines()
+        if line.startswith("# TYPE llamafleet_")
+    }
+    assert len(names) > 12
+    assert {name for name in names if f"`{name}" not in text} == set()
