@@ -15,7 +15,6 @@ from llamafleet.layout import (
     APT_KEY,
     APT_PIN,
     APT_SOURCE,
-    CDI_UNIT,
     DEVICES_UNIT,
     DNF_KEY,
     DNF_SOURCE,
@@ -36,10 +35,10 @@ from llamafleet.layout import (
 Group = Literal["tools", "settings", "hold", "serve"]
 """The operation that writes a file."""
 
-Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "venv", "cdi"]
+Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "venv"]
 """What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
 schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror,
-a build on the host itself, a container with GPUs."""
+a build on the host itself."""
 
 UnitState = Literal["loaded", "enabled", "active"]
 """loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
@@ -129,7 +128,6 @@ CATALOGUE = (
     Managed(lambda at: at.env, "settings", "llamafleet.env.j2", frozenset({"venv"})),
     Managed(lambda at: at.verify_config, "settings", "verify.json", frozenset({"venv"})),
     _unit(DEVICES_UNIT, "loaded", "cuda", scopes=("system",)),
-    _unit(CDI_UNIT, "loaded", "cdi", scopes=("system",)),
     _unit(VERIFY_UNIT, "loaded", "venv"),
     _unit(VERIFY_TIMER, "active", "schedule", "venv"),
     _unit(DRIVER_CHECK_UNIT, "enabled", "cuda", "venv"),

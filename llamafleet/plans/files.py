@@ -36,7 +36,6 @@ def conditions(
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
         "venv": settings.runtime == "venv",
-        "cdi": settings.runtime == "container" and backend == "cuda",
     }
     return frozenset(name for name, true in holds.items() if true)
 

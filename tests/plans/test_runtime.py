@@ -10,8 +10,15 @@ import pytest
 
 from llamafleet.facts.host import HostSnapshot, Tool
 from llamafleet.inventory import SettingsError, validate_fleet
-from llamafleet.layout import CDI_UNIT, DRIVER_CHECK_UNIT, VERIFY_UNIT, quadlet, serve_unit
-from llamafleet.managed import by_path, container_row
+from llamafleet.layout import (
+    CDI_FILE,
+    DEVICES_UNIT,
+    DRIVER_CHECK_UNIT,
+    VERIFY_UNIT,
+    quadlet,
+    serve_unit,
+)
+from llamafleet.managed import container_row
 from llamafleet.plans.make import explain, make_plan
 from llamafleet.plans.plan import Plan
 from llamafleet.plans.runtime import why_unproven
@@ -100,7 +107,8 @@ def test_the_file_of_the_container() -> None:
         "Volume=/var/lib/llamafleet:/var/lib/llamafleet",
         "Volume=/srv/models:/srv/models:ro",
         "AddDevice=llamafleet.local/gpu=all",
-        f"Requires={CDI_UNIT}",
+        "ExecStartPre=/usr/bin/nvidia-ctk cdi generate --vendor=llamafleet.local --class=gpu "
+        f"--device-name-strategy=uuid --format=json --output={CDI_FILE}",
     ):
         assert line in text.splitlines(), text
     assert "Secret=" not in text and "{" not in text
@@ -117,7 +125,7 @@ def test_named_gpus_alone_are_given_to_it() -> None:
 
 def test_a_container_for_the_cpu_gets_no_device() -> None:
     text = rendered(plan(CPU, accelerator="cpu"), accelerator="cpu")
-    assert "AddDevice" not in text and CDI_UNIT not in text
+    assert "AddDevice" not in text and CDI_FILE not in text
 
 
 def test_the_key_is_a_secret_of_podman_that_ends_with_the_service(tmp_path: Any) -> None:
@@ -133,11 +141,8 @@ def test_units_of_a_build_are_not_wanted_beside_a_container() -> None:
     made = plan()
     assert made.files
     written = {path.rpartition("/")[2] for path in made.files.write}
-    assert CDI_UNIT in written
+    assert written == {DEVICES_UNIT}
     assert not {VERIFY_UNIT, DRIVER_CHECK_UNIT, "verify.json", "llamafleet.env"} & written
-    cdi = next(one for path, one in by_path(LAYOUT).items() if path.endswith(CDI_UNIT))
-    text = content(cdi, made, settings(), LAYOUT).decode()
-    assert "ExecStart=/usr/bin/nvidia-ctk cdi generate --vendor=llamafleet.local" in text
 
 
 def test_uninstall_removes_the_container_of_a_profile() -> None:
