@@ -266,9 +266,8 @@ def _ask(run: HostRun, host: Host, service: Served) -> Problem | None:
 def _where(run: HostRun, service: Served) -> dict[str, object]:
     layout = run.layout()
     name = service.config.profile
-    container = run.plan().container
     # Paths are the same there.
-    inside = f"podman exec -i {container.name}" if container else ""
+    inside = f"podman exec -i {service.container}" if service.container else ""
     return {
         "rights": inside or " ".join(jobs.as_account(run)),
         "python": f"{layout.current}/bin/python",

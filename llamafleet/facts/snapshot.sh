@@ -1023,7 +1023,7 @@ read_ports() {
             command= unit=
             if [ -n "$pid" ]; then
                 command=$(first "$R/proc/$pid/comm")
-                unit=$(sed -n 's|.*/\([^/]*\.service\)$|\1|p' "$R/proc/$pid/cgroup" | head -n 1)
+                unit=$(sed -n 's|.*/\([^/]*\.service\)\(/.*\)\{0,1\}$|\1|p' "$R/proc/$pid/cgroup" | head -n 1)
             fi
             put listening "$port" "${address%:*}" "$uid" "$pid" "$command" "$unit"
         done <"$file"

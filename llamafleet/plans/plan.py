@@ -323,6 +323,8 @@ class Served:
     """How long it may take until it is ready."""
     backs_off: bool = True
     """systemd can wait longer and longer between its attempts to start it."""
+    container: str = ""
+    """podman's name of the container that it runs in; "": on the host itself."""
 
     @property
     def unit(self) -> str:

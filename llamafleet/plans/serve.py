@@ -200,6 +200,7 @@ def _services(
             ),
             layout.serve_config(name),
             profile.public,
+            container=plan.container.name if plan.container else "",
             load_minutes=Served.load_minutes + (plan.container.minutes if plan.container else 0),
             backs_off=snapshot.systemd >= STEPS,
         )
