@@ -154,7 +154,7 @@ def test_a_second_run_changes_nothing(pod: Pod) -> None:
     assert pod.sh(f"systemctl show -p ExecMainPID {serve_unit('chat')}") == before
 
 
-def test_a_crash_is_mended_and_a_reboot_brings_it_back(pod: Pod) -> None:
+def test_a_container_that_is_killed_is_started_again(pod: Pod) -> None:
     pod.sh("podman kill --signal KILL " + container_of("chat"))
     run = pod.deploy()
     assert run.returncode == 0, run.output
