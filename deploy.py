@@ -8,6 +8,7 @@ from pyinfra import config
 
 from operations.account import account
 from operations.build import activate, build, take
+from operations.container import proof
 from operations.files import settings, tools
 from operations.hold import hold
 from operations.lock import lock, release
@@ -46,5 +47,6 @@ activate(name="Switch to the proven build")
 models(name="Bring the models")
 libraries(name="Bring the server's packages")
 serve(name="Serve")
+proof(name="Judge the proof of a container")
 discard_models(name="Remove models that no profile names")
 release(name="Give the host back to other runs")

@@ -353,8 +353,24 @@ def _contradictions(settings: Settings) -> Iterator[Finding]:
             f"the sha256 of {other.version}",
             f"the sha256 of llama_cpp_python-{settings.llama_version}.tar.gz",
         )
+    yield from _container_findings(settings)
     if settings.wheelhouse is not None and settings.index_url is not None:
         yield "index_url", repr(settings.index_url), "no index_url beside wheelhouse"
+
+
+def _container_findings(settings: Settings) -> Iterator[Finding]:
+    if settings.runtime == "venv":
+        if settings.image is not None:
+            yield "image", repr(settings.image), 'runtime = "container" beside it'
+        return
+    if settings.image is None:
+        yield "image", "None", 'the image beside runtime = "container", by its digest'
+    if settings.scope == "user":
+        yield "runtime", repr(settings.runtime), 'scope = "system" beside it (root)'
+    if len(settings.serve) != 1:
+        # Each verifies when it starts: two would measure each other.
+        found = f"{len(settings.serve)} profiles"
+        yield "serve", found, 'one profile, which is served beside runtime = "container"'
 
 
 def _shared_code(settings: Settings) -> Iterator[Finding]:

@@ -28,6 +28,12 @@ DRIVER_CHECK_PATH = "llamafleet-driver-check.path"
 SERVE_TEMPLATE = "llamafleet-serve@.service"
 SERVE_TARGET = "llamafleet-serve.target"
 """Groups all services: what stops or starts it does so with each of them."""
+CDI_KIND = "llamafleet.local/gpu"
+"""Of the GPUs as they are described to podman: none of the administrator's names."""
+CDI_FILE = "/run/cdi/llamafleet.json"
+"""Where they are: gone with each boot, as a driver may be."""
+QUADLETS = "/etc/containers/systemd"
+"""Where podman looks for files that it makes units of: podman-systemd.unit(5)."""
 DEVICES_UNIT = "llamafleet-devices.service"
 """Loads the driver's modules before a unit that is let near the GPUs alone."""
 
@@ -35,6 +41,16 @@ DEVICES_UNIT = "llamafleet-devices.service"
 def job_unit(kind: str, key: str) -> str:
     """The transient unit of one job."""
     return f"llamafleet-{kind}-{key}.service"
+
+
+def container_of(profile: str) -> str:
+    """What podman calls the container, and its secret, of one profile."""
+    return f"llamafleet-serve-{profile}"
+
+
+def quadlet(profile: str) -> str:
+    """File of the container of one profile; podman makes the unit `serve_unit` of it."""
+    return f"{QUADLETS}/{serve_unit(profile).removesuffix('.service')}.container"
 
 
 def serve_unit(profile: str) -> str:

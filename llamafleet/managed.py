@@ -28,15 +28,17 @@ from llamafleet.layout import (
     VERIFY_UNIT,
     Layout,
     Scope,
+    quadlet,
     serve_unit,
 )
 
 Group = Literal["tools", "settings", "hold", "serve"]
 """The operation that writes a file."""
 
-Condition = Literal["cuda", "schedule", "hold", "apt", "netrc"]
+Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "venv"]
 """What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
-schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror."""
+schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror,
+a build on the host itself."""
 
 UnitState = Literal["loaded", "enabled", "active"]
 """loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
@@ -123,13 +125,13 @@ CATALOGUE = (
     Managed(lambda at: at.zipapp, "tools", "zipapp"),
     Managed(lambda at: at.pip, "tools", "pip"),
     Managed(lambda at: at.netrc, "tools", "netrc", frozenset({"netrc"}), secret=True),
-    Managed(lambda at: at.env, "settings", "llamafleet.env.j2"),
-    Managed(lambda at: at.verify_config, "settings", "verify.json"),
+    Managed(lambda at: at.env, "settings", "llamafleet.env.j2", frozenset({"venv"})),
+    Managed(lambda at: at.verify_config, "settings", "verify.json", frozenset({"venv"})),
     _unit(DEVICES_UNIT, "loaded", "cuda", scopes=("system",)),
-    _unit(VERIFY_UNIT, "loaded"),
-    _unit(VERIFY_TIMER, "active", "schedule"),
-    _unit(DRIVER_CHECK_UNIT, "enabled", "cuda"),
-    _unit(DRIVER_CHECK_PATH, "active", "cuda"),
+    _unit(VERIFY_UNIT, "loaded", "venv"),
+    _unit(VERIFY_TIMER, "active", "schedule", "venv"),
+    _unit(DRIVER_CHECK_UNIT, "enabled", "cuda", "venv"),
+    _unit(DRIVER_CHECK_PATH, "active", "cuda", "venv"),
     _unit(SERVE_TARGET, "active", group="serve"),
     _of_root(lambda at: at.hold_record, "hold", "held-packages.j2", "hold"),
     _of_root(lambda at: HOLD_APT, "hold", "52llamafleet-hold-driver.j2", "hold", "apt"),
@@ -169,6 +171,19 @@ def profile_rows(profile: str) -> tuple[Managed, ...]:
     )
 
 
+def container_row(profile: str) -> Managed:
+    """The file of the container that serves a profile, in place of a unit of its own."""
+    return Managed(
+        lambda at: quadlet(profile),
+        "serve",
+        QUADLET,
+        scopes=("system",),
+        unit=serve_unit(profile),
+        profile=profile,
+    )
+
+
+QUADLET = "llamafleet-serve@.container.j2"
 SERVE_CONFIG, SERVE_KEY = "serve.json", "api-key"
 """Sources of a profile's files."""
 

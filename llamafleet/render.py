@@ -16,6 +16,8 @@ from llamafleet import sandbox
 from llamafleet.layout import (
     APT_PIN,
     APT_SOURCE,
+    CDI_FILE,
+    CDI_KIND,
     DEVICES_UNIT,
     DNF_SOURCE,
     DRIVER_CHECK_UNIT,
@@ -115,6 +117,8 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
         "sandbox": partial(sandbox.lines, layout=layout),
         "verify_unit": VERIFY_UNIT,
         "devices_unit": DEVICES_UNIT,
+        "cdi_kind": CDI_KIND,
+        "cdi_file": CDI_FILE,
         "driver_check_unit": DRIVER_CHECK_UNIT,
         "serves": bool(settings.serve),
         "serve_target": SERVE_TARGET,
@@ -137,6 +141,8 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
             "environment": sorted(plan.build.config.environment.items()),
             "gpus": ",".join(plan.verify.config.gpus) if plan.verify else "",
         }
+    if plan.container:
+        values |= {"container": plan.container}
     if plan.hold:
         values |= {"held": plan.hold.record, "expressions": expressions(plan.hold.record)}
     return values

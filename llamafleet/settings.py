@@ -27,6 +27,7 @@ ToolkitMethod = Literal["auto", "present", Method]
 Reboot = Literal["never", "allow"]
 CompilerCache = Literal["off", "ccache"]
 Sharing = Literal["host", "wheel"]
+Runtime = Literal["venv", "container"]
 ModelOrigin = Literal["host", "controller"]
 
 SECRETIVE = frozenset(
@@ -146,6 +147,7 @@ Url = Annotated[str, Field(pattern=URL, max_length=LONGEST_URL), AfterValidator(
 
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
+_IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+@sha256:[0-9a-f]{64}$"
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 _REDIS_URL = (
     "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "
@@ -250,6 +252,13 @@ class Settings(BaseModel):
         "small letters, digits and -",
     )
     """What is served once the build is proven: a service for each profile."""
+    runtime: Runtime = Field(default="venv", description=one_of(get_args(Runtime)))
+    """venv: what is served is built on the host; container: it comes in an image."""
+    image: Annotated[str, Field(pattern=_IMAGE, max_length=LONGEST_URL)] | None = Field(
+        default=None,
+        description='a name with its digest such as "registry.lab/llama-rtx4090@sha256:9f86..."',
+    )
+    """What a container is made of: an image of Dockerfile.rtx4090. A tag could become another."""
     verify_pauses_serving: bool = Field(default=False, description=BOOL)
     """Where something is served, the timer verifies too: the services are stopped meanwhile."""
     wheelhouse: LocalPath | None = Field(

@@ -10,7 +10,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from llamafleet.managed import by_path, profile_rows
+from llamafleet.managed import by_path, container_row, profile_rows
 from llamafleet.plans.plan import FilesPlan, Problem
 from llamafleet.render import content
 from operations import upload
@@ -134,7 +134,9 @@ def systemctl(run: HostRun) -> str:
 def put(run: HostRun, paths: Iterable[str]) -> Generator[StringCommand, None, None]:
     """Write each managed file in place of what was there."""
     plan, layout = run.plan(), run.layout()
-    served = (row for name in run.settings.serve for row in profile_rows(name))
+    served = (
+        row for name in run.settings.serve for row in (*profile_rows(name), container_row(name))
+    )
     rows = by_path(layout) | {row.path(layout): row for row in served}
     for path in paths:
         row = rows[path]

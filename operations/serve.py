@@ -21,6 +21,7 @@ from llamafleet.protocol.serve import STATUS, Answer
 from llamafleet.received import Unreadable, received_text
 from operations import jobs, lock
 from operations.build import point, report_failure
+from operations.container import bring_image
 from operations.files import put, switch_units, systemctl
 from operations.run import HostRun, here
 from operations.watch import END_LIMIT_S, POLL_SECONDS, SAY_SECONDS, End, EndOfJob
@@ -115,6 +116,7 @@ def serve() -> Generator[PyinfraCommand, None, None]:
         run.served = [_line(one, "ready") for one in wanted.services]
         run.noop(f"serves {', '.join(one.config.profile for one in wanted.services)}")
         return
+    yield from bring_image(run)
     yield from put(run, wanted.files.write)
     yield from _remove(run, wanted)
     yield from switch_units(run, wanted.files)
@@ -268,8 +270,10 @@ def _ask(run: HostRun, host: Host, service: Served) -> Problem | None:
 def _where(run: HostRun, service: Served) -> dict[str, object]:
     layout = run.layout()
     name = service.config.profile
+    # Paths are the same there.
+    inside = f"podman exec -i {service.container}" if service.container else ""
     return {
-        "rights": " ".join(jobs.as_account(run)),
+        "rights": inside or " ".join(jobs.as_account(run)),
         "python": f"{layout.current}/bin/python",
         "zipapp": layout.zipapp,
         "config": service.path,

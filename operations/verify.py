@@ -101,9 +101,12 @@ def result() -> Generator[PyinfraCommand, None, None]:
         found = replace(found, allow_busy=run.settings.allow_busy)
     if run.host.state.is_executing:  # Without -y pyinfra prepares this too, and then asks.
         run.result = found
-        if _told_by(found, plan.verify, run) and not _keep(run, found):
+        if _told_by(found, plan.verify, run) and not keep(run, found):
             yield FunctionCommand(_refuse, (), {})
             return
+    if plan.container:
+        run.noop("the container verifies itself when it starts")
+        return
     if (
         _told_by(found, plan.verify, run)
         and found.verdict in proving(plan.backend)
@@ -122,7 +125,7 @@ def _told_by(found: object, wanted: VerifyPlan | None, run: HostRun) -> TypeGuar
     return not why_of_another(run.settings, run.snapshot(), found, wanted.config)
 
 
-def _keep(run: HostRun, found: Result) -> bool:
+def keep(run: HostRun, found: Result) -> bool:
     """Store a result; False, and said: it can't be."""
     store = Store(RESULTS)
     try:

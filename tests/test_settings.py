@@ -77,6 +77,8 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "install_packages": False,
         "hold_driver": True,
         "rebuild": True,
+        "runtime": "venv",
+        "image": None,
         "reboot": "allow",
         "model": "/srv/models/llama-2-7b.Q4_0.gguf",
         "bench_prompt": 256,

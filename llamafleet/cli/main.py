@@ -9,6 +9,7 @@ from llamafleet.cli.deploy import check, deploy
 from llamafleet.cli.diagnose import diagnose
 from llamafleet.cli.fit import fit
 from llamafleet.cli.fix import fix
+from llamafleet.cli.image import image
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.upstream import upstream
@@ -25,5 +26,7 @@ def main() -> None:
     """
 
 
-for command in (check, deploy, plan, snapshot, diagnose, fit, fix, report, upstream, wheelhouse):
+for command in (
+    *(check, deploy, image, plan, snapshot, diagnose, fit, fix, report, upstream, wheelhouse),
+):
     main.add_command(command)

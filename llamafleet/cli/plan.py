@@ -215,6 +215,14 @@ def snapshot(
         raise BadInput(str(error)) from error
 
 
+def this_machine(settings: Settings) -> HostSnapshot:
+    """Snapshot of this machine, read as this user. Raises BadInput."""
+    from llamafleet.facts.snapshot import TIMEOUT_S, render
+    from llamafleet.plans.make import to_read
+
+    return _parse("@local", _run(render(*to_read(settings)), TIMEOUT_S))
+
+
 def _run(script: str, timeout_s: int) -> str:
     """What the script prints on this machine."""
     try:

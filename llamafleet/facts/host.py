@@ -400,6 +400,8 @@ class HostSnapshot:
     account_groups: tuple[str, ...] = ()
     """Names of all its groups."""
     account_home: str = ""
+    account_ids: tuple[int, int] | None = None
+    """Numbers of the account and its group."""
     setpriv: bool = True
     """setpriv is there, by which root leaves its rights behind."""
     proxies: dict[str, str] = field(default_factory=dict)
@@ -459,6 +461,11 @@ class HostSnapshot:
     toolkits: tuple[Toolkit, ...] = ()
     pythons: tuple[Tool, ...] = ()
     cmake: Tool | None = None
+    podman: Tool | None = None
+    nvidia_ctk: Tool | None = None
+    """The command of NVIDIA's container toolkit."""
+    quadlet: bool = False
+    """podman's generator of units is there."""
 
     init: str = "none"
     """systemd: it runs and answers; silent: it runs and does not, as a user's own without a

@@ -29,8 +29,9 @@ ACCOUNT = "account"
 """The block of what was printed with the account's rights."""
 ACCOUNT_KEYS = frozenset(
     {
-        *("compiler", "toolkit", "python", "cmake", "built", "build_runs", "job", "servers"),
-        *("model", "model_file", "unreadable", "state_machine", "account_complete"),
+        *("compiler", "toolkit", "python", "cmake", "podman", "nvidia_ctk"),
+        *("built", "build_runs", "job", "servers", "model", "model_file"),
+        *("unreadable", "state_machine", "account_complete"),
     }
 )
 """What that part can speak of: it may be forged, and so tells nothing of the rest."""

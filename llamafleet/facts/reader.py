@@ -82,6 +82,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         account=record.text("account") == "1",
         account_groups=tuple(record.text("account_groups").split()),
         account_home=record.text("account_home"),
+        account_ids=_ids(record),
         setpriv=record.text("setpriv") != "0",
         proxies=_proxies(record),
         proxy_passwords=tuple(sorted({row[0] for row in record.rows("proxy_password", 1)})),
@@ -119,6 +120,9 @@ def parse(lines: list[str]) -> HostSnapshot:
         toolkits=_toolkits(account),
         pythons=_pythons(told),
         cmake=_tool(account, "cmake"),
+        podman=_tool(account, "podman"),
+        nvidia_ctk=_tool(account, "nvidia_ctk"),
+        quadlet=record.text("quadlet") == "1",
         init=_init(record),
         systemd=record.number("systemd"),
         units=_units(record.block("units")),
@@ -441,6 +445,14 @@ def _pythons(told: Sorted) -> tuple[Tool, ...]:
             if own.PATH.fullmatch(path) and PYTHON.fullmatch(version)
         }.values()
     )
+
+
+def _ids(record: Record) -> tuple[int, int] | None:
+    """Root's are those of no account."""
+    for user, group in record.rows("account_ids", 2):
+        if number(user) and number(group):
+            return number(user), number(group)
+    return None
 
 
 def _tool(record: Record, name: str) -> Tool | None:

@@ -12,7 +12,7 @@ from pyinfra.api.host import Host
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.reader import TELLING, SnapshotError, parse
-from llamafleet.layout import AS_ACCOUNT, USER, Layout, serve_unit
+from llamafleet.layout import AS_ACCOUNT, USER, Layout, quadlet, serve_unit
 from llamafleet.managed import unit_names
 from llamafleet.protocol.pythons import MODULES, PYTHONS
 from llamafleet.tables import driver_packages
@@ -68,6 +68,7 @@ def render(
         "LF_ETC": layout.etc,
         "LF_UNIT_FILES": layout.units,
         "LF_SERVICE": serve_unit("*"),
+        "LF_QUADLET": quadlet("*"),
         "LF_PORTS": " ".join(map(str, ports)),
         "LF_FILES": "\n".join(files),
         "LF_FOLDERS": "\n".join(folders),

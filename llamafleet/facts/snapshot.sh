@@ -20,6 +20,7 @@
 #   LF_ETC        folder of rendered settings
 #   LF_UNIT_FILES systemd's folder of unit files
 #   LF_SERVICE    how unit files of services are named, with a * for the profile
+#   LF_QUADLET    how podman's files of services are named, likewise
 #   LF_PORTS      ports that are to be served on, separated by blanks
 #   LF_MADE       record of what llamafleet made
 #   LF_LOCK       who deploys
@@ -50,6 +51,7 @@ nl='
 '
 tab=$(printf '\t')
 R=${LF_ROOT:-}
+PODMAN_GENERATOR=/usr/lib/systemd/system-generators/podman-system-generator
 
 # put KEY VALUE...: one line; a value ends at its first tab or line end.
 put() {
@@ -220,6 +222,7 @@ read_system() {
         account=1
         put account 1
         put account_groups "$(id -Gn "$LF_USER")"
+        put account_ids "$(id -u "$LF_USER")" "$(id -g "$LF_USER")"
         entry=$(getent passwd "$LF_USER" || grep "^$LF_USER:" "$R/etc/passwd")
         entry=${entry%:*}
         put account_home "${entry##*:}"
@@ -245,6 +248,7 @@ read_system() {
     fi
     put container "$container"
     [ -e "$R/run/ostree-booted" ] && put ostree 1
+    [ -x "$R$PODMAN_GENERATOR" ] && put quadlet 1
     # Boards without ACPI tell their name here, which ends in a zero byte.
     [ -r "$R/proc/device-tree/model" ] && put board "$(tr -d '\0' <"$R/proc/device-tree/model")"
     put tegra "$(first "$R/etc/nv_tegra_release")"
@@ -962,6 +966,12 @@ print("%s\t%d.%d.%d\t%d\t%s" % told)'
     done
 
     path=$(command -v cmake) && put cmake "$path" "$(said cmake --version)"
+    # podman tells no version to an account without a home of its own; its generator does.
+    if path=$(command -v podman); then
+        version=$(said "$R$PODMAN_GENERATOR" --version)
+        put podman "$path" "${version:-$(said env HOME=/ XDG_CONFIG_HOME=/etc podman --version)}"
+    fi
+    path=$(command -v nvidia-ctk) && put nvidia_ctk "$path" "$(said nvidia-ctk --version)"
 }
 
 # shim PATH: the settings name it.
@@ -973,11 +983,13 @@ shim() {
 find_served() {
     served=
     for file in "$LF_ETC"/serve-*.json "$LF_ETC"/serve-*.key \
-        "$LF_UNIT_FILES/${LF_SERVICE%%\**}"*"${LF_SERVICE##*\*}"; do
+        "$LF_UNIT_FILES/${LF_SERVICE%%\**}"*"${LF_SERVICE##*\*}" \
+        "${LF_QUADLET%%\**}"*"${LF_QUADLET##*\*}"; do
         [ -e "$file" ] || [ -L "$file" ] || continue
         name=${file##*/}
         case $name in
             serve-*) name=${name#serve-} name=${name%.*} ;;
+            *.container) name=${name#*@} name=${name%.container} ;;
             *) name=${name#"${LF_SERVICE%%\**}"} name=${name%"${LF_SERVICE##*\*}"} ;;
         esac
         case $name in "" | *[!a-z0-9-]*) continue ;; esac
@@ -1011,7 +1023,7 @@ read_ports() {
             command= unit=
             if [ -n "$pid" ]; then
                 command=$(first "$R/proc/$pid/comm")
-                unit=$(sed -n 's|.*/\([^/]*\.service\)$|\1|p' "$R/proc/$pid/cgroup" | head -n 1)
+                unit=$(sed -n 's|.*/\([^/]*\.service\)\(/.*\)\{0,1\}$|\1|p' "$R/proc/$pid/cgroup" | head -n 1)
             fi
             put listening "$port" "${address%:*}" "$uid" "$pid" "$command" "$unit"
         done <"$file"

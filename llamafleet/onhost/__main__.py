@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return gate.main(rest)
     if command == "serve-check":
         return check.main(rest)
-    # These import llama_cpp, from a build's venv.
+    # These import llama_cpp, or NVML's binding, from a build's venv.
+    if command == "container":
+        from llamafleet.onhost import container
+
+        return container.main(rest)
     if command == "verify":
         from llamafleet.onhost.verify import run as verify
 
@@ -89,6 +93,7 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("driver-check", help="see driver-check --help")
     commands.add_parser("serve-gate", help="may a service start now; see serve-gate --help")
     commands.add_parser("serve-check", help="ask a service for a token; see serve-check --help")
+    commands.add_parser("container", help="what starts in a container; see container --help")
     commands.add_parser("verify", help="verify a build and benchmark it; see verify --help")
     commands.add_parser("serve", help="serve a model over HTTP; see serve --help")
     commands.add_parser("fit", help="what of a model fits the GPUs; see fit --help")

@@ -35,6 +35,7 @@ def conditions(
         "hold": bool(hold and hold.record),
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
+        "venv": settings.runtime == "venv",
     }
     return frozenset(name for name, true in holds.items() if true)
 

@@ -42,6 +42,7 @@ from llamafleet.plans.plan import (
     ToolkitPlan,
     VerifyPlan,
 )
+from llamafleet.plans.runtime import plan_container, runtime_problems
 from llamafleet.plans.serve import (
     fit_problems,
     plan_serve,
@@ -273,12 +274,15 @@ def make_plan(
     draft.take(model_problem(settings, snapshot))
     draft.take(cpu_problem(settings, snapshot))
     draft.problems.extend(serve_problems(settings, snapshot, layout))
+    draft.problems.extend(runtime_problems(settings, snapshot, acceleration.backend))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
     told = (*told, *serve_notes(settings))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
+    if settings.runtime == "container":
+        return _in_container(draft, host, hold, acceleration, notes, sha256=sha256)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
@@ -340,6 +344,32 @@ def _with_services(plan: Plan, draft: _Draft, python: Tool, sha256: Sha256 | Non
         house=draft.supplies.manifest,
     )
     serve = plan_serve(plan, settings, snapshot, layout, libraries=libraries, sha256=sha256)
+    return replace(plan, serve=serve)
+
+
+def _in_container(
+    draft: _Draft,
+    host: str,
+    hold: HoldPlan | None,
+    acceleration: Acceleration,
+    notes: tuple[str, ...],
+    *,
+    sha256: Sha256 | None,
+) -> Plan:
+    """The plan of a host that builds nothing: the image holds what it serves."""
+    settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
+    plan = Plan(host, acceleration.backend, notes=notes, hold=hold, reboot=acceleration.reboot)
+    models = draft.models(draft.take(choose_python(settings, snapshot, None)), 0)
+    if draft.problems or models is None:
+        problems = (replace(p, next=as_typed(snapshot, p.next)) for p in draft.problems)
+        return replace(plan, problems=tuple(problems), reboot=None)
+    if plan.reboot:
+        return plan
+    (model,) = models.paths.values()
+    container = plan_container(settings, snapshot, layout, plan.backend, model)
+    plan = replace(plan, container=container, models=models)
+    plan = _with_files(plan, settings, snapshot, layout, sha256)
+    serve = plan_serve(plan, settings, snapshot, layout, libraries=None, sha256=sha256)
     return replace(plan, serve=serve)
 
 
@@ -435,6 +465,12 @@ def explain(plan: Plan) -> list[str]:
         if plan.toolkit.source:
             lines += _source_lines(plan.toolkit.source)
         lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
+    if plan.container:
+        lines.append(f"container: {plan.container.image}, which verifies itself when it starts")
+        lines += [f"  device {device}" for device in plan.container.devices]
+        lines += [f"files: {reason}" for reason in plan.files.reasons] if plan.files else []
+        lines += model_lines(plan.models)
+        return lines + (serve_lines(plan.serve) if plan.serve else [])
     if plan.build is None:
         later = "build, verify: planned once the packages are there"
         return [*lines, later, *model_lines(plan.models)]

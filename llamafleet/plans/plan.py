@@ -323,6 +323,8 @@ class Served:
     """How long it may take until it is ready."""
     backs_off: bool = True
     """systemd can wait longer and longer between its attempts to start it."""
+    container: str = ""
+    """podman's name of the container that it runs in; "": on the host itself."""
 
     @property
     def unit(self) -> str:
@@ -365,6 +367,28 @@ class ServePlan:
 
 
 @dataclass(frozen=True)
+class ContainerPlan:
+    """The container that serves, in place of a build on the host."""
+
+    image: str
+    name: str
+    """podman's, and that of its secret."""
+    user: int
+    group: int
+    """Of the account: 0 until there is one."""
+    devices: tuple[str, ...]
+    """GPUs by the names of the CDI; none: for the CPU."""
+    models: str
+    """Folder of the model."""
+    state: str
+    """Folder that it writes to, on the host and in the container."""
+    minutes: int
+    """How long its verification may take."""
+    nvidia_ctk: str
+    """Path of the command that describes the GPUs; "": for the CPU."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What to do on one host, with the reason of each part.
 
@@ -393,6 +417,8 @@ class Plan:
     """Of the group "settings": environment, verification settings, units."""
     wheelhouse: WheelhousePlan | None = None
     """None: nothing is taken from one."""
+    container: ContainerPlan | None = None
+    """None: what is served is built on the host."""
     models: ModelsPlan | None = None
     """None: no profile names one, and none is there."""
     pauses: tuple[str, ...] = ()

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot, Listener
-from llamafleet.layout import Layout, serve_unit
-from llamafleet.managed import Managed, profile_rows, rows
+from llamafleet.layout import Layout, quadlet, serve_unit
+from llamafleet.managed import Managed, container_row, profile_rows, rows
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
 from llamafleet.plans.plan import (
@@ -36,6 +36,8 @@ UNIT = re.escape(serve_unit("*")).replace(re.escape("*"), f"({NAME})")
 """A regular expression of the units of all profiles."""
 LIBRARIES_MINUTES = 20
 """How long a run waits: 40 MB over a slow line."""
+QUADLET = re.escape(quadlet("*")).replace(re.escape("*"), f"({NAME})")
+"""The same of podman's files of them."""
 WAITS = "auto-restart"
 """Of a unit's state: its process has ended, and systemd starts it again later."""
 
@@ -44,8 +46,10 @@ def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     """Profiles of which the host has anything."""
     file = re.compile(rf"{re.escape(layout.etc)}/serve-({NAME})\.(json|key)")
     unit = re.compile(rf"(?:{re.escape(layout.units)}/)?{UNIT}")
+    container = re.compile(QUADLET)
     told = (*snapshot.files, *snapshot.owners, *snapshot.units)
-    found = (file.fullmatch(name) or unit.fullmatch(name) for name in told)
+    kinds = (file, unit, container)
+    found = (kind.fullmatch(name) for name in told for kind in kinds)
     return tuple(sorted({match[1] for match in found if match} | {*snapshot.services}))
 
 
@@ -130,38 +134,50 @@ def plan_serve(
     snapshot: HostSnapshot,
     layout: Layout,
     *,
-    libraries: LibrariesConfig,
+    libraries: LibrariesConfig | None,
     sha256: Sha256 | None = None,
 ) -> ServePlan | None:
-    """`plan`: the rest of it, of which files are rendered. None: nothing is to be done or said."""
+    """`plan`: the rest of it, of which files are rendered. `libraries`: None: the services come in
+    a container. None: nothing is to be done or said."""
     gone = tuple(name for name in profiles_there(snapshot, layout) if name not in settings.serve)
-    used = {libraries.key} if settings.serve else set()
+    used = {libraries.key} if settings.serve and libraries else set()
     outdated = tuple(sorted({*snapshot.servers} - used))
     there = {**snapshot.files, **snapshot.owners}
     left = any(row.path(layout) in there for row in rows(layout, "serve"))
     if not (settings.serve or gone or outdated or left):
         return None
     made = ServePlan(
-        _services(plan, settings, snapshot, layout, libraries=libraries.root),
-        libraries=_libraries(libraries, snapshot, layout) if settings.serve else None,
+        _services(plan, settings, snapshot, layout, libraries=libraries.root if libraries else "/"),
+        libraries=_libraries(libraries, snapshot, layout) if settings.serve and libraries else None,
         outdated=outdated,
         gone=gone,
     )
-    wanted, others = _rows(settings, layout, gone)
+    wanted, others = _rows(plan, settings, snapshot, layout, gone)
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
     judged = (_judged(one, plan, files, snapshot, layout, rows=wanted) for one in made.services)
     return replace(made, files=files, services=tuple(judged))
 
 
 def _rows(
-    settings: Settings, layout: Layout, gone: Sequence[str]
+    plan: Plan,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    gone: Sequence[str],
 ) -> tuple[list[Managed], list[Managed]]:
     """What is wanted, and what is not."""
     keyless = {name for name, profile in settings.serve.items() if profile.api_key_file is None}
-    ours = [row for name in settings.serve for row in profile_rows(name)]
+    there = (*snapshot.files, *snapshot.owners)
+    contained = plan.container is not None
+    ours = [row for name in settings.serve for row in _of_profile(name, contained)]
     others = [row for row in ours if row.private and row.profile in keyless]
     wanted = [row for row in ours if row not in others]
-    others += [row for name in gone for row in profile_rows(name)]
+    others += [row for name in gone for row in (*profile_rows(name), container_row(name))]
+    for name in settings.serve:
+        # Both make the unit of that name: the one that is not there is not to stop it.
+        other = (row for row in _of_profile(name, not contained) if row.unit)
+        others += [row for row in other if row.path(layout) in there]
+    others = [row for row in others if layout.scope in row.scopes]
     (wanted if settings.serve else others).extend(rows(layout, "serve"))
     return wanted, others
 
@@ -184,6 +200,8 @@ def _services(
             ),
             layout.serve_config(name),
             profile.public,
+            container=plan.container.name if plan.container else "",
+            load_minutes=Served.load_minutes + (plan.container.minutes if plan.container else 0),
             backs_off=snapshot.systemd >= STEPS,
         )
         for name, profile in settings.serve.items()
@@ -233,6 +251,14 @@ def fit_problems(
         short = _fitted(name, profile, settings, snapshot, models)
         if isinstance(short, fit.Shortage):
             yield Problem(f"serve.{name}", short.found, short.expected, short.next)
+
+
+def _of_profile(profile: str, container: bool) -> tuple[Managed, ...]:
+    """Of a profile that is served."""
+    rows = profile_rows(profile)
+    if not container:
+        return rows
+    return (*(row for row in rows if not row.unit), container_row(profile))
 
 
 def _libraries(config: LibrariesConfig, snapshot: HostSnapshot, layout: Layout) -> LibrariesPlan:
@@ -312,7 +338,7 @@ def _judged(
     # A run that was cut off has written it, and restarted nothing.
     newer = [
         path
-        for path in (*ours, layout.zipapp, layout.current)
+        for path in (*ours, *(() if plan.container else (layout.zipapp, layout.current)))
         if unit.started is not None and snapshot.changed.get(path, 0) > unit.started
     ]
     if newer:

@@ -9,6 +9,7 @@ from llamafleet.facts.host import HostSnapshot, Job
 from llamafleet.layout import USER, Layout, job_unit
 from llamafleet.managed import (
     Managed,
+    container_row,
     folder_rows,
     mutex,
     partials,
@@ -117,7 +118,12 @@ def managed(snapshot: HostSnapshot, layout: Layout) -> list[Managed]:
 
 def _rows(snapshot: HostSnapshot, layout: Layout) -> tuple[Managed, ...]:
     """Of everything that there may be, each profile that the host knows of included."""
-    served = (row for name in profiles_there(snapshot, layout) for row in profile_rows(name))
+    served = [
+        row
+        for name in profiles_there(snapshot, layout)
+        for row in (*profile_rows(name), container_row(name))
+        if layout.scope in row.scopes
+    ]
     return (*rows(layout), *served)
 
 

@@ -145,7 +145,7 @@ def plan_verify(
         gpus=_named(settings, snapshot, backend),
         busy_minutes=settings.busy_minutes,
         allow_busy=settings.allow_busy,
-        environment=_environment(build, layout),
+        environment=variables(build, layout),
         as_account=AS_ACCOUNT if layout.scope == "system" else (),
     )
     running = snapshot.verifying if snapshot.verifying and snapshot.verifying.alive else None
@@ -192,7 +192,7 @@ def _other(snapshot: HostSnapshot, running: Job | None) -> int | None:
     return None if snapshot.init == "systemd" else running.progress.pid
 
 
-def _environment(build: BuildPlan, layout: Layout) -> dict[str, str]:
+def variables(build: BuildPlan, layout: Layout) -> dict[str, str]:
     """What llama.cpp needs of the variables that the build has, and a place for compiled PTX."""
     libraries = build.config.environment.get("LD_LIBRARY_PATH")
     toolkit = {"LD_LIBRARY_PATH": libraries} if libraries else {}

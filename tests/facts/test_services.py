@@ -99,6 +99,9 @@ def test_who_listens_is_told_with_its_unit(fake: FakeHost) -> None:
         Listener(8000, "127.0.0.1", 33, 4711, "nginx", "nginx.service"),
         Listener(8000, "::", 0),
     )
+    # podman 5.4.2 puts what runs in a container below the unit's own group.
+    fake.write(process / "cgroup", "0::/system.slice/nginx.service/libpod-payload-7fd05f38\n")
+    assert fake.snapshot().listening[0].unit == "nginx.service"
 
 
 def test_without_ports_nobody_is_looked_for(fake: FakeHost) -> None:

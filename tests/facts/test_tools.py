@@ -237,6 +237,22 @@ def test_cmake(fake: FakeHost) -> None:
     assert fake.snapshot().cmake is None
 
 
+def test_podman_and_nvidia_s_container_toolkit(fake: FakeHost) -> None:
+    """podman 5.4.2 makes a folder in its HOME before it tells a version; its generator does not."""
+    podman = fake.program("podman", 'echo "stat $HOME/.config: no such file" >&2; exit 125')
+    ctk = fake.program("nvidia-ctk", "echo NVIDIA Container Toolkit CLI version 1.18.0")
+    snapshot = fake.snapshot()
+    assert (snapshot.podman, snapshot.nvidia_ctk) == (None, Tool(str(ctk), "1.18.0"))
+    assert not snapshot.quadlet
+    generator = fake.root / "usr/lib/systemd/system-generators/podman-system-generator"
+    fake.program(generator, "echo 5.4.2")
+    snapshot = fake.snapshot()
+    assert snapshot.podman == Tool(str(podman), "5.4.2") and snapshot.quadlet
+    generator.unlink()
+    fake.program("podman", "echo podman version 4.3.1")
+    assert fake.snapshot().podman == Tool(str(podman), "4.3.1")
+
+
 def test_distribution(fake: FakeHost) -> None:
     fake.write(
         fake.root / "etc/os-release",

@@ -1,0 +1,1 @@
+"""What the build stage of Dockerfile.rtx4090 runs."""

@@ -1,0 +1,201 @@
+"""Serving from a container: what a host must have, what is rendered, what proves it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llamafleet.facts.host import HostSnapshot, Tool
+from llamafleet.inventory import SettingsError, validate_fleet
+from llamafleet.layout import (
+    CDI_FILE,
+    DEVICES_UNIT,
+    DRIVER_CHECK_UNIT,
+    VERIFY_UNIT,
+    quadlet,
+    serve_unit,
+)
+from llamafleet.managed import container_row
+from llamafleet.plans.make import explain, make_plan
+from llamafleet.plans.plan import Plan
+from llamafleet.plans.runtime import why_unproven
+from llamafleet.plans.supplies import Supplies
+from llamafleet.plans.uninstall import plan_uninstall
+from llamafleet.protocol.result import CPU_ONLY, FAIL, PASS
+from llamafleet.render import content
+from llamafleet.settings import Settings
+from llamafleet.tables import overlaid
+from tests.frozen_tables import FROZEN
+from tests.history import RESULT
+from tests.history import gpu as row
+from tests.plans.hosts import CPU_HOST, GPU_HOST, LAYOUT, driver
+
+IMAGE = f"registry.lab:5000/llama-rtx4090@sha256:{'a' * 64}"
+PODMAN = Tool("/usr/bin/podman", "5.4.2")
+CTK = Tool("/usr/bin/nvidia-ctk", "1.18.0")
+GPU = replace(
+    GPU_HOST, podman=PODMAN, nvidia_ctk=CTK, quadlet=True, account_ids=(998, 997), systemd=257
+)
+CPU = replace(GPU, pci_gpus=(), gpus=(), driver=CPU_HOST.driver, nvidia_ctk=None)
+CHAT: dict[str, Any] = {"model": "/srv/models/chat.gguf"}
+
+
+def settings(**changes: Any) -> Settings:
+    data = {"runtime": "container", "image": IMAGE, "serve": {"chat": CHAT}} | changes
+    return Settings.model_validate(data)
+
+
+@overlaid(FROZEN)
+def plan(snapshot: HostSnapshot = GPU, **changes: Any) -> Plan:
+    return make_plan("lab-1", settings(**changes), snapshot, LAYOUT)
+
+
+def problem(snapshot: HostSnapshot, **changes: Any) -> str:
+    made = plan(snapshot, **changes)
+    (only,) = made.problems
+    assert made.container is None and made.serve is None
+    return str(only)
+
+
+def rendered(made: Plan, **changes: Any) -> str:
+    text = content(container_row("chat"), made, settings(**changes), LAYOUT, Supplies())
+    return text.decode()
+
+
+def test_nothing_is_built_and_the_profile_is_served() -> None:
+    made = plan()
+    assert not made.problems, made.problems
+    assert (made.build, made.toolkit, made.verify, made.switch) == (None, None, None, None)
+    assert made.container and made.container.image == IMAGE
+    assert made.serve and [one.action for one in made.serve.services] == ["start"]
+    assert quadlet("chat") in made.serve.files.write
+    said = "\n".join(explain(made))
+    assert f"container: {IMAGE}" in said and "device llamafleet.local/gpu=all" in said
+
+
+def test_a_host_with_an_old_podman_or_none_is_refused() -> None:
+    assert "found no podman" in problem(replace(GPU, podman=None))
+    assert "apt install podman" in problem(replace(GPU, podman=None))
+    old = problem(replace(GPU, podman=Tool("/usr/bin/podman", "4.3.1")))
+    assert "found podman 4.3.1; expected podman 4.5 or newer" in old
+    assert "podman-system-generator" in problem(replace(GPU, quadlet=False))
+
+
+def test_gpus_need_the_container_toolkit_and_a_cpu_none() -> None:
+    assert "found no nvidia-ctk" in problem(replace(GPU, nvidia_ctk=None))
+    assert not plan(CPU, accelerator="cpu").problems
+
+
+def test_a_driver_that_does_not_work_is_refused_as_for_a_build() -> None:
+    broken = replace(GPU, driver=replace(GPU.driver, smi=None, cuda=None, smi_state="failed"))
+    assert plan(broken).problems
+
+
+def test_the_file_of_the_container() -> None:
+    text = rendered(plan())
+    for line in (
+        f"Image={IMAGE}",
+        "User=998",
+        "Group=997",
+        "ReadOnly=true",
+        "NoNewPrivileges=true",
+        "DropCapability=all",
+        "Network=host",
+        "Volume=/var/lib/llamafleet:/var/lib/llamafleet",
+        "Volume=/srv/models:/srv/models:ro",
+        "AddDevice=llamafleet.local/gpu=all",
+        "ExecStartPre=/usr/bin/nvidia-ctk cdi generate --vendor=llamafleet.local --class=gpu "
+        f"--device-name-strategy=uuid --format=json --output={CDI_FILE}",
+    ):
+        assert line in text.splitlines(), text
+    assert "Secret=" not in text and "{" not in text
+
+
+def test_named_gpus_alone_are_given_to_it() -> None:
+    uuid = "GPU-5f3d2c1b-0000-0000-0000-000000000000"
+    named = replace(GPU, gpus=(replace(GPU.gpus[0], uuid=uuid),))
+    for changes in ({"gpus": (uuid,)}, {"serve": {"chat": CHAT | {"gpus": (uuid,)}}}):
+        made = plan(named, **changes)
+        assert not made.problems, made.problems
+        assert made.container and made.container.devices == (f"llamafleet.local/gpu={uuid}",)
+
+
+def test_a_container_for_the_cpu_gets_no_device() -> None:
+    text = rendered(plan(CPU, accelerator="cpu"), accelerator="cpu")
+    assert "AddDevice" not in text and CDI_FILE not in text
+
+
+def test_the_key_is_a_secret_of_podman_that_ends_with_the_service(tmp_path: Any) -> None:
+    key = tmp_path / "key"
+    profile = {"serve": {"chat": CHAT | {"api_key_file": str(key)}}}
+    text = rendered(plan(**profile), **profile)
+    assert re.search(r"^Secret=llamafleet-serve-chat,type=mount,target=api-key,uid=998", text, re.M)
+    assert "ExecStartPre=podman secret create llamafleet-serve-chat /etc/llamafleet/" in text
+    assert "ExecStopPost=-podman secret rm llamafleet-serve-chat" in text
+
+
+def test_units_of_a_build_are_not_wanted_beside_a_container() -> None:
+    made = plan()
+    assert made.files
+    written = {path.rpartition("/")[2] for path in made.files.write}
+    assert written == {DEVICES_UNIT}
+    assert not {VERIFY_UNIT, DRIVER_CHECK_UNIT, "verify.json", "llamafleet.env"} & written
+
+
+def test_uninstall_removes_the_container_of_a_profile() -> None:
+    there = replace(GPU, owners={quadlet("chat"): None})  # type: ignore[dict-item]
+    gone = plan_uninstall(there, LAYOUT)
+    assert quadlet("chat") in gone.files and serve_unit("chat") in gone.units
+    assert quadlet("chat") in gone.found
+
+
+PROVEN = replace(
+    RESULT,
+    verdict=PASS,
+    inputs=replace(RESULT.inputs, driver=driver().smi),
+    gpus=(replace(row(0), uuid=GPU.gpus[0].uuid, verdict=PASS),),
+)
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        (PROVEN, ""),
+        (None, "no result"),
+        (replace(PROVEN, verdict=FAIL), "the verdict FAIL"),
+        (replace(PROVEN, verdict=CPU_ONLY), "the verdict CPU ONLY"),
+        (replace(PROVEN, gpus=()), f"a result without {GPU.gpus[0].uuid}"),
+        (
+            replace(PROVEN, inputs=replace(PROVEN.inputs, driver="535.1.1")),
+            "a result on driver 535.1.1, and 580.159.04 is there",
+        ),
+    ],
+)
+def test_what_proves_what_the_container_serves(result: Any, why: str) -> None:
+    assert why_unproven(settings(), replace(GPU, result=result), "cuda") == why
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"image": None}, "image: found None"),
+        ({"image": "llama-rtx4090:latest"}, "a name with its digest"),
+        ({"image": f"Registry/x@sha256:{'a' * 64}"}, "a name with its digest"),
+        ({"image": f"registry.lab/x@sha256:{'a' * 63}"}, "a name with its digest"),
+        ({"runtime": "docker"}, "venv or container"),
+        ({"runtime": "venv"}, 'runtime = "container" beside it'),
+        ({"scope": "user"}, "scope"),
+        ({"serve": {}}, "found 0 profiles"),
+        ({"serve": {"a": CHAT, "b": CHAT | {"port": 8001}}}, "found 2 profiles"),
+    ],
+)
+def test_bad_settings_are_refused_before_a_host_is_touched(
+    changes: dict[str, object], word: str
+) -> None:
+    data = {"runtime": "container", "image": IMAGE, "serve": {"chat": CHAT}} | changes
+    with pytest.raises(SettingsError) as refused:
+        validate_fleet({"a": data})
+    assert word in str(refused.value)
