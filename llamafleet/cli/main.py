@@ -12,6 +12,7 @@ from llamafleet.cli.fix import fix
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.upstream import upstream
+from llamafleet.cli.watch import watch
 from llamafleet.cli.wheelhouse import wheelhouse
 
 
@@ -25,5 +26,9 @@ def main() -> None:
     """
 
 
-for command in (check, deploy, plan, snapshot, diagnose, fit, fix, report, upstream, wheelhouse):
+COMMANDS = (
+    *(check, deploy, plan, snapshot, diagnose, fit, fix),
+    *(report, upstream, watch, wheelhouse),
+)
+for command in COMMANDS:
     main.add_command(command)
