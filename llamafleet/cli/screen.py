@@ -151,7 +151,7 @@ def summary(lines: Sequence[Line]) -> str:
     for line in lines:
         counts[line.trouble] = counts.get(line.trouble, 0) + 1
     told = ", ".join(f"{counts[name]} {name}" for name in RANKS if name in counts)
-    return f"{gpus} GPUs of {hosts} hosts: {told}"
+    return f"GPUs {gpus}, hosts {hosts}: {told}"
 
 
 def picture(lines: Sequence[Line], width: int, height: int, *, colours: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from llamafleet.cli.errors import BadInput
 from llamafleet.cli.plan import inventory_option
 from llamafleet.cli.screen import picture, summary, table
 from llamafleet.plans.trouble import USUAL, Line, by_trouble
@@ -69,6 +71,10 @@ def watch(
     ends it. Exit code 0: ended, or, with --once, nothing is wrong; 1: with --once, something
     is (docs/watching.md); 2: bad input.
     """
+    if math.isnan(interval):  # Of no range, and yet none refuses it.
+        raise BadInput("--interval: found nan; expected seconds; next: --interval 2")
+    if not inventory.is_file():
+        raise BadInput(f"found no inventory {inventory}; next: name one with --inventory FILE")
     from llamafleet.cli.watching import watching
 
     with watching(hosts, inventory, interval, 1 if once else None) as watched:

@@ -1,12 +1,13 @@
 """The hosts of an inventory, each asked again and again over a connection that stays.
 
-An SSH connection carries one script for as long as it lasts: a byte goes there, a record comes
+An SSH connection carries one script for as long as it lasts: a digit goes there, a record comes
 back, one round trip a refresh. Any other connector runs the script anew for each record. A host
 that hangs or dies has a state of its own and keeps no other one waiting.
 """
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +32,14 @@ from pyinfra.context import ctx_config, ctx_host, ctx_inventory, ctx_state
 from llamafleet.cli.errors import BadInput
 from llamafleet.connection import Guard, guard_of
 from llamafleet.facts.gauges import Gauges, GpuNow, NoRecord, parse
-from llamafleet.facts.watch import LIMIT_S, command
+from llamafleet.facts.watch import LOST_S, command
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.layout import Layout
 from llamafleet.plans.make import to_read
 from llamafleet.plans.trouble import Line, lines_of
 
-LATE_S = 5.0
+LATE_S = 3.0
 """A record that takes longer than the interval and this is told to be late."""
-LOST_S = 3.0 * LIMIT_S
-"""Without a record for so long the connection is given up: three calls that are killed take it."""
 AGAIN_S = 15.0
 """Until a host that is not reached is tried again."""
 END_S = 1.0
@@ -48,6 +47,9 @@ END_S = 1.0
 MOST_BYTES = 1 << 20
 """Of one record. One of 64 GPUs has about 20 KB."""
 MOST_GPUS_KNOWN = 256
+
+Ask = Callable[[int], list[str]]
+"""One record, whose list of fields is that number or a later one."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ class Watched:
         if self.lost:
             return [Line(self.name, "unreachable", self.lost)]
         late = time.monotonic() - self.asked
-        if late > interval_s + LATE_S:
+        if late > interval_s + LATE_S and not (self.now and self.now.fault):
             return [Line(self.name, "silent", f"no record for {late:.0f} s")]
         if self.now is None:
             return [Line(self.name, "asked")]
@@ -171,10 +173,10 @@ class Watch:
                 self._asked(one, ask)
 
     def _called(self, one: Watched, guard: Guard, arguments: dict[str, Any]) -> None:
-        text = command(one.layout, self.interval_s, once=True)
         arguments["_timeout"] = LOST_S
 
-        def call() -> list[str]:
+        def call(level: int) -> list[str]:
+            text = command(one.layout, self.interval_s, level)
             done, output = one.host.run_shell_command(StringCommand(text), **arguments)
             if not done:
                 raise ConnectError(guard.words)
@@ -183,10 +185,10 @@ class Watch:
         while not self._done(one):
             self._asked(one, call)
 
-    def _asked(self, one: Watched, ask: Callable[[], list[str]]) -> None:
+    def _asked(self, one: Watched, ask: Ask) -> None:
         """One record, then what is left of the interval."""
         begun = one.asked = time.monotonic()
-        one.take(parse(ask()))
+        one.take(parse(ask(one.now.level if one.now else 1)))
         if self._done(one):
             return
         gevent.sleep(max(0.0, self.interval_s - (time.monotonic() - begun)))
@@ -201,12 +203,10 @@ def _arguments(host: Host) -> dict[str, Any]:
 
 
 @contextmanager
-def _stream(
-    one: Watched, interval_s: float, arguments: dict[str, Any]
-) -> Iterator[Callable[[], list[str]]]:
+def _stream(one: Watched, interval_s: float, arguments: dict[str, Any]) -> Iterator[Ask]:
     """Asks the script that runs at the other end of a channel."""
     own = {k: v for k, v in arguments.items() if k not in _CONTROL}
-    text = StringCommand(command(one.layout, interval_s, once=False))
+    text = StringCommand(command(one.layout, interval_s))
     line = make_unix_command_for_host(one.host.state, one.host, text, **own).get_raw_value()
     client: Any = one.host.connector.client  # type: ignore[attr-defined]
     channel = client.get_transport().open_session(timeout=LOST_S)
@@ -233,14 +233,14 @@ class _Records:
         self._number = 0
         self._rest = b""
 
-    def ask(self) -> list[str]:
-        """The next one. Raises NoRecord, ConnectError."""
+    def ask(self, level: int) -> list[str]:
+        """The next one, of that list of fields or a later one. Raises NoRecord, ConnectError."""
         self._number += 1
         end = b"#end %d" % self._number
         deadline = time.monotonic() + LOST_S
         lines: list[bytes] = []
         size = 0
-        self._channel.sendall(b".")
+        self._channel.sendall(b"%d" % level)
         while end not in lines:
             try:
                 chunk = self._channel.recv(1 << 16)
@@ -284,8 +284,8 @@ def watching(
     names: Sequence[str], inventory: Path, interval_s: float, records: int | None
 ) -> Iterator[Watch]:
     """Raises BadInput before any host is touched."""
-    if not inventory.is_file():
-        raise BadInput(f"found no inventory {inventory}; next: name one with --inventory FILE")
+    # Its warnings would go across the screen; what fails is told in the host's line.
+    logging.getLogger("pyinfra").addHandler(logging.NullHandler())
     with loaded(str(inventory)) as (state, hosts):
         state.init(hosts, ctx_config.get())  # type: ignore[no-untyped-call]
         watch = Watch(_watched(names, hosts, inventory), interval_s, records)

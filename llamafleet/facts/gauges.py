@@ -123,6 +123,8 @@ class Gauges:
     """It has an nvidia-smi."""
     fault: str = ""
     """Why nvidia-smi tells nothing of GPUs; "": it does, or there is none."""
+    level: int = 1
+    """The list of FIELDS, from 1 on, that this driver knows."""
     complaints: tuple[str, ...] = ()
     """Its lines about GPUs that are not well."""
     notes: tuple[str, ...] = ()
@@ -136,9 +138,9 @@ def parse(lines: Sequence[str]) -> Gauges:
     """One record: all lines up to and with its end. Raises NoRecord."""
     tagged = _tagged(lines)
     rows = [line for line in tagged.get("gpu", []) if line.strip()]
-    level = number(_last(tagged, "level"), 0)
+    level = min(max(number(_last(tagged, "level"), 1), 1), len(FIELDS))
     driver = "level" in tagged
-    fields = FIELDS[min(max(level, 1), len(FIELDS)) - 1]
+    fields = FIELDS[level - 1]
     read = [(line, _gpu(line, fields)) for line in rows[:MOST_GPUS]]
     gpus = tuple(gpu for _, gpu in read if gpu is not None)
     other = [plain(line.strip(), LONGEST) for line, gpu in read if gpu is None]
@@ -149,6 +151,7 @@ def parse(lines: Sequence[str]) -> Gauges:
         processes=_processes(tagged),
         services=services,
         driver=driver,
+        level=level,
         fault=_fault(_last(tagged, "gpu_rc"), gpus, other, complaints) if driver else "",
         complaints=complaints[: smi.MOST_COMPLAINTS],
         notes=notes,

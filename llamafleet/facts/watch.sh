@@ -1,19 +1,21 @@
 #!/bin/sh
-# Tell what GPUs and services do: one record for each byte "." on standard input. Reads only, runs
-# under any POSIX sh, and ends with its input, or LF_WAIT seconds after the last byte: nothing stays
-# behind on a host whose controller or network is gone.
+# Tell what GPUs and services do: one record for each digit on standard input. Reads only, runs under
+# any POSIX sh, and is killed with all that it began at the end of its input, or LF_WAIT seconds
+# after the last byte: nothing stays behind on a host whose controller or network is gone.
 #
 # Parameters, assigned by the sender in front of this script. A leading "$HOME" in a path is
 # expanded here.
-#   LF_WAIT       seconds between two bytes, at most
+#   LF_WAIT       seconds between two digits, at most
 #   LF_LIMIT      seconds for one call of nvidia-smi, and for asking the services
-#   LF_ONCE       1: print one record and read no input
+#   LF_ONCE       a digit: print one record and read no input
 #   LF_FIELDS     fields of nvidia-smi --query-gpu, a list a line, the one with most fields first:
 #                 a driver that does not know one of them refuses the whole list
 #   LF_CONFIGS, LF_KEYS  files of the services, a * for the profile
 #   LF_USER       the account; "": that of who runs this
 #   LF_NAMES      names of metrics, separated by blanks
 #   LF_SERVICES   text of watch_services.py
+#
+# A digit is the number of the list of fields to begin with: that which the last record told.
 #
 # Output: "#begin N", lines "TAG|text", "#end N". Tags: level (number of the list of fields), gpu,
 # gpu_rc, app, app_rc, owner, unit, service, service_rc.
@@ -27,8 +29,12 @@ exec 2>/dev/null
 case $LF_CONFIGS in '$HOME'/*) LF_CONFIGS=$HOME${LF_CONFIGS#'$HOME'} ;; esac
 case $LF_KEYS in '$HOME'/*) LF_KEYS=$HOME${LF_KEYS#'$HOME'} ;; esac
 
+# It stays in this group of processes, which the end kills; busybox knows no other way.
+foreground=
+timeout --foreground 9 true && foreground=--foreground
+
 # limited COMMAND...: killed after LF_LIMIT seconds, which ends with 137 then (124 from busybox).
-limited() { timeout -s KILL "$LF_LIMIT" "$@" </dev/null; }
+limited() { timeout $foreground -s KILL "$LF_LIMIT" "$@" </dev/null; }
 
 # tagged TAG COMMAND...: each line that it prints, and its status.
 tagged() {
@@ -81,23 +87,25 @@ record() {
     printf '#end %s\n' "$number"
 }
 
-# wanted: another record is.
+# wanted: another record is, from that list on.
 wanted() {
     if command -v timeout >/dev/null; then
-        byte=$(timeout "$LF_WAIT" dd bs=1 count=1)
+        level=$(timeout "$LF_WAIT" dd bs=1 count=1)
     else
-        byte=$(dd bs=1 count=1)
+        level=$(dd bs=1 count=1)
     fi
-    [ "$byte" = . ]
+    case $level in [1-9]) ;; *) return 1 ;; esac
 }
 
-level=1 number=1
-if [ "${LF_ONCE:-}" = 1 ]; then
+level=${LF_ONCE:-} number=1
+if [ -n "$level" ]; then
     record
     exit 0
 fi
+# In the background, so that the end of the input is seen while nvidia-smi hangs.
 while wanted; do
-    record || exit 0
+    record &
     number=$((number + 1))
 done
-exit 0
+# This shell and all that it began: sshd gives each command a session of its own.
+kill -s KILL 0
