@@ -76,7 +76,7 @@ def _asked(config: Any, key: str, account: int, names: Any) -> Any:
         told = {"state": str(status["state"]), "reason": str(status.get("reason", ""))[:200]}
         ended = not Path(f"/proc/{int(status['pid'])}").exists()
         if ended and told["state"] not in ("held", "failed"):
-            told = {"state": None, "reason": "found no process of it"}
+            told = {"state": "failed", "reason": "found no process of it"}
         if told["state"] in ("ready", "draining"):
             told["metrics"] = _metrics(config, key, account, names)
             told["at"] = time.monotonic()

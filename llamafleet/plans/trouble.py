@@ -30,6 +30,7 @@ Trouble = Literal[
     "power-capped",
     "memory full",
     "held",
+    "untold",
     "others",
     "busy",
     "idle",
@@ -38,7 +39,9 @@ Trouble = Literal[
 ]
 """The worst one first. docs/watching.md says what each means."""
 RANKS = {name: rank for rank, name in enumerate(get_args(Trouble))}
-USUAL = frozenset({"power-capped", "memory full", "others", "busy", "idle", "no GPU", "asked"})
+USUAL = frozenset(
+    {"power-capped", "memory full", "untold", "others", "busy", "idle", "no GPU", "asked"}
+)
 """A GPU that works hard has its limits: worth a look, and no fault."""
 QUIET = frozenset({"idle", "no GPU", "asked"})
 
@@ -90,10 +93,10 @@ def lines_of(
     shown = {service.profile for line in lines for service in line.services}
     left = tuple(one for one in now.services if one.profile not in shown)
     for one in left:
-        kind: Trouble = "held" if _held(one) else "busy"
+        kind: Trouble = "held" if _held(one) else "untold" if one.reason else "busy"
         rate = rate_of((one,), before)
         lines.append(Line(host, kind, _told(one), services=(one,), tokens_s=rate))
-    return lines
+    return [*lines, *(Line(host, "untold", note) for note in now.notes)]
 
 
 def rate_of(services: Iterable[ServiceNow], before: Gauges | None) -> float | None:
@@ -149,6 +152,8 @@ def _judged(
         return "memory full", f"{gpu.free_mib:.0f} MiB free"
     if held := [one for one in services if _held(one)]:
         return "held", _told(held[0])
+    if untold := [one for one in services if one.reason]:
+        return "untold", _told(untold[0])
     return _work(gpu, on_it)
 
 
@@ -160,7 +165,7 @@ def _hot(gpu: GpuNow) -> str | None:
 
 
 def _held(service: ServiceNow) -> bool:
-    return service.state in ("held", "failed") or (service.state is None and bool(service.reason))
+    return service.state in ("held", "failed")
 
 
 def _told(service: ServiceNow) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.gauges import GENERATED, PROMPT, Gauges, GpuNow, ProcessNow, ServiceNow
-from llamafleet.plans.trouble import Line, by_trouble, lines_of, rate_of
+from llamafleet.plans.trouble import USUAL, Line, by_trouble, lines_of, rate_of
 
 UUID = "GPU-1"
 GPU = GpuNow(
@@ -76,6 +76,18 @@ def test_a_service_whose_gpus_are_not_named_has_a_line_of_its_own() -> None:
     gpu, service = lines_of("a", now)
     assert (gpu.trouble, gpu.services) == ("idle", ())
     assert (service.trouble, service.gpu) == ("held", None)
+
+
+def test_what_can_not_be_read_is_no_fault_of_a_service() -> None:
+    hidden = replace(HELD, state=None, reason="found no right to read its settings")
+    line = judged(services=(hidden,))
+    assert (line.trouble, line.why) == (
+        "untold",
+        "chat: not told: found no right to read its settings",
+    )
+    lines = lines_of("a", Gauges((GPU,), (), (replace(hidden, gpus=[]),), notes=("no python3",)))
+    assert [line.trouble for line in lines] == ["idle", "untold", "untold"]
+    assert lines[-1].why == "no python3" and {"untold"} < USUAL
 
 
 def test_one_that_computes_is_told_at_its_gpu() -> None:
