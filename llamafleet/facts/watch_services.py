@@ -21,6 +21,8 @@ MOST_BYTES = 1 << 20
 ANSWER_S = 2.0
 LISTENS = "0A"
 """TCP_LISTEN in /proc/net/tcp."""
+FAILURES = (OSError, ValueError, KeyError, TypeError, ImportError, http.client.HTTPException)
+"""Whatever files and answers of another account may bring."""
 UNREADABLE = "found no right to read its settings; expected sudo, or a login of the account"
 
 
@@ -80,7 +82,7 @@ def _asked(config: Any, key: str, account: int, names: Any) -> Any:
         if told["state"] in ("ready", "draining"):
             told["metrics"] = _metrics(config, key, account, names)
             told["at"] = time.monotonic()
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+    except FAILURES as error:
         told["reason"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return told
 
