@@ -40,8 +40,8 @@ from llamafleet.plans.trouble import Line, lines_of
 
 LATE_S = 3.0
 """A record that takes longer than the interval and this is told to be late."""
-AGAIN_S = 15.0
-"""Until a host that is not reached is tried again."""
+SOON_S, AGAIN_S = 1.0, 15.0
+"""Until a host that was lost is tried again, and one that was not reached."""
 END_S = 1.0
 """For all connections to be closed."""
 MOST_BYTES = 1 << 20
@@ -141,15 +141,16 @@ class Watch:
         with within(one.host):
             guard = guard_of(one.host)
             while True:
+                before = one.records
                 try:
                     self._connected(one, guard)
                 except gevent.GreenletExit:
                     return
                 except Exception as error:  # A connector raises what it likes.
-                    one.lose(str(error) or type(error).__name__)
+                    one.lose(_why(error))
                 if self._done(one) or (self._records is not None and one.lost):
                     return
-                gevent.sleep(AGAIN_S)
+                gevent.sleep(AGAIN_S if one.records == before else SOON_S)
 
     def _done(self, one: Watched) -> bool:
         """With services a second record tells what they do meanwhile."""
@@ -193,6 +194,14 @@ class Watch:
             return
         gevent.sleep(max(0.0, self.interval_s - (time.monotonic() - begun)))
         one.asked = time.monotonic()
+
+
+def _why(error: Exception) -> str:
+    """One line; that of a guard says already what was found and what is next."""
+    said = str(error) or type(error).__name__
+    if "found " in said:
+        return said
+    return f"connection: found {said}; expected an answer; next: it is tried again"
 
 
 def _arguments(host: Host) -> dict[str, Any]:
