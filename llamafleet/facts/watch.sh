@@ -20,6 +20,7 @@
 # Output: "#begin N", lines "TAG|text", "#end N". Tags: level (number of the list of fields), gpu,
 # gpu_rc, app, app_rc, owner, unit, service, service_rc.
 
+# shellcheck disable=SC2016,SC2046,SC2086 # '$HOME', and words at blanks and line ends, are meant so
 LC_ALL=C
 export LC_ALL
 # Non-login shells often lack the last ones; WSL has the driver's programs in a folder of its own.
@@ -34,7 +35,13 @@ foreground=
 timeout --foreground 9 true && foreground=--foreground
 
 # limited COMMAND...: killed after LF_LIMIT seconds, which ends with 137 then (124 from busybox).
-limited() { timeout $foreground -s KILL "$LF_LIMIT" "$@" </dev/null; }
+limited() {
+    if command -v timeout >/dev/null; then
+        timeout $foreground -s KILL "$LF_LIMIT" "$@"
+    else
+        "$@"
+    fi </dev/null
+}
 
 # tagged TAG COMMAND...: each line that it prints, and its status.
 tagged() {
@@ -66,15 +73,12 @@ read_gpus() {
     printf '%s\n' "$said"
     pids=$(printf '%s\n' "$said" | sed -n 's/^app|GPU-[^,]*, \([0-9]\{1,10\}\), .*/\1/p' | sort -u)
     [ -n "$pids" ] || return 0
-    # shellcheck disable=SC2086 # words at line ends
     stat -c '%n %U' $(printf '/proc/%s ' $pids) | sed 's/^/owner|/'
-    # shellcheck disable=SC2046,SC2086
     grep -H -o 'llamafleet-[a-z0-9@-]*\.service' $(printf '/proc/%s/cgroup ' $pids) |
         sed 's/^/unit|/'
 }
 
 read_services() {
-    # shellcheck disable=SC2086 # the star
     set -- $LF_CONFIGS
     [ -e "$1" ] || return 0
     tagged service python3 -I -S -c "$LF_SERVICES" "$LF_CONFIGS" "$LF_KEYS" "$LF_USER" "$LF_NAMES"

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -155,6 +156,13 @@ def test_the_script_is_accepted_by_shells(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "#end 1" and done.stderr == ""
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
+def test_shellcheck_finds_nothing() -> None:
+    script = str(package_files("llamafleet.facts").joinpath("watch.sh"))
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("known", [1, 2, 3, 4])
