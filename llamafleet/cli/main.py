@@ -13,6 +13,7 @@ from llamafleet.cli.image import image
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.upstream import upstream
+from llamafleet.cli.watch import watch
 from llamafleet.cli.wheelhouse import wheelhouse
 
 
@@ -26,7 +27,9 @@ def main() -> None:
     """
 
 
-for command in (
-    *(check, deploy, image, plan, snapshot, diagnose, fit, fix, report, upstream, wheelhouse),
-):
+COMMANDS = (
+    *(check, deploy, image, plan, snapshot, diagnose, fit, fix),
+    *(report, upstream, watch, wheelhouse),
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from llamafleet.onhost.verify.gpu import THROTTLE_REASONS, Gpu, Moment, Nvml, OnGpu, Sample
+from llamafleet.onhost.verify.gpu import Gpu, Moment, Nvml, OnGpu, Sample
 from llamafleet.onhost.verify.sampling import Recording
 from llamafleet.protocol.conditions import Conditions, Health, Process
+from llamafleet.protocol.throttle import THROTTLE_REASONS
 
 IDLE_S = 4.0
 """How long a GPU may take to come to rest: NVML's utilisation is a mean over up to a second, and

@@ -16,6 +16,7 @@ from typing import Literal
 from llamafleet.onhost.verify.conditions import HELD_MIB, IDLE_UTILISATION
 from llamafleet.protocol.conditions import Conditions, Process
 from llamafleet.protocol.result import Rates
+from llamafleet.protocol.throttle import SLOWDOWNS, SOFTWARE_CAP
 
 Weight = Literal["busy", "warn", "note"]
 
@@ -42,11 +43,6 @@ SPREAD = {"pp": 0.05, "tg": 0.02}
 tg 0.1 to 1.2 %; pp 0.1 to 0.8 % with 7B, 0.4 to 2.4 % with 160M, whose prompt takes 4 ms. With a
 load that came in the middle: pp 26 %."""
 
-SOFTWARE_CAP, SLOWDOWNS = (
-    "sw_power_cap",
-    ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"),
-)
-"""Of gpu.THROTTLE_REASONS."""
 COUNTED = ("thermal", "software thermal", "hardware thermal", "power brake", "sync boost")
 """Of conditions.VIOLATIONS and EVENT_FIELDS: alone enough. The board limit also counts where the
 card works as it is made, and needs one of SLOWDOWNS beside it."""

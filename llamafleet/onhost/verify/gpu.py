@@ -15,26 +15,13 @@ from typing import Any
 
 from llamafleet.onhost.verify import owners
 from llamafleet.onhost.verify.answering import Answering
+from llamafleet.protocol.throttle import IDLE
 
 MIB = 1 << 20
 NO_PERMISSION = 4
 """NVML_ERROR_NO_PERMISSION of nvml.h. nvmlDeviceGetCount_v2 counts such GPUs too, says its text."""
 LOST = frozenset({15, 16})
 """NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED: whatever is asked then, the card is ill."""
-
-THROTTLE_REASONS = {
-    0x001: "gpu_idle",
-    0x002: "applications_clocks_setting",
-    0x004: "sw_power_cap",
-    0x008: "hw_slowdown",
-    0x010: "sync_boost",
-    0x020: "sw_thermal_slowdown",
-    0x040: "hw_thermal_slowdown",
-    0x080: "hw_power_brake_slowdown",
-    0x100: "display_clock_setting",
-}
-"""Bits of nvmlClocksEventReasons in nvml.h."""
-
 
 WIDE = frozenset({2, 3})
 """nvmlValueType_t of 64 bits without a sign."""
@@ -87,7 +74,6 @@ PROCESS_LISTS = {
 POWER_LIMITS = ("nvmlDeviceGetPowerManagementLimit", "nvmlDeviceGetEnforcedPowerLimit")
 NVML_CLOCK_MEM = 2
 MOST_CARDS, MOST_INSTANCES = 1000, 64
-IDLE = 0x1
 
 
 @dataclass(frozen=True)
@@ -131,7 +117,7 @@ class Moment:
     """The lower one of what is set and what is enforced."""
     temperature_c: float | None = None
     throttle: int | None = None
-    """Bits of THROTTLE_REASONS; 0 while the GPU is idle."""
+    """Bits of protocol.throttle; 0 while the GPU is idle."""
     pcie_generation: int | None = None
     pcie_width: int | None = None
 
@@ -156,13 +142,6 @@ class Sample:
     """Bits of all GPUs that are not idle."""
     moments: tuple[Moment, ...] = ()
     """Each of these GPUs by itself."""
-
-
-def decode_throttle(bits: int) -> list[str]:
-    """Names of the reasons why clocks are below their maximum; idleness is none."""
-    known = [name for bit, name in THROTTLE_REASONS.items() if bits & bit and name != "gpu_idle"]
-    rest = bits & ~sum(THROTTLE_REASONS)
-    return known + ([f"unknown_{rest:#x}"] if rest else [])
 
 
 class Nvml:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from llamafleet.onhost.verify.gpu import Gpu, Nvml, Sample, decode_throttle
+from llamafleet.onhost.verify.gpu import Gpu, Nvml, Sample
 from llamafleet.protocol.result import Load
+from llamafleet.protocol.throttle import decode_throttle
 
 INTERVAL_S = 0.2
 """Time between two samples; NVML's own utilisation is a mean over 1/6 s to 1 s."""

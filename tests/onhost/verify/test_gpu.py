@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from llamafleet.onhost.verify import gpu, sampling
+from llamafleet.onhost.verify import sampling
 from llamafleet.onhost.verify.checks import busy
 from llamafleet.onhost.verify.gpu import MIB, Nvml, NvmlUnavailable, Sample
 from llamafleet.onhost.verify.sampling import Recording, Sampler
+from llamafleet.protocol.throttle import decode_throttle
 from tests.fakenvml import Fake, fake_nvml, fake_nvml_library
 from tests.fakenvml import uuid as card_uuid
 
@@ -121,7 +122,7 @@ def test_a_sample_of_two_gpus() -> None:
     sample = Nvml(Recorded(count=2)).sample(PID)
     assert (sample.used_mib, sample.process_mib) == (2000, 800)
     assert (sample.utilisation, sample.power_w) == (97, 761)
-    assert gpu.decode_throttle(sample.throttle) == ["sw_power_cap"]
+    assert decode_throttle(sample.throttle) == ["sw_power_cap"]
 
 
 def test_figures_that_a_gpu_does_not_give_are_none() -> None:
@@ -143,7 +144,7 @@ def test_an_idle_gpu_does_not_throttle() -> None:
     module = Recorded()
     module.reasons = 0x1
     assert Nvml(module).sample(PID).throttle == 0
-    assert gpu.decode_throttle(0x1 | 0x40 | 0x10000) == ["hw_thermal_slowdown", "unknown_0x10000"]
+    assert decode_throttle(0x1 | 0x40 | 0x10000) == ["hw_thermal_slowdown", "unknown_0x10000"]
 
 
 def test_a_host_without_nvml_is_a_finding() -> None:
