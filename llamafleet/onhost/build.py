@@ -132,6 +132,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     """`last`: what ninja told of the build before."""
     prefix = Path(config.prefix)
     env = environment(config, variables(config), prefix, tmp)
+    job.notes.extend(config.notes)
     job.phase("resolve", "venv")
     built_by = compiler_of(config, env)
     python, pip = _venv(job, config, env, tmp)

@@ -425,8 +425,10 @@ def small_memory(folder: Path, second: str = "") -> dict[str, str]:
 def test_a_build_that_is_out_of_memory_is_made_once_more_with_fewer_jobs(
     runner: Runner, wheelhouse: Path, tmp_path: Path
 ) -> None:
-    toy = Build(runner, wheelhouse, environment=small_memory(tmp_path / "small"))
+    told = ["nvcc refused another one"]
+    toy = Build(runner, wheelhouse, environment=small_memory(tmp_path / "small"), notes=told)
     assert toy.run().returncode == 0, toy.stamp
+    assert toy.stamp["notes"] == told
     retry = toy.stamp["retry"]
     assert (retry["signature"], retry["before"], retry["jobs"]) == ("compile-killed", 2, 1)
     assert retry["line"] == KILLED
