@@ -37,11 +37,11 @@ def own_pip(config: AnyPip, tmp: Path) -> AnyPip:
 
 def unpacked(pip: str, folder: Path) -> str:
     """`folder`, with what is in the archive `pip`: of that, Python compiles all modules anew at
-    each start. Raises JobFailed."""
+    each start. Raises JobFailed, and OSError of a full disk."""
     try:
         with zipfile.ZipFile(pip) as archive:
             archive.extractall(folder)
-    except (OSError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
         raise JobFailed(
             f"{pip}: found no archive that can be unpacked ({error}); expected pip's; "
             "next: run the same command again"
