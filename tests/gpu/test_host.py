@@ -358,10 +358,10 @@ def others_pass(found: Result, taken: str) -> bool:
     return all(gpu.verdict == "PASS" for gpu in found.gpus if gpu.uuid != taken)
 
 
-def shared(name: str, found: Result, taken: str, pid: int) -> None:
-    """That GPU is BUSY with its reason beside the figure; no other has it for a reason.
+def shared(name: str, found: Result, taken: str, pid: int, spread: bool = False) -> None:
+    """That GPU is BUSY with its reason beside the figure, and the others are PASS.
 
-    Figures of the others may vary: with a small model the host's cores decide them.
+    `spread`: they may be BUSY for figures that vary, as the load takes the host's cores too.
     """
     row = next(gpu for gpu in found.gpus if gpu.uuid == taken)
     benchmark = row.benchmark
@@ -377,6 +377,9 @@ def shared(name: str, found: Result, taken: str, pid: int) -> None:
     )
     assert row.verdict == "BUSY" and found.verdict == "BUSY", [str(c) for c in row.checks]
     assert any(str(pid) in reason for reason in busy.pop(taken)), benchmark.busy
+    if not spread:
+        assert others_pass(found, taken), verdicts(found)
+        return
     assert all(gpu.verdict in ("PASS", "BUSY") for gpu in found.gpus), verdicts(found)
     others = [reason for reasons in busy.values() for reason in reasons]
     assert not [reason for reason in others if " differs by " not in reason], busy
@@ -440,7 +443,7 @@ def test_a_load_amid_the_benchmark_is_busy(tmp_path: Path) -> None:
     gpu = first()
     with intruder(tmp_path, gpu) as pids:
         found = verify(tmp_path, busy_minutes=0, inputs=LONG)
-    shared("load amid the benchmark", found, gpu.uuid, pids[0])
+    shared("load amid the benchmark", found, gpu.uuid, pids[0], spread=True)
 
 
 def test_a_load_that_ends_is_waited_for(tmp_path: Path) -> None:
