@@ -102,11 +102,11 @@ def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, Non
 
     def done(stamp: Stamp) -> bool:
         if not stamp.ok:
+            run.sharing.why[run.name] = _cause(stamp)
             run.reread()
             if other := _instead(run, wanted):
-                run.say(f"build failed: {_cause(stamp)}; {other.reason}", fg="yellow")
+                run.say(f"{_cause(stamp)}; {other.reason}", fg="yellow")
                 return True
-            run.sharing.why[run.name] = _cause(stamp)
             return report_failure(run, "build", stamp)
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         for note in stamp.notes:
