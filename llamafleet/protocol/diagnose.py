@@ -25,9 +25,12 @@ _LOOKS_AT_ALL = (r"\s\S", r"\A")
 _OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
 """What the kernel quotes there is said of the GPU's own processors."""
 _DETECTION = "detection"
+_DEPS = "deps"
 _LINK = "link"
 _APT_WARNS = "W: "
 """Before a text that ends nothing: what does begins with E."""
+_ANOTHER_WAY = re.compile(r"falling back to (?!.{0,20}\bCPU\b)", re.IGNORECASE)
+"""A warning of a program that does it otherwise, and not without the GPU."""
 WRAPPED = 4
 """Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
 
@@ -221,14 +224,19 @@ def _first(
         if _OF_A_CARD.search(line.text) and signature.stage != _DETECTION:
             continue
         if signature.mended_by:
-            mended = bool(signature.mended_by.search(log.joined, span[1]))
+            tried = signature.stage == _DEPS and line.warns and line.number < recovery.well
+            mended = tried or bool(signature.mended_by.search(log.joined, span[1]))
         else:
             mended = recovery.mended(signature.stage, signature.id, line)
         if mended:
             continue
         taken.append((first, last))
         said = _shown(" ".join(each.text for each in log.lines[first : last + 1]))
-        warns = line.warns and not (signature.mended_by and not line.text.startswith(_APT_WARNS))
+        warns = line.warns and (
+            not signature.mended_by
+            or line.text.startswith(_APT_WARNS)
+            or bool(_ANOTHER_WAY.search(said))
+        )
         rank: Rank = "hint" if warns else signature.rank
         match = Match(
             signature.id,

@@ -60,7 +60,7 @@ GOES_ON_WITHIN = 3
 _WORDS = (
     r"(?i)(?<![\w./=-])(?:errors?|fail(?:s|ed|ures?|ing)?|fatal|cannot|can't|can not|could not"
     r"|couldn't|unable to|refused|denied|forbidden|unauthori[sz]ed|not found|does(?: not|n't) exist"
-    r"|no such|invalid|illegal|abort(?:ed|ing)?|crash(?:ed)?|exceptions?|killed|segfault"
+    r"|no such|invalid|illegal|abort(?:ed|ing)?|crash(?:ed|es)|exceptions?|killed|segfault"
     r"|rejected|(?:is|are) not (?:supported|installed|available|allowed|permitted|recognized)"
     r"|unsupported|unresolved|not permitted|timed out|unreachable|mismatch(?:es)?|incompatible"
     r"|unavailable|corrupt(?:ed)?|insufficient|out of memory|no more mirrors|too many requests"
@@ -79,7 +79,9 @@ _WORDS = (
 _HARMLESS = (
     r"(?i)(?:-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to "
     r"|\(reading |downloading "
-    r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
+    r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:\w{1,20} )?"
+    r"(?:errors?|failures?|problems?|failed|corrupt(?:ed)?|invalid|missing|rejected|exceptions?)\b"
+    r"|\berror (?:less|smaller|below|rate|margin|bound|tolerance)\b"
     r"|\b(?:errors?|fail(?:ed|ures?))(?:\(s\))?[:=] ?(?:0|none)\b|\b0 (?:failed|errors?)\b"
     r"|\blevel=(?:info|debug)\b|not a git repository|dubious ownership"
     r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
@@ -87,6 +89,8 @@ _HARMLESS = (
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
     r"|unable to register \w{1,40} factory|\. setting `"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
+    r"|[\w,] ['\"](?:errors?|fail(?:s|ed|ures?)?)['\"]"
+    r"|error: resource\(s\) were provided, but no name"
     r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
     r"|unable to determine if secure boot|but you have .{1,100}incompatible"
     r"|\brequires .{1,100}which is not installed))"

@@ -103,6 +103,7 @@ _WARNS = re.compile(
     r"|-?warn(?:ing)?\b(?!: no usable)"
     r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
     r"|.{0,300}: (?:\w{0,40})warning: "
+    r"|.{0,200}\bnccl warn "
     r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
 )
 

@@ -48,6 +48,16 @@ _GOOD_END = re.compile(
     r"|.{0,80}\bsuccess(?:ful(?:ly)?)?[.!]*$|test passed$|result = pass$)"
 )
 """How steps of package managers, container engines and installers end well."""
+_VERDICT = re.compile(
+    r"(?:.{0,120}\b(?:\w{0,40}exit[_ ](?:code|status)|exited with(?: code| status)?|rc)"
+    r"\W{1,3}0\W{0,4}$"
+    r"|(?!.{0,80}(?:pull|download|extract|verif|shut ?down|startup)).{0,80}"
+    r"\b(?:complete|completed|finished)(?: (?:in|for|at|after) .{1,40})?[.!]*$"
+    r"|ok(?: \(skipped=\d+\))?$|=+ \d+ passed(?!.{0,80}(?:failed|error)).{0,80} in )"
+)
+"""How a whole run tells that it went well, in its last lines."""
+LAST = 5
+"""Lines at the end of a log that hold it."""
 _SAID_BY = re.compile(
     r"(?P<apt>e: |dpkg: error)|(?P<container>error response from daemon|.{0,40}failed to solve)"
     r"|(?P<build>.{0,400}(?:: (?:fatal )?error: |\b(?:nvcc|ptxas|nvlink) (?:fatal|error)"
@@ -66,6 +76,14 @@ _RUN_ENDED = re.compile(
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
     r"\[ prompt: [\d.]+ t/s|\d+ tokens per second)"
 )
+_SERVED = re.compile(
+    r".{0,200}(?:\d - (?:- \[[^\]]{1,40}\] )?\"post \S{1,200} http/[\d.]{1,4}\" 20\d\b"
+    r"|done request: post \S{1,200} \S{1,80} 20\d\b|\| {0,4}20\d {0,4}\|.{0,80}\bpost\b"
+    r"|post \S{1,200}/(?:completions?|generate|chat|embeddings?|responses|messages)"
+    r" \"http/[\d.]{1,4} 20\d|generation throughput: (?!0\.0 )[\d.]+ tok"
+    r"|eval time =|output generated in)"
+)
+"""A server has answered, or a run has given its output: what died before was started again."""
 _STOPPED = re.compile(r"keyboardinterrupt\b|\^c$|\^ckeyboardinterrupt")
 """Its user ended a program that did its work until then."""
 _AGAIN = "again"
@@ -91,6 +109,8 @@ class Recovery:
     runs: Steps
     ended: int
     """The last line that says that a run does its work."""
+    served: int
+    """The last line that says that a request was answered."""
     succeeded: int
     """The last line that says that a build ended well."""
     ends: Steps
@@ -101,7 +121,8 @@ class Recovery:
         lines = [(line.number, line.text.lower()) for line in log.lines]
         ends, begun = tuple(_ends(lines)), _begins(lines, _BUILD_BEGINS)
         succeeded = max((at for at, who in ends if who == _OF_A_BUILD), default=0)
-        ended, last = _last(lines, _RUN_ENDED), max((at for at, _ in ends), default=0)
+        served, last = _last(lines, _SERVED), max((at for at, _ in ends), default=0)
+        ended = max(served, _last(lines, _RUN_ENDED))
         ended = ended and max(ended, _last(lines, _STOPPED))
         return cls(
             fetched=_last(lines, _FETCHES),
@@ -109,6 +130,7 @@ class Recovery:
             builds=tuple(each for each in begun if each[0] < succeeded),
             runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
             ended=ended,
+            served=served,
             succeeded=succeeded,
             ends=ends,
         )
@@ -143,7 +165,7 @@ class Recovery:
             return warned or _begun_again(self.builds, line.number)
         if stage in RUN:
             less = id.startswith(OUT_OF_MEMORY) and line.number < self.ended
-            return less or _begun_again(self.runs, line.number)
+            return line.number < self.served or less or _begun_again(self.runs, line.number)
         return False
 
 
@@ -158,13 +180,16 @@ def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
 
 
 def _ends(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    broken = False
+    lines = list(lines)
+    broken, verdict = False, lines[-LAST:][0][0] if lines else 0
     for number, text in lines:
         broken = broken or bool(_MAKE_FAILED.match(text))
         if _BUILD_ENDED.match(text) or (not broken and _MAKE_LEFT.match(text)):
             yield number, _OF_A_BUILD
         elif good := _GOOD_END.match(text):
             yield number, good.lastgroup or ""
+        elif number >= verdict and _VERDICT.match(text):
+            yield number, ""
 
 
 def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Steps:

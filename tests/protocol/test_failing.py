@@ -58,6 +58,11 @@ def test_a_log_that_ends_in_an_error_is_never_called_well(end: str) -> None:
         "langchain 0.1.0 requires numpy<2, but you have numpy 2.1.0 which is incompatible.",
         'level=INFO msg="no error"',
         "+ echo >&2 'ERROR: no configuration'",
+        "Solution Validates: avg error less than 1.0e-13 on all three arrays",
+        "DONE! Dropped 0 corrupted lines.",
+        "It is up: windowed, true speed, crash auto-restart.",
+        "(the share of prompts that were 'FAIL' and are now 'PASS')",
+        "error: resource(s) were provided, but no name was specified",
     ],
 )
 def test_what_does_no_harm_is_no_failure(end: str) -> None:
@@ -87,6 +92,20 @@ def test_what_does_no_harm_is_no_failure(end: str) -> None:
         # Another tool in the place of the one that failed.
         "error: unexpected argument '--torch-backend' found\nuv failed, falling back to pip\n"
         "step 3\nstep 4\nstep 5\nstep 6\n",
+        # A file that not all models have; another way than the newest; a program's own lock.
+        "Failed to load generation config for a/b: a/b does not appear to have a file named "
+        "generation_config.json. Checkout 'https://huggingface.co/a/b/tree/main'\nLoad weights.\n"
+        "1\n2\n3\n",
+        "WARNING 07-31 16:31:45 [arg.py:1690] Compute Capability < 8.0 is not supported by the "
+        "V1 Engine. Falling back to V0.\n",
+        "[WARNING] main: GPU lease unavailable (GPU already leased); falling back to CPU\n",
+        # A router that asks its workers until they are there, and a test that passed.
+        "WARN gateway::event: Step failed error=Health check returned 503 Service Unavailable\n"
+        "INFO gateway::event: Step retrying\n"
+        "Ran 1 test in 3.1s\n\nOK\n",
+        # NCCL's own tool, which not all machines let listen.
+        "node1:529:535 [0] ras/support.cc:160 NCCL WARN Call to bind failed: Address already "
+        "in use\nstep:1 - loss:0.3\n",
         # Names of files, and a model's own text.
         "[INFO]: Installed: /usr/local/cuda/include/thrust/system/detail/bad_alloc.h\n",
         "llama_model_loader: - kv 30: tokenizer.chat_template str = {{ raise_exception('no') }}\n",
@@ -96,6 +115,80 @@ def test_what_does_no_harm_is_no_failure(end: str) -> None:
 def test_what_a_program_went_on_in_spite_of_is_no_failure(log: str) -> None:
     assert not fails(log)
     assert [match for match in causes(SIGNATURES, log) if match.rank != "hint"] == []
+
+
+ANSWERS = [
+    'INFO:     127.0.0.1:34574 - "POST /v1/chat/completions HTTP/1.1" 200 OK',
+    "srv  log_server_r: done request: POST /v1/chat/completions 127.0.0.1 200",
+    '[GIN] 2026/04/28 - 10:41:32 | 200 |  1m23s |  127.0.0.1 | POST  "/api/generate"',
+    "INFO 05-12 02:47:33 [loggers.py:111] Engine 000: Avg generation throughput: 12.8 tokens/s",
+    '[INFO] httpx: HTTP Request: POST http://h:1/v1/chat/completions "HTTP/1.1 200 OK"',
+]
+"""What servers and their clients write of a request that was answered."""
+NO_ANSWERS = [
+    'INFO:     127.0.0.1:34574 - "POST /v1/chat/completions HTTP/1.1" 400 Bad Request',
+    'INFO:     127.0.0.1:34574 - "GET /v1/models HTTP/1.1" 200 OK',
+    'DEBUG https://oauth2.lab:443 "POST /token HTTP/1.1" 200 None',
+    "INFO 05-12 02:47:33 [loggers.py:111] Engine 000: Avg generation throughput: 0.0 tokens/s",
+]
+DIED = [
+    "ValueError: Free memory on device (13.5/15.9 GiB) on startup is less than desired",
+    "ERROR 05-12 [serving_chat.py:136] message='The model `x` does not exist.' type='NotFound'",
+    "ValueError: This model's maximum context length is 2048 tokens. However, you requested 5418",
+    "CUDA error: an illegal memory access was encountered",
+]
+
+
+def wrong(log: str) -> bool:
+    return fails(log) or any(match.rank != "hint" for match in causes(SIGNATURES, log))
+
+
+@pytest.mark.parametrize("died", DIED)
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_server_that_answered_afterwards_was_started_again(died: str, answer: str) -> None:
+    assert not wrong(f"{died}\n{answer}\n")
+    assert wrong(f"{answer}\n{died}\n")
+
+
+@pytest.mark.parametrize("died", DIED)
+@pytest.mark.parametrize("said", NO_ANSWERS)
+def test_a_server_that_only_listens_has_answered_nothing(died: str, said: str) -> None:
+    assert wrong(f"{died}\n{said}\n")
+
+
+def test_what_a_server_does_without_is_not_mended_by_its_answers() -> None:
+    log = f"warning: no usable GPU found, --gpu-layers option will be ignored\n{ANSWERS[1]}\n"
+    assert first(log) == "gpu-ignored"
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "Tool testing complete!",
+        'Script done [COMMAND_EXIT_CODE="0"]',
+        "BUILD_EXIT_CODE=0",
+        "Process finished with exit code 0",
+        "======= 12 passed, 1 skipped in 3.21s =======",
+    ],
+)
+def test_a_run_tells_that_it_went_well_in_its_last_lines(verdict: str) -> None:
+    error = "ERROR: City 'X' not found."
+    assert not wrong(f"{error}\nstep 2\n{verdict}\n")
+    assert wrong(f"{verdict}\n{error}\n")
+    assert wrong(f"{error}\n{verdict}\n" + "step\n" * 9)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "INFO:     Application shutdown complete.",
+        "abc123: Pull complete",
+        "Process finished with exit code 1",
+        "=== 1 failed, 12 passed in 3.2s ===",
+    ],
+)
+def test_what_is_no_verdict_on_the_run_mends_nothing(end: str) -> None:
+    assert wrong(f"ERROR: frobnicator 7 gave up\nstep 2\n{end}\n")
 
 
 def test_an_error_behind_a_good_end_counts() -> None:
