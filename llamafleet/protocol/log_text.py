@@ -81,6 +81,7 @@ _PREFIX = re.compile(
             r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
             r"[IEF]\d{4} " + _TIME + r" {1,8}\d{1,9} \S{1,80}:\d{1,6}\]",  # Kubernetes' programs
             r"stderr:(?=\s)",
+            r"\[rank\d{1,5}\]:",  # torchrun's
             r"\(\w[\w .-]{0,60} pid=\d{1,9}(?:, ip=[\d.]{7,15})?\)",  # vLLM's and Ray's processes
             r"(?:ERROR|INFO|DEBUG) \d\d-\d\d " + _TIME + r" \[[\w/]{1,80}\.py:\d{1,6}\]",
         )
@@ -104,7 +105,8 @@ _WARNS = re.compile(
     r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
     r"|.{0,300}: (?:\w{0,40})warning: "
     r"|.{0,200}\bnccl warn "
-    r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
+    r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)"
+    r"|\[?w\d{3,4} \d\d:\d\d:\d\d)"
 )
 
 

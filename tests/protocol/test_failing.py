@@ -161,6 +161,50 @@ def test_what_a_server_does_without_is_not_mended_by_its_answers() -> None:
     assert first(log) == "gpu-ignored"
 
 
+RANK = """\
+INFO | bench | Generation done in 1.13s.
+DONE
+INFO | bench | second run
+[rank0]: ╭───────── Traceback (most recent call last) ──────────╮
+[rank0]: │ ❱ 290 │   t_rerank = time.perf_counter() - t_s3 -    │
+[rank0]: ╰──────────────────────────────────────────────────────╯
+[rank0]: UnboundLocalError: local variable 't_s3' referenced\x20
+[rank0]: before assignment
+[rank0]:[W718 05:09:57.264809199 ProcessGroupNCCL.cpp:1250] Warning: WARNING: process group has NOT
+"""
+
+
+def test_a_rank_that_dies_behind_one_that_was_done_is_told() -> None:
+    assert fails(RANK)
+    assert any("UnboundLocalError" in line for line in error_lines(RANK))
+
+
+def test_a_server_on_the_cpu_that_answered_wanted_no_gpu() -> None:
+    said = 'level=INFO source=gpu.go:377 msg="no compatible GPUs were discovered"\n'
+    assert first(said) == "gpu-ignored"
+    assert not wrong(f"{said}{ANSWERS[2]}\n")
+    assert first(f"NVIDIA_VISIBLE_DEVICES=all\n{said}{ANSWERS[2]}\n") == "gpu-ignored"
+
+
+@pytest.mark.parametrize(
+    ("said", "id"),
+    [
+        (
+            "SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired",
+            "certificate-expired",
+        ),
+        ("SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed", "pip-tls"),
+        (
+            "x509: certificate has expired or is not yet valid: current time 2026-01-02T00:00:00Z "
+            "is after 2025-12-31T23:59:59Z",
+            "certificate-expired",
+        ),
+    ],
+)
+def test_a_certificate_that_has_run_out_is_no_unknown_one(said: str, id: str) -> None:
+    assert [match.id for match in causes(SIGNATURES, f"{said}\n")][:1] == [id]
+
+
 @pytest.mark.parametrize(
     "verdict",
     [
