@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, get_args
 
 from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, fits, own
-from llamafleet.protocol.log_text import LogText, numbered, without_prefix
-from llamafleet.protocol.needed import SPACE, Needs, Words, alternatives_of, needs_of
+from llamafleet.protocol.log_text import Line, LogText, numbered, without_prefix
+from llamafleet.protocol.needed import SPACE, Needs, Wanted, needs_of
 from llamafleet.protocol.recovery import Recovery
 from llamafleet.protocol.redact import redacted
 
@@ -20,8 +20,6 @@ LONGEST_LINE = 400
 BEFORE = 2
 MOST_PLACES = 50
 """Places of a signature that are looked at: where one is explained away the next may count."""
-_LOOKS_AT_ALL = (r"\s\S", r"\A")
-"""Of patterns that may reach over any number of lines."""
 _OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
 """What the kernel quotes there is said of the GPU's own processors."""
 _DETECTION = "detection"
@@ -47,8 +45,8 @@ class Signature:
     id: str
     stage: str
     """Who says it: see the head of tables/failures.yaml."""
-    pattern: re.Pattern[str]
-    """Made by `family_of`: searched in LogText.joined."""
+    pattern: str
+    """Made by `family_of`: searched in LogText.joined. Compiled where a log holds its words."""
     cause: str
     fix: str
     source: str
@@ -58,7 +56,7 @@ class Signature:
     rank: Rank = "cause"
     explains: frozenset[str] = frozenset()
     """Signatures of what follows from it: where both are found, it stands first."""
-    mended_by: re.Pattern[str] | None = None
+    mended_by: Wanted | None = None
     """Of one in spite of which the program goes on: what alone shows that it no longer holds."""
 
 
@@ -81,26 +79,27 @@ class Match:
 
 
 def signatures_from(rows: Iterable[Mapping[str, str]]) -> tuple[Signature, ...]:
-    """Compile the rows of the table; raises KeyError and re.error for a malformed one."""
+    """The rows of the table; raises KeyError for a malformed one."""
     return tuple(
         Signature(
             id=row["id"],
             stage=row["stage"],
-            pattern=re.compile(family_of(row["pattern"]), re.MULTILINE),
+            pattern=family_of(row["pattern"]),
             cause=row["cause"],
             fix=row["fix"],
             source=row["source"],
             needs=needs_of(family_of(row["pattern"])),
             rank=_rank(row.get("rank", "cause")),
             explains=frozenset(row.get("explains", "").split()),
-            mended_by=_compiled(row.get("goes_on", "")),
+            mended_by=_wanted(row.get("goes_on", "")),
         )
         for row in rows
     )
 
 
-def _compiled(pattern: str) -> re.Pattern[str] | None:
-    return re.compile(family_of(pattern), re.MULTILINE) if pattern else None
+@cache
+def _wanted(pattern: str) -> Wanted | None:
+    return Wanted.of(family_of(pattern)) if pattern else None
 
 
 def _rank(word: str) -> Rank:
@@ -143,8 +142,9 @@ def causes(
     for place, signature in enumerate(asked):
         if not log.words.anywhere(signature.needs):
             continue
-        match = _first(signature, _places(signature, log), log, recovery, taken)
-        if match and _links(signature, match) and failing(log.lines, recovery):
+        places = log.places(Wanted(signature.pattern, signature.needs))
+        match = _first(signature, places, log, recovery, taken)
+        if match and _links(signature, match) and _failing(text):
             match = replace(match, rank=signature.rank)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
@@ -168,42 +168,6 @@ def _links(signature: Signature, match: Match) -> bool:
     return signature.stage == _LINK and match.rank != signature.rank
 
 
-def _narrowed(signature: Signature, words: Words) -> tuple[re.Pattern[str], Needs]:
-    """Its pattern without the alternatives whose words are not there, and what that needs."""
-    each = alternatives_of(signature.pattern.pattern)
-    if len(each) != len(signature.needs):  # asked for without a filter
-        return signature.pattern, signature.needs
-    pairs = zip(each, signature.needs)  # noqa: B905 - hosts have Pythons without strict
-    held = [(one, needs) for one, needs in pairs if words.anywhere((needs,))]
-    return _compiled_once("|".join(one for one, _ in held)), tuple(needs for _, needs in held)
-
-
-@lru_cache(maxsize=512)
-def _compiled_once(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.MULTILINE)
-
-
-def _places(signature: Signature, log: LogText) -> Iterator[re.Match[str]]:
-    """Where its pattern fits, searched for only in parts of the log that hold its words."""
-    pattern, needs = _narrowed(signature, log.words)
-    if any(one in pattern.pattern for one in _LOOKS_AT_ALL):
-        yield from pattern.finditer(log.joined)
-        return
-    within, at = log.words.within(needs), 0
-    while within >> at:
-        at += _trailing(within >> at, 0)
-        last = at + _trailing(within >> at, 1)
-        # With the part behind the last, in which a message of that one may end.
-        end = log.parts[min(last, len(log.parts) - 1)][1]
-        yield from pattern.finditer(log.joined, log.parts[at][0], end)
-        at = last
-
-
-def _trailing(bits: int, bit: int) -> int:
-    """How many of its lowest are that one, in a row."""
-    return ((bits + 1 if bit else bits) & -(bits + 1 if bit else bits)).bit_length() - 1
-
-
 def _first(
     signature: Signature,
     places: Iterable[re.Match[str]],
@@ -225,7 +189,7 @@ def _first(
             continue
         if signature.mended_by:
             tried = signature.stage == _DEPS and line.warns and line.number < recovery.well
-            mended = tried or bool(signature.mended_by.search(log.joined, span[1]))
+            mended = tried or log.last(signature.mended_by) >= span[1]
         else:
             mended = recovery.mended(signature.stage, signature.id, line)
         if mended:
@@ -295,8 +259,13 @@ def _shown(line: str) -> str:
 
 def fails(text: str) -> bool:
     """Something says that it failed, and nothing behind it that all is well."""
+    return _failing(text) is not None
+
+
+@lru_cache(maxsize=1)
+def _failing(text: str) -> Line | None:
     log, recovery = _read(text)
-    return failing(log.lines, recovery) is not None
+    return failing(log.lines, recovery)
 
 
 @lru_cache(maxsize=1)
@@ -319,8 +288,7 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
         if start is None:
             start = next((at for at, line in enumerate(bare) if fits(asked, line)), None)
     if start is None:
-        log, recovery = _read(text)
-        first = failing(log.lines, recovery)
+        first = _failing(text)
         start = numbers.index(first.number) if first else None
     if start is None:
         return list(map(_shown, lines[-limit:]))

@@ -33,8 +33,8 @@ FAILED = (
 )
 """What reports a failure of another program."""
 _STEMS = (
-    *("err", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert", "space"),
-    *("fault", "died", "killed", "e: ", "panic", "nvrm", "not found", "not execute", "*** ["),
+    *("error", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert"),
+    *("no space", "fault", "died", "killed", "panic", "nvrm", "not found", "not execute", "*** ["),
     *(
         "ld: ",
         "make",
@@ -48,6 +48,7 @@ _STEMS = (
         "エラー",
     ),
 )
+_APT = "e: "
 FALLS_BACK = r"(?i)warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)"
 
 ENDS = 4
@@ -128,11 +129,13 @@ def failing(lines: Sequence[Line], recovery: Recovery) -> Line | None:
     ends = [line for line in last if _complains(line.text)]
     if last and _raised(left):
         ends.append(left[-1])
-    said = [at for at, line in enumerate(left) if tells(line.text)]
     lasting = (
-        left[at]
-        for at in said
-        if (ends or not _gone_on(left, at)) and not recovery.ended_well(left[at])
+        line
+        for at, line in enumerate(left)
+        if line.number >= recovery.ended
+        and tells(line.text)
+        and (ends or not _gone_on(left, at))
+        and not recovery.ended_well(line)
     )
     firsts = [*itertools.islice(lasting, 1), *ends[:1]]
     return min(firsts, key=lambda line: line.number, default=None)
@@ -164,7 +167,10 @@ def own(text: str) -> bool:
 def may_tell(text: str) -> bool:
     """What all lines have that OWN or FAILED fits: looked for first, for it takes no time."""
     lower = text.lower()
-    return any(map(lower.__contains__, _STEMS))
+    if any(map(lower.__contains__, _STEMS)) or lower.startswith(_APT):
+        return True
+    name = text[: max(0, text.find(": "))]
+    return "." in name and " " not in name  # an exception's
 
 
 def harmless(text: str) -> bool:

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import and_, or_
 
 Needs = tuple[tuple["str | Needs", ...], ...]
@@ -96,6 +96,36 @@ class Words:
             made |= self._parts[words[begin + 1 : end]]
             at = words.find(needed, end)
         return made
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A pattern, and the words that each of its alternatives needs."""
+
+    pattern: str
+    needs: Needs
+
+    @classmethod
+    def of(cls, pattern: str) -> Wanted:
+        return cls(pattern, needs_of(pattern))
+
+    @property
+    def compiled(self) -> re.Pattern[str]:
+        return _compiled(self.pattern)
+
+    def narrowed(self, words: Words) -> Wanted:
+        """Without the alternatives whose words are not there."""
+        each = alternatives_of(self.pattern)
+        if len(each) != len(self.needs):  # asked for without a filter
+            return self
+        pairs = zip(each, self.needs)  # noqa: B905 - hosts have Pythons without strict
+        held = [(one, needs) for one, needs in pairs if words.anywhere((needs,))]
+        return Wanted("|".join(one for one, _ in held), tuple(needs for _, needs in held))
+
+
+@lru_cache(maxsize=2048)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.MULTILINE)
 
 
 @dataclass

@@ -16,6 +16,11 @@ _QUOTED = re.compile(
     r"\b(?:get|see|encounter|run into|fails?|happens|receive|hit|having|errors?)\b",
     re.IGNORECASE,
 )
+_STEMS = (
+    *("warnings.warn", "- kv ", "model metadata", "chat template", "chat_template", "installed: "),
+    *("skipping copy", '" 4', '" 5', "{{", "{%", "raise_exception", "ignored in", "if ", "when "),
+)
+"""What all lines have that `_QUOTED` fits: looked for first, for it takes less time."""
 _IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)
 _OF_TRACEBACK = re.compile(r"traceback \(most|(?:\w+\.)*\w*(?:error|exception)\b", re.IGNORECASE)
 
@@ -72,7 +77,7 @@ class Quoted:
 
     def has(self, said: str, indent: int) -> bool:
         self.ignored = self.ignored and (indent > 0 or bool(_OF_TRACEBACK.match(said)))
-        if self.ignored or _QUOTED.match(said):
+        if self.ignored or (_may_be_quoted(said) and _QUOTED.match(said)):
             self.ignored = self.ignored or bool(_IGNORED.match(said))
             return True
         return self._of_check(said) or self._of_source(said, indent)
@@ -99,6 +104,11 @@ class Quoted:
         if _RAISED.match(said):
             self.left = 0
         return False
+
+
+def _may_be_quoted(said: str) -> bool:
+    lower = said.lower()
+    return any(map(lower.__contains__, _STEMS))
 
 
 def of_chats(said: Iterable[str]) -> set[int]:
