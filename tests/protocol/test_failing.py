@@ -166,9 +166,9 @@ INFO | bench | Generation done in 1.13s.
 DONE
 INFO | bench | second run
 [rank0]: ╭───────── Traceback (most recent call last) ──────────╮
-[rank0]: │ ❱ 290 │   t_rerank = time.perf_counter() - t_s3 -    │
+[rank0]: │ ❱ 290 │   spent = now() - begun                      │
 [rank0]: ╰──────────────────────────────────────────────────────╯
-[rank0]: UnboundLocalError: local variable 't_s3' referenced\x20
+[rank0]: UnboundLocalError: local variable 'begun' referenced\x20
 [rank0]: before assignment
 [rank0]:[W718 05:09:57.264809199 ProcessGroupNCCL.cpp:1250] Warning: WARNING: process group has NOT
 """
