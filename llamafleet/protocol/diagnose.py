@@ -24,11 +24,14 @@ _OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
 """What the kernel quotes there is said of the GPU's own processors."""
 _DETECTION = "detection"
 _DEPS = "deps"
+_LOOKED_FOR = frozenset({_DEPS, "import"})
 _LINK = "link"
 _APT_WARNS = "W: "
 """Before a text that ends nothing: what does begins with E."""
 _ANOTHER_WAY = re.compile(r"falling back to (?!.{0,20}\bCPU\b)", re.IGNORECASE)
 """A warning of a program that does it otherwise, and not without the GPU."""
+BELOW = 3
+"""Lines that are told of a message behind its exception's name."""
 WRAPPED = 4
 """Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
 
@@ -149,7 +152,8 @@ def causes(
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
-        found = [each for each in found if each[-1].rank != "hint" or each[-2].mended_by]
+        well = not _failing(text)
+        found = [each for each in found if not _of_no_account(*each[-2:], recovery, well=well)]
     ranked = [(one, match) for *_, one, match in sorted(found, key=lambda each: each[:3])]
     return tuple(match for _, match in _roots_first(ranked))
 
@@ -161,6 +165,13 @@ def diagnose(
     signatures = tuple(signatures)
     first = [known[0] for text in texts if (known := causes(signatures, text, stages))]
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
+
+
+def _of_no_account(one: Signature, match: Match, recovery: Recovery, *, well: bool) -> bool:
+    """Of a log that ended well: a hint; a package or library that was missed, and done without."""
+    if match.rank == "consequence" and one.stage in _LOOKED_FOR:
+        return well and match.number < recovery.well
+    return match.rank == "hint" and not one.mended_by
 
 
 def _links(signature: Signature, match: Match) -> bool:
@@ -304,5 +315,11 @@ def _ends(text: str) -> tuple[list[int], list[str]]:
 
 
 def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:
-    """Different ones of the lines behind `end`."""
-    return list(dict.fromkeys(lines[number] for number in own if number >= end))[:most]
+    """Different ones of the lines behind `end`, each with a message that begins below it."""
+    told = (
+        lines[at]
+        for number in own
+        for at in range(number, number + 1 + BELOW * lines[number].endswith(":"))
+        if end <= at < len(lines)
+    )
+    return list(dict.fromkeys(told))[:most]

@@ -77,7 +77,8 @@ _RUN_ENDED = (
     r".{0,60}(?:is listening|: listening on|model loaded|output generated in|llama runner started"
     r"|eval time|"
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
-    r"\[ prompt: [\d.]+ t/s|\d+ tokens per second)"
+    r"\[ prompt: [\d.]+ t/s|\d+ tokens per second"
+    r"|loading checkpoint shards: +\d|\{'(?:train_|eval_)?loss': )"
 )
 _SERVED = (
     r".{0,200}(?:\d - (?:- \[[^\]\n]{1,40}\] )?\"post \S{1,200} http/[\d.]{1,4}\" 20\d\b"

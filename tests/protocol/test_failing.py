@@ -179,6 +179,46 @@ def test_a_rank_that_dies_behind_one_that_was_done_is_told() -> None:
     assert any("UnboundLocalError" in line for line in error_lines(RANK))
 
 
+PROBE = """\
+[WARNING]  async_io: please install the libaio-dev package with apt
+/usr/bin/ld: cannot find -laio: No such file or directory
+collect2: error: ld returned 1 exit status
+"""
+
+
+@pytest.mark.parametrize(
+    "goes_on", ["Loading checkpoint shards:   0%|          | 0/3", "{'loss': 1.12, 'epoch': 2.99}"]
+)
+def test_what_was_looked_for_before_a_run_worked_was_not_needed(goes_on: str) -> None:
+    assert not wrong(f"{PROBE}{goes_on}\n")
+    assert first(f"{goes_on}\n{PROBE}") == "link-undefined"
+
+
+def test_a_library_that_was_missed_and_done_without_is_no_failure() -> None:
+    tried = "DEBUG: FFmpeg6 is not there\nTraceback (most recent call last):\n" + (
+        "OSError: libavutil.so.58: cannot open shared object file: No such file or directory\n"
+    )
+    assert first(tried) == "import-library-missing"
+    assert not wrong(f"{tried}FFmpeg4 is taken\nRan 1 test in 32.0s\n\nOK\n")
+    assert first(f"{tried}FFmpeg4 is taken\nRan 1 test in 32.0s\n\nFAILED (errors=1)\n") != ""
+
+
+def test_a_solver_that_says_no_error_has_failed() -> None:
+    said = "package a-1 has constraint __cuda >=11.0 conflicting with __cuda-10.2-0"
+    log = f"Encountered problems while solving:\n  - {said}\n"
+    assert first(log) == first(f"  - {said}\n") == "conda-unsatisfiable"
+
+
+def test_the_message_below_an_exceptions_name_is_told() -> None:
+    frames = "".join(f'  File "a.py", line {n}, in f\n    f({n})\n' for n in range(40))
+    log = f"x: error: 1\n{frames}ValueError: \n  Some are not\n  on the GPU\n"
+    assert [line.strip() for line in error_lines(log)[-3:]] == [
+        "ValueError:",
+        "Some are not",
+        "on the GPU",
+    ]
+
+
 def test_a_server_on_the_cpu_that_answered_wanted_no_gpu() -> None:
     said = 'level=INFO source=gpu.go:377 msg="no compatible GPUs were discovered"\n'
     assert first(said) == "gpu-ignored"
