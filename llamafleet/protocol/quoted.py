@@ -11,7 +11,8 @@ _QUOTED = re.compile(
     r"|chat template: "
     r"|.{0,120}tokenizer\.chat_template|(?:\[info\]:? ?)?:? ?(?:installed: |skipping copy)\S*/"
     r"|.{0,200}\"[a-z]{3,8} \S{1,300} http/[\d.]{1,4}\" [45]\d\d\b"
-    r"|\{[{%]|.{0,900}\braise_exception\(|exception ignored in: "
+    r"|(?:\d{1,2}\.|[-*]) (?:`[^`]{1,80}`|\*\*[^*]{1,80}\*\*)|\{[{%]"
+    r"|.{0,900}\braise_exception\(|exception ignored in: "
     r"|(?:\W{0,4}|in case |note that )(?:if|when) (?:you|it|this|that|your|the) .{0,60}"
     r"\b(?:get|see|encounter|run into|fails?|happens|receive|hit|having|errors?)\b",
     re.IGNORECASE,
@@ -19,6 +20,7 @@ _QUOTED = re.compile(
 _STEMS = (
     *("warnings.warn", "- kv ", "model metadata", "chat template", "chat_template", "installed: "),
     *("skipping copy", '" 4', '" 5', "{{", "{%", "raise_exception", "ignored in", "if ", "when "),
+    *(". `", "- `", "* `", "**"),
 )
 """What all lines have that `_QUOTED` fits: looked for first, for it takes less time."""
 _IGNORED = re.compile(r"exception ignored in: ", re.IGNORECASE)

@@ -56,6 +56,8 @@ _VERDICT = (
     r"[^\w\n]{1,3}0[^\w\n]{0,4}$"
     r"|(?!.{0,80}(?:pull|download|extract|verif|shut ?down|startup)).{0,80}"
     r"\b(?:complete|completed|finished)(?: (?:in|for|at|after) .{1,40})?[.!]*$"
+    r"|(?:.{0,40}\b)?(?:failed|failures|errors)[:=] ?0(?:/\d+)?$"
+    r"|.{0,60}\b0 (?:failed|failures|errors)$"
     r"|ok(?: \(skipped=\d+\))?$|=+ \d+ passed(?!.{0,80}(?:failed|error)).{0,80} in "
 )
 """How a whole run tells that it went well, in its last lines."""

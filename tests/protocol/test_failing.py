@@ -99,6 +99,10 @@ def test_what_does_no_harm_is_no_failure(end: str) -> None:
         "WARNING 07-31 16:31:45 [arg.py:1690] Compute Capability < 8.0 is not supported by the "
         "V1 Engine. Falling back to V0.\n",
         "[WARNING] main: GPU lease unavailable (GPU already leased); falling back to CPU\n",
+        # PyTorch's default on a machine without CUDA.
+        "autocast_mode.py:266: UserWarning: User provided device_type of 'cuda', but CUDA is not "
+        "available. Disabling\n",
+        "MPS failed for Whisper, falling back to CPU\n1\n2\n3\n4\n",
         # A router that asks its workers until they are there, and a test that passed.
         "WARN gateway::event: Step failed error=Health check returned 503 Service Unavailable\n"
         "INFO gateway::event: Step retrying\n"
@@ -252,6 +256,8 @@ def test_a_certificate_that_has_run_out_is_no_unknown_one(said: str, id: str) ->
         'Script done [COMMAND_EXIT_CODE="0"]',
         "BUILD_EXIT_CODE=0",
         "Process finished with exit code 0",
+        "Failed: 0/25",
+        "40 passed, 0 failed",
         "======= 12 passed, 1 skipped in 3.21s =======",
     ],
 )
@@ -268,6 +274,7 @@ def test_a_run_tells_that_it_went_well_in_its_last_lines(verdict: str) -> None:
         "INFO:     Application shutdown complete.",
         "abc123: Pull complete",
         "Process finished with exit code 1",
+        "Failed: 10/25",
         "=== 1 failed, 12 passed in 3.2s ===",
     ],
 )

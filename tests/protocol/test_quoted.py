@@ -109,6 +109,17 @@ def test_of_a_chat_without_an_end_only_the_last_lines_are_in_doubt() -> None:
     assert (found(ended), fails(ended)) == ([], False)
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        "3. `fetchWithRetry`: it handles rate limiting (HTTP status 429) by waiting",
+        "- **Disk**: no space left on device means that it is full",
+    ],
+)
+def test_what_a_model_explains_is_no_failure(item: str) -> None:
+    assert (found(f"{item}\n"), fails(f"{item}\n")) == ([], False)
+
+
 def test_a_servers_refusal_is_its_clients_concern() -> None:
     log = 'INFO:     192.0.2.1:58726 - "PRI %2A HTTP/2.0" 404 Not Found\n'
     assert (found(log), fails(log)) == ([], False)
