@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +118,47 @@ def validate_fleet(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str
             findings += _wheelhouse_findings(
                 settings, Path(settings.wheelhouse), problems[settings.wheelhouse]
             )
-        lines += [
-            printable(f"host {host}: {key}: found {found}, allowed: {allowed}")
-            for key, found, allowed in findings
-        ]
+        lines += _lines(host, findings)
         fleet[host] = settings
     if lines:
         raise SettingsError(lines)
     return fleet
+
+
+REMOVAL = ("scope",)
+"""The settings on which a removal depends."""
+
+
+def validate_removal(data_by_host: Mapping[str, Mapping[str, object]]) -> dict[str, Settings]:
+    """As `validate_fleet`, of what a removal depends on alone.
+
+    A release that is no longer built, or a file of the controller that is gone, keeps nobody from
+    removing. A key that nobody knows may be a mistyped one of REMOVAL, and is refused.
+    """
+    fleet: dict[str, Settings] = {}
+    lines: list[str] = []
+    for host, data in data_by_host.items():
+        conceal(secrets_of(data))
+        settings, findings = _validate(
+            {key: value for key, value in data.items() if _counts(str(key))}
+        )
+        lines += _lines(host, findings)
+        fleet[host] = settings
+    if lines:
+        raise SettingsError(lines)
+    return fleet
+
+
+def _counts(key: str) -> bool:
+    """For a removal."""
+    return key in REMOVAL or key not in Settings.model_fields
+
+
+def _lines(host: str, findings: Iterable[Finding]) -> list[str]:
+    return [
+        printable(f"host {host}: {key}: found {found}, allowed: {allowed}")
+        for key, found, allowed in findings
+    ]
 
 
 def read_supplies(fleet: Mapping[str, Settings]) -> dict[str, Supplies]:

@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
@@ -65,6 +65,14 @@ class Incoming:
         with self._opened as opened:
             opened.flush()
             os.fsync(opened.fileno())
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """How a stored wheel is not the one that was kept."""
+
+    found: str
+    expected: str
 
 
 class WheelStore:
@@ -139,19 +147,19 @@ class WheelStore:
                 return f"{told} ({path})"
         return _writers(self.file(key, wheel))
 
-    def wrong(self, key: str, wheel: SharedWheel) -> str:
-        """How the file is not that wheel; "": it is."""
-        digest = hashlib.sha256()
+    def wrong(self, key: str, wheel: SharedWheel) -> Wrong | None:
+        """How the file is not that wheel; None: it is."""
+        digest, expected = hashlib.sha256(), f"sha256 {wheel.sha256}"
         try:
             if foreign := self._foreign(key, wheel):
-                return f"{foreign}; expected one that you alone can write"
+                return Wrong(foreign, "one that you alone can write")
             with self.file(key, wheel).open("rb") as opened:
                 while part := opened.read(1 << 20):
                     digest.update(part)
         except OSError as error:
-            return f"{error.strerror or error}; expected sha256 {wheel.sha256}"
-        found = digest.hexdigest()
-        return "" if found == wheel.sha256 else f"sha256 {found}; expected sha256 {wheel.sha256}"
+            return Wrong(str(error.strerror or error), expected)
+        found = f"sha256 {digest.hexdigest()}"
+        return None if found == expected else Wrong(found, expected)
 
     @contextmanager
     def incoming(self, key: str, wheel: SharedWheel) -> Iterator[Incoming]:

@@ -104,6 +104,10 @@ def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, Non
     def done(stamp: Stamp) -> bool:
         if not stamp.ok:
             run.sharing.why[run.name] = _cause(stamp)
+            run.reread()
+            if other := _instead(run, wanted):
+                run.say(f"{_cause(stamp)}; {other.reason}", fg="yellow")
+                return True
             return report_failure(run, "build", stamp)
         run.changed(f"build {wanted.fingerprint[:8]} ({wanted.reason})")
         for note in stamp.notes:
@@ -117,8 +121,17 @@ def _carry_out(run: HostRun, wanted: BuildPlan) -> Generator[PyinfraCommand, Non
         if job.start:
             yield from share.bring(run, wanted)
         yield from jobs.carry_out(run, job, wanted.config, done, share.patience(run))
-        if wanted.config.keep_wheel:
+        other = _instead(run, wanted)
+        if wanted.config.keep_wheel and other is None:
             yield share.fetch(run)
+    if other:
+        yield from _carry_out(run, other)
+
+
+def _instead(run: HostRun, failed: BuildPlan) -> BuildPlan | None:
+    """The build that the plan has by now in place of that one; None: it has none."""
+    now = run.plan().build if run.host.state.is_executing else None
+    return now if now and now.job and now.instead == failed.fingerprint else None
 
 
 def _cause(stamp: Stamp) -> str:

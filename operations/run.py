@@ -30,7 +30,7 @@ from llamafleet.history.report import exit_code_of, render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import Row, ServedLine
 from llamafleet.history.update import Update
-from llamafleet.inventory import SettingsError, read_supplies, validate_fleet
+from llamafleet.inventory import SettingsError, read_supplies, validate_fleet, validate_removal
 from llamafleet.layout import Layout
 from llamafleet.managed import Group
 from llamafleet.plans.driver.reboot import Barred
@@ -205,7 +205,8 @@ class Fleet:
 
     def __init__(self, inventory: Inventory, builds: bool) -> None:
         self.inventory = inventory
-        settings = validate_fleet({h.name: _data_of(h) for h in inventory})
+        data = {h.name: _data_of(h) for h in inventory}
+        settings = validate_fleet(data) if builds else validate_removal(data)
         if builds:
             # No index is asked for a version that is only to be removed.
             settings, told = looked_up(settings)

@@ -18,7 +18,7 @@ from llamafleet.managed import access
 from llamafleet.plans.plan import BuildPlan, Problem
 from llamafleet.plans.share import offer_of, wheel_of
 from llamafleet.protocol.job import WHEELS, SharedWheel
-from llamafleet.wheelstore import Incoming
+from llamafleet.wheelstore import Incoming, Wrong
 from operations import lock, upload
 from operations.rights import as_account
 from operations.run import HostRun, here
@@ -85,14 +85,13 @@ def _judge(run: HostRun, build: BuildPlan) -> None:
             run.say(f"build_sharing: it can't be moved away ({error})", fg="red")
 
 
-def _replaced(run: HostRun, key: str, wheel: SharedWheel, wrong: str) -> Problem:
+def _replaced(run: HostRun, key: str, wheel: SharedWheel, wrong: Wrong) -> Problem:
     """Of a stored wheel that somebody has changed."""
     file = run.sharing.store.file(key, wheel)
-    found, _, expected = wrong.partition("; expected ")
     return Problem(
         "build_sharing",
-        found=f"{file} with {found}",
-        expected=f"{expected}, the wheel of {wheel.host}",
+        found=f"{file} with {wrong.found}",
+        expected=f"{wrong.expected}, the wheel of {wheel.host}",
         next=f"see who wrote it, ls -la {file.parent}",
     )
 

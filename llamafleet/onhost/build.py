@@ -20,8 +20,9 @@ from llamafleet.onhost import compilercache, ninja, nvcc, wheel
 from llamafleet.onhost.buildlog import BuildLog, refuse_unused, undeclared_options
 from llamafleet.onhost.diagnose import OF_JOBS, causes
 from llamafleet.onhost.environment import environment
-from llamafleet.onhost.job import Job, JobFailed
+from llamafleet.onhost.job import Job, JobFailed, beside
 from llamafleet.onhost.pip import (
+    AS_SOURCE,
     FROM_SOURCE,
     HASHES,
     WHEELS_ONLY,
@@ -132,9 +133,10 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     """`last`: what ninja told of the build before."""
     prefix = Path(config.prefix)
     env = environment(config, variables(config), prefix, tmp)
+    job.notes.extend(config.notes)
     job.phase("resolve", "venv")
     built_by = compiler_of(config, env)
-    python, pip = _venv(job, config, env, tmp)
+    python, pip = _venv(job, config, env, tmp, AS_SOURCE)
     # pip applies --config-settings of its command line to named requirements, not to those of a
     # file; and a hash can be given in a file only.
     env, order = _longest_first(job, config, env, tree, tmp, last=last)
@@ -148,7 +150,9 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     if cache:
         cache.prepare([*pip, *WHEELS_ONLY])
         wanted = _through(cache, pip, into, llama, tree) or wanted
-    with cache or contextlib.nullcontext():
+    # On cores that pip and CMake leave idle until the first units; pip itself would do it before.
+    compiling = [python, "-I", "-m", "compileall", "-qq", str(prefix / "lib")]
+    with beside(compiling, env=env, cwd=tmp, limit_s=60), cache or contextlib.nullcontext():
         log = _built(job, config, wanted, env | (cache.launchers if cache else {}))
     kept = _kept(job, config, env, pip) if config.keep_wheel else None
     job.phase("check", "import")
@@ -186,7 +190,9 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     )
 
 
-def _venv(job: Job, config: BuildConfig, env: dict[str, str], tmp: Path) -> tuple[str, list[str]]:
+def _venv(
+    job: Job, config: BuildConfig, env: dict[str, str], tmp: Path, *options: str
+) -> tuple[str, list[str]]:
     """Make the environment with all that is pinned; its interpreter, and its `pip_install`."""
     prefix = Path(config.prefix)
     job.command([config.python, "-I", "-m", "venv", "--without-pip", str(prefix)], env=env)
@@ -194,7 +200,7 @@ def _venv(job: Job, config: BuildConfig, env: dict[str, str], tmp: Path) -> tupl
     pip = pip_install(own_pip(config, tmp), python)
     requirements = job.folder / "requirements.txt"
     requirements.write_text(config.requirements, encoding="utf-8")
-    pip_run(job, [*pip, *WHEELS_ONLY, "-r", str(requirements)], env)
+    pip_run(job, [*pip, *WHEELS_ONLY, *options, "-r", str(requirements)], env)
     return python, pip
 
 

@@ -269,6 +269,25 @@ class Job:
         judge(argv, code)
 
 
+@contextlib.contextmanager
+def beside(
+    argv: Sequence[str], *, env: dict[str, str], cwd: Path, limit_s: float
+) -> Iterator[None]:
+    """Run a command while the block runs, and `limit_s` longer at most.
+
+    For what may as well be left undone: its output and its status count for nothing. Raises
+    JobFailed where it can't be started.
+    """
+    with STOPPER.hold():
+        process = _spawn(argv, env, cwd, subprocess.DEVNULL)
+    try:
+        yield
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(limit_s)
+    finally:
+        end_session(process)
+
+
 def judge(argv: Sequence[str], status: int) -> None:
     """Raise JobFailed unless a command ended with 0; `status` below 0: by that signal."""
     name = Path(argv[0]).name
@@ -278,13 +297,15 @@ def judge(argv: Sequence[str], status: int) -> None:
         raise JobFailed(f"{name} ended with status {status}")
 
 
-def _spawn(argv: Sequence[str], env: dict[str, str], cwd: Path) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, stdout and stderr in one pipe."""
+def _spawn(
+    argv: Sequence[str], env: dict[str, str], cwd: Path, output: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, stdout and stderr in one `output`."""
     try:
         return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env=env,
             cwd=cwd,

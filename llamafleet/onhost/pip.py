@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,8 @@ AnyPip = TypeVar("AnyPip", bound=PipConfig)
 
 HASHES = "--require-hashes"
 WHEELS_ONLY = ("--progress-bar=off", "--only-binary", ":all:")
+AS_SOURCE = "--no-compile"
+"""For pip: byte code is made by other means."""
 NO_FILE = "No matching distribution found for "
 NOT_FETCHED = re.compile(r"Could not fetch URL .* Error|HTTP error \d")
 FROM_SOURCE = (
@@ -29,8 +31,22 @@ FROM_SOURCE = (
 
 
 def own_pip(config: AnyPip, tmp: Path) -> AnyPip:
-    """The same with a copy of pip of this job's own: the host's may be replaced while it runs."""
-    return replace(config, pip=str(shutil.copy(config.pip, tmp / "pip.pyz")))
+    """The same with a pip of this job alone: the host's may be replaced while it runs."""
+    return replace(config, pip=unpacked(config.pip, tmp / "pip"))
+
+
+def unpacked(pip: str, folder: Path) -> str:
+    """`folder`, with what is in the archive `pip`: of that, Python compiles all modules anew at
+    each start. Raises JobFailed, and OSError of a full disk."""
+    try:
+        with zipfile.ZipFile(pip) as archive:
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise JobFailed(
+            f"{pip}: found no archive that can be unpacked ({error}); expected pip's; "
+            "next: run the same command again"
+        ) from error
+    return str(folder)
 
 
 def pip_run(

@@ -245,10 +245,11 @@ def plan_build(
     layout: Layout,
     house: Manifest | None,
     wheels: Mapping[str, SharedWheel] = NO_WHEELS,
+    notes: tuple[str, ...] = (),
 ) -> BuildPlan:
     """The build of this host; `house`: of the wheelhouse that takes the registries' place.
 
-    `wheels`: those that other hosts built, by fingerprint.
+    `wheels`: those that other hosts built, by fingerprint. `notes`: what is not as usual in it.
 
     Raises ValueError as `cmake_options` does.
     """
@@ -284,6 +285,7 @@ def plan_build(
         ca_bundle=network.ca_bundle,
         netrc=network.netrc,
         cache=plan_cache(settings, layout, house),
+        notes=notes,
         keep_wheel=shares and wheel is None,
         wheel=wheel,
         wheel_file=f"{layout.shared}/{wheel.name}" if wheel else "",

@@ -55,9 +55,14 @@ from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
-from llamafleet.plans.toolkit.architectures import capabilities_of
+from llamafleet.plans.toolkit.architectures import capabilities_of, undetected
 from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
-from llamafleet.plans.toolkit.compiler import choose_compiler, plan_compiler, plan_packages
+from llamafleet.plans.toolkit.compiler import (
+    choose_compiler,
+    instead,
+    plan_compiler,
+    plan_packages,
+)
 from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.plans.verify import model_problem, plan_verify
@@ -66,6 +71,7 @@ from llamafleet.protocol.job import BuildInputs, SharedWheel
 from llamafleet.protocol.result import Result
 from llamafleet.settings import LLAMA_VERSION, Settings
 from llamafleet.tables.releases import release
+from llamafleet.tables.toolkits import ToolkitRow
 from llamafleet.tables.toolkits import toolkit as toolkit_row
 
 T = TypeVar("T")
@@ -184,8 +190,7 @@ class _Draft:
         """None: one must be installed first, or none will do."""
         if packages is None or packages.names:
             return None
-        row = toolkit_row(toolkit.version) if toolkit else None
-        return self.take(choose_compiler(self.snapshot, self.settings, row))
+        return self.take(choose_compiler(self.snapshot, self.settings, _row(toolkit)))
 
     def _build(
         self,
@@ -200,7 +205,6 @@ class _Draft:
             plan_build,
             self.settings,
             self.snapshot,
-            compiler=compiler,
             toolkit=toolkit,
             capabilities=capabilities,
             python=python.path,
@@ -208,9 +212,20 @@ class _Draft:
             house=self.supplies.manifest,
             wheels=self.wheels,
         )
-        return self.attempt(
-            "cmake_options", make, "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
-        )
+        notes = undetected(self.snapshot, self.settings) if toolkit else ()
+        fix = "remove CMAKE_CUDA_ARCHITECTURES from cmake_options"
+        build = self.attempt("cmake_options", partial(make, compiler=compiler, notes=notes), fix)
+        failed = self.snapshot.job("build", build.fingerprint) if build else None
+        other = instead(self.snapshot, self.settings, _row(toolkit), compiler, failed)
+        if build is None or other is None:
+            return build
+        told = f"nvcc refused {compiler.path}: built with {other.path}"
+        again = make(compiler=other, notes=(*notes, told))
+        return replace(again, instead=build.fingerprint, reason=f"{told}; {again.reason}")
+
+
+def _row(toolkit: ToolkitPlan | None) -> ToolkitRow | None:
+    return toolkit_row(toolkit.version) if toolkit else None
 
     def models(self, python: Tool | None, besides_mib: int) -> ModelsPlan | None:
         """Those that are served. `besides_mib`: what all else needs on the same disk."""
@@ -285,6 +300,7 @@ def make_plan(
         return _in_container(draft, host, hold, acceleration, notes, sha256=sha256)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
+    notes += code.build.config.notes if code.build else ()
     backend, build, toolkit = acceleration.backend, code.build, code.toolkit
     verify = None
     if build:

@@ -169,6 +169,8 @@ class BuildPlan:
     """None: it is built."""
     clears: bool = False
     """The folder of a wheel that another host built goes: one comes there, or was left there."""
+    instead: str = ""
+    """Fingerprint of the build that failed and in whose place this one is tried, once."""
 
     @property
     def name(self) -> str:

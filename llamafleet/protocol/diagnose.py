@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal, get_args
 
 from llamafleet.protocol.failing import FAILED, FALLS_BACK, failing, fits, own
-from llamafleet.protocol.log_text import LogText, numbered, without_prefix
-from llamafleet.protocol.needed import SPACE, Needs, Words, alternatives_of, needs_of
+from llamafleet.protocol.log_text import Line, LogText, numbered, without_prefix
+from llamafleet.protocol.needed import SPACE, Needs, Wanted, needs_of
 from llamafleet.protocol.recovery import Recovery
 from llamafleet.protocol.redact import redacted
 
@@ -20,14 +20,18 @@ LONGEST_LINE = 400
 BEFORE = 2
 MOST_PLACES = 50
 """Places of a signature that are looked at: where one is explained away the next may count."""
-_LOOKS_AT_ALL = (r"\s\S", r"\A")
-"""Of patterns that may reach over any number of lines."""
 _OF_A_CARD = re.compile(r"NVRM: Xid \(", re.IGNORECASE)
 """What the kernel quotes there is said of the GPU's own processors."""
 _DETECTION = "detection"
+_DEPS = "deps"
+_LOOKED_FOR = frozenset({_DEPS, "import"})
 _LINK = "link"
 _APT_WARNS = "W: "
 """Before a text that ends nothing: what does begins with E."""
+_ANOTHER_WAY = re.compile(r"falling back to (?!.{0,20}\bCPU\b)", re.IGNORECASE)
+"""A warning of a program that does it otherwise, and not without the GPU."""
+BELOW = 3
+"""Lines that are told of a message behind its exception's name."""
 WRAPPED = 4
 """Lines that a re-wrapped message takes at most; what reaches further only looks at the whole."""
 
@@ -44,8 +48,8 @@ class Signature:
     id: str
     stage: str
     """Who says it: see the head of tables/failures.yaml."""
-    pattern: re.Pattern[str]
-    """Made by `family_of`: searched in LogText.joined."""
+    pattern: str
+    """Made by `family_of`: searched in LogText.joined. Compiled where a log holds its words."""
     cause: str
     fix: str
     source: str
@@ -55,7 +59,7 @@ class Signature:
     rank: Rank = "cause"
     explains: frozenset[str] = frozenset()
     """Signatures of what follows from it: where both are found, it stands first."""
-    mended_by: re.Pattern[str] | None = None
+    mended_by: Wanted | None = None
     """Of one in spite of which the program goes on: what alone shows that it no longer holds."""
 
 
@@ -78,26 +82,27 @@ class Match:
 
 
 def signatures_from(rows: Iterable[Mapping[str, str]]) -> tuple[Signature, ...]:
-    """Compile the rows of the table; raises KeyError and re.error for a malformed one."""
+    """The rows of the table; raises KeyError for a malformed one."""
     return tuple(
         Signature(
             id=row["id"],
             stage=row["stage"],
-            pattern=re.compile(family_of(row["pattern"]), re.MULTILINE),
+            pattern=family_of(row["pattern"]),
             cause=row["cause"],
             fix=row["fix"],
             source=row["source"],
             needs=needs_of(family_of(row["pattern"])),
             rank=_rank(row.get("rank", "cause")),
             explains=frozenset(row.get("explains", "").split()),
-            mended_by=_compiled(row.get("goes_on", "")),
+            mended_by=_wanted(row.get("goes_on", "")),
         )
         for row in rows
     )
 
 
-def _compiled(pattern: str) -> re.Pattern[str] | None:
-    return re.compile(family_of(pattern), re.MULTILINE) if pattern else None
+@cache
+def _wanted(pattern: str) -> Wanted | None:
+    return Wanted.of(family_of(pattern)) if pattern else None
 
 
 def _rank(word: str) -> Rank:
@@ -140,13 +145,15 @@ def causes(
     for place, signature in enumerate(asked):
         if not log.words.anywhere(signature.needs):
             continue
-        match = _first(signature, _places(signature, log), log, recovery, taken)
-        if match and _links(signature, match) and failing(log.lines, recovery):
+        places = log.places(Wanted(signature.pattern, signature.needs))
+        match = _first(signature, places, log, recovery, taken)
+        if match and _links(signature, match) and _failing(text):
             match = replace(match, rank=signature.rank)
         if match:
             found.append((RANKS.index(match.rank), match.number, place, signature, match))
     if stages is None and recovery.well:
-        found = [each for each in found if each[-1].rank != "hint" or each[-2].mended_by]
+        well = not _failing(text)
+        found = [each for each in found if not _of_no_account(*each[-2:], recovery, well=well)]
     ranked = [(one, match) for *_, one, match in sorted(found, key=lambda each: each[:3])]
     return tuple(match for _, match in _roots_first(ranked))
 
@@ -160,45 +167,16 @@ def diagnose(
     return min(first, key=lambda match: RANKS.index(match.rank), default=None)
 
 
+def _of_no_account(one: Signature, match: Match, recovery: Recovery, *, well: bool) -> bool:
+    """Of a log that ended well: a hint; a package or library that was missed, and done without."""
+    if match.rank == "consequence" and one.stage in _LOOKED_FOR:
+        return well and match.number < recovery.well
+    return match.rank == "hint" and not one.mended_by
+
+
 def _links(signature: Signature, match: Match) -> bool:
     """The linker warned of it: of a library that is missing it says no more where that ends it."""
     return signature.stage == _LINK and match.rank != signature.rank
-
-
-def _narrowed(signature: Signature, words: Words) -> tuple[re.Pattern[str], Needs]:
-    """Its pattern without the alternatives whose words are not there, and what that needs."""
-    each = alternatives_of(signature.pattern.pattern)
-    if len(each) != len(signature.needs):  # asked for without a filter
-        return signature.pattern, signature.needs
-    pairs = zip(each, signature.needs)  # noqa: B905 - hosts have Pythons without strict
-    held = [(one, needs) for one, needs in pairs if words.anywhere((needs,))]
-    return _compiled_once("|".join(one for one, _ in held)), tuple(needs for _, needs in held)
-
-
-@lru_cache(maxsize=512)
-def _compiled_once(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.MULTILINE)
-
-
-def _places(signature: Signature, log: LogText) -> Iterator[re.Match[str]]:
-    """Where its pattern fits, searched for only in parts of the log that hold its words."""
-    pattern, needs = _narrowed(signature, log.words)
-    if any(one in pattern.pattern for one in _LOOKS_AT_ALL):
-        yield from pattern.finditer(log.joined)
-        return
-    within, at = log.words.within(needs), 0
-    while within >> at:
-        at += _trailing(within >> at, 0)
-        last = at + _trailing(within >> at, 1)
-        # With the part behind the last, in which a message of that one may end.
-        end = log.parts[min(last, len(log.parts) - 1)][1]
-        yield from pattern.finditer(log.joined, log.parts[at][0], end)
-        at = last
-
-
-def _trailing(bits: int, bit: int) -> int:
-    """How many of its lowest are that one, in a row."""
-    return ((bits + 1 if bit else bits) & -(bits + 1 if bit else bits)).bit_length() - 1
 
 
 def _first(
@@ -221,14 +199,19 @@ def _first(
         if _OF_A_CARD.search(line.text) and signature.stage != _DETECTION:
             continue
         if signature.mended_by:
-            mended = bool(signature.mended_by.search(log.joined, span[1]))
+            tried = signature.stage == _DEPS and line.warns and line.number < recovery.well
+            mended = tried or log.last(signature.mended_by) >= span[1]
         else:
             mended = recovery.mended(signature.stage, signature.id, line)
         if mended:
             continue
         taken.append((first, last))
         said = _shown(" ".join(each.text for each in log.lines[first : last + 1]))
-        warns = line.warns and not (signature.mended_by and not line.text.startswith(_APT_WARNS))
+        warns = line.warns and (
+            not signature.mended_by
+            or line.text.startswith(_APT_WARNS)
+            or bool(_ANOTHER_WAY.search(said))
+        )
         rank: Rank = "hint" if warns else signature.rank
         match = Match(
             signature.id,
@@ -287,8 +270,13 @@ def _shown(line: str) -> str:
 
 def fails(text: str) -> bool:
     """Something says that it failed, and nothing behind it that all is well."""
+    return _failing(text) is not None
+
+
+@lru_cache(maxsize=1)
+def _failing(text: str) -> Line | None:
     log, recovery = _read(text)
-    return failing(log.lines, recovery) is not None
+    return failing(log.lines, recovery)
 
 
 @lru_cache(maxsize=1)
@@ -311,8 +299,7 @@ def error_lines(text: str, limit: int = MAX_LINES) -> list[str]:
         if start is None:
             start = next((at for at, line in enumerate(bare) if fits(asked, line)), None)
     if start is None:
-        log, recovery = _read(text)
-        first = failing(log.lines, recovery)
+        first = _failing(text)
         start = numbers.index(first.number) if first else None
     if start is None:
         return list(map(_shown, lines[-limit:]))
@@ -328,5 +315,11 @@ def _ends(text: str) -> tuple[list[int], list[str]]:
 
 
 def _further(lines: Sequence[str], own: Iterable[int], end: int, most: int) -> list[str]:
-    """Different ones of the lines behind `end`."""
-    return list(dict.fromkeys(lines[number] for number in own if number >= end))[:most]
+    """Different ones of the lines behind `end`, each with a message that begins below it."""
+    told = (
+        lines[at]
+        for number in own
+        for at in range(number, number + 1 + BELOW * lines[number].endswith(":"))
+        if end <= at < len(lines)
+    )
+    return list(dict.fromkeys(told))[:most]

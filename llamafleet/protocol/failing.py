@@ -33,8 +33,8 @@ FAILED = (
 )
 """What reports a failure of another program."""
 _STEMS = (
-    *("err", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert", "space"),
-    *("fault", "died", "killed", "e: ", "panic", "nvrm", "not found", "not execute", "*** ["),
+    *("error", "fail", "fatal", "exception", "undefined", "cannot", "multiple", "assert"),
+    *("no space", "fault", "died", "killed", "panic", "nvrm", "not found", "not execute", "*** ["),
     *(
         "ld: ",
         "make",
@@ -48,6 +48,7 @@ _STEMS = (
         "エラー",
     ),
 )
+_APT = "e: "
 FALLS_BACK = r"(?i)warning:.{0,200}(?:\bCPU\b|fall(?:ing)? ?back|will be ignored|no usable GPU)"
 
 ENDS = 4
@@ -60,7 +61,7 @@ GOES_ON_WITHIN = 3
 _WORDS = (
     r"(?i)(?<![\w./=-])(?:errors?|fail(?:s|ed|ures?|ing)?|fatal|cannot|can't|can not|could not"
     r"|couldn't|unable to|refused|denied|forbidden|unauthori[sz]ed|not found|does(?: not|n't) exist"
-    r"|no such|invalid|illegal|abort(?:ed|ing)?|crash(?:ed)?|exceptions?|killed|segfault"
+    r"|no such|invalid|illegal|abort(?:ed|ing)?|crash(?:ed|es)|exceptions?|killed|segfault"
     r"|rejected|(?:is|are) not (?:supported|installed|available|allowed|permitted|recognized)"
     r"|unsupported|unresolved|not permitted|timed out|unreachable|mismatch(?:es)?|incompatible"
     r"|unavailable|corrupt(?:ed)?|insufficient|out of memory|no more mirrors|too many requests"
@@ -79,7 +80,9 @@ _WORDS = (
 _HARMLESS = (
     r"(?i)(?:-- |\+* ?echo |get:|hit:|ign:|unpacking |setting up |selecting |preparing to "
     r"|\(reading |downloading "
-    r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:errors?|failures?|problems?)\b"
+    r"|.{0,300}(?:\becho >&2|\b(?:no|0|without|zero|any) (?:\w{1,20} )?"
+    r"(?:errors?|failures?|problems?|failed|corrupt(?:ed)?|invalid|missing|rejected|exceptions?)\b"
+    r"|\berror (?:less|smaller|below|rate|margin|bound|tolerance)\b"
     r"|\b(?:errors?|fail(?:ed|ures?))(?:\(s\))?[:=] ?(?:0|none)\b|\b0 (?:failed|errors?)\b"
     r"|\blevel=(?:info|debug)\b|not a git repository|dubious ownership"
     r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
@@ -87,6 +90,8 @@ _HARMLESS = (
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
     r"|unable to register \w{1,40} factory|\. setting `"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"
+    r"|[\w,] ['\"](?:errors?|fail(?:s|ed|ures?)?)['\"]"
+    r"|error: resource\(s\) were provided, but no name"
     r"|pip's dependency resolver|in case of|(?:not found|missing|failed)[,;:.…]* [a-z]+ing\b"
     r"|unable to determine if secure boot|but you have .{1,100}incompatible"
     r"|\brequires .{1,100}which is not installed))"
@@ -124,11 +129,13 @@ def failing(lines: Sequence[Line], recovery: Recovery) -> Line | None:
     ends = [line for line in last if _complains(line.text)]
     if last and _raised(left):
         ends.append(left[-1])
-    said = [at for at, line in enumerate(left) if tells(line.text)]
     lasting = (
-        left[at]
-        for at in said
-        if (ends or not _gone_on(left, at)) and not recovery.ended_well(left[at])
+        line
+        for at, line in enumerate(left)
+        if line.number >= recovery.ended
+        and tells(line.text)
+        and (ends or not _gone_on(left, at))
+        and not recovery.ended_well(line)
     )
     firsts = [*itertools.islice(lasting, 1), *ends[:1]]
     return min(firsts, key=lambda line: line.number, default=None)
@@ -160,7 +167,10 @@ def own(text: str) -> bool:
 def may_tell(text: str) -> bool:
     """What all lines have that OWN or FAILED fits: looked for first, for it takes no time."""
     lower = text.lower()
-    return any(map(lower.__contains__, _STEMS))
+    if any(map(lower.__contains__, _STEMS)) or lower.startswith(_APT):
+        return True
+    name = text[: max(0, text.find(": "))]
+    return "." in name and " " not in name  # an exception's
 
 
 def harmless(text: str) -> bool:

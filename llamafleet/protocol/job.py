@@ -206,6 +206,8 @@ class BuildConfig(PipConfig):
     jobs: int
     cache: CacheConfig | None = None
     """None: all is compiled."""
+    notes: tuple[str, ...] = ()
+    """What is not as usual in it, a line each: the stamp tells them too."""
     keep_wheel: bool = False
     """The wheel is for other hosts of this fingerprint too: it stays in the prefix."""
     wheel: SharedWheel | None = None

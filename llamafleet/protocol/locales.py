@@ -560,6 +560,8 @@ AROUND: Mapping[str, tuple[str, ...]] = {
 }
 """The same of messages with a name in their midst, where {} stands."""
 
+_WORD = re.compile(r"\w+")
+_INNER = re.compile(r"(?<=[ '])\w+(?=[ '])")
 _NAME = r"['`\"]? ?(\S+?) ?"
 _ENGLISH = {said: english for english, all_of_it in SAID.items() for said in all_of_it}
 
@@ -574,14 +576,21 @@ class Spoken:
     @classmethod
     def of(cls, text: str) -> Spoken | None:
         """Those of a text in lower case; None: it is in English."""
+        words = set(_WORD.findall(text))
         heard = sorted(
-            (one for one in _ENGLISH if one in text or _spaced(one) in text), key=len, reverse=True
+            (
+                one
+                for one in _ENGLISH
+                if words.issuperset(_whole(one)) and (one in text or _spaced(one) in text)
+            ),
+            key=len,
+            reverse=True,
         )
         around = tuple(
             (_pattern_around(one), english.replace("{}", r"\1"))
             for english, all_of_it in AROUND.items()
             for one in all_of_it
-            if all(part in text for part in _parts(one))
+            if words.issuperset(_whole(f" {one}")) and all(part in text for part in _parts(one))
         )
         return cls(_any_of(heard), around) if heard or around else None
 
@@ -592,6 +601,11 @@ class Spoken:
         if self.phrases:
             line = self.phrases.sub(lambda found: _ENGLISH[_key(found[0])], line)
         return line.replace(" : ", ": ")
+
+
+def _whole(phrase: str) -> list[str]:
+    """Words that a text which holds it has whole: not its last, nor one that a name cuts."""
+    return _INNER.findall(phrase)
 
 
 def _spaced(phrase: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llamafleet.protocol.locales import Spoken
-from llamafleet.protocol.needed import Words
+from llamafleet.protocol.needed import Wanted, Words
 from llamafleet.protocol.quoted import Quoted, of_chats
 
 LONGEST_LINE = 1000
@@ -20,7 +20,9 @@ END = 300
 HALF = 2 * 2**20
 """Characters read at either end of a log: the first error and how it ended."""
 PART = 150
-"""Lines of which it is known together which words they hold."""
+SIZE = 2**13
+"""Lines, or characters, of which it is known together which words they hold: whatever is less, and
+more than the lines of a message."""
 BETWEEN = 2**18
 """Characters read of the rest at most, in lines that sound like a failure."""
 MOST_SOUNDING = 500
@@ -32,6 +34,8 @@ _SOUNDS = (
     *(form for each in _IN_ANY_CASE for form in (each, each.capitalize(), each.upper())),
     *("undefined reference", "cannot ", "No space left", "not found", "ermission denied", "错误"),
 )
+_LOOKS_AT_ALL = (r"\s\S", r"\A")
+"""Of patterns that may reach over any number of lines."""
 DEEPEST = 5
 """Prefixes one after another, as of a container's log in a journal."""
 
@@ -81,6 +85,7 @@ _PREFIX = re.compile(
             r"\[?(?:INFO|DEBUG|NOTICE)\]?(?=:?\s)",
             r"[IEF]\d{4} " + _TIME + r" {1,8}\d{1,9} \S{1,80}:\d{1,6}\]",  # Kubernetes' programs
             r"stderr:(?=\s)",
+            r"\[rank\d{1,5}\]:",  # torchrun's
             r"\(\w[\w .-]{0,60} pid=\d{1,9}(?:, ip=[\d.]{7,15})?\)",  # vLLM's and Ray's processes
             r"(?:ERROR|INFO|DEBUG) \d\d-\d\d " + _TIME + r" \[[\w/]{1,80}\.py:\d{1,6}\]",
         )
@@ -97,13 +102,14 @@ _STEP = re.compile(
 """What a build does, and a name within it is no word of a failure."""
 _OF_USERS = re.compile(r"""(?:"(?:content|prompt)" ?: ?|\bprompt: )["'].*""")
 """What a server was asked and answered may speak of failures."""
-_SPACE = re.compile(r"\s+")
 _WARNS = re.compile(
     r"(?:cmake (?:deprecation |developer )?warning\b|deprecation:|w: "
     r"|-?warn(?:ing)?\b(?!: no usable)"
     r"|(?:\S{1,200}: |-- )warning[: ]|.{0,400}\blevel=warn(?:ing)?\b|\[notice\]"
     r"|.{0,300}: (?:\w{0,40})warning: "
-    r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)|w\d{4} \d\d:\d\d:\d\d)"
+    r"|.{0,200}\bnccl warn "
+    r"|.{0,120}(?:\[warn(?:ing)?\]|- warn(?:ing)? -|\| ?warn(?:ing)? *\|)"
+    r"|\[?w\d{3,4} \d\d:\d\d:\d\d)"
 )
 
 
@@ -135,12 +141,27 @@ class LogText:
     @cached_property
     def joined(self) -> str:
         """In lower case, a line end between lines: what patterns are searched in."""
-        return "\n".join(line.text.lower() for line in self.lines)
+        return "\n".join(self._lower)
+
+    @cached_property
+    def _lower(self) -> list[str]:
+        return [line.text.lower() for line in self.lines]
 
     @cached_property
     def parts(self) -> tuple[tuple[int, int], ...]:
         """Places in `joined` where some lines begin and end; the whole in its order."""
-        return tuple(itertools.pairwise((*self._starts[::PART], len(self.joined) + 1)))
+        starts = (self._starts[at] for at in self._cuts[:-1])
+        return tuple(itertools.pairwise((*starts, len(self.joined) + 1)))
+
+    @cached_property
+    def _cuts(self) -> list[int]:
+        """Indices of the lines with which parts begin, and how many lines there are."""
+        cuts, begin = [0], 0
+        for at, start in enumerate(self._starts):
+            if at - cuts[-1] == PART or start - begin >= SIZE:
+                cuts.append(at)
+                begin = start
+        return [*cuts, len(self.lines)] if self.lines else [0]
 
     @cached_property
     def words(self) -> Words:
@@ -150,14 +171,58 @@ class LogText:
     @cached_property
     def _starts(self) -> list[int]:
         starts, at = [], 0
-        for line in self.lines:
+        for lower in self._lower:
             starts.append(at)
-            at += len(line.text.lower()) + 1
+            at += len(lower) + 1
         return starts
+
+    def places(self, wanted: Wanted) -> Iterator[re.Match[str]]:
+        """Where the pattern fits, searched for only in parts of the log that hold its words."""
+        wanted = wanted.narrowed(self.words)
+        if not wanted.needs:
+            return
+        if any(one in wanted.pattern for one in _LOOKS_AT_ALL):
+            yield from wanted.compiled.finditer(self.joined)
+            return
+        within, at = self.words.within(wanted.needs), 0
+        while within >> at:
+            at += _trailing(within >> at, 0)
+            last = at + _trailing(within >> at, 1)
+            # With the part behind the last, in which a message of that one may end.
+            end = self.parts[min(last, len(self.parts) - 1)][1]
+            yield from wanted.compiled.finditer(self.joined, self.parts[at][0], end)
+            at = last
+
+    def last(self, wanted: Wanted) -> int:
+        """Where in `joined` the pattern fits for the last time; -1: nowhere."""
+        known = self._last.get(wanted.pattern)
+        if known is None:
+            known = max((found.start() for found in self.places(wanted)), default=-1)
+            self._last[wanted.pattern] = known
+        return known
+
+    @cached_property
+    def _last(self) -> dict[str, int]:
+        return {}
+
+    def lines_with(self, wanted: Wanted) -> Iterator[tuple[int, re.Match[str]]]:
+        """The numbers of the lines that begin so."""
+        wanted = wanted.narrowed(self.words)
+        fits, within = wanted.compiled.match, self.words.within(wanted.needs)
+        for part in range(within.bit_length()):
+            if within >> part & 1:
+                for at in range(self._cuts[part], self._cuts[part + 1]):
+                    if found := fits(self._lower[at]):
+                        yield self.lines[at].number, found
 
     def index_at(self, offset: int) -> int:
         """Of the line that holds this place of `joined`."""
         return bisect_right(self._starts, offset) - 1
+
+
+def _trailing(bits: int, bit: int) -> int:
+    """How many of its lowest are that one, in a row."""
+    return ((bits + 1 if bit else bits) & -(bits + 1 if bit else bits)).bit_length() - 1
 
 
 def _spoken(lines: tuple[Line, ...]) -> Spoken | None:
@@ -180,11 +245,13 @@ def without_prefix(line: str) -> str:
 def _lines(text: str) -> Iterator[Line]:
     warned_at, passed, quoted = -1, False, Quoted()
     for number, raw in numbered(text):
-        if _ENCODED.fullmatch(raw):
+        if " " not in raw and _ENCODED.fullmatch(raw):
             continue
         bare = without_prefix(_plain(raw))
-        said = _OF_USERS.sub("", _SPACE.sub(" ", bare).strip())
-        if not said or _GLOG_WARNING.match(said) or _STEP.fullmatch(said):
+        said = " ".join(bare.split())
+        if '"content"' in said or "prompt" in said:
+            said = _OF_USERS.sub("", said)
+        if not said or _says_nothing(said):
             continue
         indent = len(bare) - len(bare.lstrip())
         if quoted.has(said, indent):
@@ -198,6 +265,13 @@ def _lines(text: str) -> Iterator[Line]:
         if warned_at >= 0 and passed:
             continue
         yield Line(number, said, warns)
+
+
+def _says_nothing(said: str) -> bool:
+    first = said[0]
+    return (first == "W" and bool(_GLOG_WARNING.match(said))) or (
+        first in "BL" and bool(_STEP.fullmatch(said))
+    )
 
 
 def _plain(line: str) -> str:

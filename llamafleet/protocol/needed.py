@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, lru_cache, reduce
 from operator import and_, or_
 
 Needs = tuple[tuple["str | Needs", ...], ...]
@@ -88,14 +89,64 @@ class Words:
             return self._parts.get(needed.strip(), 0)
         if len(needed) < SHORT:
             return self._everywhere
+        if needed.startswith(" "):
+            return self._all_with(needed[1:], self._forward)
+        if needed.endswith(" "):
+            return self._all_with(needed[-2::-1], self._backward)
         words, made = self._all, 0
         at = words.find(needed)
         while at >= 0 and made != self._everywhere:
-            # Of a word that begins with what is needed, the blank before it is found.
-            begin, end = words.rfind(" ", 0, at + 1), words.find(" ", at + 1)
+            begin, end = words.rfind(" ", 0, at), words.find(" ", at)
             made |= self._parts[words[begin + 1 : end]]
             at = words.find(needed, end)
         return made
+
+    def _all_with(self, start: str, words: list[tuple[str, int]]) -> int:
+        made = 0
+        for at in range(bisect_left(words, (start, 0)), len(words)):
+            word, parts = words[at]
+            if made == self._everywhere or not word.startswith(start):
+                break
+            made |= parts
+        return made
+
+    @cached_property
+    def _forward(self) -> list[tuple[str, int]]:
+        return sorted(self._parts.items())
+
+    @cached_property
+    def _backward(self) -> list[tuple[str, int]]:
+        return sorted((word[::-1], parts) for word, parts in self._parts.items())
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A pattern, and the words that each of its alternatives needs."""
+
+    pattern: str
+    needs: Needs
+
+    @classmethod
+    def of(cls, pattern: str) -> Wanted:
+        return cls(pattern, needs_of(pattern))
+
+    @property
+    def compiled(self) -> re.Pattern[str]:
+        return _compiled(self.pattern)
+
+    def narrowed(self, words: Words) -> Wanted:
+        """Without the alternatives whose words are not there."""
+        each = alternatives_of(self.pattern)
+        if len(each) != len(self.needs):  # asked for without a filter
+            return self
+        pairs = zip(each, self.needs)  # noqa: B905 - hosts have Pythons without strict
+        held = [(one, needs) for one, needs in pairs if words.anywhere((needs,))]
+        return Wanted("|".join(one for one, _ in held), tuple(needs for _, needs in held))
+
+
+@lru_cache(maxsize=2048)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.MULTILINE)
 
 
 @dataclass

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from llamafleet.protocol.log_text import Line, LogText
+from llamafleet.protocol.needed import Wanted
 
 BUILD = frozenset({"toolkit", "deps", "configure", "compile", "link", "detection"})
 MADE = BUILD - {"detection"} | {"import"}
@@ -15,27 +18,27 @@ RUN = frozenset({"import", "runtime"})
 OUT_OF_MEMORY = "oom-"
 """How signatures of it begin: llama.cpp itself tries again with less."""
 
-_FETCHES = re.compile(
-    r"(?:downloading|using cached|requirement already|collecting|obtaining|successfully|"
+_FETCHES = (
+    r"downloading|using cached|requirement already|collecting|obtaining|successfully|"
     r"installing collected|"
-    r"get:\d|fetched |\S+ \d{3} ok)"
+    r"get:\d|fetched |\S+ \d{3} ok"
 )
-_BUILD_BEGINS = re.compile(
+_BUILD_BEGINS = (
     r"(?P<cmake>\*\*\* configuring cmake)|(?P<compiler>-- the c compiler identification)"
     r"|(?P<wheel>building wheel for (?P<of>\S+)(?: \(\S+\))?(?:: started| \.\.\. ))"
     r"|(?P<pip>collecting llama|processing \S*llama)"
     r"|(?P<typed>[$+] (?:sudo )?(?P<program>cmake|pip|make|docker|apt(?:-get)?|conda) (?P<rest>.*))"
     r"|(?P<again>attempt [2-9]|(?:retry|try)ing (?:again|with|once)\b)"
 )
-_BUILD_ENDED = re.compile(
-    r"(?:successfully (?:installed|built)|\*\*\* created \S+\.whl|built target |"
-    r"-- build files have been written|build (?:finished|succeeded)|installed llama)"
+_BUILD_ENDED = (
+    r"successfully (?:installed|built)|\*\*\* created \S+\.whl|built target |"
+    r"-- build files have been written|build (?:finished|succeeded)|installed llama"
 )
-_MAKE_FAILED = re.compile(r".{0,40}make(?:\[\d+\])?: \*\*\* ")
-_MAKE_LEFT = re.compile(r"make(?:\[\d+\])?: leaving directory")
+_MAKE_FAILED = r".{0,40}make(?:\[\d+\])?: \*\*\* "
+_MAKE_LEFT = r"make(?:\[\d+\])?: leaving directory"
 """It says so at its end whether or not it failed."""
-_GOOD_END = re.compile(
-    r"(?:(?P<apt>0 upgraded, 0 newly installed)"
+_GOOD_END = (
+    r"(?P<apt>0 upgraded, 0 newly installed)"
     r"|(?P<container>status: (?:downloaded newer|image is up to date)|successfully tagged"
     r"|naming to \S{1,200}.{0,20}done|exporting to image)"
     r"|complete!$|nothing to do\.?$|ignoring repositories: |requirement already "
@@ -45,9 +48,21 @@ _GOOD_END = re.compile(
     r"|.{0,200}installation of the .{1,120}is now complete|(?:all )?done[.!]?$|-- generating done"
     r"|successfully uninstalled"
     r"|.{0,80}\b(?:completed|finished|installed|built|loaded|started|updated) successfully\b"
-    r"|.{0,80}\bsuccess(?:ful(?:ly)?)?[.!]*$|test passed$|result = pass$)"
+    r"|.{0,80}\bsuccess(?:ful(?:ly)?)?[.!]*$|test passed$|result = pass$"
 )
 """How steps of package managers, container engines and installers end well."""
+_VERDICT = (
+    r".{0,120}\b(?:\w{0,40}exit[_ ](?:code|status)|exited with(?: code| status)?|rc)"
+    r"[^\w\n]{1,3}0[^\w\n]{0,4}$"
+    r"|(?!.{0,80}(?:pull|download|extract|verif|shut ?down|startup)).{0,80}"
+    r"\b(?:complete|completed|finished)(?: (?:in|for|at|after) .{1,40})?[.!]*$"
+    r"|(?:.{0,40}\b)?(?:failed|failures|errors)[:=] ?0(?:/\d+)?$"
+    r"|.{0,60}\b0 (?:failed|failures|errors)$"
+    r"|ok(?: \(skipped=\d+\))?$|=+ \d+ passed(?!.{0,80}(?:failed|error)).{0,80} in "
+)
+"""How a whole run tells that it went well, in its last lines."""
+LAST = 5
+"""Lines at the end of a log that hold it."""
 _SAID_BY = re.compile(
     r"(?P<apt>e: |dpkg: error)|(?P<container>error response from daemon|.{0,40}failed to solve)"
     r"|(?P<build>.{0,400}(?:: (?:fatal )?error: |\b(?:nvcc|ptxas|nvlink) (?:fatal|error)"
@@ -55,18 +70,27 @@ _SAID_BY = re.compile(
     r"|ninja: )"
 )
 """Whose failure no other program's good end mends."""
-_RUN_BEGINS = re.compile(
+_RUN_BEGINS = (
     r".{0,60}(?:(?P<model>loaded meta data)|(?P<main>main: loading model)"
     r"|(?P<server>starting llama server|started llama)|(?P<runner>starting (?:go )?runner)"
     r"|(?P<devices>found [1-9]\d{0,2} cuda devices))"
 )
-_RUN_ENDED = re.compile(
+_RUN_ENDED = (
     r".{0,60}(?:is listening|: listening on|model loaded|output generated in|llama runner started"
     r"|eval time|"
     r"all slots are idle|initializing,? (?:n_)?slots|llama_perf|print_timings?\b|"
-    r"\[ prompt: [\d.]+ t/s|\d+ tokens per second)"
+    r"\[ prompt: [\d.]+ t/s|\d+ tokens per second"
+    r"|loading checkpoint shards: +\d|\{'(?:train_|eval_)?loss': )"
 )
-_STOPPED = re.compile(r"keyboardinterrupt\b|\^c$|\^ckeyboardinterrupt")
+_SERVED = (
+    r".{0,200}(?:\d - (?:- \[[^\]\n]{1,40}\] )?\"post \S{1,200} http/[\d.]{1,4}\" 20\d\b"
+    r"|done request: post \S{1,200} \S{1,80} 20\d\b|\| {0,4}20\d {0,4}\|.{0,80}\bpost\b"
+    r"|post \S{1,200}/(?:completions?|generate|chat|embeddings?|responses|messages)"
+    r" \"http/[\d.]{1,4} 20\d|generation throughput: (?!0\.0 )[\d.]+ tok"
+    r"|eval time =|output generated in)"
+)
+"""A server has answered, or a run has given its output: what died before was started again."""
+_STOPPED = r"keyboardinterrupt\b|\^c$|\^ckeyboardinterrupt"
 """Its user ended a program that did its work until then."""
 _AGAIN = "again"
 _OF_A_BUILD = "build"
@@ -91,6 +115,8 @@ class Recovery:
     runs: Steps
     ended: int
     """The last line that says that a run does its work."""
+    served: int
+    """The last line that says that a request was answered."""
     succeeded: int
     """The last line that says that a build ended well."""
     ends: Steps
@@ -98,17 +124,18 @@ class Recovery:
 
     @classmethod
     def of(cls, log: LogText) -> Recovery:
-        lines = [(line.number, line.text.lower()) for line in log.lines]
-        ends, begun = tuple(_ends(lines)), _begins(lines, _BUILD_BEGINS)
+        ends, begun = tuple(_ends(log)), _begins(log, _BUILD_BEGINS)
         succeeded = max((at for at, who in ends if who == _OF_A_BUILD), default=0)
-        ended, last = _last(lines, _RUN_ENDED), max((at for at, _ in ends), default=0)
-        ended = ended and max(ended, _last(lines, _STOPPED))
+        served, last = _last(log, _SERVED), max((at for at, _ in ends), default=0)
+        ended = max(served, _last(log, _RUN_ENDED))
+        ended = ended and max(ended, _last(log, _STOPPED))
         return cls(
-            fetched=_last(lines, _FETCHES),
+            fetched=_last(log, _FETCHES),
             begun=tuple(each for each in begun if each[0] < last),
             builds=tuple(each for each in begun if each[0] < succeeded),
-            runs=_begins([each for each in lines if each[0] < ended], _RUN_BEGINS),
+            runs=tuple(each for each in _begins(log, _RUN_BEGINS) if each[0] < ended),
             ended=ended,
+            served=served,
             succeeded=succeeded,
             ends=ends,
         )
@@ -143,7 +170,7 @@ class Recovery:
             return warned or _begun_again(self.builds, line.number)
         if stage in RUN:
             less = id.startswith(OUT_OF_MEMORY) and line.number < self.ended
-            return less or _begun_again(self.runs, line.number)
+            return line.number < self.served or less or _begun_again(self.runs, line.number)
         return False
 
 
@@ -153,23 +180,28 @@ def _begun_again(begins: Steps, number: int) -> bool:
     return any(at > number and what in before for at, what in begins)
 
 
-def _last(lines: Sequence[tuple[int, str]], pattern: re.Pattern[str]) -> int:
-    return next((number for number, text in reversed(lines) if pattern.match(text)), 0)
+@cache
+def _wanted(pattern: str) -> Wanted:
+    """Not when this is imported: that is on the way of each command."""
+    return Wanted.of(pattern)
 
 
-def _ends(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    broken = False
-    for number, text in lines:
-        broken = broken or bool(_MAKE_FAILED.match(text))
-        if _BUILD_ENDED.match(text) or (not broken and _MAKE_LEFT.match(text)):
-            yield number, _OF_A_BUILD
-        elif good := _GOOD_END.match(text):
-            yield number, good.lastgroup or ""
+def _last(log: LogText, pattern: str) -> int:
+    return max((number for number, _ in log.lines_with(_wanted(pattern))), default=0)
 
 
-def _begins(lines: Iterable[tuple[int, str]], pattern: re.Pattern[str]) -> Steps:
-    found = ((number, pattern.match(text)) for number, text in lines)
-    return tuple((number, _what(match)) for number, match in found if match)
+def _ends(log: LogText) -> list[tuple[int, str]]:
+    broken = min((at for at, _ in log.lines_with(_wanted(_MAKE_FAILED))), default=sys.maxsize)
+    left = {at for at, _ in log.lines_with(_wanted(_MAKE_LEFT)) if at < broken}
+    build = left | {at for at, _ in log.lines_with(_wanted(_BUILD_ENDED))}
+    verdict = _wanted(_VERDICT).compiled
+    told = {line.number: "" for line in log.lines[-LAST:] if verdict.match(line.text.lower())}
+    told.update((at, good.lastgroup or "") for at, good in log.lines_with(_wanted(_GOOD_END)))
+    return sorted({**told, **dict.fromkeys(build, _OF_A_BUILD)}.items())
+
+
+def _begins(log: LogText, pattern: str) -> Steps:
+    return tuple((number, _what(match)) for number, match in log.lines_with(_wanted(pattern)))
 
 
 def _what(begun: re.Match[str]) -> str:

@@ -30,10 +30,11 @@ from tests.bench.frame import Row, keep_to, measured, table
 from tests.bench.planned import layout_below, planned, settings_of
 
 RECIPE = {
-    "cuda": "-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={codes} -DCMAKE_CUDA_COMPILER_FORCED=ON",
+    "cuda": "-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={codes}",
     "cpu": "",
 }
-"""The guide's CMAKE_ARGS."""
+"""The guide's CMAKE_ARGS, but CMAKE_CUDA_COMPILER_FORCED: the same code is compiled without it, and
+with it nothing where NCCL's header lies in /usr/include."""
 SORT = """\
 import json, sys
 from pathlib import Path
@@ -131,7 +132,8 @@ def one(what: str, config: BuildConfig, root: Path, cores: int, out: Path | None
             return measured(what, lambda: ours(config, folder))
     finally:
         if out:
-            for log in [*folder.rglob(".ninja_log"), *folder.rglob("build.log")]:
+            logs = (".ninja_log", "build.log", "log")
+            for log in [path for name in logs for path in folder.rglob(name)]:
                 shutil.copy(log, out / f"{log.name.lstrip('.')}.{what}.{cores}")
         shutil.rmtree(folder, ignore_errors=True)
 

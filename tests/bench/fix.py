@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamafleet.onhost.pack import pack
 from llamafleet.protocol.environment import PACKAGE
@@ -153,6 +154,12 @@ def others(env: Path) -> dict[str, str]:
     }
 
 
+def told(result: dict[str, Any]) -> str:
+    """The verdict, and why a GPU is BUSY."""
+    busy = [one for gpu in result["gpus"] for one in (gpu["benchmark"] or {}).get("busy", [])]
+    return f"{result['verdict']} ({'; '.join(busy)})" if busy else str(result["verdict"])
+
+
 def measure(bench: Bench, kind: str) -> list[str]:
     """A row of the table; raises AssertionError where it is not mended."""
     spoil, words = KINDS[kind]
@@ -174,7 +181,7 @@ def measure(bench: Bench, kind: str) -> list[str]:
     assert others(env) == before, f"{kind}: another package changed"
     after = bench.fix(env, "--check", "--json")
     assert after.returncode == 0, after.stdout + after.stderr
-    verdict = json.loads(after.stdout)["result"]["verdict"]
+    verdict = told(json.loads(after.stdout)["result"])
     bench.environ = before_environ
     same = f"{len(before)} the same"
     how = "built" if BUILDS.search(mended.stdout) else "its build was there"

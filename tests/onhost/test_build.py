@@ -292,6 +292,12 @@ def test_a_build_is_made_checked_and_not_made_twice(
     left = {path.name for path in (toy.folder / "cmake").rglob("*") if path.is_file()}
     assert left == {Path(name).name for name in build.KEEP}
     assert not (toy.folder / "tmp").exists()
+    # pip was told to make none: it is made while the source is configured.
+    packages = next(toy.prefix.glob("lib/python*/site-packages"))
+    assert "--no-compile" in (toy.folder / "build.log").read_text()
+    for name in ("pathspec/backend.py", "llama_cpp/__init__.py"):
+        source = packages / name
+        assert list((source.parent / "__pycache__").glob(f"{source.stem}.cpython-*.pyc")), name
 
     again = toy.run()
     assert again.returncode == 0
@@ -373,6 +379,18 @@ def test_wrong_hash_is_refused(runner: Runner, wheelhouse: Path) -> None:
     assert not toy.prefix.exists()
 
 
+def test_a_pip_that_is_none_is_named(runner: Runner, wheelhouse: Path) -> None:
+    toy = Build(runner, wheelhouse)
+    runner.pip.write_bytes(b"cut off")
+    assert toy.run().returncode == job.EXIT_FAILED
+    error = toy.stamp["error"]
+    assert error["phase"] == "resolve"
+    assert error["lines"][0] == (
+        f"{runner.pip}: found no archive that can be unpacked (File is not a zip file); expected "
+        "pip's; next: run the same command again"
+    )
+
+
 def test_missing_wheel_is_named(runner: Runner, wheelhouse: Path, tmp_path: Path) -> None:
     poor = tmp_path / "poor"
     shutil.copytree(wheelhouse, poor)
@@ -425,8 +443,10 @@ def small_memory(folder: Path, second: str = "") -> dict[str, str]:
 def test_a_build_that_is_out_of_memory_is_made_once_more_with_fewer_jobs(
     runner: Runner, wheelhouse: Path, tmp_path: Path
 ) -> None:
-    toy = Build(runner, wheelhouse, environment=small_memory(tmp_path / "small"))
+    told = ["nvcc refused another one"]
+    toy = Build(runner, wheelhouse, environment=small_memory(tmp_path / "small"), notes=told)
     assert toy.run().returncode == 0, toy.stamp
+    assert toy.stamp["notes"] == told
     retry = toy.stamp["retry"]
     assert (retry["signature"], retry["before"], retry["jobs"]) == ("compile-killed", 2, 1)
     assert retry["line"] == KILLED
@@ -611,7 +631,7 @@ def test_its_code_and_pip_may_be_replaced_while_it_runs(runner: Runner, wheelhou
     """As a deploy by another version does. The table of failures is read last of all."""
     toy = Build(runner, wheelhouse, cmake_args=["-DBROKEN=on"])
     process = runner.start(toy.folder)
-    wait_for((toy.folder / "tmp" / "pip.pyz").exists)
+    wait_for((toy.folder / "requirements.txt").exists)
     for path in (runner.zipapp, runner.pip):
         (path.with_name("new")).write_bytes(b"another version")
         path.with_name("new").replace(path)

@@ -216,6 +216,31 @@ def test_a_child_that_must_end_by_itself_is_let(tmp_path: Path) -> None:
     assert ended.exists() and stamp(tmp_path)["error"]["lines"] == ["stopped by SIGTERM"]
 
 
+def test_what_runs_beside_is_waited_for_and_how_it_ends_counts_for_nothing(tmp_path: Path) -> None:
+    ended, begun = tmp_path / "ended", time.monotonic()
+    argv = ["sh", "-c", f"sleep 0.5; yes | head -c 200000; touch {ended}; exit 3"]
+    with job.beside(argv, env=dict(os.environ), cwd=tmp_path, limit_s=20):
+        assert time.monotonic() - begun < 0.4
+    assert ended.exists()
+    with job.beside(["sleep", "77"], env=dict(os.environ), cwd=tmp_path, limit_s=0.1):
+        pass
+    assert time.monotonic() - begun < 20
+
+
+def test_what_runs_beside_ends_with_what_it_runs_beside(tmp_path: Path) -> None:
+    argv = ["sh", "-c", f"(sleep 77; echo {tmp_path}) & sleep 77"]
+    with (
+        pytest.raises(job.JobFailed, match="amid"),
+        job.beside(argv, env=dict(os.environ), cwd=tmp_path, limit_s=77),
+    ):
+        wait_for(lambda: processes_below(tmp_path))
+        raise job.JobFailed("amid")
+    assert not processes_below(tmp_path)
+    missing = job.beside([f"{tmp_path}/none"], env={}, cwd=tmp_path, limit_s=1)
+    with pytest.raises(job.JobFailed, match="can't run"), missing:
+        pytest.fail("it was not started")
+
+
 def test_second_runner_is_refused(tmp_path: Path) -> None:
     argv = toy(tmp_path, f"touch {tmp_path}/running; sleep 30")
     first = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -30,7 +30,7 @@ from llamafleet.facts.host import Build, Unit
 from llamafleet.managed import Group, rows
 from llamafleet.protocol.job import JobStatus, Kind, Progress, Stamp
 from llamafleet.render import content_sha256
-from operations.run import HostRun, begin
+from operations.run import HostRun, attend, begin, fleet_of
 from operations.upload import END, Input
 from tests.hosts.recorded import change, load
 
@@ -174,9 +174,13 @@ class Fleet:
 
 @contextmanager
 def fleet(
-    monkeypatch: pytest.MonkeyPatch, hosts: Mapping[str, FakeHost], *, dry: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    hosts: Mapping[str, FakeHost],
+    *,
+    dry: bool = False,
+    builds: bool = True,
 ) -> Iterator[Fleet]:
-    """The hosts, connected and begun, in a run of pyinfra."""
+    """The hosts, connected and begun, in a run of pyinfra; not `builds`: they are cleared."""
     by_name = {f"@fake/{name}": host for name, host in hosts.items()}
 
     def shell(self: FakeConnector, command: Any, **given: Any) -> tuple[bool, CommandOutput]:
@@ -205,6 +209,10 @@ def fleet(
     state = State(inventory, Config(), check_for_changes=dry)
     with ctx_state.use(state), ctx_inventory.use(inventory):
         connect_all(state)
+        # No run of it is kept, and no table printed.
+        made = fleet_of(inventory, report=builds)
+        made.reports = False
+        attend(state, made)
         runs = {}
         for host in inventory:
             with ctx_host.use(host):

@@ -7,10 +7,13 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from llamafleet.facts.reader import parse
 from llamafleet.layout import Layout
+from llamafleet.plans.make import make_plan
 from llamafleet.plans.plan import BuildPlan
 from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BuildConfig, JobError, JobStatus, Progress
+from llamafleet.settings import Settings
 from operations import watch
 from operations.build import activate, build
 from tests.hosts.recorded import load
@@ -107,6 +110,38 @@ def test_one_that_fails_fails_the_host_with_its_cause(monkeypatch: pytest.Monkey
             "log on @fake/a: /x/build.log"
         ]
         assert run.runs["a"].changes == []
+
+
+REFUSED = JobError(phase="configure", cause="too new", signature="unsupported-gnu-version")
+TWO = "compiler=/usr/bin/g++-12 | gcc | 12.3.0"
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_a_compiler_that_nvcc_refuses_is_followed_by_another_in_the_same_run(
+    monkeypatch: pytest.MonkeyPatch, second: bool
+) -> None:
+    host = FakeHost().found(TWO)
+    failed = ended("build", KEY, ok=False, error=REFUSED)
+    assert failed.stamp is not None
+    asked = f"status --dir {FOLDER}"
+    host.becomes[asked] = FakeHost().found(TWO).job("build", KEY, failed.stamp)
+    settings = Settings.model_validate(load(GPU).settings)
+    snapshot = parse(host.becomes[asked].text.split("\n"))
+    other = make_plan("a", settings, snapshot, LAYOUT).build
+    assert other and other.fingerprint != KEY == other.instead
+    host.answers[asked] = answer_of(failed)
+    told = {} if second else {"error": REFUSED}
+    end = ended("build", other.fingerprint, ok=second, notes=other.config.notes, **told)
+    host.answers[STATUS] = answer_of(end)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(build) == ([] if second else ["@fake/a"])
+        assert len(run.runs["a"].failures) == (not second)
+        assert [other.config.notes[0] in one for one in run.runs["a"].changes] == [
+            True
+        ] * 2 * second
+    started = [sent for sent in host.sent if "systemd-run" in sent]
+    keys = (KEY, other.fingerprint)
+    assert all(key in sent for key, sent in zip(keys, started, strict=True)), started
 
 
 def test_one_that_is_gone_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

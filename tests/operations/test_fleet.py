@@ -275,7 +275,19 @@ def test_settings_are_refused_before_any_connection(folder: Path, options: tuple
     for said in ("Connecting", "refused of", "Traceback", "No hosts remaining"):
         assert said not in run.output, run.output
     assert not (folder / "results").exists()
-    assert pyinfra(folder, *options, "fleet", "uninstall.py").returncode == 2
+    run = pyinfra(folder, *options, "fleet", "uninstall.py")
+    # That a setting is mistyped: it may be the scope. Of the values the scope's counts alone.
+    assert run.returncode == 2 and run.output.count("  host 127.0.0.") == 2, run.output
+
+
+def test_what_a_removal_does_not_need_keeps_nobody_from_it(folder: Path) -> None:
+    gone = {"llama_version": "0.3.9", "wheelhouse": "/gone", "netrc": "/gone", "jobs": 0}
+    fake = {"fake_responses": {"llamafleet-snapshot": NO_GPU.splitlines()}}
+    (folder / "fleet").write_text(f"hosts = {[('@fake/a', fake | gone)]!r}\n")
+    run = pyinfra(folder, "-y", "fleet", "uninstall.py")
+    assert run.returncode == 0, run.output
+    (folder / "fleet").write_text(f"hosts = {[('@fake/a', fake | {'scope': 'all'})]!r}\n")
+    assert pyinfra(folder, "-y", "fleet", "uninstall.py").returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -334,19 +334,22 @@ def test_a_wheel_that_another_account_can_write_is_not_used(here: Path) -> None:
     for path in (here / FOLDER, place, place / RECORD, place / NAME):
         mode = path.stat().st_mode & 0o777
         path.chmod(mode | 0o020)
-        assert "expected one that you alone can write" in store.wrong(KEY, wheel), path
+        wrong = store.wrong(KEY, wheel)
+        assert wrong and wrong.expected == "one that you alone can write", path
         path.chmod(mode)
-    assert store.wrong(KEY, wheel) == ""
+    assert store.wrong(KEY, wheel) is None
     (place / NAME).rename(here / NAME)
     (place / NAME).symlink_to(here / NAME)
-    assert "a link" in store.wrong(KEY, wheel)
+    wrong = store.wrong(KEY, wheel)
+    assert wrong and "a link" in wrong.found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_wheel_of_another_account_is_not_used(here: Path) -> None:
     wheel, store = stored(here), WheelStore(here / FOLDER)
     os.chown(here / FOLDER / KEY / NAME, 1000, 1000)
-    assert "uid 1000 as its owner" in store.wrong(KEY, wheel)
+    wrong = store.wrong(KEY, wheel)
+    assert wrong and "uid 1000 as its owner" in wrong.found
     os.chown(here / FOLDER, 1000, 1000)
     with pytest.raises(PermissionError), store.incoming(KEY, wheel):
         pass
@@ -361,7 +364,7 @@ def test_what_is_kept_is_for_this_user_to_write_whatever_the_umask(here: Path) -
             coming.add(WHEEL)
     finally:
         os.umask(before)
-    assert WheelStore().wrong(KEY, wheel) == ""
+    assert WheelStore().wrong(KEY, wheel) is None
 
 
 def test_wheels_that_nobody_uses_go_and_nothing_else(here: Path) -> None:
@@ -580,7 +583,7 @@ def test_each_byte_of_a_wheel_comes_and_goes_under_any_login_shell(
             command = fact.command("", str(source), coming.size, size)
             coming.add(fact.process(shells.run(command, login).stdout.splitlines()))
         assert coming.wrong == ""
-    assert store.wrong(KEY, wheel) == ""
+    assert store.wrong(KEY, wheel) is None
     target, own = here / "host" / NAME, Access("", "", 0o644)
     assert shells.run_all(upload.write(store.file(KEY, wheel), str(target), own, SHA256)) == []
     assert target.read_bytes() == WHEEL and target.stat().st_mode & 0o777 == 0o644
@@ -598,7 +601,7 @@ def test_the_store_keeps_nothing_of_a_wheel_that_is_wrong(here: Path, content: b
     other = replace(wheel, host="@fake/b")
     with store.incoming(KEY, other) as coming:
         coming.add(content)
-    assert store.all() == {KEY: wheel} and store.wrong(KEY, wheel) == ""
+    assert store.all() == {KEY: wheel} and store.wrong(KEY, wheel) is None
     assert sorted(path.name for path in (here / FOLDER / KEY).iterdir()) == [NAME, RECORD]
 
 
@@ -640,4 +643,4 @@ def test_what_a_killed_run_left_in_the_store_is_removed_and_what_comes_just_now_
     with WheelStore().incoming(KEY, wheel) as coming:
         coming.add(WHEEL)
     assert not left.exists() and comes.exists()
-    assert WheelStore().wrong(KEY, wheel) == ""
+    assert WheelStore().wrong(KEY, wheel) is None

@@ -58,7 +58,7 @@ def deployed() -> fake.FakeHost:
 
 def sent(monkeypatch: pytest.MonkeyPatch, host: fake.FakeHost) -> list[str]:
     """What it gets, less the question for the packages that stay."""
-    with fleet(monkeypatch, {"a": host}) as run:
+    with fleet(monkeypatch, {"a": host}, builds=False) as run:
         assert run.run(uninstall) == [], run.runs["a"].failures
     return [command for command in host.commands if INSTALLED not in command]
 
@@ -125,7 +125,7 @@ def test_what_stays_is_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host = deployed()
-    with fleet(monkeypatch, {"a": host}) as run:
+    with fleet(monkeypatch, {"a": host}, builds=False) as run:
         assert run.run(uninstall) == []
         assert run.runs["a"].changes == ["removed"]
     assert "packages that were installed and stay: g++ ninja-build" in capsys.readouterr().err
@@ -134,7 +134,7 @@ def test_what_stays_is_said(
 def test_what_is_left_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     host = deployed()
     host.becomes.clear()
-    with fleet(monkeypatch, {"a": host}) as run:
+    with fleet(monkeypatch, {"a": host}, builds=False) as run:
         assert run.run(uninstall) == ["@fake/a"]
         (why,) = run.runs["a"].failures
     assert why.startswith("uninstall: found left on the host: /opt/llamafleet/llamafleet-host.pyz")
@@ -143,7 +143,7 @@ def test_what_is_left_fails_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_host_that_can_t_be_read_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     host = deployed()
     host.text = "no snapshot"
-    with fleet(monkeypatch, {"a": host}) as run:
+    with fleet(monkeypatch, {"a": host}, builds=False) as run:
         assert run.run(uninstall) == ["@fake/a"]
         assert "could not be read" in run.runs["a"].failures[0]
     assert host.sent == []
@@ -167,7 +167,7 @@ def test_a_hold_that_can_t_be_released_keeps_its_record(monkeypatch: pytest.Monk
     host = deployed().changed(blocks={"parts": ["hold installed nvidia-driver-580-open"]})
     host.changed(blocks={"hold_record": ["nvidia-driver-580-open"]})
     host.answers["apt-mark"] = False
-    with fleet(monkeypatch, {"a": host}) as run:
+    with fleet(monkeypatch, {"a": host}, builds=False) as run:
         assert run.run(uninstall) == ["@fake/a"]
     assert not any(command.startswith("rm ") for command in host.commands)
 
@@ -179,7 +179,7 @@ def test_nothing_runs_as_the_account_in_root_s_terminal(monkeypatch: pytest.Monk
 
 def test_a_bare_host_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     host = fake.FakeHost()
-    with fleet(monkeypatch, {"a": host}) as run:
+    with fleet(monkeypatch, {"a": host}, builds=False) as run:
         assert run.run(uninstall) == []
         assert run.runs["a"].changes == []
     assert host.sent == []

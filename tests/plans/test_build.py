@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from llamafleet import tables
-from llamafleet.facts.host import Build, Job, Tool
+from llamafleet.facts.host import Build, Compiler, HostSnapshot, Job, Tool
 from llamafleet.plans.build import jobs, names_of, sibling_c_compiler
 from llamafleet.plans.make import explain
-from llamafleet.plans.plan import JobPlan
+from llamafleet.plans.plan import BuildPlan, JobPlan
 from llamafleet.protocol.job import JobError
 from llamafleet.settings import Settings
 from tests.plans.hosts import (
@@ -35,6 +35,48 @@ from tests.plans.hosts import (
 
 ROOT = "/usr/local/cuda-13.0"
 HOST = replace(GPU_HOST, toolkits=(toolkit("13.0"),))
+
+
+def refused(host: HostSnapshot, *builds: BuildPlan, by: str = "unsupported-gnu-version") -> Any:
+    """The same host after those builds failed, as nvcc refused their compiler."""
+    error = JobError(phase="configure", signature=by)
+    return replace(host, jobs=tuple(built(one, ok=False, error=error) for one in builds))
+
+
+@pytest.mark.parametrize("by", ["unsupported-gnu-version", "host-compiler-refused"])
+def test_where_nvcc_refuses_a_compiler_the_next_one_is_tried_once(by: str) -> None:
+    two = replace(HOST, compilers=gcc(12, 11))
+    first = build_of(two)
+    assert first.inputs.compiler == "gcc 12" and not first.instead and not first.config.notes
+    made = plan(refused(two, first, by=by))
+    second = made.build
+    assert second and second.instead == first.fingerprint != second.fingerprint
+    assert "-DCMAKE_CUDA_HOST_COMPILER=/usr/bin/g++-11" in second.config.cmake_args
+    assert second.config.notes == ("nvcc refused /usr/bin/g++-12: built with /usr/bin/g++-11",)
+    assert second.config.notes[0] in made.notes and second.reason.startswith("nvcc refused")
+    three = replace(HOST, compilers=gcc(12, 11, 13))
+    best = build_of(three)
+    after = build_of(refused(three, best))
+    assert build_of(refused(three, best, after)).fingerprint == after.fingerprint, "no third one"
+
+
+@pytest.mark.parametrize(
+    ("compilers", "by", "settings"),
+    [
+        (gcc(12, 11), "ptxas-fatal", {}),
+        (gcc(12), "unsupported-gnu-version", {}),
+        (gcc(12, 16), "unsupported-gnu-version", {}),
+        ((*gcc(12), Compiler("/opt/g++", "gcc", "12.1.0")), "unsupported-gnu-version", {}),
+        (gcc(12, 11), "unsupported-gnu-version", {"host_compiler": "/usr/bin/g++-12"}),
+    ],
+)
+def test_no_other_compiler_is_tried_where_it_would_not_help(
+    compilers: tuple[Compiler, ...], by: str, settings: dict[str, str]
+) -> None:
+    host = replace(HOST, compilers=compilers)
+    first = build_of(host, **settings)
+    again = build_of(refused(host, first, by=by), **settings)
+    assert again.fingerprint == first.fingerprint and not again.instead
 
 
 def test_options_for_cuda() -> None:

@@ -133,8 +133,8 @@ def test_a_build_is_told_what_it_was_told() -> None:
     # The recording has but the first lines of them.
     assert made.build.config.requirements == host_requirements()
     told = {**written(made.build.config), "requirements": ""}
-    added = [told.pop(name) for name in ("keep_wheel", "wheel", "wheel_file", "cache")]
-    assert added == [False, None, "", None]
+    added = [told.pop(name) for name in ("keep_wheel", "wheel", "wheel_file", "cache", "notes")]
+    assert added == [False, None, "", None, []]
     # No inputs of the fingerprint: what is built stays built.
     later = {
         "-DGGML_CCACHE=OFF",

@@ -107,7 +107,10 @@ STOPPED: dict[str, Asked] = {
         replace(GPU_HOST, arch="riscv64"),
         {"toolkit_method": "wheels"},
     ),
-    "no compute capability": (replace(WITH, gpus=(gpu(None),)), {}),
+    "no compute capability": (
+        replace(WITH, gpus=(replace(gpu(None), name="NVIDIA X"),)),
+        {},
+    ),
     "no GPU": (CPU_HOST, {}),
     "no driver": (
         replace(WITH, gpus=(), pci_gpus=(PciGpu("0000:01:00.0", "2684", None),), driver=Driver()),

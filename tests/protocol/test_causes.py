@@ -22,7 +22,7 @@ SAMPLE = {row["id"]: row["sample"] for row in failures.rows()}
 
 class _Report(TypedDict):
     source: str
-    """repository#number; of a vendor's page its name."""
+    """repository#number; of a vendor's page its name; of our own run what it was."""
     cause: str
     """Id of the entry; "": nothing is wrong, or nothing says what."""
     log: str

@@ -72,7 +72,10 @@ def test_a_build_s_settings_of_version_1() -> None:
     config = decode(BuildConfig, recorded("build-config"))
     assert (config.key, config.jobs, config.inputs.backend) == ("f498d04545a73273", 16, "cuda")
     assert config.prefix == "/opt/llamafleet/versions/f498d04545a73273"
-    assert as_json(config) == recorded("build-config") | NEWER | SHARED | {"cache": None}
+    assert as_json(config) == recorded("build-config") | NEWER | SHARED | {
+        "cache": None,
+        "notes": [],
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.protocol import diagnose, needed
+from llamafleet.protocol import needed
 from llamafleet.protocol.diagnose import causes, family_of, signatures_from
 from llamafleet.protocol.log_text import LogText
 from llamafleet.protocol.needed import Needs, Words, needs_of
@@ -76,7 +76,7 @@ def test_all_that_is_needed_stands_in_one_part_or_the_next() -> None:
 
 def test_no_cause_is_lost_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # Taken apart once, not for each of the logs: without the words all patterns are asked.
-    monkeypatch.setattr(diagnose, "alternatives_of", cache(needed.alternatives_of))
+    monkeypatch.setattr(needed, "alternatives_of", cache(needed.alternatives_of))
     for report in reports():
         assert causes(SIGNATURES, report["log"]) == causes(UNFILTERED, report["log"])
 

@@ -102,6 +102,49 @@ def test_a_chat_that_broke_off_is_not_called_well(before: str, end: str) -> None
     assert fails(f"<|start|>assistant<|message|>Hello.\n{before}{end}\n")
 
 
+def test_of_a_chat_without_an_end_only_the_last_lines_are_in_doubt() -> None:
+    chat = f"{CHAT}> /bin/sh: /dev/fd/0: Permission denied\n" + "It is.\n" * 30
+    assert (found(chat), fails(chat)) == ([], False)
+    ended = f"{CHAT}use std::error::Error;\nfn main() {{}} [end of text]\n"
+    assert (found(ended), fails(ended)) == ([], False)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "3. `fetchWithRetry`: it handles rate limiting (HTTP status 429) by waiting",
+        "- **Disk**: no space left on device means that it is full",
+    ],
+)
+def test_what_a_model_explains_is_no_failure(item: str) -> None:
+    assert (found(f"{item}\n"), fails(f"{item}\n")) == ([], False)
+
+
+def test_a_servers_refusal_is_its_clients_concern() -> None:
+    log = 'INFO:     192.0.2.1:58726 - "PRI %2A HTTP/2.0" 404 Not Found\n'
+    assert (found(log), fails(log)) == ([], False)
+
+
+CHECKS = """\
+Determining if the pthread_create exist failed with the following output:
+Change Dir: /b/CMakeFiles/CMakeTmp
+CheckSymbolExists.c:(.text+0x16): undefined reference to `pthread_create'
+collect2: error: ld returned 1 exit status
+make[1]: *** [CMakeFiles/cmTC_1.dir/build.make:87: cmTC_1] Error 1
+make: *** [Makefile:121: cmTC_1/fast] Error 2
+"""
+
+
+def test_what_cmake_asks_a_compiler_need_not_compile() -> None:
+    asked = f"{CHECKS}\n\nFile /b/CMakeFiles/CMakeTmp/CheckSymbolExists.c:\n#include <pthread.h>\n"
+    assert (found(asked), fails(asked)) == ([], False)
+    works = CHECKS.replace("the pthread_create exist", "the CUDA compiler works")
+    assert found(works) == ["link-undefined"]
+    assert found(
+        f"{CHECKS}CMake Error: x\nnvcc fatal : Host compiler targets unsupported OS.\n"
+    ) == ["host-compiler-refused"]
+
+
 @pytest.mark.parametrize(
     ("said", "id"),
     [

@@ -19,7 +19,7 @@ from llamafleet.onhost.verify.evidence import (
     quietly,
 )
 from llamafleet.onhost.verify.gpu import Gpu, NvmlUnavailable
-from llamafleet.onhost.verify.measuring import Measured, at_rest, judged, until_free
+from llamafleet.onhost.verify.measuring import Measured, Patience, at_rest, judged, until_free
 from llamafleet.onhost.verify.present import Missing, is_instance
 from llamafleet.protocol.result import Benchmark, Check, Rates
 
@@ -128,11 +128,15 @@ class Place:
 
     @once
     def measuring(self) -> Measured:
-        """The benchmark, repeated until its GPUs are free or there is no time left."""
+        """The benchmark, repeated until its GPUs are free or there is no time left.
+
+        Where a check of this place is red already, no waiting makes its verdict better.
+        """
         nvml = self.evidence.nvml
+        red = any(check.status == "fail" for check in self.checks.values())
         measured = until_free(
             self._measure,
-            self.evidence.patience,
+            Patience(0.0) if red else self.evidence.patience,
             lambda: nvml is None or at_rest(nvml, self.gpus),
             lambda line: self.evidence.children.on_step(0, 1, line),
         )

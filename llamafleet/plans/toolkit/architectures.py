@@ -10,6 +10,9 @@ from llamafleet.plans.gpus import chosen
 from llamafleet.settings import Settings
 from llamafleet.tables.gpus import gpu_by_name
 
+UNDETECTED = ("7.5", "8.0", "8.6", "8.9")
+"""What is built where a driver does not tell: the users' guide's "89;86;80;75", its way out."""
+
 
 def architecture(capability: str) -> int:
     """The number that CMake and nvcc use: 89 for "8.9".
@@ -38,16 +41,32 @@ def cuda_architectures(capabilities: Iterable[str]) -> str:
 def capabilities_of(snapshot: HostSnapshot, settings: Settings) -> tuple[str, ...]:
     """Those of the settings, else of all GPUs that the settings choose.
 
-    Raises ValueError on a malformed one, and for a GPU whose driver does not tell; the message
-    then quotes the table, but the table is never used on its own: it is unverified.
+    UNDETECTED for a GPU whose driver does not tell, if the table has it among them: the table is
+    unverified, and the verification asks the GPU itself. Raises ValueError on a malformed one, and
+    for such a GPU that is not among them.
     """
     if settings.compute_capabilities:
         return sorted_capabilities(settings.compute_capabilities)
-    found = []
+    found: list[str] = []
     for gpu in chosen(settings, snapshot).gpus:
-        if gpu.compute_capability is None:
-            row = gpu_by_name(gpu.name)
+        if gpu.compute_capability is not None:
+            found.append(gpu.compute_capability)
+            continue
+        row = gpu_by_name(gpu.name)
+        if row is None or row.capability not in UNDETECTED:
             hint = f" (unverified table: {row.capability})" if row else ""
             raise ValueError(f"the driver does not tell the capability of {gpu.name}{hint}")
-        found.append(gpu.compute_capability)
+        found.extend(UNDETECTED)
     return sorted_capabilities(found)
+
+
+def undetected(snapshot: HostSnapshot, settings: Settings) -> tuple[str, ...]:
+    """What is said of a build for UNDETECTED; none: the driver tells, or the settings do."""
+    if settings.compute_capabilities:
+        return ()
+    untold = [gpu for gpu in chosen(settings, snapshot).gpus if gpu.compute_capability is None]
+    return tuple(
+        f"the driver does not tell the compute capability of {gpu.name}: built for "
+        f"{', '.join(UNDETECTED)}, which takes longer; to build for one: compute_capabilities"
+        for gpu in untold[:1]
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamafleet.facts.host import Compiler, HostSnapshot
+from llamafleet.facts.host import Compiler, HostSnapshot, Job
 from llamafleet.plans.plan import PackagesPlan, Problem
 from llamafleet.plans.toolkit.methods import system
 from llamafleet.protocol.managers import APT, DNF, MANAGERS, YUM
@@ -13,6 +13,11 @@ from llamafleet.tables.toolkits import ToolkitRow
 
 MIN_MAJOR = 11
 """Oldest gcc or clang accepted unasked. Measured: gcc 12 and 13 build; older than 11: not tried."""
+
+
+REFUSED = frozenset({"unsupported-gnu-version", "host-compiler-refused"})
+"""Known failures of a build that another compiler of the host does not have: nvcc itself refuses
+the one that it was given."""
 
 
 def refusal(compiler: Compiler, row: ToolkitRow | None) -> str | None:
@@ -43,6 +48,24 @@ def fitting(snapshot: HostSnapshot, settings: Settings, row: ToolkitRow | None) 
     if accepted:
         return accepted[0]
     return found[0] if found and settings.allow_unsupported_compiler else None
+
+
+def instead(
+    snapshot: HostSnapshot,
+    settings: Settings,
+    row: ToolkitRow | None,
+    refused: Compiler,
+    job: Job | None,
+) -> Compiler | None:
+    """The compiler after the one that nvcc refused while `job` built with it; None: none.
+
+    The next one of another version alone, once: where that is refused too, something else is wrong.
+    """
+    error = job.stamp.error if job and job.stamp and not job.alive else None
+    if error is None or error.signature not in REFUSED:
+        return None
+    accepted = [c for c in candidates(snapshot, settings) if refusal(c, row) is None]
+    return next((c for c in accepted if (c.kind, c.major) != (refused.kind, refused.major)), None)
 
 
 def choose_compiler(

@@ -120,7 +120,7 @@ def test_pip_may_be_replaced_while_it_runs(tmp_path: Path) -> None:
     small = Install(tmp_path, ANSWERS.format(release="13.0", build=88, text="", status=0))
     assert small.run().returncode == 0
     log = (small.folder / "toolkit.log").read_text()
-    assert f" {small.folder}/tmp/pip.pyz " in log and f" {small.runner.pip} " not in log
+    assert f" {small.folder}/tmp/pip " in log and f" {small.runner.pip} " not in log
 
 
 def test_an_index_that_refuses_is_in_the_log_with_its_status(tmp_path: Path) -> None:

@@ -511,6 +511,21 @@ def test_a_busy_gpu_is_measured_again_for_the_minutes_of_the_settings(
     assert (row["benchmark"]["attempts"], row["benchmark"]["busy"]) == (2, [])
 
 
+def test_a_gpu_that_is_red_already_is_not_waited_for(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = host
+    monkeypatch.setattr(gpu, "Nvml", lambda: Nvml(Recorded()))
+    monkeypatch.setattr(conditions, "IDLE_S", 0.0)
+    monkeypatch.setattr(measuring, "PAUSE_S", 0.0)
+    never = (pytest.fail, lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(measuring.until_free, "__defaults__", never)
+    result = run(busy_minutes=1, environment={"GGML_CUDA_ENABLE_UNIFIED_MEMORY": "1"})
+    (row,) = result["gpus"]
+    assert row["verdict"] == "FAIL" and "vram" in status(result, "fail")
+    assert row["benchmark"]["attempts"] == 1 and row["benchmark"]["busy"]
+
+
 def test_a_sick_card_that_computes_is_red(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Recorded, "nvmlDeviceGetRemappedRows", lambda *_: (0, 1, 1, 0), raising=False

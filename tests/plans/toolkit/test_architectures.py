@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from llamafleet.facts.host import HostSnapshot
 from llamafleet.plans.toolkit.architectures import capabilities_of, cuda_architectures
 from llamafleet.settings import Settings
-from tests.plans.hosts import GPU_HOST, build_of, gpu, only_problem, plan
+from tests.plans.hosts import GPU_HOST, build_of, gpu, only_problem, plan, toolkit
 
 
 @pytest.mark.parametrize(
@@ -47,14 +48,30 @@ def test_the_settings_win() -> None:
     )
 
 
+def silent(name: str = "NVIDIA GeForce RTX 4090") -> HostSnapshot:
+    """Its driver tells no capability."""
+    untold = replace(GPU_HOST, gpus=(replace(gpu(None), name=name),))
+    return replace(untold, toolkits=(toolkit("13.0"),))
+
+
 def test_a_driver_that_does_not_tell_is_a_problem_with_a_hint() -> None:
-    silent = replace(GPU_HOST, gpus=(gpu(None),))
-    problem = only_problem(plan(silent))
+    problem = only_problem(plan(silent("NVIDIA GeForce RTX 5090")))
     assert problem.check == "compute_capabilities"
-    assert "unverified table: 8.9" in problem.found and "8.9" in problem.next
-    unknown = replace(silent, gpus=(replace(gpu(None), name="NVIDIA X"),))
-    assert "unverified" not in only_problem(plan(unknown)).found
-    assert build_of(silent, compute_capabilities=("8.9",)).inputs.compute_capabilities == ("8.9",)
+    assert "unverified table: 12.0" in problem.found and "compute_capabilities" in problem.next
+    assert "unverified" not in only_problem(plan(silent("NVIDIA X"))).found
+
+
+def test_where_it_does_not_tell_the_guide_s_list_is_built_and_that_is_said() -> None:
+    """For a card that the table has among them; the verification then asks the GPU itself."""
+    made = plan(silent())
+    build = made.build
+    assert build and "-DCMAKE_CUDA_ARCHITECTURES=75;80;86;89" in build.config.cmake_args
+    (note,) = build.config.notes
+    assert note in made.notes and "does not tell the compute capability" in note
+    one = build_of(silent(), compute_capabilities=("8.9",))
+    assert one.inputs.compute_capabilities == ("8.9",) and one.config.notes == ()
+    told = build_of(replace(silent(), gpus=(gpu("8.9"),)))
+    assert told.inputs.compute_capabilities == ("8.9",) and told.config.notes == ()
 
 
 def test_a_malformed_one_from_the_driver_is_a_problem() -> None:
