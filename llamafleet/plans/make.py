@@ -223,10 +223,6 @@ class _Draft:
         again = make(compiler=other, notes=(*notes, told))
         return replace(again, instead=build.fingerprint, reason=f"{told}; {again.reason}")
 
-
-def _row(toolkit: ToolkitPlan | None) -> ToolkitRow | None:
-    return toolkit_row(toolkit.version) if toolkit else None
-
     def models(self, python: Tool | None, besides_mib: int) -> ModelsPlan | None:
         """Those that are served. `besides_mib`: what all else needs on the same disk."""
         if python is None:
@@ -243,6 +239,10 @@ def _row(toolkit: ToolkitPlan | None) -> ToolkitRow | None:
         )
         self.problems.extend(fit_problems(self.settings, self.snapshot, models))
         return models
+
+
+def _row(toolkit: ToolkitPlan | None) -> ToolkitRow | None:
+    return toolkit_row(toolkit.version) if toolkit else None
 
 
 @dataclass(frozen=True)
