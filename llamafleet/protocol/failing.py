@@ -87,6 +87,7 @@ _HARMLESS = (
     r"|\blevel=(?:info|debug)\b|not a git repository|dubious ownership"
     r"|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|\bretrying\b|fall(?:ing|s)? ?back to"
     r"|tainting kernel|taints kernel|acpi(?: bios)? error|raise_exception|- kv +\d|if it fails"
+    r"|\baudit: type=\d|\btraps: (?!python|llama|nvidia)"
     r"|\"(?:get|post|head|put) \S{1,200} http/|done request:|log_server_r|/health"
     r"|unable to register \w{1,40} factory|\. setting `"
     r"|\bno longer\b.{0,40}\brequired\b|not upgraded|on failure|error.?correct|ecc errors?"

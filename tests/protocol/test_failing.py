@@ -51,6 +51,8 @@ def test_a_log_that_ends_in_an_error_is_never_called_well(end: str) -> None:
         "0 errors, 0 warnings",
         "fatal: not a git repository (or any of the parent directories): .git",
         "nvidia: module verification failed: signature missing - tainting kernel",
+        'audit: type=1400 audit(1695537849.459:95): apparmor="DENIED" operation="open" profile="x"',
+        "traps: Chrome_IOThread[5231] trap int3 ip:55d0 sp:7f error:0 in chrome[55d0+1000]",
         "srv  log_server_r: done request: GET /favicon.ico 127.0.0.1 404",
         "Setting up libgpg-error0:amd64 (1.47-3build2) ...",
         "[12/40] /usr/bin/c++ -Werror -c error.cpp -o error.cpp.o",
