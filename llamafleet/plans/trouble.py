@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -111,7 +112,8 @@ def rate_of(services: Iterable[ServiceNow], before: Gauges | None) -> float | No
         # A service that was started anew counts from nothing.
         if passed > 0 and made >= 0 and one.metrics.get(PROMPT, 0) >= old.metrics.get(PROMPT, 0):
             rates.append(made / passed)
-    return sum(rates) if rates else None
+    total = sum(rates)
+    return total if rates and math.isfinite(total) else None
 
 
 # -- one GPU ---------------------------------------------------------------------------------------

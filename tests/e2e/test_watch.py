@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llamafleet.layout import serve_unit
 from tests.e2e.booted import BootedHost, boot, missing_tools
 from tests.e2e.runs import LLAMAFLEET, REPOSITORY
 from tests.facts.test_gauges import ROWS
@@ -57,8 +58,9 @@ def serve(host: BootedHost) -> None:
     folder = "/var/lib/llamafleet/serve/chat"
     write(host, "root/service.py", SERVICE)
     host.run("cp /root/service.py /tmp/service.py")
-    host.run("systemd-run --uid=llamafleet --unit=page python3 /tmp/service.py")
-    pid = host.run("systemctl show -p MainPID --value page").stdout.strip()
+    unit = serve_unit("chat")
+    host.run(f"systemd-run --uid=llamafleet --unit={unit} python3 /tmp/service.py")
+    pid = host.run(f"systemctl show -p MainPID --value {unit}").stdout.strip()
     config = {"alias": "m", "key": True, "folder": folder, "address": "127.0.0.1", "port": 8000}
     write(host, "etc/llamafleet/serve-chat.json", json.dumps(config), 0o640)
     write(host, "etc/llamafleet/serve-chat.key", KEY, 0o600)

@@ -102,6 +102,8 @@ def test_tokens_a_second() -> None:
     assert rate_of((later,), None) is None
     assert rate_of((later,), Gauges()) is None
     assert rate_of((READY,), Gauges(services=(READY,))) is None, "no time has passed"
+    absurd = replace(READY, metrics={GENERATED: 1.7e308, PROMPT: 5}, at=10.1)
+    assert rate_of((absurd,), Gauges(services=(READY,))) is None, "no number of JSON"
     anew = replace(READY, metrics={GENERATED: 3, PROMPT: 1}, at=14.0)
     assert rate_of((anew,), Gauges(services=(later,))) is None, "it was started anew"
 
