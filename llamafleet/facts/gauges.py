@@ -203,7 +203,7 @@ def _gpu(line: str, fields: Sequence[str]) -> GpuNow | None:
         memory_clock_mhz=_figure(told["clocks.mem"]),
         temperature_c=_figure(told["temperature.gpu"]),
         margin_c=_figure(told.get("temperature.gpu.tlimit", "")),
-        reasons=int(reasons, 16) if re.fullmatch(r"0x[0-9A-Fa-f]{1,16}", reasons) else None,
+        reasons=int(reasons, 16) if re.fullmatch(r"0x0{0,15}[0-9A-Fa-f]{1,15}", reasons) else None,
         recovery="" if recovery in ("", "None", "N/A") or recovery[0] == "[" else recovery,
         faults=sick,
     )

@@ -9,6 +9,7 @@ told by their control group, which the account can't choose.
 
 import http.client
 import json
+import math
 import os
 import pwd
 import re
@@ -56,7 +57,7 @@ def _settings(path: str, configs: str, keys: str) -> Any:
         service["alias"] = str(config["alias"])
         service["gpus"] = [str(uuid) for uuid in config.get("gpus", [])]
         key = _text(keys.replace("*", profile)).strip() if config["key"] else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except FAILURES:
         return {**service, "reason": UNREADABLE}, None, ""
     return service, config, key
 
@@ -139,7 +140,9 @@ def _metrics(config: Any, key: str, own: Any, names: Any) -> Any:
     if answer.status != 200:
         raise ValueError(f"GET /metrics: found status {answer.status}, expected 200")
     lines = (line.split(" ") for line in page.splitlines() if not line.startswith("#"))
-    return {parts[0]: float(parts[1]) for parts in lines if parts[0] in names and len(parts) > 1}
+    told = {parts[0]: float(parts[1]) for parts in lines if parts[0] in names and len(parts) > 1}
+    # Prometheus has figures that are no numbers, and JSON none of them.
+    return {name: value for name, value in told.items() if math.isfinite(value)}
 
 
 def _listening(address: str, port: int) -> Any:

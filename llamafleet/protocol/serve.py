@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,16 @@ allowed) has answered a token since the last doubt."""
 ProfileName = Annotated[
     str, Rule("a name as chat or llama-8b", lambda text: re.fullmatch(NAME, text))
 ]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+Address = Annotated[str, Rule("an IP address such as 127.0.0.1", _is_address)]
 Port = Annotated[int, Rule("a port from 1 to 65535", lambda port: 0 < port < 65536)]
 Layers = Annotated[int, Rule("a whole number, -1 for all", lambda number: number >= -1)]
 NotNegative = Annotated[int, Rule("a whole number", lambda number: number >= 0)]
@@ -84,8 +95,8 @@ class ServeConfig:
     alias: str
     """The name that clients call the model by."""
     placement: Placement
-    address: str
-    """An IP address of the host."""
+    address: Address
+    """Of the host."""
     port: Port
     key: bool
     """Clients must send the API key of the unit's credentials."""

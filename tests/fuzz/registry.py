@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tests.fuzz import Target
-from tests.fuzz.targets import controller, facts, jobs, verify
+from tests.fuzz.targets import controller, facts, jobs, serve, verify
 
 TARGETS: tuple[Target, ...] = (
     *facts.TARGETS,
     *controller.TARGETS,
     *jobs.TARGETS,
     *verify.TARGETS,
+    *serve.TARGETS,
 )
 
 OPEN: dict[str, str] = {}
@@ -24,6 +25,7 @@ ELSEWHERE = {
     "cli.fit": "a model, by onhost.verify.modelfile",
     "facts.environment_probe": "its own environment, in the interpreter that is asked",
     "facts.snapshot": "the script that is part of this package",
+    "facts.watch": "the scripts that are part of this package",
     "image.make": "libraries that were built just now, by onhost.elf",
     "mend.change": "which files RECORD names, to move them; an odd one is refused by onhost.pack",
     "mend.look": "by onhost.verify.fatbin",

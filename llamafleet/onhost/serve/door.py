@@ -253,7 +253,7 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
 
 def _length(scope: Scope) -> int | None:
     told = _header(scope, b"content-length") or b""
-    return int(told) if told.isdigit() else None
+    return int(told) if re.fullmatch(rb"[0-9]{1,20}", told) else None
 
 
 def _no_method(scope: Scope, allowed: str) -> Refusal:
