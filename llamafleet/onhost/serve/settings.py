@@ -58,10 +58,7 @@ def _check(config: ServeConfig) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return ipaddress.ip_address(address).is_loopback
 
 
 def read_key(config: ServeConfig) -> str | None:

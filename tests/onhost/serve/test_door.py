@@ -231,7 +231,8 @@ def test_schemas_as_pydantic_makes_them_are_taken() -> None:
         ([], "messages"),
         ("hi", "messages"),
         ([{"role": "user", "content": "hi"}] * 5000, "messages"),
-        ([1], "messages[0].role"),
+        ([1], "messages[0]"),
+        (["user"], "messages[0]"),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "king", "content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": 1}], "messages[0].content"),
@@ -245,6 +246,7 @@ def test_schemas_as_pydantic_makes_them_are_taken() -> None:
             "messages[0].content",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "user", "content": ["text"]}], "messages[0].content"),
     ],
 )
 def test_messages_that_are_none_are_refused(messages: object, param: str) -> None:

@@ -78,7 +78,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
         ({"port": 0}, "port: found 0, expected a port"),
         ({"profile": "Chat/.."}, "profile"),
         ({"address": "0.0.0.0", "key": False}, "address: found 0.0.0.0 without an API key"),
-        ({"address": "host.example", "key": False}, "without an API key"),
+        ({"address": "192.0.2.1", "key": False}, "found 192.0.2.1 without an API key"),
+        *(
+            ({"address": address}, "expected an IP address such as 127.0.0.1")
+            for address in ("host.example", "", "\0", "127.0.0.1:8000")
+        ),
         (
             {"placement": {"n_gpu_layers": 1, "n_ctx": 1, "kv_type": "q8_0"}}
             | {"flash_attention": False},
