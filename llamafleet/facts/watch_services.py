@@ -108,7 +108,7 @@ def _asked(config: Any, key: str, own: Any, names: Any) -> Any:
         status = json.loads(_text(f"{config['folder']}/status.json"))
         told = {"state": str(status["state"]), "reason": str(status.get("reason", ""))[:200]}
         ended = int(status["pid"]) not in own.values()
-        if ended and told["state"] not in ("held", "failed"):
+        if ended and told["state"] not in ("held", "failed", "stopped"):
             told = {"state": "failed", "reason": "found no process of it"}
         if told["state"] in ("ready", "draining"):
             told["metrics"] = _metrics(config, key, own, names)

@@ -145,6 +145,13 @@ def test_services_are_typed() -> None:
     assert len(now.notes) == 5
 
 
+@pytest.mark.parametrize("odd", [{"state": "None"}, {"metrics": 5}, {"at": "x"}])
+def test_a_service_whose_word_is_odd_is_seen(odd: dict[str, Any]) -> None:
+    told = {"profile": "chat", "state": "ready", "reason": "", "metrics": {}, "at": 5.0, **odd}
+    (one,) = parse(record(ROWS[1], more=(f"service|{json.dumps(told)}",))).services
+    assert (one.profile, one.state) == ("chat", None) and next(iter(odd)) in one.reason
+
+
 def test_the_metrics_are_those_of_the_server() -> None:
     page = Metrics().page().decode()
     assert [name for name in METRICS if f"\n{name} " not in page] == []
