@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from llamafleet.facts import smi
 from llamafleet.facts.lines import number
-from llamafleet.protocol.serve import NAME, State
+from llamafleet.protocol.serve import GENERATED, NAME, State
 from llamafleet.received import Unreadable, plain, received_text
 
 COMMON = (
@@ -31,7 +31,7 @@ FIELDS = (
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """One thing, renamed with driver 535."""
 
-GENERATED, PROMPT = "llamafleet_generated_tokens_total", "llamafleet_prompt_tokens_total"
+PROMPT = "llamafleet_prompt_tokens_total"
 WAITING, COMPUTING = "llamafleet_requests_waiting", "llamafleet_requests_computing"
 METRICS = (GENERATED, PROMPT, WAITING, COMPUTING)
 """Of onhost/serve/metrics.py; a test compares."""

@@ -76,8 +76,8 @@ def _asked(config: Any, key: str, account: int, names: Any) -> Any:
     try:
         status = json.loads(_text(f"{config['folder']}/status.json"))
         told = {"state": str(status["state"]), "reason": str(status.get("reason", ""))[:200]}
-        ended = not Path(f"/proc/{int(status['pid'])}").exists()
-        if ended and told["state"] not in ("held", "failed"):
+        last = told["state"] in ("held", "failed", "stopped")
+        if not last and not _there(int(status["pid"]), int(status["start_ticks"])):
             told = {"state": "failed", "reason": "found no process of it"}
         if told["state"] in ("ready", "draining"):
             told["metrics"] = _metrics(config, key, account, names)
@@ -85,6 +85,32 @@ def _asked(config: Any, key: str, account: int, names: Any) -> Any:
     except FAILURES as error:
         told["reason"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return told
+
+
+def _there(pid: int, ticks: int) -> bool:
+    """The process that tells it has not ended. In a container it has another number there."""
+    numbers = [pid] + [int(one.name) for one in Path("/proc").glob("[0-9]*")]
+    return any(_started(number) == ticks and _within(number) == pid for number in numbers)
+
+
+def _started(pid: int) -> Any:
+    """As protocol.job.start_ticks; None: it has ended."""
+    try:
+        with Path(f"/proc/{pid}/stat").open(encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(") ")[2].split()
+        return None if fields[0] in ("Z", "X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _within(pid: int) -> Any:
+    """Its number in the innermost namespace; kernels of old tell none."""
+    try:
+        with Path(f"/proc/{pid}/status").open(encoding="utf-8", errors="replace") as file:
+            told = [line.split() for line in file if line.startswith("NSpid:")]
+    except OSError:
+        return None
+    return int(told[0][-1]) if told else pid
 
 
 def _metrics(config: Any, key: str, account: int, names: Any) -> Any:

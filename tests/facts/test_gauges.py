@@ -24,6 +24,7 @@ from llamafleet.facts.gauges import FIELDS, METRICS, NoRecord, parse
 from llamafleet.facts.watch import command
 from llamafleet.layout import Layout
 from llamafleet.onhost.serve.metrics import Metrics
+from llamafleet.protocol.job import start_ticks
 
 HOSTS = Path(__file__).parents[1] / "hosts"
 UUID = "GPU-4e5ab3a1-0000-0000-0000-000000000001"
@@ -205,7 +206,7 @@ class Page(BaseHTTPRequestHandler):
 def asked(folder: Path, /, user: str = "", **config: Any) -> list[dict[str, Any]]:
     """What watch_services.py tells of one service with a key."""
     folder.chmod(0o755)
-    state = {"state": "ready", "pid": os.getpid(), "reason": ""}
+    state = {"state": "ready", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
     (folder / "status.json").write_text(json.dumps(state))
     told = {"alias": "m", "key": True, "folder": str(folder), "address": "127.0.0.1", **config}
     (folder / "serve-chat.json").write_text(json.dumps(told))

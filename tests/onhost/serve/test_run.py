@@ -24,6 +24,8 @@ from llamafleet.protocol.serve import Placement, Reduction, ServeConfig, Status,
 from llamafleet.protocol.verify import BenchSettings, VerifyInputs
 from tests.ports import free_port
 
+KEY = "sk-0123456789abcdefg"
+"""Of the fewest characters that are taken."""
 INPUTS = VerifyInputs("f00", None, (), "synthetic:tiny-q4_0", BenchSettings(1, 1, 1), 512)
 
 
@@ -35,7 +37,7 @@ class Files:
         for name in ("serve", "libraries", "credentials", "results"):
             (root / name).mkdir()
         (root / "libraries" / WHOLE).write_text("{}")
-        (root / "credentials" / "api-key").write_text("sk-0123456789abcdef\n")
+        (root / "credentials" / "api-key").write_text(f"{KEY}\n")
         verify = {
             **{"version": 1, "host": "test", "inputs": asdict(INPUTS), "backend": "cpu"},
             **{"toolkit": None, "prefix": str(root), "stamp": str(root), "job": str(root)},
@@ -105,7 +107,9 @@ def test_a_file_that_is_no_settings_is_refused(
     assert "next: llamafleet deploy" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["", "short", "with a blank in it, and long", "k\x07" + "e" * 20])
+@pytest.mark.parametrize(
+    "key", ["", "short", "with a blank in it, and long", KEY[1:], "k\x07" + "e" * 20]
+)
 def test_a_key_that_is_none_is_refused_and_not_told(files: Files, key: str) -> None:
     (files.root / "credentials" / "api-key").write_text(key)
     assert files.main() == run.EXIT_USAGE
@@ -159,7 +163,7 @@ class Children:
     def __call__(self, told: Any, environment: Any) -> Children:
         self.told.append((told, dict(environment)))
         self._said, self.lines, self._status = self.each.pop(0)
-        self.loud = self.lines
+        self.loud, self.hung = self.lines, False
         return self
 
     def said(self) -> Iterator[Said]:
@@ -206,7 +210,7 @@ def test_the_child_gets_the_gpus_and_the_key_where_nobody_reads_it(
     assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
     assert "LD_PRELOAD" not in environment
     assert told.key not in environment.values()
-    assert (told.key, told.backend, told.fingerprint) == ("sk-0123456789abcdef", "cpu", "f00")
+    assert (told.key, told.backend, told.fingerprint) == (KEY, "cpu", "f00")
 
 
 @pytest.mark.parametrize(("on_oom", "code"), [("stop", run.EXIT_USAGE), ("reduce", 1)])
