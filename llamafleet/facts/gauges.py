@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from llamafleet.facts import smi
 from llamafleet.facts.lines import number
 from llamafleet.layout import serve_unit
-from llamafleet.protocol.serve import NAME, State
+from llamafleet.protocol.serve import GENERATED, NAME, State
 from llamafleet.received import plain, received_json, received_text
 
 COMMON = (
@@ -32,7 +32,7 @@ FIELDS = (
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """One thing, renamed with driver 535."""
 
-GENERATED, PROMPT = "llamafleet_generated_tokens_total", "llamafleet_prompt_tokens_total"
+PROMPT = "llamafleet_prompt_tokens_total"
 WAITING, COMPUTING = "llamafleet_requests_waiting", "llamafleet_requests_computing"
 METRICS = (GENERATED, PROMPT, WAITING, COMPUTING)
 """Of onhost/serve/metrics.py; a test compares."""

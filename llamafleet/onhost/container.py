@@ -27,14 +27,14 @@ from typing import NoReturn
 
 from llamafleet.onhost.driver import root
 from llamafleet.onhost.serve import gate
-from llamafleet.onhost.serve.settings import CREDENTIALS, SHORTEST_KEY
+from llamafleet.onhost.serve.settings import CREDENTIALS
 from llamafleet.onhost.verify import gpu
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.run import verify
 from llamafleet.protocol.container import ContainerConfig
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import PATH, read_json, write_json
-from llamafleet.protocol.serve import CREDENTIAL, ServeConfig, status_file
+from llamafleet.protocol.serve import CREDENTIAL, SHORTEST_KEY, ServeConfig, status_file
 from llamafleet.protocol.verify import VerifyConfig
 
 EXIT_UNHEALTHY, EXIT_USAGE, EXIT_NO_GPU = 1, 2, gate.EXIT_HELD

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from llamafleet.facts.gauges import (
-    GENERATED,
     PLACE,
     PROMPT,
     Gauges,
@@ -17,6 +16,7 @@ from llamafleet.facts.gauges import (
     ServiceNow,
     address,
 )
+from llamafleet.protocol.serve import GENERATED
 from llamafleet.protocol.throttle import IDLE, SLOWDOWNS, SOFTWARE_CAP, decode_throttle
 
 Trouble = Literal[
@@ -95,6 +95,7 @@ def lines_of(
     left = tuple(one for one in now.services if one.profile not in shown)
     for one in left:
         kind: Trouble = "held" if _held(one) else "untold" if one.reason else "busy"
+        kind = "idle" if one.state == "stopped" else kind
         rate = rate_of((one,), before)
         lines.append(Line(host, kind, _told(one), services=(one,), tokens_s=rate))
     return [*lines, *(Line(host, "untold", note) for note in now.notes)]

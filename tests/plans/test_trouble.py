@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.gauges import GENERATED, PROMPT, Gauges, GpuNow, ProcessNow, ServiceNow
+from llamafleet.facts.gauges import PROMPT, Gauges, GpuNow, ProcessNow, ServiceNow
 from llamafleet.plans.trouble import USUAL, Line, by_trouble, lines_of, rate_of
+from llamafleet.protocol.serve import GENERATED
 
 UUID = "GPU-1"
 GPU = GpuNow(

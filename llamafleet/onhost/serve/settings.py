@@ -11,12 +11,10 @@ from pathlib import Path
 from llamafleet.onhost.serve.libraries import whole
 from llamafleet.protocol import verify
 from llamafleet.protocol.decode import DecodeError, decode
-from llamafleet.protocol.serve import CREDENTIAL, ServeConfig
+from llamafleet.protocol.serve import CREDENTIAL, SHORTEST_KEY, ServeConfig
 
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 """Variable that names the folder of a unit's credentials: systemd.exec(5)."""
-SHORTEST_KEY = 16
-"""Characters."""
 
 
 class Refused(Exception):

@@ -236,6 +236,7 @@ def _child(errors: str, output: str, folder: Path) -> Child:
     (folder / "errors").write_bytes(encoded(errors))
     (folder / "output").write_bytes(encoded(output))
     child = Child.__new__(Child)
+    child.hung = False
     child.lines, child.loud = deque(maxlen=LAST_LINES), deque(maxlen=LAST_LINES)
     child.process = SimpleNamespace(  # type: ignore[assignment]
         stdout=(folder / "output").open("rb"), stderr=(folder / "errors").open("rb")

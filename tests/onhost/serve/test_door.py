@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from llamafleet.onhost.serve import body
 from llamafleet.onhost.serve.ask import ASKED
 from llamafleet.onhost.serve.errors import Receive, Refusal, Send
 from llamafleet.onhost.serve.house import Model
-from llamafleet.protocol.serve import Limits, State
+from llamafleet.protocol.serve import GENERATED, Limits, State
 from tests.onhost.serve.asgi import ALIAS, KEY, Client, Stub, door, get, post, said
 
 
@@ -281,6 +282,21 @@ def test_a_body_that_is_only_said_to_be_too_large_is_refused_too() -> None:
     assert asked(client, limits=Limits(body_mib=1)).status == 413
 
 
+def test_nothing_is_kept_of_what_a_stranger_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who send megabytes without a key take no memory."""
+    kept: list[bytes] = []
+    parts = body._parts
+
+    async def counted(*args: Any) -> Any:
+        told, size = await parts(*args)
+        kept.extend(told)
+        return told, size
+
+    monkeypatch.setattr(body, "_parts", counted)
+    client = asked(post(BODY, headers={}))
+    assert (client.status, kept) == (401, [])
+
+
 def test_a_slow_sender_is_told_so() -> None:
     client = asked(post(BODY, silent=True), limits=Limits(receive_s=1))
     assert (client.status, client.error["code"]) == (408, "request_timeout")
@@ -464,6 +480,30 @@ def test_what_the_server_would_not_take_is_refused_before_it_waits() -> None:
 
     house.model = Model(Stub(), validate)
     assert asyncio.run(post(BODY).ask(app)).error["param"] == "x"
+
+
+def test_tokens_are_counted_while_they_are_made() -> None:
+    """An answer of minutes is no leap of its rate at its end."""
+    made, go = asyncio.Event(), asyncio.Event()
+
+    async def long(body: dict[str, Any], receive: Receive, send: Send) -> None:
+        ASKED.get().made = 40
+        made.set()
+        await go.wait()
+        await said(send, 200, b"{}")
+
+    async def run() -> list[bool]:
+        app, _ = door(Stub(long))
+        asking = asyncio.ensure_future(post(BODY).ask(app))
+        await made.wait()
+        first = await get("/metrics").ask(app)
+        go.set()
+        await asking
+        second = await get("/metrics").ask(app)
+        line = f"{GENERATED} 40.0\n".encode()
+        return [line in first.text, line in second.text]
+
+    assert asyncio.run(run()) == [True, True]
 
 
 def test_requests_are_counted_by_route_and_status_and_what_strangers_type_is_no_label() -> None:
