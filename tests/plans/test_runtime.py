@@ -104,6 +104,7 @@ def test_the_file_of_the_container() -> None:
         "NoNewPrivileges=true",
         "DropCapability=all",
         "Network=host",
+        "HealthCmd=none",
         "Volume=/var/lib/llamafleet:/var/lib/llamafleet",
         "Volume=/srv/models:/srv/models:ro",
         "AddDevice=llamafleet.local/gpu=all",
