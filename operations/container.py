@@ -23,7 +23,7 @@ PULL_S = 3600
 """For an image of 1 GB over a slow line."""
 REMOVE_S = 300
 # What podman says of one that is not there is no matter; that none is there is looked at.
-_REMOVE = (
+REMOVE = (
     'podman rm --force --ignore "$1" >/dev/null 2>&1; podman secret rm "$1" >/dev/null 2>&1; '
     'left=; podman container exists "$1" && left="container"; '
     'podman secret inspect "$1" >/dev/null 2>&1 && left="$left secret"; test -z "$left" || '
@@ -51,7 +51,7 @@ def remove_containers(
     Their service has been stopped. An image that another container uses stays.
     """
     for name in names:
-        yield StringCommand("sh -c", QuoteString(_REMOVE), "sh", QuoteString(name))
+        yield StringCommand("sh -c", QuoteString(REMOVE), "sh", QuoteString(name))
     if not images:
         return
     path = run.layout().images
