@@ -172,6 +172,12 @@ class Layout:
         return f"{self.prefix}/wheelhouse"
 
     @property
+    def images(self) -> str:
+        """Names of the container images that llamafleet pulled, a line each; some may be
+        repeated."""
+        return f"{self.prefix}/images"
+
+    @property
     def shared(self) -> str:
         """Folder of a wheel that another host built, while it is installed. Root alone writes."""
         return f"{self.prefix}/shared"

@@ -362,6 +362,8 @@ def running(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
 
 def serve_notes(settings: Settings) -> tuple[str, ...]:
     """That nothing verifies by itself where that would interrupt what is served."""
+    if settings.runtime == "container":
+        return ("no timer verifies: the container does, where it starts on another driver or GPUs",)
     if settings.schedule == settings.verify_schedule:
         return ()
     return (

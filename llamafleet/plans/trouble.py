@@ -47,11 +47,11 @@ USUAL = frozenset(
 QUIET = frozenset({"idle", "no GPU", "asked"})
 
 HOT_C = 90.0
-"""Where the driver tells no margin: the cards of the tables slow down at 83 to 93 degrees."""
+"""Where the driver tells no margin. A choice: no figure of a card's maker."""
 MARGIN_C = 3.0
 """To the temperature at which a card slows down."""
 FULL = 0.02
-"""Free memory by total. An allocation of llama.cpp's compute graph needs more."""
+"""Free memory by total. A choice."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def test_figures_of_a_service_and_nothing_is_left(host: BootedHost, tmp_path: Pa
     (service,) = (one for line in lines for one in line["services"])
     assert (service["state"], service["reason"]) == ("ready", ""), said
     rate = next(line["tokens_per_second"] for line in lines if line["services"])
-    assert 15 < rate < 26, "50 tokens in an interval of 2 s"
+    assert 15 < rate < 40, "50 tokens in an interval of 2 s, less what the first record took longer"
 
     write(host, "usr/local/bin/nvidia-smi", HANGS, 0o755)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
