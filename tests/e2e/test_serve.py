@@ -291,7 +291,7 @@ def test_a_run_that_is_interrupted_while_it_drains_leaves_it_started(host: Servi
     child = host.sh(f"cat /proc/{pid}/task/{pid}/children").split()[0]
     host.sh(f"kill -STOP {child}")
     said = host.interrupted(
-        host.settings(n_ctx=768), lambda: host.status().get("state") == "draining"
+        host.settings(n_ctx=768), lambda: host.show("ActiveState") == "deactivating"
     )
     assert "Serve" in said and f"{HOST} serves chat: not asked, " in said, said
     assert host.show("MainPID") == pid

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llamafleet.facts.host import Unit
+from llamafleet.history.report import render
 from llamafleet.layout import SERVE_TARGET, Layout, serve_unit
 from llamafleet.plans.plan import ServePlan
 from llamafleet.protocol.serve import Answer, State, Status
@@ -222,6 +223,18 @@ def test_a_profile_that_is_not_wanted_goes_with_its_folder(
     assert f"systemctl stop {serve_unit('old')}" in text
     assert f"systemctl disable --quiet {serve_unit('old')}" in text
     assert "rm -rf --one-file-system -- /var/lib/llamafleet/serve/old" in text
+
+
+def test_a_service_to_which_a_run_did_not_come_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = host()
+    made.data["serve"]["web"] = {"model": "https://lab/b.gguf", "port": 8001, "sha256": "a" * 64}
+    with fleet(monkeypatch, {"a": made}) as run:
+        run.runs["a"].fail("verification: found a red check")
+        told = render([run.runs["a"].row("complete", failed=True)])
+    assert "serves chat: not asked, http://127.0.0.1:8000/v1, model chat (/srv/a.gguf)" in told
+    assert told.rstrip().endswith(" serves web: not asked, http://127.0.0.1:8001/v1, model web")
 
 
 def test_a_dry_run_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,10 @@ def test_a_masked_service_is_a_person_s_word() -> None:
 
 def test_uninstall_knows_services_that_no_setting_names() -> None:
     host = replace(serving(), made=(LAYOUT.prefix,))
+    made = plan_uninstall(replace(host, previous="0123"), LAYOUT)
+    assert LAYOUT.previous in made.files and "previous" in made.found
     made = plan_uninstall(host, LAYOUT)
+    assert "previous" not in made.found
     assert {UNIT, SERVE_TARGET} <= set(made.units)
     assert {LAYOUT.serve_config("chat"), LAYOUT.serve_key("chat")} <= set(made.files)
     assert UNIT in made.found
