@@ -129,6 +129,11 @@ class Layout:
         return f"{self.prefix}/current"
 
     @property
+    def previous(self) -> str:
+        """The build that served before a switch, until all services have answered since."""
+        return f"{self.prefix}/previous"
+
+    @property
     def env(self) -> str:
         return f"{self.etc}/llamafleet.env"
 

@@ -132,6 +132,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         state_machine=account.text("state_machine")[:100] or None,
         deploy_lock=own.deploy_lock(told),
         current=next(iter(own.names(record, "current")), None),
+        previous=next(iter(own.names(record, "previous")), None),
         versions=own.names(account, "built"),
         builds=own.builds(account),
         models=own.models(account),

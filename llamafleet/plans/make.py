@@ -335,7 +335,7 @@ def make_plan(
         toolkit=toolkit,
         build=build,
         verify=verify,
-        switch=plan_switch(snapshot, build, proven) if build else None,
+        switch=plan_switch(snapshot, build, proven, serves=bool(settings.serve)) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
         models=models,
     )

@@ -99,6 +99,7 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
     found += [f"model {key}" for key in snapshot.models]
     rest = {
         "current": snapshot.current,
+        "previous": snapshot.previous,
         "wheelhouse": snapshot.wheelhouse,
         "verification": snapshot.verifying,
         "result": snapshot.result,
@@ -168,7 +169,7 @@ def _files(ours: list[Managed], layout: Layout) -> Iterator[str]:
     for row in ours:
         path = row.path(layout)
         yield from (path, unfinished(path), *row.leftovers(layout))
-    others = (layout.current, layout.deploy_lock)
+    others = (layout.current, layout.previous, layout.deploy_lock)
     yield from (layout.machine, *others, *map(unfinished, others), mutex(layout.deploy_lock))
 
 

@@ -61,6 +61,18 @@ def test_versions_and_the_switch(fake: FakeHost, shell: str) -> None:
     assert (snapshot.current, snapshot.versions) == ("bbbb", ("aaaa", "bbbb"))
 
 
+def test_the_build_that_served_before_is_looked_into_as_well(fake: FakeHost) -> None:
+    for number in range(20):
+        (fake.prefix / f"versions/{number:04}").mkdir(parents=True)
+    (fake.prefix / "current").symlink_to("versions/0000")
+    (fake.prefix / "previous").symlink_to(fake.prefix / "versions/0001")
+    snapshot = fake.snapshot()
+    assert (snapshot.current, snapshot.previous) == ("0000", "0001")
+    assert {"0000", "0001"} <= set(snapshot.builds)
+    (fake.prefix / "previous").unlink()
+    assert fake.snapshot().previous is None
+
+
 def test_current_that_is_no_link(fake: FakeHost) -> None:
     (fake.prefix / "current").mkdir(parents=True)
     assert fake.snapshot().current is None
