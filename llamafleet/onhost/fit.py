@@ -192,7 +192,7 @@ def count_main(argv: Sequence[str]) -> int:
         pass
 
     llama.llama_log_set(quiet, ctypes.c_void_p(0))
-    print(json.dumps({"gpus": _devices()}), file=out, flush=True)
+    print(json.dumps({"gpus": devices()}), file=out, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         placement = decode(Placement, request["placement"])
@@ -207,7 +207,7 @@ def count_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _devices() -> list[dict[str, Any]]:
+def devices() -> list[dict[str, Any]]:
     """Name and free MiB of each GPU, once CUDA has made its context on it."""
     from llama_cpp._ggml import libggml as ggml
 
