@@ -26,7 +26,7 @@ def reduced(
     shape = _shape(Path(config.model))
     room = _room(config, uuids)
     layers, use = shape.layers if shape else None, Use(flash_attention=config.flash_attention)
-    return oom.reduced(placement, found, layers, shape, room, use)
+    return oom.reduced(placement, found, layers, shape, room, use=use)
 
 
 def _shape(model: Path) -> Shape | None:

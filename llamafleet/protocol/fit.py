@@ -27,9 +27,14 @@ CTX_STEP = 256
 SMALLEST_CTX = 512
 SMALL_BATCH = 128
 """Tokens at once, for a model that has little room; prompts are read more slowly."""
-DRIVER = 512 * MIB
-"""What CUDA takes of a GPU for a process: its context and its kernels. 392 to 395 MiB of an RTX
-4090 (llama.cpp's "VRAM: 24210 MiB (23818 MiB free)" of an idle card)."""
+CONTEXT = 526 * MIB
+"""CUDA's context of a process on one GPU, of each of two H200 by NVML (driver 580.159.04, CUDA
+13.0). 392 to 395 MiB are told of an RTX 4090 (llama.cpp's "VRAM: 24210 MiB (23818 MiB free)" of an
+idle card), on which it was not measured here."""
+KERNELS = 66 * MIB
+"""What its kernels take once they are loaded, at their first use: 42 to 57 MiB there."""
+KERNELS_OF_EXPERTS = 146 * MIB
+"""The same with those of experts: 138 to 143 MiB there."""
 SMALL = 4 * MIB
 """Positions, numbers of rows and the like in a compute buffer; measured: up to 3."""
 CUBLAS = 32 * MIB
@@ -223,9 +228,14 @@ def said(placement: Placement) -> str:
     return f"{layers}, n_ctx {placement.n_ctx}, {placement.kv_type}"
 
 
+def base(shape: Shape) -> int:
+    """Bytes of each GPU that CUDA takes for its context and kernels."""
+    return CONTEXT + (KERNELS_OF_EXPERTS if shape.experts else KERNELS)
+
+
 def driver(shape: Shape, placement: Placement, use: Use) -> int:
     """Bytes that CUDA takes of each GPU for itself."""
-    return DRIVER + CUBLAS + _Account(shape, placement, use).pool(output=True)
+    return base(shape) + CUBLAS + _Account(shape, placement, use).pool(output=True)
 
 
 # -- the accounting --------------------------------------------------------------------------------
@@ -283,12 +293,12 @@ class _Account:
         weights = sum(self.shape.weights[layer] for layer in mine)
         context = sum(map(self.layer_context, mine))
         if not mine and not output and self.on_gpu:
-            return Need(driver=DRIVER)
+            return Need(driver=base(self.shape))
         return Need(
             weights=weights + (self.shape.output if output else 0),
             context=context,
             compute=self.compute(number, mine, output, gpus),
-            driver=DRIVER + CUBLAS + self.pool(output),
+            driver=base(self.shape) + CUBLAS + self.pool(output),
         )
 
     def pool(self, output: bool) -> int:

@@ -165,6 +165,7 @@ def reduced(
     n_layers: int | None,
     shape: Shape | None = None,
     room: Room | None = None,
+    *,
     use: Use | None = None,
 ) -> Placement | None:
     """The placement to try after `found`; None: nothing is left that may help.

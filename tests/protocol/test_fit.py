@@ -271,3 +271,22 @@ def test_no_coarser_context_without_flash_attention() -> None:
     use = Use(flash_attention=False)
     tried = list(smaller(PARALLEL, Placement(-1, 8192), use))
     assert tried and {one.kv_type for one in tried} == {"f16"}
+
+
+USED: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "data/used.json").read_text(encoding="utf-8")
+)
+"""MiB by NVML of two H200, each context filled to its end: tests/gpu/fit.py."""
+IN_PART = 0.10
+"""Of a GPU that helps out with the CPU's layers: docs/fit.md."""
+
+
+@pytest.mark.parametrize("name", sorted({row["name"] for row in USED}))
+def test_what_a_real_gpu_had_is_met_from_above(name: str, shapes: dict[str, Shape]) -> None:
+    for row in (row for row in USED if row["name"] == name):
+        placement = Placement(row["n_gpu_layers"], row["n_ctx"], row["kv"])
+        need = needs(shapes[name], placement, room(*(142_629,) * row["gpus"]))[row["gpu"]]
+        helps = row["n_gpu_layers"] > 0 and row["gpu"] == 0
+        error = need.total_mib / row["used_mib"] - 1
+        assert 0 <= error <= (IN_PART if helps else BAR), (row, need.total_mib)
+    assert len(USED) == 34
