@@ -75,7 +75,8 @@ class OutOfMemory:
         where = "a GPU" if self.device is None else f"GPU {self.device}"
         where = "the host" if self.host else where
         asked = "" if self.asked_mib is None else f"{self.asked_mib} MiB of "
-        return f"{where} has no room for {asked}{WHAT[self.phase]}: {self.line}"
+        what = "a buffer" if self.host and self.phase == "use" else WHAT[self.phase]
+        return f"{where} has no room for {asked}{what}: {self.line}"
 
 
 # Each part has a bound: a line is read in time that grows with its length.

@@ -201,3 +201,11 @@ def test_without_flash_attention_the_context_stays_in_f16(phase: str, dense: Sha
     by_account = reduced(was, found, 32, dense, Room((Gpu(5000),), 0, use))
     assert by_steps and by_steps.kv_type == "f16"
     assert by_account and by_account.kv_type == "f16"
+
+
+def test_a_buffer_of_the_host_is_not_said_to_be_cudas() -> None:
+    line = (
+        "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 68719476736"
+    )
+    found = read([line])
+    assert found and str(found).startswith("the host has no room for 65536 MiB of a buffer: ggml_")
