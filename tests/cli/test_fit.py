@@ -28,7 +28,7 @@ def test_what_fits_is_told_for_a_gpu_by_name(moe: Path) -> None:
     assert "28 layers and the output" in lines[0]
     assert lines[1] == "GPU 0: GeForce RTX 4090: 24072 MiB free, 1024 of them in reserve"
     assert lines[3] == "fits: n_gpu_layers 29 of 29, n_ctx 16384, kv_type f16"
-    assert lines[4].startswith("  GPU 0: 12289 MiB (weights 9665, context 1792, compute ")
+    assert lines[4].startswith("  GPU 0: 12449 MiB (weights 9665, context 1792, compute ")
     assert lines[-1] == ("profile l32-8x3b: n_gpu_layers 50, which are all 29, n_ctx 16384: fits")
 
 
