@@ -395,6 +395,19 @@ def test_a_quiet_line_is_quiet_to_its_end(
     assert [line[:5] for line in made.lines] == ["xxxxx", "yyyyy", "loud", "quiet"]
 
 
+@pytest.mark.parametrize("ends", ["<6>unmute\\n", ""])
+def test_what_is_said_of_a_clients_own_words_is_no_line_of_the_journal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], ends: str
+) -> None:
+    """Unless the process ends there."""
+    say = f"os.write(2, b'<6>mute\\nparse: secret\\n{ends}')"
+    made = Process(monkeypatch, say)
+    assert list(made.said()) == [] and made.ended() == 0
+    assert capfd.readouterr().err == ""
+    assert list(made.lines) == ["parse: secret"]
+    assert list(made.loud) == ([] if ends else ["parse: secret"])
+
+
 def test_systemd_hears_of_each_state_and_of_readiness_once_it_is_true(
     files: Files, started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
