@@ -77,7 +77,7 @@ def _asked(config: Any, key: str, account: int, names: Any) -> Any:
         status = json.loads(_text(f"{config['folder']}/status.json"))
         told = {"state": str(status["state"]), "reason": str(status.get("reason", ""))[:200]}
         last = told["state"] in ("held", "failed", "stopped")
-        if not last and not _there(int(status["pid"]), int(status["start_ticks"])):
+        if not last and not _there(status.get("pid"), status.get("start_ticks")):
             told = {"state": "failed", "reason": "found no process of it"}
         if told["state"] in ("ready", "draining"):
             told["metrics"] = _metrics(config, key, account, names)
@@ -87,8 +87,10 @@ def _asked(config: Any, key: str, account: int, names: Any) -> Any:
     return told
 
 
-def _there(pid: int, ticks: int) -> bool:
+def _there(pid: Any, ticks: Any) -> bool:
     """The process that tells it has not ended. In a container it has another number there."""
+    if type(pid) is not int or type(ticks) is not int:
+        return False
     numbers = [pid] + [int(one.name) for one in Path("/proc").glob("[0-9]*")]
     return any(_started(number) == ticks and _within(number) == pid for number in numbers)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.resources import files as package_files
@@ -203,11 +204,13 @@ class Page(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def asked(folder: Path, /, user: str = "", **config: Any) -> list[dict[str, Any]]:
+def asked(
+    folder: Path, /, user: str = "", status: dict[str, Any] | None = None, **config: Any
+) -> list[dict[str, Any]]:
     """What watch_services.py tells of one service with a key."""
     folder.chmod(0o755)
     state = {"state": "ready", "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
-    (folder / "status.json").write_text(json.dumps(state))
+    (folder / "status.json").write_text(json.dumps(state | (status or {})))
     told = {"alias": "m", "key": True, "folder": str(folder), "address": "127.0.0.1", **config}
     (folder / "serve-chat.json").write_text(json.dumps(told))
     (folder / "serve-chat.key").write_text("sk-secret\n")
@@ -265,6 +268,37 @@ def test_what_the_account_put_there_is_read_with_its_rights(open_folder: Path, p
     folder.symlink_to(secret)
     (service,) = asked(open_folder, user="nobody", port=port, folder=str(folder))
     assert (service["state"], "root's own" in service["reason"]) == (None, False)
+
+
+@pytest.mark.parametrize("state", ["ready", "draining", "loading"])
+@pytest.mark.parametrize("ticks", [1, None])
+def test_the_word_of_a_process_that_has_ended_is_not_believed(
+    tmp_path: Path, state: str, ticks: int | None
+) -> None:
+    """Another one has its number by now."""
+    (told,) = asked(tmp_path, status={"state": state, "start_ticks": ticks}, port=1)
+    assert (told["state"], told["metrics"]) != (state, {})
+    assert told["reason"]
+
+
+def test_its_last_words_are(tmp_path: Path) -> None:
+    (told,) = asked(tmp_path, status={"state": "stopped", "start_ticks": 1}, port=1)
+    assert (told["state"], told["reason"]) == ("stopped", "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace")
+def test_a_process_in_a_container_has_another_number_there(tmp_path: Path, port: int) -> None:
+    command = ["unshare", "--pid", "--fork", "--kill-child", "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as outer:
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        while not (inner := children.read_text().split()):
+            time.sleep(0.01)
+        status = {"pid": 1, "start_ticks": start_ticks(int(inner[0]))}
+        (told,) = asked(tmp_path, status=status, port=port)
+        assert (told["state"], told["reason"]) == ("ready", "")
+        outer.kill()
+    (told,) = asked(tmp_path, status=status, port=port)
+    assert (told["state"], told["reason"]) == ("failed", "found no process of it")
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, port: int) -> None:
