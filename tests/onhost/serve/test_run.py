@@ -354,20 +354,28 @@ class Process(Child):
 def test_a_child_that_hangs_is_ended_and_told(
     monkeypatch: pytest.MonkeyPatch, files: Files
 ) -> None:
-    monkeypatch.setattr(child, "BEAT_S", 0.05)
+    monkeypatch.setattr(child, "BEAT_S", 0.02)
+    monkeypatch.setattr(child, "MISSED", 10**6)
     say = """print('{"state": "ready"}', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"""
     made = Process(monkeypatch, say)
-    assert list(made.said()) == [Said("ready")]
+    said = made.said()
+    assert next(said) == Said("ready")
+    monkeypatch.setattr(child, "MISSED", 3)
+    assert list(said) == []
     assert (made.hung, made.ended()) == (True, -signal.SIGKILL)
     assert "found no word of it for" in run._cause(Said("ready"), -9, made)
 
 
 def test_one_that_says_its_word_again_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "BEAT_S", 0.2)
-    monkeypatch.setattr(child, "MISSED", 3)
-    say = """[(print('{"state": "ready"}', flush=True), time.sleep(0.15)) for _ in range(8)]"""
+    monkeypatch.setattr(child, "BEAT_S", 0.05)
+    monkeypatch.setattr(child, "MISSED", 10**6)
+    say = """[(print('{"state": "ready"}', flush=True), time.sleep(0.1)) for _ in range(6)]"""
     made = Process(monkeypatch, say)
-    assert len(list(made.said())) == 8
+    said = made.said()
+    next(said)
+    # Half of a second: not in one of its pauses, and less than all of them.
+    monkeypatch.setattr(child, "MISSED", 10)
+    assert len(list(said)) == 5
     assert (made.hung, made.ended()) == (False, 0)
 
 
@@ -409,7 +417,7 @@ def test_systemd_hears_of_each_state_and_of_readiness_once_it_is_true(
     address = f"\0llamafleet-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address)
-        systemd.settimeout(1)
+        systemd.settimeout(0.05)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + address[1:])
         started(([Said("loading"), READY], [], -9))
         heard = []
