@@ -332,6 +332,8 @@ class Unit:
     """Seconds since 1970 at which a timer last started its service."""
     started: int | None = None
     """The same of a service's main process."""
+    dropins: tuple[str, ...] = ()
+    """Paths of files by which somebody has changed this unit: systemd.unit(5), drop-ins."""
 
 
 @dataclass(frozen=True)

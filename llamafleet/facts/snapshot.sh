@@ -1042,7 +1042,7 @@ read_units() {
     # A pattern finds none but those in memory; one that is named is loaded for the answer.
     # shellcheck disable=SC2086 # words are wanted
     limited 5 env TZ=UTC systemctl $manager show \
-        --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
+        --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,DropInPaths \
         --property=Result,ExecMainStatus,LastTriggerUSec,ExecMainStartTimestamp $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
     [ "$rc" = 0 ] || return 0

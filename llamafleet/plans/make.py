@@ -16,7 +16,7 @@ from llamafleet.plans.compilercache import cache_lines
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
-from llamafleet.plans.files import Sha256, masked_units, plan_files, units_note
+from llamafleet.plans.files import Sha256, dropin_notes, masked_units, plan_files, units_note
 from llamafleet.plans.gpus import chosen
 from llamafleet.plans.host import (
     as_typed,
@@ -293,7 +293,7 @@ def make_plan(
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
-    told = (*told, *serve_notes(settings))
+    told = (*told, *serve_notes(settings), *dropin_notes(snapshot))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
     if settings.runtime == "container":

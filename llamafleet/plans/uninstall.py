@@ -190,5 +190,7 @@ def _stays(snapshot: HostSnapshot, layout: Layout, made: tuple[str, ...]) -> Ite
     for root in roots(layout):
         if root in snapshot.owners and root not in made:
             yield f"{root} (it was there before)"
+    for unit in snapshot.units.values():
+        yield from (f"{path} (it is not llamafleet's)" for path in unit.dropins)
     if layout.scope == "system" and snapshot.account and ACCOUNT not in made:
         yield f"account {USER} (it was there before)"

@@ -234,6 +234,14 @@ ActiveState=inactive
 SubState=dead
 UnitFileState=static
 NeedDaemonReload=yes
+DropInPaths=/usr/lib/systemd/system/service.d/10-all.conf /etc/systemd/system/llamafleet-verify.service.d/x.conf
+
+Id=llamafleet-serve@chat.service
+LoadState=loaded
+ActiveState=inactive
+SubState=dead
+UnitFileState=enabled
+DropInPaths=/etc/systemd/system/llamafleet-serve@.service.d/a.conf /etc/systemd/system/llamafleet-.service.d/b.conf
 
 Id=llamafleet-verify.timer
 LoadState=not-found
@@ -253,7 +261,8 @@ LoadState=loaded
 ActiveState=active
 SubState=running
 UnitFileState=transient
-END"""
+DropInPaths=/run/systemd/transient/llamafleet-build-0123.service.d/50-Nice.conf
+END"""  # noqa: E501
 
 
 def booted(fake: FakeHost, body: str) -> None:
@@ -269,7 +278,18 @@ def test_units(fake: FakeHost, scope: str) -> None:
     snapshot = fake.snapshot()
     assert snapshot.init == "systemd"
     assert snapshot.units == {
-        "llamafleet-verify.service": Unit("loaded", "inactive", "dead", "static", stale=True),
+        "llamafleet-verify.service": Unit(
+            *("loaded", "inactive", "dead", "static"),
+            stale=True,
+            dropins=("/etc/systemd/system/llamafleet-verify.service.d/x.conf",),
+        ),
+        "llamafleet-serve@chat.service": Unit(
+            *("loaded", "inactive", "dead", "enabled"),
+            dropins=(
+                "/etc/systemd/system/llamafleet-serve@.service.d/a.conf",
+                "/etc/systemd/system/llamafleet-.service.d/b.conf",
+            ),
+        ),
         "llamafleet-driver-check.path": Unit("masked", "inactive", "dead", "masked"),
         "llamafleet-build-0123.service": Unit("loaded", "active", "running", "transient"),
     }

@@ -319,6 +319,16 @@ def test_a_masked_service_is_a_person_s_word() -> None:
     assert any(f"{UNIT} is masked" in one.found for one in made.problems), made.problems
 
 
+def test_a_unit_that_somebody_changed_is_told_and_left() -> None:
+    file = f"/etc/systemd/system/{UNIT}.d/x.conf"
+    host = serving(unit=replace(ACTIVE, dropins=(file,)))
+    made = plan(host, serve=CHAT)
+    assert f"{UNIT} is changed by {file}, which stays as it is" in made.notes
+    assert made.serve is not None and not made.serve.needed
+    assert f"{file} (it is not llamafleet's)" in plan_uninstall(host, LAYOUT).stays
+    assert not any("is changed by" in note for note in plan(serving(), serve=CHAT).notes)
+
+
 def test_uninstall_knows_services_that_no_setting_names() -> None:
     host = replace(serving(), made=(LAYOUT.prefix,))
     made = plan_uninstall(replace(host, previous="0123"), LAYOUT)
