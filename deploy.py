@@ -7,7 +7,7 @@ no command. `operations/uninstall.py`, by way of uninstall.py, removes all of it
 from pyinfra import config
 
 from operations.account import account
-from operations.build import activate, build, take
+from operations.build import activate, build, discard_builds, take
 from operations.container import proof
 from operations.files import settings, tools
 from operations.hold import hold
@@ -43,10 +43,12 @@ take(name="Install what another host built")
 settings(name="Render environment and units")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")
-activate(name="Switch to the proven build")
 models(name="Bring the models")
 libraries(name="Bring the server's packages")
+# Nothing that takes long, or may fail, comes between the switch and the first answer.
+activate(name="Switch to the proven build")
 serve(name="Serve")
 proof(name="Judge the proof of a container")
+discard_builds(name="Remove builds that the proven one stands for")
 discard_models(name="Remove models that no profile names")
 release(name="Give the host back to other runs")

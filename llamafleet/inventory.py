@@ -422,6 +422,9 @@ def _shared_code(settings: Settings) -> Iterator[Finding]:
 def _serve_findings(settings: Settings) -> Iterator[Finding]:
     """What several profiles, or one and the controller's files, decide together."""
     names = list(settings.serve)
+    if names and settings.scope == "user":
+        # A user's own manager keeps no device, no file and no key from what it runs.
+        yield "serve", ", ".join(names), 'scope = "system" beside it (root)'
     for at, name in enumerate(names):
         profile, key = settings.serve[name], f"serve.{name}"
         for other in names[:at]:
@@ -438,8 +441,6 @@ def _serve_findings(settings: Settings) -> Iterator[Finding]:
             )
         if profile.kv_type != "f16" and not profile.flash_attention:
             yield f"{key}.kv_type", profile.kv_type, "f16 beside flash_attention = False"
-        if settings.scope == "user" and profile.value("mlock"):
-            yield f"{key}.mlock", "True", 'scope = "system" beside it (root)'
 
 
 def _api_key_findings(key: str, file: Path) -> Iterator[Finding]:

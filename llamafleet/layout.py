@@ -129,6 +129,11 @@ class Layout:
         return f"{self.prefix}/current"
 
     @property
+    def previous(self) -> str:
+        """The build that served before a switch, until all services have answered since."""
+        return f"{self.prefix}/previous"
+
+    @property
     def env(self) -> str:
         return f"{self.etc}/llamafleet.env"
 
@@ -170,6 +175,12 @@ class Layout:
     def wheelhouse(self) -> str:
         """Below the prefix: root alone writes there."""
         return f"{self.prefix}/wheelhouse"
+
+    @property
+    def images(self) -> str:
+        """Names of the container images that llamafleet pulled, a line each; some may be
+        repeated."""
+        return f"{self.prefix}/images"
 
     @property
     def shared(self) -> str:

@@ -20,10 +20,10 @@ from typing import Any
 from llamafleet.modelsource import ModelSource
 from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import JobFailed, locked
-from llamafleet.onhost.transfer import Disk, Transfer, mib
+from llamafleet.onhost.transfer import Disk, Transfer
 from llamafleet.plans.supplies import LocalFile
 from llamafleet.protocol.job import read_json, write_json
-from llamafleet.protocol.place import INCOMING
+from llamafleet.protocol.place import INCOMING, shown
 
 FOLDER = Path("served-models")
 DIGESTS = "digests.json"
@@ -68,7 +68,7 @@ class ModelStore:
             told = entry.get("sha256")
             if isinstance(told, str) and re.fullmatch(r"[0-9a-f]{64}", told):
                 return told
-        say(f"{file}: its sha256 is computed, {mib(_size(file))}")
+        say(f"{file}: its sha256 is computed, {shown(_size(file))}")
         found = _sha256(file)
         if _state(file) == state:
             self._note(str(file), {"state": state, "sha256": found})

@@ -147,7 +147,7 @@ Url = Annotated[str, Field(pattern=URL, max_length=LONGEST_URL), AfterValidator(
 
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
-_IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+@sha256:[0-9a-f]{64}$"
+IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+@sha256:[0-9a-f]{64}$"
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 _REDIS_URL = (
     "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "
@@ -254,7 +254,7 @@ class Settings(BaseModel):
     """What is served once the build is proven: a service for each profile."""
     runtime: Runtime = Field(default="venv", description=one_of(get_args(Runtime)))
     """venv: what is served is built on the host; container: it comes in an image."""
-    image: Annotated[str, Field(pattern=_IMAGE, max_length=LONGEST_URL)] | None = Field(
+    image: Annotated[str, Field(pattern=IMAGE, max_length=LONGEST_URL)] | None = Field(
         default=None,
         description='a name with its digest such as "registry.lab/llama-rtx4090@sha256:9f86..."',
     )

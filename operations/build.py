@@ -9,6 +9,7 @@ from pyinfra.api import QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
 from llamafleet.layout import Layout
+from llamafleet.managed import unfinished
 from llamafleet.plans.plan import BuildPlan
 from llamafleet.protocol.job import JobError, Kind, Stamp
 from operations import jobs, share
@@ -147,7 +148,7 @@ def _cause(stamp: Stamp) -> str:
 def activate() -> Generator[PyinfraCommand, None, None]:
     """
     Point `current` to the planned build once that is verified, by rename: there is no moment
-    without one. Builds that it stands for are then removed, unless somebody uses them.
+    without one. What is served keeps the build of before, as `previous`, until it has answered.
 
     **Example:**
 
@@ -158,39 +159,60 @@ def activate() -> Generator[PyinfraCommand, None, None]:
     """
     run = here()
     plan = run.plan()
-    if plan.build is None or not (plan.switch or plan.discard):
+    if plan.build is None or plan.switch is None:
         run.noop("current is the planned build" if plan.build else "no build is planned")
         return
-    if plan.switch and not plan.switch.proven:
+    if not plan.switch.proven:
         run.noop(f"{plan.switch.name} is not verified, {plan.switch.reason}")
         return
     layout = run.layout()
-    if plan.switch:
-        if run.host.state.is_executing:
-            run.before = run.snapshot().current or ""
-        yield from point(layout, plan.switch.name)
-        run.changed(f"current -> {plan.switch.name}")
-    if plan.discard:
-        yield StringCommand(
-            *jobs.as_account(run),
-            QuoteString(plan.build.python),
-            "-I",
-            QuoteString(layout.zipapp),
-            "discard --versions",
-            QuoteString(layout.versions),
-            "--current",
-            QuoteString(layout.current),
-            "--",
-            *map(QuoteString, plan.discard),
-        )
-        run.reread()
+    if plan.switch.keep:
+        # First: a run that is cut off leaves to the next one what to go back to.
+        yield from _point(layout, layout.previous, plan.switch.keep)
+    yield from _point(layout, layout.current, plan.switch.name)
+    run.changed(f"current -> {plan.switch.name}")
 
 
-def point(layout: Layout, name: str) -> Iterator[StringCommand]:
-    """`current` is that build, by rename."""
-    partial = f"{layout.current}.partial"
+def _point(layout: Layout, link: str, name: str) -> Iterator[StringCommand]:
+    """The link to that build, by rename."""
+    partial = unfinished(link)
     yield StringCommand("ln -sfn", QuoteString(layout.version(name)), QuoteString(partial))
-    yield StringCommand("mv -T", QuoteString(partial), QuoteString(layout.current))
+    yield StringCommand("mv -T", QuoteString(partial), QuoteString(link))
+
+
+@operation()
+def discard_builds() -> Generator[PyinfraCommand, None, None]:
+    """
+    Remove builds that the active one stands for, unless somebody uses them.
+
+    What is served has answered by then: none of them is gone back to any more.
+
+    **Example:**
+
+    .. code:: python
+
+        from operations.build import discard_builds
+        discard_builds(name="Remove builds that another one stands for")
+    """
+    run = here()
+    plan = run.plan()
+    if plan.build is None or not plan.discard:
+        run.noop("no other build of that fingerprint is there")
+        return
+    layout = run.layout()
+    yield StringCommand(
+        *jobs.as_account(run),
+        QuoteString(plan.build.python),
+        "-I",
+        QuoteString(layout.zipapp),
+        "discard --versions",
+        QuoteString(layout.versions),
+        "--current",
+        QuoteString(layout.current),
+        "--",
+        *map(QuoteString, plan.discard),
+    )
+    run.reread()
 
 
 def report_failure(run: HostRun, kind: Kind, stamp: Stamp) -> bool:

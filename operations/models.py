@@ -23,9 +23,8 @@ from llamafleet.connection import COMMAND_S, PATIENCE_S
 from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import JobFailed
 from llamafleet.plans.plan import ModelPlan, SentPart
-from llamafleet.plans.served_models import shown
 from llamafleet.protocol.job import Stamp
-from llamafleet.protocol.place import INCOMING
+from llamafleet.protocol.place import INCOMING, shown
 from operations import jobs, lock, upload
 from operations.build import report_failure
 from operations.rights import as_account

@@ -28,7 +28,7 @@ from llamafleet.facts.snapshot import forget, snapshot_of
 from llamafleet.history.command import without_secrets
 from llamafleet.history.report import exit_code_of, render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
-from llamafleet.history.store import Row, ServedLine
+from llamafleet.history.store import NOT_ASKED, Row, ServedLine
 from llamafleet.history.update import Update
 from llamafleet.inventory import SettingsError, read_supplies, validate_fleet, validate_removal
 from llamafleet.layout import Layout
@@ -65,8 +65,6 @@ class HostRun:
     changes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     result: Result | Unreadable | None = None
-    before: str = ""
-    """The build that `current` was before this run switched it, until it is known to serve."""
     served: list[ServedLine] = field(default_factory=list)
     update: Update | None = None
     """The driver update that the result is the first to be measured after."""
@@ -180,9 +178,23 @@ class HostRun:
             changed=self.changes,
             failures=reasons,
             update=self.update,
-            served=self.served,
+            served=self.served or self._not_asked(),
             known=self.known and not self.guard.lost and (failed or bool(self.failures)),
         )
+
+    def _not_asked(self) -> list[ServedLine]:
+        """Of services to which the run did not come: nothing is known of them."""
+        return [
+            ServedLine(
+                name,
+                NOT_ASKED,
+                profile.address,
+                profile.port,
+                profile.alias or name,
+                profile.source.first if profile.source.kind == "path" else "",
+            )
+            for name, profile in self.settings.serve.items()
+        ]
 
     def goes_on(self) -> str:
         """What to know of the job that is left running there; "": there is none."""

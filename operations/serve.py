@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pyinfra.api import FactBase, FunctionCommand, QuoteString, StringCommand, operation
@@ -20,7 +21,7 @@ from llamafleet.protocol.job import Stamp
 from llamafleet.protocol.serve import STATUS, Answer
 from llamafleet.received import Unreadable, received_text
 from operations import jobs, lock
-from operations.build import point, report_failure
+from operations.build import report_failure
 from operations.container import bring_image
 from operations.files import put, switch_units, systemctl
 from operations.run import HostRun, here
@@ -113,24 +114,31 @@ def serve() -> Generator[PyinfraCommand, None, None]:
         run.noop("nothing is served")
         return
     if not wanted.needed:
-        run.served = [_line(one, "ready") for one in wanted.services]
-        run.noop(f"serves {', '.join(one.config.profile for one in wanted.services)}")
+        asked = _Asked()
+        if run.host.state.is_executing:
+            # Their word is as old as their last proof of a token.
+            asked.problems = _problems(run, run.host, wanted)
+        if not asked.problems:
+            run.served = [_line(one, "ready") for one in wanted.services]
+            run.noop(f"serves {', '.join(one.config.profile for one in wanted.services)}")
+            return
+        yield FunctionCommand(_judge, (run, wanted, asked), {})
         return
     yield from bring_image(run)
     yield from put(run, wanted.files.write)
     yield from _remove(run, wanted)
     yield from switch_units(run, wanted.files)
     yield from _start(run, wanted.changed)
+    for one in wanted.changed:
+        run.changed(f"{one.config.profile} {one.action}ed ({one.reason})")
     for name in wanted.gone:
         run.changed(f"{name} no longer served")
     asked = _Asked()
     yield FunctionCommand(_ask_all, (run, wanted, asked), {})
-    if asked.problems and run.before:
+    if asked.problems and wanted.back:
         yield from _go_back(run, wanted, asked)
-    elif wanted.outdated and not asked.problems:
-        folders = [QuoteString(run.layout().serve_libraries(name)) for name in wanted.outdated]
-        yield StringCommand(*jobs.as_account(run), "rm -rf --one-file-system --", *folders)
-        run.changed("older packages of the server removed")
+    elif not asked.problems:
+        yield from _forget(run, wanted)
     yield FunctionCommand(_judge, (run, wanted, asked), {})
 
 
@@ -150,27 +158,44 @@ def _refuse(state: State, host: Host, run: HostRun, problems: Iterable[Problem])
 
 
 def _remove(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, None]:
-    """Stop what is not wanted any more, or is to be changed, and forget what it said."""
-    names = [*wanted.gone, *(one.config.profile for one in wanted.changed)]
-    if names:
-        units = map(serve_unit, names)
-        yield StringCommand(systemctl(run), "stop", *units, "2>/dev/null || true", _timeout=STOP_S)
-    layout, rights = run.layout(), jobs.as_account(run)
-    if wanted.gone:
-        folders = [QuoteString(layout.serve_state(name)) for name in wanted.gone]
-        yield StringCommand(*rights, "rm -rf --one-file-system --", *folders)
-    if wanted.changed:
-        folders = [QuoteString(one.config.folder) for one in wanted.changed]
-        told = [QuoteString(f"{one.config.folder}/{STATUS}") for one in wanted.changed]
-        yield StringCommand(*rights, "mkdir -p --", *folders)
-        yield StringCommand(*rights, "rm -f --", *told)
+    """Stop what is not wanted any more, and forget what it said."""
+    if not wanted.gone:
+        return
+    units = map(serve_unit, wanted.gone)
+    yield StringCommand(systemctl(run), "stop", *units, "2>/dev/null || true", _timeout=STOP_S)
+    folders = [QuoteString(run.layout().serve_state(name)) for name in wanted.gone]
+    yield StringCommand(*jobs.as_account(run), "rm -rf --one-file-system --", *folders)
 
 
-def _start(run: HostRun, services: Iterable[Served]) -> Generator[StringCommand, None, None]:
-    for one in services:
-        yield StringCommand(systemctl(run), "restart --no-block", one.unit)
-        verb = "started" if one.action == "start" else "restarted"
-        run.changed(f"{one.config.profile} {verb} ({one.reason})")
+def _start(run: HostRun, services: Sequence[Served]) -> Generator[StringCommand, None, None]:
+    """Drain what runs of them, forget what it said, and start them anew.
+
+    In one command that hears of no interruption: nobody would start again what has drained.
+    """
+    if not services:
+        return
+    rights = " ".join(jobs.as_account(run))
+    units = " ".join(shlex.quote(one.unit) for one in services)
+    folders = " ".join(shlex.quote(one.config.folder) for one in services)
+    told = " ".join(shlex.quote(f"{one.config.folder}/{STATUS}") for one in services)
+    script = (
+        f"trap '' HUP INT PIPE TERM; {systemctl(run)} stop {units} 2>/dev/null; "
+        f"{rights} mkdir -p -- {folders}; {rights} rm -f -- {told}; "
+        f"{systemctl(run)} restart --no-block {units}"
+    )
+    yield StringCommand("sh -c", QuoteString(script), _timeout=STOP_S)
+
+
+def _forget(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, None]:
+    """What nobody needs any more now that all of them answer."""
+    layout = run.layout()
+    if wanted.doubt:
+        yield StringCommand("rm -f --", QuoteString(layout.previous))
+        run.reread()
+    if wanted.outdated:
+        folders = [QuoteString(layout.serve_libraries(name)) for name in wanted.outdated]
+        yield StringCommand(*jobs.as_account(run), "rm -rf --one-file-system --", *folders)
+        run.changed("older packages of the server removed")
 
 
 def _ask_all(state: State, host: Host, run: HostRun, wanted: ServePlan, asked: _Asked) -> bool:
@@ -186,14 +211,11 @@ def _problems(run: HostRun, host: Host, wanted: ServePlan) -> dict[str, Problem]
 
 def _go_back(run: HostRun, wanted: ServePlan, asked: _Asked) -> Generator[PyinfraCommand]:
     """`current` points to the build of before, and the services run it."""
-    before, run.before = run.before, ""
-    units = [one.unit for one in wanted.services]
-    told = [QuoteString(f"{one.config.folder}/{STATUS}") for one in wanted.services]
-    yield from point(run.layout(), before)
-    yield StringCommand(systemctl(run), "stop", *units, "|| true", _timeout=STOP_S)
-    yield StringCommand(*jobs.as_account(run), "rm -f --", *told)
-    yield StringCommand(systemctl(run), "restart --no-block", *units)
-    run.changed(f"current -> {before} (gone back)")
+    layout = run.layout()
+    # By rename, so that there is no moment without one of both.
+    yield StringCommand("mv -T", QuoteString(layout.previous), QuoteString(layout.current))
+    yield from _start(run, wanted.services)
+    run.changed(f"current -> {wanted.back} (gone back)")
 
     def ask(state: State, host: Host) -> bool:
         asked.again = _problems(run, host, wanted)
@@ -202,7 +224,7 @@ def _go_back(run: HostRun, wanted: ServePlan, asked: _Asked) -> Generator[Pyinfr
             Problem(
                 "serving",
                 found="services that failed on the new build: went back to "
-                f"{before}, {found or 'they serve again'}",
+                f"{wanted.back}, {found or 'they serve again'}",
                 expected="services that answer on the build that was proven",
                 next="read the reasons beside this one, then run the same command again",
             )
@@ -229,7 +251,7 @@ def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan, asked: _As
 def _left(run: HostRun) -> Problem | None:
     """What the host, read again, still needs."""
     left = run.plan().serve
-    if left is None or not (left.files.needed or left.gone or left.outdated):
+    if left is None or not (left.files.needed or left.gone or left.outdated or left.doubt):
         return None
     return Problem(
         "serving",

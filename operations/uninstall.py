@@ -24,6 +24,7 @@ from llamafleet.plans.uninstall import (
     traces,
 )
 from operations import jobs
+from operations.container import remove_containers
 from operations.files import systemctl
 from operations.lock import decision
 from operations.run import HostRun, here
@@ -101,6 +102,7 @@ def uninstall() -> Generator[PyinfraCommand, None, None]:
             _forget_wheels(run)
         return
     yield from _stop(run, wanted, snapshot)
+    yield from remove_containers(run, wanted.containers, wanted.images)
     hold = release(snapshot)
     for command in hold.commands if hold else ():
         yield StringCommand(command)

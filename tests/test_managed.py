@@ -42,6 +42,8 @@ def test_where_all_of_it_lies() -> None:
         "/etc/apt/apt.conf.d/52llamafleet-hold-driver",
         # There alone where a run ended early: uninstall must see them.
         "/opt/llamafleet/installed-packages",
+        "/opt/llamafleet/images",
+        "/run/cdi/llamafleet.json",
         "/etc/apt/sources.list.d/llamafleet-cuda.sources",
         "/etc/apt/preferences.d/00llamafleet-cuda",
         "/etc/apt/keyrings/llamafleet-cuda.asc",

@@ -147,6 +147,11 @@ def test_a_profile_is_like_a_row_where_it_says_nothing_itself() -> None:
     assert Profile.model_validate(MODEL).placement == Placement(-1, 4096)
 
 
-def test_a_user_can_t_lock_memory() -> None:
-    found = "\n".join(lines_of(scope="user", serve={"chat": MODEL | {"mlock": True}}))
-    assert 'serve.chat.mlock: found True, allowed: scope = "system" beside it (root)' in found
+def test_a_user_s_own_manager_serves_nothing() -> None:
+    """It could keep neither devices nor files from the service, nor the key from its account."""
+    profiles = {"chat": MODEL, "code": MODEL | {"port": 8001}}
+    (found,) = lines_of(scope="user", serve=profiles)
+    assert found == (
+        'host gpu-a: serve: found chat, code, allowed: scope = "system" beside it (root)'
+    )
+    assert validate_fleet({"gpu-a": {"scope": "user", "serve": {}}})

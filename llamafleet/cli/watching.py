@@ -45,7 +45,7 @@ SOON_S, AGAIN_S = 1.0, 15.0
 END_S = 1.0
 """For all connections to be closed."""
 MOST_BYTES = 1 << 20
-"""Of one record. One of 64 GPUs has about 20 KB."""
+"""Of one record. One of 64 GPUs with a process on each has 24 KB (ROWS of tests/facts)."""
 MOST_GPUS_KNOWN = 256
 
 Ask = Callable[[int], list[str]]

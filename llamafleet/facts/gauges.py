@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from llamafleet.facts import smi
 from llamafleet.facts.lines import number
-from llamafleet.protocol.serve import NAME, State
-from llamafleet.received import Unreadable, plain, received_text
+from llamafleet.layout import serve_unit
+from llamafleet.protocol.serve import GENERATED, NAME, State
+from llamafleet.received import plain, received_json, received_text
 
 COMMON = (
     *("index", "uuid", "pci.bus_id", "memory.used", "memory.free", "memory.total"),
@@ -31,7 +32,7 @@ FIELDS = (
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 """One thing, renamed with driver 535."""
 
-GENERATED, PROMPT = "llamafleet_generated_tokens_total", "llamafleet_prompt_tokens_total"
+PROMPT = "llamafleet_prompt_tokens_total"
 WAITING, COMPUTING = "llamafleet_requests_waiting", "llamafleet_requests_computing"
 METRICS = (GENERATED, PROMPT, WAITING, COMPUTING)
 """Of onhost/serve/metrics.py; a test compares."""
@@ -44,7 +45,7 @@ LONGEST = 200
 """Characters of a host's own words."""
 PLACE = re.compile(r"([0-9A-Fa-f]{3,8}):([0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7])")
 """A bus address in a complaint, as "GPU0000:07:00.0"."""
-SERVICE_UNIT = re.compile(rf"llamafleet-serve@({NAME})\.service")
+SERVICE_UNIT = re.compile(serve_unit("*").replace(".", r"\.").replace("*", f"({NAME})"))
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _gpu(line: str, fields: Sequence[str]) -> GpuNow | None:
         memory_clock_mhz=_figure(told["clocks.mem"]),
         temperature_c=_figure(told["temperature.gpu"]),
         margin_c=_figure(told.get("temperature.gpu.tlimit", "")),
-        reasons=int(reasons, 16) if re.fullmatch(r"0x[0-9A-Fa-f]{1,16}", reasons) else None,
+        reasons=int(reasons, 16) if re.fullmatch(r"0x0{0,15}[0-9A-Fa-f]{1,15}", reasons) else None,
         recovery="" if recovery in ("", "None", "N/A") or recovery[0] == "[" else recovery,
         faults=sick,
     )
@@ -252,15 +253,28 @@ def _of_pids(form: str, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
             yield found[1], found[2]
 
 
+def _service(line: str) -> ServiceNow | None:
+    """None: not even whose line it is can be told. One whose word is odd is a service all the same,
+    and must not go unseen by it."""
+    one = received_text(ServiceNow, line)
+    if isinstance(one, ServiceNow):
+        return one
+    data = received_json(line)
+    profile = data.get("profile") if isinstance(data, dict) else None
+    if not isinstance(profile, str):
+        return None
+    return ServiceNow(plain(profile, LONGEST), None, plain(one.reason, LONGEST), {}, 0.0)
+
+
 def _services(tagged: dict[str, list[str]]) -> tuple[tuple[ServiceNow, ...], tuple[str, ...]]:
-    services, notes = [], []
+    services, notes = dict[str, ServiceNow](), list[str]()
     for line in tagged.get("service", []):
-        one = received_text(ServiceNow, line)
-        if isinstance(one, ServiceNow) and re.fullmatch(NAME, one.profile):
-            services.append(one)
-        elif isinstance(one, Unreadable):
+        one = _service(line)
+        if one is None or one.profile in services:
             notes.append(f"services: {plain(line.strip(), LONGEST)}")
+        elif re.fullmatch(NAME, one.profile):
+            services[one.profile] = one
     status = _last(tagged, "service_rc")
     if status not in ("", "0"):
         notes = [f"services are not told: status {plain(status, 10)}", *notes[-1:]]
-    return tuple(services), tuple(notes[:5])
+    return tuple(services.values()), tuple(notes[:5])

@@ -332,6 +332,8 @@ class Unit:
     """Seconds since 1970 at which a timer last started its service."""
     started: int | None = None
     """The same of a service's main process."""
+    dropins: tuple[str, ...] = ()
+    """Paths of files by which somebody has changed this unit: systemd.unit(5), drop-ins."""
 
 
 @dataclass(frozen=True)
@@ -485,10 +487,13 @@ class HostSnapshot:
     deploy_lock: DeployLock | None = None
     current: str | None = None
     """Name of the build that `current` points to."""
+    previous: str | None = None
+    """Name of the build that served before a switch of which nobody knows yet whether it serves."""
     versions: tuple[str, ...] = ()
     """Names of the folders below versions/."""
     builds: dict[str, Build] = field(default_factory=dict)
-    """Those of them that were looked into, by name: the one in use and the ten newest."""
+    """Those of them that were looked into, by name: the one in use, the one that served before, and
+    the ten newest."""
     jobs: tuple[Job, ...] = ()
     """Build and toolkit jobs: the ten newest of each kind and the one in use."""
     models: dict[str, PlacedModel] = field(default_factory=dict)

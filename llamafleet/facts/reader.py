@@ -53,6 +53,9 @@ COMPILER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,4}")
 TOOLKIT = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 """A version of nvcc."""
 NVCC_BUILD = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,6}")
+MEANT = re.compile(r"/llamafleet-[^/]*\.d/[^/]+$")
+"""A drop-in of a unit, of its template, or of all of such a name; not that of all services."""
+TRANSIENT = "/systemd/transient/"
 PYTHON = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){1,2}")
 
 
@@ -132,6 +135,7 @@ def parse(lines: list[str]) -> HostSnapshot:
         state_machine=account.text("state_machine")[:100] or None,
         deploy_lock=own.deploy_lock(told),
         current=next(iter(own.names(record, "current")), None),
+        previous=next(iter(own.names(record, "previous")), None),
         versions=own.names(account, "built"),
         builds=own.builds(account),
         models=own.models(account),
@@ -489,9 +493,15 @@ def _units(lines: list[str]) -> dict[str, Unit]:
                 status=_status(properties.get("ExecMainStatus", "")),
                 triggered=_moment(properties.get("LastTriggerUSec", "")),
                 started=_moment(properties.get("ExecMainStartTimestamp", "")),
+                dropins=_dropins(properties.get("DropInPaths", "")),
             )
         properties = {}
     return units
+
+
+def _dropins(paths: str) -> tuple[str, ...]:
+    """Those that are meant for llamafleet's units, less what systemd-run makes of its options."""
+    return tuple(path for path in paths.split() if MEANT.search(path) and TRANSIENT not in path)
 
 
 def _listeners(record: Record) -> Iterator[Listener]:

@@ -1042,7 +1042,7 @@ read_units() {
     # A pattern finds none but those in memory; one that is named is loaded for the answer.
     # shellcheck disable=SC2086 # words are wanted
     limited 5 env TZ=UTC systemctl $manager show \
-        --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload \
+        --property=Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,DropInPaths \
         --property=Result,ExecMainStatus,LastTriggerUSec,ExecMainStartTimestamp $LF_UNITS 'llamafleet-*'
     put systemctl "$rc"
     [ "$rc" = 0 ] || return 0
@@ -1096,14 +1096,23 @@ folders_of() {
     done | sed 200q
 }
 
-# with_current: of names on the standard input the first ten, and the one in use before them all.
+# with_current: of names on the standard input the first ten, and before them all the one in use and
+# the one that served before it.
 with_current() {
     count=0
     [ -n "$LF_CURRENT" ] && printf '%s\n' "$LF_CURRENT"
+    [ -n "$LF_PREVIOUS" ] && [ "$LF_PREVIOUS" != "$LF_CURRENT" ] && printf '%s\n' "$LF_PREVIOUS"
     while IFS= read -r key && [ $count -lt 10 ]; do
         count=$((count + 1))
-        [ "$key" = "$LF_CURRENT" ] || printf '%s\n' "$key"
+        [ "$key" = "$LF_CURRENT" ] || [ "$key" = "$LF_PREVIOUS" ] || printf '%s\n' "$key"
     done
+}
+
+# switch NAME: what the link of that name below the prefix points to, without its folder.
+switch() {
+    target=$(readlink "$LF_PREFIX/$1")
+    target=${target%/}
+    printf '%s' "${target##*/}"
 }
 
 # jobs_in FOLDER KIND...: the ten newest of each kind, to bound the output, and the one in use.
@@ -1120,10 +1129,10 @@ jobs_in() {
 
 # What only root writes: the switch, the files, the jobs of root, the wheelhouse.
 read_managed() {
-    current=$(readlink "$LF_PREFIX/current")
-    current=${current%/}
-    LF_CURRENT=${current##*/}
+    LF_CURRENT=$(switch current)
     put current "$LF_CURRENT"
+    LF_PREVIOUS=$(switch previous)
+    [ -z "$LF_PREVIOUS" ] || put previous "$LF_PREVIOUS"
     if [ "$LF_SCOPE" = system ]; then
         [ "$(id -u)" != 0 ] || reached "$LF_PREFIX/jobs" && jobs_in "$LF_PREFIX/jobs" toolkit packages
     fi
@@ -1244,7 +1253,8 @@ read_account() {
         LF_PART=account "LF_ROOT=$R" "LF_SCOPE=$LF_SCOPE" "LF_PREFIX=$LF_PREFIX" \
         "LF_STATE=$LF_STATE" "LF_FILES=$LF_FILES" "LF_FOLDERS=$LF_FOLDERS" "LF_EXTRA=$LF_EXTRA" \
         "LF_MACHINE=$LF_MACHINE" "LF_LOCK=$LF_LOCK" "LF_PYTHONS=$LF_PYTHONS" \
-        "LF_MODULES=$LF_MODULES" "LF_CURRENT=$LF_CURRENT" sh -c "$LF_SCRIPT" | block account
+        "LF_MODULES=$LF_MODULES" "LF_CURRENT=$LF_CURRENT" \
+        "LF_PREVIOUS=$LF_PREVIOUS" sh -c "$LF_SCRIPT" | block account
 }
 
 # confined SECONDS COMMAND...: its output, cut in size and time. Here as in limited only the reader

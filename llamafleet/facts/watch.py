@@ -7,7 +7,7 @@ from importlib.resources import files as package_files
 
 from llamafleet.facts.gauges import FIELDS, METRICS, NAME_FIELD
 from llamafleet.facts.snapshot import one_line
-from llamafleet.layout import USER, Layout
+from llamafleet.layout import USER, Layout, serve_unit
 
 LIMIT_S = 30
 """For one call of nvidia-smi: without persistence it may take 25 (facts/snapshot.sh)."""
@@ -27,6 +27,7 @@ def command(layout: Layout, interval_s: float, once: int = 0) -> str:
         "LF_FIELDS": "\n".join(",".join((*fields, NAME_FIELD)) for fields in FIELDS),
         "LF_CONFIGS": layout.serve_config("*"),
         "LF_KEYS": layout.serve_key("*"),
+        "LF_UNITS": serve_unit("*"),
         "LF_USER": USER if layout.scope == "system" else "",
         "LF_NAMES": " ".join(METRICS),
         "LF_SERVICES": _text("watch_services.py"),

@@ -11,6 +11,7 @@
 #   LF_FIELDS     fields of nvidia-smi --query-gpu, a list a line, the one with most fields first:
 #                 a driver that does not know one of them refuses the whole list
 #   LF_CONFIGS, LF_KEYS  files of the services, a * for the profile
+#   LF_UNITS      their units, likewise
 #   LF_USER       the account; "": that of who runs this
 #   LF_NAMES      names of metrics, separated by blanks
 #   LF_SERVICES   text of watch_services.py
@@ -81,7 +82,8 @@ read_gpus() {
 read_services() {
     set -- $LF_CONFIGS
     [ -e "$1" ] || return 0
-    tagged service python3 -I -S -c "$LF_SERVICES" "$LF_CONFIGS" "$LF_KEYS" "$LF_USER" "$LF_NAMES"
+    tagged service python3 -I -S -c "$LF_SERVICES" "$LF_CONFIGS" "$LF_KEYS" "$LF_UNITS" \
+        "$LF_USER" "$LF_NAMES"
 }
 
 record() {

@@ -96,9 +96,9 @@ def _left_out(row: Row) -> str:
 
 def _served(one: ServedLine) -> str:
     place = f"[{one.address}]" if ":" in one.address else one.address
+    file = f" ({one.model})" if one.model else ""
     return (
-        f"serves {one.profile}: {one.state}, http://{place}:{one.port}/v1, model {one.alias} "
-        f"({one.model})"
+        f"serves {one.profile}: {one.state}, http://{place}:{one.port}/v1, model {one.alias}{file}"
     )
 
 

@@ -62,19 +62,23 @@ class GpuLine:
     """The figures are not those of a free and healthy GPU."""
 
 
+NOT_ASKED = "not asked"
+"""State of a service to which a run did not come."""
+
+
 @dataclass(frozen=True)
 class ServedLine:
     """What one run says of one service."""
 
     profile: str
     state: str
-    """ready, or FAILED; why, a reason of the row tells."""
+    """ready, or FAILED; why, a reason of the row tells. Or NOT_ASKED."""
     address: str
     port: int
     alias: str
     """What clients call the model."""
     model: str
-    """Path on the host."""
+    """Path on the host; "": it is not known there yet."""
 
 
 @dataclass(frozen=True)

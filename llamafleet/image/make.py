@@ -113,7 +113,10 @@ class Maker:
             raise ImageError(f"pip uninstall ended with {done.returncode}: {done.stderr.strip()}")
 
     def _libraries(self) -> Iterator[Path]:
-        """Of the toolkit, those that the build's libraries need, and what these need in turn."""
+        """Of the toolkit, those that the build's libraries need, and what these need in turn.
+
+        The driver's own is none of them, whatever lies there: that of the host comes at run time.
+        """
         if self.plan.toolkit is None:
             return
         folder = Path(self.plan.toolkit.libdir)
@@ -123,7 +126,9 @@ class Maker:
         while todo:
             for name in elf.read(todo.pop()).needed:
                 found = folder / name
-                if found not in seen and found.is_file():
+                if name.startswith(elf.DRIVER) or found in seen:
+                    continue
+                if found.is_file():
                     seen.add(found)
                     todo.append(found)
         yield from sorted(seen)

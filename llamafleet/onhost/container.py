@@ -27,14 +27,15 @@ from typing import NoReturn
 
 from llamafleet.onhost.driver import root
 from llamafleet.onhost.serve import gate
-from llamafleet.onhost.serve.settings import CREDENTIALS, SHORTEST_KEY
+from llamafleet.onhost.serve.check import read_status
+from llamafleet.onhost.serve.settings import CREDENTIALS
 from llamafleet.onhost.verify import gpu
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.run import verify
 from llamafleet.protocol.container import ContainerConfig
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import PATH, read_json, write_json
-from llamafleet.protocol.serve import CREDENTIAL, ServeConfig, status_file
+from llamafleet.protocol.serve import CREDENTIAL, SHORTEST_KEY, ServeConfig, status_file
 from llamafleet.protocol.verify import VerifyConfig
 
 EXIT_UNHEALTHY, EXIT_USAGE, EXIT_NO_GPU = 1, 2, gate.EXIT_HELD
@@ -355,7 +356,14 @@ def _how_to_read(file: Path) -> str:
 
 
 def health(serve: ServeConfig) -> int:
-    """Whether the server has answered a token; what it says of that is printed."""
+    """Whether the server has answered a token; what it says of that is printed.
+
+    Its own word comes first: with the host's network another's server may be at that port.
+    """
+    told = read_status(serve)
+    if told is None or told.state != "ready":
+        print(f"not ready: {told.state if told else 'no server runs'}")
+        return EXIT_UNHEALTHY
     connection = http.client.HTTPConnection("127.0.0.1", serve.port, timeout=READY_S)
     try:
         connection.request("GET", READY)

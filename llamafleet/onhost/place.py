@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llamafleet.onhost.download import Network
 from llamafleet.onhost.job import Job, JobFailed
-from llamafleet.onhost.transfer import Disk, Transfer, mib, refuse_odd
+from llamafleet.onhost.transfer import Disk, Transfer, refuse_odd
 from llamafleet.onhost.verify import gguffile, modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
@@ -29,6 +29,7 @@ from llamafleet.protocol.place import (
     ModelProduct,
     PlacedFile,
     part_name,
+    shown,
 )
 
 ASK, FETCH, CHECK, READ = "ask", "download", "check", "read"
@@ -247,7 +248,7 @@ class _Placing:
             while part := opened.read(CHUNK):
                 digest.update(part)
                 done += len(part)
-                say(done, f"{mib(done)} of {mib(size)} compared")
+                say(done, f"{shown(done)} of {shown(size)} compared")
         return digest.hexdigest()
 
     def product(self, files: list[PlacedFile]) -> ModelProduct:

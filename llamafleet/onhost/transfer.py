@@ -22,6 +22,7 @@ from llamafleet.onhost.verify.gguffile import MAGIC
 from llamafleet.onhost.verify.looks import looks_like
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import read_json, write_json
+from llamafleet.protocol.place import shown
 
 LONGEST_S = 14 * 86400.0
 """Of one connection; a slow one ends far sooner."""
@@ -82,14 +83,10 @@ class Disk:
         free = found.f_bavail * found.f_frsize
         if free < octets + self._reserve:
             raise JobFailed(
-                f"{self._folder}: found {mib(free)} free; expected {mib(octets)} for what is left "
-                f"of the model and {mib(self._reserve)} that stay free; next: df -h "
+                f"{self._folder}: found {shown(free)} free; expected {shown(octets)} for what is "
+                f"left of the model and {shown(self._reserve)} that stay free; next: df -h "
                 f"{self._folder}; make room, and run the same command again"
             )
-
-
-def mib(octets: int) -> str:
-    return f"{octets / 2**30:.1f} GiB" if octets >= 2**30 else f"{octets / 2**20:.1f} MiB"
 
 
 @dataclass
@@ -224,7 +221,7 @@ class Transfer:
         if asked > LONGEST_PAUSE_S:
             tried = f" (it asks to come again in {asked / 60:.0f} minutes)"
         kept = self.there()
-        goes_on = f", {mib(kept)} of it are kept and it goes on from there" if kept else ""
+        goes_on = f", {shown(kept)} of it are kept and it goes on from there" if kept else ""
         return JobFailed(
             f"{self.url}: found {error.found}{tried}; expected the model's file; next: "
             f"{self.where}, {error.next}; then run the same command again{goes_on}"
@@ -334,8 +331,8 @@ class _Sink:
             raise self._other(head[:HEAD_BYTES])
         if self._begin:
             self._of.notes.append(
-                f"{self._of.target.name}: begun anew after {mib(self._begin)}, as the server sent "
-                "all of it again: it gives no parts, or has another file by now"
+                f"{self._of.target.name}: begun anew after {shown(self._begin)}, as the server "
+                "sent all of it again: it gives no parts, or has another file by now"
             )
             self._of.resumed = False
         with self._writing():
@@ -375,7 +372,7 @@ class _Sink:
             os.ftruncate(self._file, max(0, size - GIVEN_BACK))
             raise JobFailed(
                 f"{self._of.target}: found that it can't be written ({error.strerror}) after "
-                f"{mib(self._at)}; expected room for all of it; next: df -h "
+                f"{shown(self._at)}; expected room for all of it; next: df -h "
                 f"{self._of.target.parent}; then run the same command again, it goes on from there"
             ) from error
 
@@ -388,9 +385,9 @@ class _Sink:
             self._speed.popleft()
         since, before = self._speed[0]
         size = self._size or self._of.size
-        whole = f"{mib(self._at)} of {mib(size)}" if size else mib(self._at)
+        whole = f"{shown(self._at)} of {shown(size)}" if size else shown(self._at)
         if now - since < 0.5 or self._at <= before:
             return whole
         speed = (self._at - before) / (now - since)
         left = f", {(size - self._at) / speed:.0f} s left" if size else ""
-        return f"{whole}, {mib(int(speed))}/s{left}"
+        return f"{whole}, {shown(int(speed))}/s{left}"

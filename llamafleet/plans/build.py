@@ -469,11 +469,24 @@ def last_build(snapshot: HostSnapshot) -> Stamp | None:
     return max(done, key=lambda stamp: stamp.finished, default=None)
 
 
-def plan_switch(snapshot: HostSnapshot, build: BuildPlan, proven: bool) -> SwitchPlan | None:
-    """`current` follows a build that is proven, and no other."""
+def plan_switch(
+    snapshot: HostSnapshot, build: BuildPlan, proven: bool, *, serves: bool
+) -> SwitchPlan | None:
+    """`current` follows a build that is proven, and no other. `serves`: something is served."""
     if snapshot.current == build.name:
         return None
-    return SwitchPlan(build.name, f"current is {snapshot.current or 'not set'}", proven)
+    keep = served_before(snapshot, build.name) if serves else ""
+    return SwitchPlan(build.name, f"current is {snapshot.current or 'not set'}", proven, keep)
+
+
+def served_before(snapshot: HostSnapshot, name: str) -> str:
+    """The whole build that was the last to be known to serve, before the one of that name; "":
+    none, or it is that one.
+
+    While `previous` is there, nobody has seen `current` serve.
+    """
+    known = snapshot.previous or snapshot.current or ""
+    return known if known != name and known and not fault(snapshot, known) else ""
 
 
 def plan_discard(snapshot: HostSnapshot, build: BuildPlan, proven: bool) -> tuple[str, ...]:

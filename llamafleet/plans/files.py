@@ -5,7 +5,7 @@ A unit that an administrator has masked is not touched: it is a problem, which a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -121,6 +121,13 @@ def units_note(settings: Settings, snapshot: HostSnapshot) -> tuple[str, ...]:
     if snapshot.init == "systemd" and settings.scope == "user" and not snapshot.linger:
         return (f"units end with the last session of user {snapshot.user}; next: {linger}",)
     return ()
+
+
+def dropin_notes(snapshot: HostSnapshot) -> Iterator[str]:
+    """Units that an administrator has changed: what llamafleet says of them may not hold."""
+    for name, unit in snapshot.units.items():
+        if unit.dropins:
+            yield f"{name} is changed by {', '.join(unit.dropins)}, which stays as it is"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from llamafleet.plans.compilercache import cache_lines
 from llamafleet.plans.driver.acceleration import Acceleration, plan_acceleration
 from llamafleet.plans.driver.hold import plan_hold
 from llamafleet.plans.driver.reboot import Barred
-from llamafleet.plans.files import Sha256, masked_units, plan_files, units_note
+from llamafleet.plans.files import Sha256, dropin_notes, masked_units, plan_files, units_note
 from llamafleet.plans.gpus import chosen
 from llamafleet.plans.host import (
     as_typed,
@@ -293,7 +293,7 @@ def make_plan(
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
     told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
-    told = (*told, *serve_notes(settings))
+    told = (*told, *serve_notes(settings), *dropin_notes(snapshot))
     notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
     notes = tuple(as_typed(snapshot, note) for note in notes)
     if settings.runtime == "container":
@@ -335,7 +335,7 @@ def make_plan(
         toolkit=toolkit,
         build=build,
         verify=verify,
-        switch=plan_switch(snapshot, build, proven) if build else None,
+        switch=plan_switch(snapshot, build, proven, serves=bool(settings.serve)) if build else None,
         discard=plan_discard(snapshot, build, proven) if build else (),
         models=models,
     )
@@ -473,37 +473,15 @@ def explain(plan: Plan) -> list[str]:
         later = "toolkit, build, verify: planned once it has rebooted"
         return [*lines, later, *model_lines(plan.models)]
     if plan.toolkit:
-        verb = "install" if plan.toolkit.install else "use"
-        lines.append(
-            f"toolkit: {verb} CUDA {plan.toolkit.version} at {plan.toolkit.root} "
-            f"({plan.toolkit.reason})"
-        )
-        if plan.toolkit.source:
-            lines += _source_lines(plan.toolkit.source)
-        lines += [f"  not {version}: {why}" for version, why in plan.toolkit.ruled_out]
+        lines += _toolkit_lines(plan.toolkit)
     if plan.container:
         lines.append(f"container: {plan.container.image}, which verifies itself when it starts")
         lines += [f"  device {device}" for device in plan.container.devices]
-        lines += [f"files: {reason}" for reason in plan.files.reasons] if plan.files else []
-        lines += model_lines(plan.models)
-        return lines + (serve_lines(plan.serve) if plan.serve else [])
-    if plan.build is None:
+    elif plan.build:
+        lines += _build_lines(plan.build)
+    else:
         later = "build, verify: planned once the packages are there"
         return [*lines, later, *model_lines(plan.models)]
-    told = plan.build.config
-    verb = "take" if told.wheel else plan.build.action
-    lines.append(f"build: {verb} {plan.build.fingerprint} ({plan.build.reason})")
-    if told.keep_wheel:
-        lines.append(
-            "  its wheel is for all hosts of this fingerprint: the first of them builds it"
-        )
-    if plan.build.clears and not told.wheel:
-        lines.append("  the wheel of another host that an earlier run left there is removed")
-    if plan.build.action == "build":
-        lines += _version_lines(told.inputs)
-    if verb == "build":
-        lines.append(f"  {told.jobs} jobs, {' '.join(told.cmake_args)}")
-        lines += [f"  {line}" for line in cache_lines(told.cache)]
     if plan.files:
         lines += [f"files: {reason}" for reason in plan.files.reasons]
     if plan.verify:
@@ -520,6 +498,33 @@ def explain(plan: Plan) -> list[str]:
         *model_lines(plan.models),
         *(serve_lines(plan.serve) if plan.serve else ()),
     ]
+
+
+def _toolkit_lines(toolkit: ToolkitPlan) -> list[str]:
+    verb = "install" if toolkit.install else "use"
+    return [
+        f"toolkit: {verb} CUDA {toolkit.version} at {toolkit.root} ({toolkit.reason})",
+        *(_source_lines(toolkit.source) if toolkit.source else ()),
+        *(f"  not {version}: {why}" for version, why in toolkit.ruled_out),
+    ]
+
+
+def _build_lines(build: BuildPlan) -> list[str]:
+    told = build.config
+    verb = "take" if told.wheel else build.action
+    lines = [f"build: {verb} {build.fingerprint} ({build.reason})"]
+    if told.keep_wheel:
+        lines.append(
+            "  its wheel is for all hosts of this fingerprint: the first of them builds it"
+        )
+    if build.clears and not told.wheel:
+        lines.append("  the wheel of another host that an earlier run left there is removed")
+    if build.action == "build":
+        lines += _version_lines(told.inputs)
+    if verb == "build":
+        lines.append(f"  {told.jobs} jobs, {' '.join(told.cmake_args)}")
+        lines += [f"  {line}" for line in cache_lines(told.cache)]
+    return lines
 
 
 def _version_lines(inputs: BuildInputs) -> list[str]:

@@ -306,6 +306,9 @@ class SwitchPlan:
     reason: str
     proven: bool
     """By the result that is there; else the verification comes first."""
+    keep: str = ""
+    """The build that `previous` points to from then on; "": none serves that could be gone back
+    to."""
 
 
 @dataclass(frozen=True)
@@ -356,11 +359,16 @@ class ServePlan:
     """Configurations, keys and units; those of profiles that are not wanted go."""
     gone: tuple[str, ...] = ()
     """Profiles that are no longer wanted."""
+    back: str = ""
+    """The build that served before the planned one: gone back to where a service does not answer.
+    "": there is none, or the planned one is known to serve."""
+    doubt: bool = False
+    """`previous` is there: since the last switch no run has seen all services answer."""
 
     @property
     def needed(self) -> bool:
         ready = all(one.ready for one in self.services)
-        return self.files.needed or not ready or bool(self.gone or self.outdated)
+        return self.files.needed or not ready or self.doubt or bool(self.gone or self.outdated)
 
     @property
     def changed(self) -> tuple[Served, ...]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from llamafleet.facts.host import HostSnapshot, Listener
 from llamafleet.layout import Layout, quadlet, serve_unit
 from llamafleet.managed import Managed, container_row, profile_rows, rows
+from llamafleet.plans.build import served_before
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
 from llamafleet.plans.plan import (
@@ -145,13 +146,16 @@ def plan_serve(
     outdated = tuple(sorted({*snapshot.servers} - used))
     there = {**snapshot.files, **snapshot.owners}
     left = any(row.path(layout) in there for row in rows(layout, "serve"))
-    if not (settings.serve or gone or outdated or left):
+    doubt = snapshot.previous is not None
+    if not (settings.serve or gone or outdated or left or doubt):
         return None
     made = ServePlan(
         _services(plan, settings, snapshot, layout, libraries=libraries.root if libraries else "/"),
         libraries=_libraries(libraries, snapshot, layout) if settings.serve and libraries else None,
         outdated=outdated,
         gone=gone,
+        back=served_before(snapshot, plan.build.name) if settings.serve and plan.build else "",
+        doubt=doubt,
     )
     wanted, others = _rows(plan, settings, snapshot, layout, gone)
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
@@ -398,6 +402,8 @@ def running(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
 
 def serve_notes(settings: Settings) -> tuple[str, ...]:
     """That nothing verifies by itself where that would interrupt what is served."""
+    if settings.runtime == "container":
+        return ("no timer verifies: the container does, where it starts on another driver or GPUs",)
     if settings.schedule == settings.verify_schedule:
         return ()
     return (
@@ -420,4 +426,7 @@ def serve_lines(serve: ServePlan) -> list[str]:
             f"serve: {one.action} {told.profile} ({one.reason}): {told.model} as {told.alias} on "
             f"{told.address} port {told.port}"
         )
+    if serve.back:
+        since = "no run has seen current serve: asked again; " if serve.doubt else ""
+        lines.append(f"serve: {since}back to {serve.back} where one does not answer")
     return lines + [f"serve: remove {name} (not wanted)" for name in serve.gone]

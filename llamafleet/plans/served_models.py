@@ -20,7 +20,7 @@ from llamafleet.plans.network import plan_network
 from llamafleet.plans.plan import JobPlan, ModelPlan, ModelsPlan, Problem, SentPart
 from llamafleet.plans.supplies import LocalFile, Supplies
 from llamafleet.protocol.job import ModelConfig
-from llamafleet.protocol.place import ModelInputs, ModelPart, part_name
+from llamafleet.protocol.place import ModelInputs, ModelPart, part_name, shown
 from llamafleet.settings import Settings
 
 RESERVE_MIB = 1024
@@ -289,11 +289,6 @@ def _told(rest: _Rest, room: tuple[str, ...], *, settings: Settings) -> Iterator
             yield f"remove {named} at the end, unless it is in use: no profile names it, {why}"
         else:
             yield f"keep {named}: no profile names it, models_kept = {settings.models_kept}"
-
-
-def shown(octets: int) -> str:
-    """As 4.1 GiB."""
-    return f"{octets / 2**30:.1f} GiB" if octets >= 2**30 else f"{octets / 2**20:.1f} MiB"
 
 
 def model_lines(plan: ModelsPlan | None) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from llamafleet.facts.gauges import (
-    GENERATED,
     PLACE,
     PROMPT,
     Gauges,
@@ -16,6 +16,7 @@ from llamafleet.facts.gauges import (
     ServiceNow,
     address,
 )
+from llamafleet.protocol.serve import GENERATED
 from llamafleet.protocol.throttle import IDLE, SLOWDOWNS, SOFTWARE_CAP, decode_throttle
 
 Trouble = Literal[
@@ -46,11 +47,11 @@ USUAL = frozenset(
 QUIET = frozenset({"idle", "no GPU", "asked"})
 
 HOT_C = 90.0
-"""Where the driver tells no margin: the cards of the tables slow down at 83 to 93 degrees."""
+"""Where the driver tells no margin. A choice: no figure of a card's maker."""
 MARGIN_C = 3.0
 """To the temperature at which a card slows down."""
 FULL = 0.02
-"""Free memory by total. An allocation of llama.cpp's compute graph needs more."""
+"""Free memory by total. A choice."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def lines_of(
     left = tuple(one for one in now.services if one.profile not in shown)
     for one in left:
         kind: Trouble = "held" if _held(one) else "untold" if one.reason else "busy"
+        kind = "idle" if one.state == "stopped" else kind
         rate = rate_of((one,), before)
         lines.append(Line(host, kind, _told(one), services=(one,), tokens_s=rate))
     return [*lines, *(Line(host, "untold", note) for note in now.notes)]
@@ -111,7 +113,8 @@ def rate_of(services: Iterable[ServiceNow], before: Gauges | None) -> float | No
         # A service that was started anew counts from nothing.
         if passed > 0 and made >= 0 and one.metrics.get(PROMPT, 0) >= old.metrics.get(PROMPT, 0):
             rates.append(made / passed)
-    return sum(rates) if rates else None
+    total = sum(rates)
+    return total if rates and math.isfinite(total) else None
 
 
 # -- one GPU ---------------------------------------------------------------------------------------

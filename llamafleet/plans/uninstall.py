@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llamafleet.facts.host import HostSnapshot, Job
-from llamafleet.layout import USER, Layout, job_unit
+from llamafleet.layout import USER, Layout, container_of, job_unit, quadlet
 from llamafleet.managed import (
     Managed,
     container_row,
@@ -51,6 +51,10 @@ class UninstallPlan:
     account: bool = False
     """The account is llamafleet's: all its processes are ended, and it goes."""
     group: bool = False
+    containers: tuple[str, ...] = ()
+    """What podman calls them, and their secrets."""
+    images: bool = False
+    """Images were pulled; their names are in a record of root's."""
     files: tuple[str, ...] = ()
     """Paths of files and links."""
     folders: tuple[str, ...] = ()
@@ -73,6 +77,8 @@ def plan_uninstall(snapshot: HostSnapshot, layout: Layout) -> UninstallPlan:
         processes=tuple(_processes(snapshot, layout)),
         account=system and snapshot.account and ACCOUNT in made,
         group=system and GROUP in made,
+        containers=tuple(_containers(snapshot, layout)),
+        images=system and _of_root_alone(layout.images, snapshot),
         files=tuple(_files(ours, layout)),
         folders=tuple(_folders(snapshot, layout, made)),
         last=(layout.prefix if layout.prefix in made else layout.made,),
@@ -93,6 +99,7 @@ def traces(snapshot: HostSnapshot, layout: Layout) -> list[str]:
     found += [f"model {key}" for key in snapshot.models]
     rest = {
         "current": snapshot.current,
+        "previous": snapshot.previous,
         "wheelhouse": snapshot.wheelhouse,
         "verification": snapshot.verifying,
         "result": snapshot.result,
@@ -127,6 +134,22 @@ def _rows(snapshot: HostSnapshot, layout: Layout) -> tuple[Managed, ...]:
     return (*rows(layout), *served)
 
 
+def _containers(snapshot: HostSnapshot, layout: Layout) -> Iterator[str]:
+    """Of profiles that podman was told of: asked for others it would make itself folders."""
+    there = {*snapshot.files, *snapshot.owners}
+    for name in profiles_there(snapshot, layout):
+        if snapshot.podman and quadlet(name) in there:
+            yield container_of(name)
+
+
+def _of_root_alone(path: str, snapshot: HostSnapshot) -> bool:
+    """A file that nobody else can have written; root would follow another's link."""
+    owner = snapshot.owners.get(path)
+    if owner is None:
+        return path in snapshot.files
+    return owner.kind == "file" and owner.user == snapshot.user
+
+
 def _job_units(snapshot: HostSnapshot) -> tuple[str, ...]:
     return tuple(job_unit(job.kind, job.key) for job in snapshot.jobs)
 
@@ -146,7 +169,7 @@ def _files(ours: list[Managed], layout: Layout) -> Iterator[str]:
     for row in ours:
         path = row.path(layout)
         yield from (path, unfinished(path), *row.leftovers(layout))
-    others = (layout.current, layout.deploy_lock)
+    others = (layout.current, layout.previous, layout.deploy_lock)
     yield from (layout.machine, *others, *map(unfinished, others), mutex(layout.deploy_lock))
 
 
@@ -167,5 +190,7 @@ def _stays(snapshot: HostSnapshot, layout: Layout, made: tuple[str, ...]) -> Ite
     for root in roots(layout):
         if root in snapshot.owners and root not in made:
             yield f"{root} (it was there before)"
+    for unit in snapshot.units.values():
+        yield from (f"{path} (it is not llamafleet's)" for path in unit.dropins)
     if layout.scope == "system" and snapshot.account and ACCOUNT not in made:
         yield f"account {USER} (it was there before)"

@@ -629,8 +629,13 @@ def write_stamp(folder: Path, stamp: Stamp, product: Product | None) -> None:
     write_json(folder / STAMP, asdict(stamp) | (asdict(product) if product else {}))
 
 
+DEAD = ("Z", "X")
+"""States of a process in field 3 of its stat."""
+
+
 def start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (field 22 of its stat, proc(5)).
+    """When a process started, in clock ticks since boot (field 22 of its stat, proc(5)); None: it
+    has ended, also where its parent has not asked for its status yet.
 
     Tells a process from a later one of the same pid, also after a reboot. The boot id would not:
     in a container it can read differently inside a sandboxed unit (measured, systemd-nspawn).
@@ -638,7 +643,7 @@ def start_ticks(pid: int) -> int | None:
     try:
         # The second field may hold blanks and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2].split()
-        return int(fields[19])
+        return None if fields[0] in DEAD else int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
 

@@ -30,6 +30,11 @@ Sha256 = Annotated[
 Size = Annotated[int, Rule("a whole number of bytes", lambda number: number >= 0)]
 
 
+def shown(octets: int) -> str:
+    """As "4.1 GiB"."""
+    return f"{octets / 2**30:.1f} GiB" if octets >= 2**30 else f"{octets / 2**20:.1f} MiB"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelPart:
     """One file of a model, and where it comes from: a URL, a path, or neither."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from llamafleet.protocol.decode import Rule
+from llamafleet.protocol.job import start_ticks
 from llamafleet.protocol.verify import AbsolutePath, Positive
 
 NAME = r"[a-z0-9][a-z0-9-]{0,31}"
@@ -22,16 +24,33 @@ CREDENTIAL = "api-key"
 SHORTEST_KEY = 20
 """Characters of an API key."""
 
+OVERLOADED = "overloaded"
+"""The code of a 503 that says: as many requests as it takes are under way."""
+GENERATED = "llamafleet_generated_tokens_total"
+"""The metric of the tokens that it made."""
+
 KvType = Literal["f16", "q8_0", "q4_0"]
 """What the keys and values of the context are kept in."""
 OnOom = Literal["stop", "reduce"]
-State = Literal["held", "loading", "ready", "draining", "failed"]
+State = Literal["held", "loading", "ready", "draining", "failed", "stopped"]
 """held: not started, since nothing proves its GPUs. ready: a GPU (or the CPU, where that is
-allowed) has answered a token since the last doubt."""
+allowed) has answered a token since the last doubt. stopped: a signal ended it."""
+LAST: tuple[State, ...] = ("held", "failed", "stopped")
+"""Last words of a process: they stay true when it has ended."""
 
 ProfileName = Annotated[
     str, Rule("a name as chat or llama-8b", lambda text: re.fullmatch(NAME, text))
 ]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return False
+
+
+Address = Annotated[str, Rule("an IP address such as 127.0.0.1", _is_address)]
 Port = Annotated[int, Rule("a port from 1 to 65535", lambda port: 0 < port < 65536)]
 Layers = Annotated[int, Rule("a whole number, -1 for all", lambda number: number >= -1)]
 NotNegative = Annotated[int, Rule("a whole number", lambda number: number >= 0)]
@@ -84,8 +103,8 @@ class ServeConfig:
     alias: str
     """The name that clients call the model by."""
     placement: Placement
-    address: str
-    """An IP address of the host."""
+    address: Address
+    """Of the host."""
     port: Port
     key: bool
     """Clients must send the API key of the unit's credentials."""
@@ -130,6 +149,8 @@ class Status:
     """The one in force."""
     load_s: float | None = None
     """From the start to the first token."""
+    start_ticks: int | None = None
+    """When the process of that pid started: protocol.job.start_ticks."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +159,7 @@ class Answer:
 
     version: Literal[1]
     state: State | None
-    """None: it tells none."""
+    """None: there is no process that tells one."""
     ok: bool
     """It named its model and made a token."""
     problem: str = ""
@@ -147,3 +168,9 @@ class Answer:
 
 def status_file(config: ServeConfig) -> Path:
     return Path(config.folder, STATUS)
+
+
+def told_now(status: Status) -> bool:
+    """The process that told it is there still, or these were its last words."""
+    started = status.start_ticks
+    return status.state in LAST or (started is not None and start_ticks(status.pid) == started)

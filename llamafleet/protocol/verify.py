@@ -22,7 +22,9 @@ UNIT_S_OWN = ("/tmp", "/var/tmp")
 
 
 Positive = Annotated[int, Rule("a whole number above 0", lambda number: number > 0)]
-AbsolutePath = Annotated[str, Rule("an absolute path", lambda path: path.startswith("/"))]
+AbsolutePath = Annotated[
+    str, Rule("an absolute path", lambda path: path.startswith("/") and path.isprintable())
+]
 Capability = Annotated[str, Rule('one as "8.9"', lambda text: re.fullmatch(r"\d+\.\d+", text))]
 ToolkitVersion = Annotated[
     str, Rule('a version as "13.0"', lambda text: re.fullmatch(r"\d+\.\d+", text))

@@ -38,11 +38,11 @@ def fleet() -> list[Line]:
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     rows = table(fleet(), width)
     assert len(rows) == 1 + 20 * 64 + 1
     assert max(map(columns, rows)) <= width
-    assert time.monotonic() - begun < 2, "0.1 s on an idle core"
+    assert time.process_time() - begun < 2, "0.12 to 0.16 s on 2026-11-26, 2 busy cores"
 
 
 def test_what_is_shown_where() -> None:

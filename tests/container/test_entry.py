@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,8 @@ from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.plans.container import ImagePlan, plan_image
 from llamafleet.protocol.container import ContainerConfig
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.serve import ServeConfig
+from llamafleet.protocol.job import write_json
+from llamafleet.protocol.serve import ServeConfig, State, Status, status_file
 from llamafleet.protocol.verify import VerifyConfig, load
 from llamafleet.settings import Settings
 from llamafleet.tables import overlaid
@@ -367,12 +369,47 @@ def test_health_is_what_the_server_says(one: Container, answer: int, status: int
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.handle_request, daemon=True).start()
     serve = replace(one.config.serve, port=server.server_port)
+    tell(serve, "ready")
     assert container.health(serve) == status
     server.server_close()
 
 
+def tell(serve: ServeConfig, state: State, pid: int = 0) -> None:
+    """As the server tells its own state."""
+    told = Status(1, serve.profile, state, time.time(), pid or os.getpid())
+    status_file(serve).parent.mkdir(parents=True, exist_ok=True)
+    write_json(status_file(serve), asdict(told))
+
+
+def test_another_server_at_its_port_is_no_health_of_it(one: Container) -> None:
+    """With the host's network any process may listen there while this one verifies its GPUs."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    serve = replace(one.config.serve, port=server.server_port)
+    assert container.health(serve) == 1
+    tell(serve, "loading")
+    assert container.health(serve) == 1
+    tell(serve, "ready", pid=2**22 + 1)
+    assert container.health(serve) == 1, "the process has ended"
+    tell(serve, "ready")
+    assert container.health(serve) == 0
+    server.shutdown()
+    server.server_close()
+
+
 def test_no_server_is_no_health(one: Container) -> None:
-    assert container.health(replace(one.config.serve, port=free_port())) == 1
+    serve = replace(one.config.serve, port=free_port())
+    tell(serve, "ready")
+    assert container.health(serve) == 1
 
 
 def test_the_zipapp_has_it(tmp_path: Path) -> None:

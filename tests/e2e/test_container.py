@@ -8,17 +8,19 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamafleet.layout import Layout, container_of, quadlet, serve_unit
+from llamafleet.facts.gauges import GENERATED
+from llamafleet.layout import CDI_FILE, Layout, container_of, quadlet, serve_unit
 from llamafleet.onhost.verify import synth
 from tests.container import building
 from tests.e2e.booted import BootedHost, boot, missing_tools
-from tests.e2e.runs import Run, pyinfra, write_inventory
+from tests.e2e.runs import LLAMAFLEET, Run, pyinfra, write_inventory
 from tests.ports import free_port
 
 LACKING = [*missing_tools(), *building.missing_tools()]
@@ -147,6 +149,23 @@ def test_the_key_is_in_no_file_of_the_unit_and_no_process(pod: Pod) -> None:
     assert KEY not in pod.sh(f"{{ {seen}; }} || true")
 
 
+def watched(pod: Pod) -> dict[str, Any]:
+    """What `llamafleet watch` tells of its one service."""
+    fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings())})
+    argv = [LLAMAFLEET, "watch", "--inventory", fleet, "--once", "--json"]
+    done = subprocess.run(argv, cwd=pod.folder, capture_output=True, text=True, check=False)
+    (line,) = (one for one in json.loads(done.stdout)["lines"] if one["services"])
+    assert len(line["services"]) == 1
+    return dict(line)
+
+
+def test_its_figures_are_watched(pod: Pod) -> None:
+    line = watched(pod)
+    (service,) = line["services"]
+    assert (service["state"], service["reason"], line["trouble"]) == ("ready", "", "busy"), line
+    assert GENERATED in service["metrics"] and line["tokens_per_second"] is not None
+
+
 def test_a_second_run_changes_nothing(pod: Pod) -> None:
     before = pod.sh(f"systemctl show -p ExecMainPID {serve_unit('chat')}")
     run = pod.deploy()
@@ -155,6 +174,12 @@ def test_a_second_run_changes_nothing(pod: Pod) -> None:
 
 
 def test_a_container_that_is_killed_is_started_again(pod: Pod) -> None:
+    pod.sh(
+        f"systemctl kill --signal KILL {serve_unit('chat')}; systemctl stop {serve_unit('chat')}"
+    )
+    line = watched(pod)
+    assert line["trouble"] == "held" and "found no process of it" in line["why"], line
+    pod.sh(f"systemctl start {serve_unit('chat')}")
     pod.sh("podman kill --signal KILL " + container_of("chat"))
     run = pod.deploy()
     assert run.returncode == 0, run.output
@@ -163,9 +188,20 @@ def test_a_container_that_is_killed_is_started_again(pod: Pod) -> None:
 
 def test_uninstall_leaves_no_container_no_secret_and_no_unit(pod: Pod) -> None:
     fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings())})
+    # As after a loss of power: nothing of the unit's own end has run.
+    unit, name = serve_unit("chat"), container_of("chat")
+    pod.sh(f"systemctl stop {unit}; podman create --name {name} {pod.image} >/dev/null")
+    pod.sh(f"echo secret | podman secret create {name} - >/dev/null")
+    # One that was pulled by its digest has no tag; this one was loaded.
+    tags = pod.sh("podman image inspect -f '{{join .RepoTags \" \"}}' " + pod.image).split()
+    for tag in tags[1:]:
+        pod.sh(f"podman untag {tag} {tag}")
+    pod.sh(f"echo {pod.image} >{AT.images}; mkdir -p /run/cdi; touch {CDI_FILE} /run/cdi/other")
     run = pyinfra(pod.folder, "-y", fleet, "uninstall.py")
     assert run.returncode == 0, run.output
     assert pod.sh("podman ps -aq; podman secret ls -q") == ""
+    assert pod.sh("podman images -q") == "", run.output
+    assert pod.sh("ls /run/cdi") == "other"
     assert (
         pod.sh(f"ls -d {quadlet('chat')} {AT.prefix} {AT.etc} {AT.state} 2>/dev/null || true") == ""
     )

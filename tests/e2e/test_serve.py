@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from llamafleet.protocol.job import BUILD, BuildProduct, Stamp
 from llamafleet.settings import Settings
 from tests.e2e import fake_driver
 from tests.e2e.booted import BootedHost, missing_tools
-from tests.e2e.runs import Run, pyinfra, write_inventory
+from tests.e2e.runs import Run, pyinfra, start, write_inventory
 from tests.e2e.test_sandbox import exposure
 from tests.onhost import llama
 from tests.ports import free_port
@@ -42,6 +43,8 @@ LAYOUT = Layout.system()
 UNIT = serve_unit("chat")
 MODEL = "/srv/tiny.gguf"
 KEY = "sk-test-0123456789-abcdefghij"
+OTHER = {"cmake_options": {"GGML_OPENMP": "ON"}}
+"""Settings of another build."""
 LIBRARIES = ("libgomp.so.1",)
 """What a host with a compiler has, and this one's tree has not."""
 
@@ -120,9 +123,30 @@ class ServingHost:
     def deploy(self, *options: str, **profile: object) -> Run:
         return self.run(self.settings(**profile), *options)
 
+    def fleet(self, settings: dict[str, Any]) -> str:
+        return write_inventory(self.folder, {HOST: self.booted.data(**settings)}, "serving")
+
     def run(self, settings: dict[str, Any], *options: str) -> Run:
-        fleet = write_inventory(self.folder, {HOST: self.booted.data(**settings)}, "serving")
+        fleet = self.fleet(settings)
         return pyinfra(self.folder, *(options or ("-y", "--json")), fleet, "deploy.py")
+
+    def interrupted(self, settings: dict[str, Any], when: Callable[[], object]) -> str:
+        """What a run says that is interrupted as soon as that holds."""
+        process = start(self.folder, self.fleet(settings))
+        deadline = time.monotonic() + 300
+        while not when():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 128 + signal.SIGINT, said
+        return said
+
+    def link(self, path: str) -> str:
+        """The build that a link points to."""
+        file = self.file(path)
+        return file.readlink().name if file.is_symlink() else ""
 
     def show(self, name: str, unit: str = UNIT) -> str:
         return self.sh(f"systemctl show --value --property={name} {unit}")
@@ -170,8 +194,11 @@ def host(booted: BootedHost, folder: Path) -> Iterator[ServingHost]:
 
 
 def test_a_profile_is_served_once_the_build_is_proven(host: ServingHost) -> None:
-    run = host.deploy()
+    run = host.deploy("-y", "-vvv", "--debug")
     assert run.returncode == 0, run.output + host.journal()
+    assert f"{LAYOUT.serve_key('chat')}.partial" in run.output, "it tells what it writes"
+    shown = KEY in run.output
+    assert not shown, "its key is shown"
     assert f"{HOST} serves chat: ready, http://127.0.0.1:{host.port}/v1, model chat" in run.output
     code, answer = host.completion()
     assert (code, answer["usage"]["completion_tokens"]) == (200, 3), answer
@@ -203,6 +230,9 @@ def test_the_key_is_in_no_command_line_environment_or_journal(host: ServingHost)
     assert host.sh("python3 /root/find.py") == "True"
     assert host.sh(f"journalctl --no-pager -u {UNIT} | grep -cF {KEY} || true") == "0"
     assert host.sh(f"stat -c '%U:%G %a' {LAYOUT.serve_key('chat')}") == "root:root 600"
+    # Nor in what a run keeps.
+    kept = [path for path in (host.folder / "results").rglob("*") if path.is_file()]
+    assert kept and not any(KEY in path.read_text("latin1") for path in kept)
 
 
 def test_its_unit_is_hardly_exposed(host: ServingHost) -> None:
@@ -255,6 +285,24 @@ def test_a_change_of_a_setting_restarts_it(host: ServingHost) -> None:
 
 
 @pytest.mark.long
+def test_a_run_that_is_interrupted_while_it_drains_leaves_it_started(host: ServingHost) -> None:
+    pid = host.show("MainPID")
+    # It drains for as long as what serves does nothing.
+    child = host.sh(f"cat /proc/{pid}/task/{pid}/children").split()[0]
+    host.sh(f"kill -STOP {child}")
+    said = host.interrupted(
+        host.settings(n_ctx=768), lambda: host.show("ActiveState") == "deactivating"
+    )
+    assert "Serve" in said and f"{HOST} serves chat: not asked, " in said, said
+    assert host.show("MainPID") == pid
+    host.sh(f"kill -CONT {child}")
+    host.wait(lambda: host.show("MainPID") not in (pid, "0") and host.ready())
+    assert host.status()["placement"]["n_ctx"] == 768
+    run = host.deploy(n_ctx=1024)
+    assert run.returncode == 0, run.output
+
+
+@pytest.mark.long
 def test_what_a_run_wrote_that_was_cut_off_is_started_by_the_next(host: ServingHost) -> None:
     """Its file is as wanted, and the process is older than it."""
     time.sleep(1.1)
@@ -294,10 +342,9 @@ def test_a_model_that_is_none_makes_the_host_red_and_says_why(host: ServingHost)
 def test_a_build_that_is_proven_and_does_not_serve_is_gone_back_from(host: ServingHost) -> None:
     """Its libraries are whole; what no verification imports is not."""
     before = host.sh(f"readlink {LAYOUT.current}")
-    other = {"cmake_options": {"GGML_OPENMP": "ON"}}
-    site = host.plant(**other)
+    site = host.plant(**OTHER)
     (site / "llama_cpp/server/app.py").write_text("raise RuntimeError('planted')\n")
-    run = host.run(host.settings() | other, "-y")
+    run = host.run(host.settings() | OTHER, "-y")
     assert run.returncode == 1, run.output
     assert f"went back to {before.rpartition('/')[2]}, they serve again" in run.output, run.output
     assert "serve.chat: found it is failed" in run.output and "planted" in run.output, run.output
@@ -306,6 +353,23 @@ def test_a_build_that_is_proven_and_does_not_serve_is_gone_back_from(host: Servi
     # By its own last result, as latest.json speaks of the other build.
     host.sh(f"systemctl restart --no-block {UNIT}")
     host.wait(lambda: host.ready() and host.completion()[0] == 200)
+    again = host.deploy()
+    assert again.returncode == 0, again.output
+    assert host.link(LAYOUT.previous) == ""
+
+
+@pytest.mark.long
+def test_a_run_that_breaks_behind_the_switch_is_put_right_by_the_next(host: ServingHost) -> None:
+    """By the same one, which serves nothing: it is asked, and the build of before serves again."""
+    before = host.link(LAYOUT.current)
+    host.interrupted(host.settings() | OTHER, lambda: host.link(LAYOUT.current) != before)
+    assert host.link(LAYOUT.previous) == before
+    dry = host.run(host.settings() | OTHER, "--dry")
+    assert f"back to {before} where one does not answer" in dry.output, dry.output
+    run = host.run(host.settings() | OTHER, "-y")
+    assert run.returncode == 1 and f"went back to {before}, they serve again" in run.output
+    assert (host.link(LAYOUT.current), host.link(LAYOUT.previous)) == (before, "")
+    assert host.completion()[0] == 200
     again = host.deploy()
     assert again.returncode == 0, again.output
 

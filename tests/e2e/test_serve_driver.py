@@ -82,6 +82,8 @@ def test_without_a_gpu_that_answers_it_is_held_and_the_host_is_red(host: Serving
 
 def test_an_update_that_waits_for_its_reboot_leaves_what_runs(host: Serving) -> None:
     pid = host.stand_in()
+    told = f"{UNIT} is changed by {LAYOUT.units}/{UNIT}.d/x.conf, which stays as it is"
+    assert told in host.deploy("--dry")[1]
     host.install(NEW)
     host.wait(host.stale)
     host.settled()

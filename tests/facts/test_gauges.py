@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ import pytest
 from llamafleet.facts import gauges
 from llamafleet.facts.gauges import FIELDS, METRICS, NoRecord, parse
 from llamafleet.facts.watch import command
-from llamafleet.layout import Layout
+from llamafleet.layout import Layout, serve_unit
 from llamafleet.onhost.serve.metrics import Metrics
 
 HOSTS = Path(__file__).parents[1] / "hosts"
@@ -144,6 +145,13 @@ def test_services_are_typed() -> None:
     assert len(now.notes) == 5
 
 
+@pytest.mark.parametrize("odd", [{"state": "None"}, {"metrics": 5}, {"at": "x"}])
+def test_a_service_whose_word_is_odd_is_seen(odd: dict[str, Any]) -> None:
+    told = {"profile": "chat", "state": "ready", "reason": "", "metrics": {}, "at": 5.0, **odd}
+    (one,) = parse(record(ROWS[1], more=(f"service|{json.dumps(told)}",))).services
+    assert (one.profile, one.state) == ("chat", None) and next(iter(odd)) in one.reason
+
+
 def test_the_metrics_are_those_of_the_server() -> None:
     page = Metrics().page().decode()
     assert [name for name in METRICS if f"\n{name} " not in page] == []
@@ -202,16 +210,41 @@ class Page(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def asked(folder: Path, /, user: str = "", **config: Any) -> list[dict[str, Any]]:
-    """What watch_services.py tells of one service with a key."""
+UNIT = "/system.slice/system-llamafleet.slice/llamafleet-serve@chat.service"
+
+
+def processes(folder: Path, inside: int, unit: str = UNIT, uid: int | None = None) -> Path:
+    """A /proc in which this process is one of that unit, and has that number in its container."""
+    pid, uid = os.getpid(), os.geteuid() if uid is None else uid
+    own = folder / "proc" / str(pid)
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "cgroup").write_text(f"0::{unit}/libpod-payload-4f1c\n")
+    (own / "status").write_text(f"Name:\tx\nUid:\t{uid}\t{uid}\nNSpid:\t{pid}\t{inside}\n")
+    for name, real in (("proc/net", "/proc/net"), (f"proc/{pid}/fd", f"/proc/{pid}/fd")):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(real)
+    return folder / "proc"
+
+
+def asked(
+    folder: Path,
+    /,
+    user: str = "",
+    proc: Path | None = None,
+    pid: int = 1,
+    status: str = "",
+    **config: Any,
+) -> list[dict[str, Any]]:
+    """What watch_services.py tells of one service with a key, process 1 of its container."""
     folder.chmod(0o755)
-    state = {"state": "ready", "pid": os.getpid(), "reason": ""}
-    (folder / "status.json").write_text(json.dumps(state))
+    state = {"state": "ready", "pid": pid, "reason": ""}
+    (folder / "status.json").write_text(status or json.dumps(state))
     told = {"alias": "m", "key": True, "folder": str(folder), "address": "127.0.0.1", **config}
     (folder / "serve-chat.json").write_text(json.dumps(told))
     (folder / "serve-chat.key").write_text("sk-secret\n")
     text = package_files("llamafleet.facts").joinpath("watch_services.py").read_text("utf-8")
-    paths = [str(folder / "serve-*.json"), str(folder / "serve-*.key")]
+    text = text.replace('PROC = "/proc"', f"PROC = {str(proc or processes(folder, 1))!r}")
+    paths = [str(folder / "serve-*.json"), str(folder / "serve-*.key"), serve_unit("*")]
     argv = [sys.executable, "-I", "-S", "-c", text, *paths, user, " ".join(METRICS)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -244,14 +277,93 @@ def test_a_service_tells_its_metrics_to_who_has_its_key(tmp_path: Path, port: in
     assert now.state == "ready"
 
 
+def test_a_container_that_has_ended_is_not_believed_by_what_it_left(
+    tmp_path: Path, port: int
+) -> None:
+    """Number 1, which its status tells, is there on every host."""
+    (told,) = asked(tmp_path, proc=processes(tmp_path, 1, "/system.slice/other.service"), port=port)
+    assert (told["state"], told["reason"]) == ("failed", "found no process of it")
+    assert (told["metrics"], Page.keys) == ({}, [])
+
+
+def test_another_process_of_the_account_is_none_of_the_service(tmp_path: Path, port: int) -> None:
+    """It may write the status, and stand beside the container in its number."""
+    for proc in (
+        processes(tmp_path, 7),
+        processes(tmp_path, 1, UNIT.replace("@chat", "@chat2")),
+        processes(tmp_path, 1, uid=os.geteuid() + 1),
+    ):
+        (told,) = asked(tmp_path, proc=proc, port=port)
+        assert (told["state"], told["reason"]) == ("failed", "found no process of it")
+    assert Page.keys == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another account's rights")
-def test_another_account_behind_the_port_gets_no_key(open_folder: Path, port: int) -> None:
-    (told,) = asked(open_folder, user="nobody", port=port)
-    number = pwd.getpwnam("nobody").pw_uid
+def test_another_process_behind_the_port_gets_no_key(open_folder: Path, port: int) -> None:
+    entry = pwd.getpwnam("nobody")
+    nobody, rights = entry.pw_uid, {"user": entry.pw_uid, "group": entry.pw_gid}
+    other = subprocess.Popen(["sleep", "60"], extra_groups=[], **rights)
+    try:
+        proc = processes(open_folder, 5, uid=0)
+        own = proc / str(other.pid)
+        own.mkdir()
+        (own / "cgroup").write_text(f"0::{UNIT}\n")
+        (own / "status").write_text(f"Uid:\t{nobody}\nNSpid:\t{other.pid}\n")
+        (own / "fd").symlink_to(f"/proc/{other.pid}/fd")
+        (told,) = asked(open_folder, user="nobody", proc=proc, pid=other.pid, port=port)
+    finally:
+        other.kill()
+        other.wait()
+    assert told["state"] == "ready"
     assert told["reason"] == (
-        f"ValueError: port {port} is listened on by user 0, expected {number}"
+        f"ValueError: found 127.0.0.1 port {port} of another process; expected one of this service"
     )
     assert (told["metrics"], Page.keys) == ({}, [])
+
+
+def test_a_port_of_another_address_is_none_of_its_own(tmp_path: Path, port: int) -> None:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.2", port))
+        other.listen()
+        proc = processes(tmp_path, 1)
+        pid = os.getpid()
+        (proc / str(pid) / "fd").unlink()
+        (proc / str(pid) / "fd").mkdir()
+        inode = os.fstat(other.fileno()).st_ino
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            if link.is_symlink() and f"[{inode}]" not in str(link.readlink()):
+                (proc / str(pid) / "fd" / link.name).symlink_to(link.readlink())
+        (told,) = asked(tmp_path, proc=proc, port=port)
+        assert (told["reason"], bool(told["metrics"])) == ("", True)
+        (told,) = asked(tmp_path, proc=proc, port=port, address="127.0.0.2")
+        assert "of another process" in told["reason"]
+        (told,) = asked(tmp_path, proc=proc, port=port, address="127.0.0.3")
+        assert f"found 127.0.0.3 port {port} closed" in told["reason"]
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        "[" * 100_000,
+        '{"state": "ready", "pid": 1e999}',
+        '{"state": "ready", "pid": [1]}',
+        '{"state": "ready"}',
+        "[]",
+        "\x00",
+        f'{{"state": "ready", "pid": {"9" * 5000}}}',
+    ],
+)
+def test_a_status_that_is_none_silences_no_service(tmp_path: Path, port: int, status: str) -> None:
+    (told,) = asked(tmp_path, port=port, status=status)
+    assert told["reason"] and told["metrics"] == {}
+    assert Page.keys == []
+
+
+def test_one_that_has_told_nothing_yet(tmp_path: Path, port: int) -> None:
+    """As a container that verifies its GPUs."""
+    (told,) = asked(tmp_path, port=port, folder=str(tmp_path / "none"))
+    assert (told["state"], told["reason"]) == (None, "it has told nothing yet")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another account's rights")

@@ -61,6 +61,18 @@ def test_versions_and_the_switch(fake: FakeHost, shell: str) -> None:
     assert (snapshot.current, snapshot.versions) == ("bbbb", ("aaaa", "bbbb"))
 
 
+def test_the_build_that_served_before_is_looked_into_as_well(fake: FakeHost) -> None:
+    for number in range(20):
+        (fake.prefix / f"versions/{number:04}").mkdir(parents=True)
+    (fake.prefix / "current").symlink_to("versions/0000")
+    (fake.prefix / "previous").symlink_to(fake.prefix / "versions/0001")
+    snapshot = fake.snapshot()
+    assert (snapshot.current, snapshot.previous) == ("0000", "0001")
+    assert {"0000", "0001"} <= set(snapshot.builds)
+    (fake.prefix / "previous").unlink()
+    assert fake.snapshot().previous is None
+
+
 def test_current_that_is_no_link(fake: FakeHost) -> None:
     (fake.prefix / "current").mkdir(parents=True)
     assert fake.snapshot().current is None
@@ -222,6 +234,14 @@ ActiveState=inactive
 SubState=dead
 UnitFileState=static
 NeedDaemonReload=yes
+DropInPaths=/usr/lib/systemd/system/service.d/10-all.conf /etc/systemd/system/llamafleet-verify.service.d/x.conf
+
+Id=llamafleet-serve@chat.service
+LoadState=loaded
+ActiveState=inactive
+SubState=dead
+UnitFileState=enabled
+DropInPaths=/etc/systemd/system/llamafleet-serve@.service.d/a.conf /etc/systemd/system/llamafleet-.service.d/b.conf
 
 Id=llamafleet-verify.timer
 LoadState=not-found
@@ -241,7 +261,8 @@ LoadState=loaded
 ActiveState=active
 SubState=running
 UnitFileState=transient
-END"""
+DropInPaths=/run/systemd/transient/llamafleet-build-0123.service.d/50-Nice.conf
+END"""  # noqa: E501
 
 
 def booted(fake: FakeHost, body: str) -> None:
@@ -257,7 +278,18 @@ def test_units(fake: FakeHost, scope: str) -> None:
     snapshot = fake.snapshot()
     assert snapshot.init == "systemd"
     assert snapshot.units == {
-        "llamafleet-verify.service": Unit("loaded", "inactive", "dead", "static", stale=True),
+        "llamafleet-verify.service": Unit(
+            *("loaded", "inactive", "dead", "static"),
+            stale=True,
+            dropins=("/etc/systemd/system/llamafleet-verify.service.d/x.conf",),
+        ),
+        "llamafleet-serve@chat.service": Unit(
+            *("loaded", "inactive", "dead", "enabled"),
+            dropins=(
+                "/etc/systemd/system/llamafleet-serve@.service.d/a.conf",
+                "/etc/systemd/system/llamafleet-.service.d/b.conf",
+            ),
+        ),
         "llamafleet-driver-check.path": Unit("masked", "inactive", "dead", "masked"),
         "llamafleet-build-0123.service": Unit("loaded", "active", "running", "transient"),
     }

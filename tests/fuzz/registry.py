@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tests.fuzz import Target
-from tests.fuzz.targets import controller, facts, jobs, verify
+from tests.fuzz.targets import controller, facts, jobs, serve, verify
 
 TARGETS: tuple[Target, ...] = (
     *facts.TARGETS,
     *controller.TARGETS,
     *jobs.TARGETS,
     *verify.TARGETS,
+    *serve.TARGETS,
 )
 
 OPEN: dict[str, str] = {}
@@ -24,6 +25,7 @@ ELSEWHERE = {
     "cli.fit": "a model, by onhost.verify.modelfile",
     "facts.environment_probe": "its own environment, in the interpreter that is asked",
     "facts.snapshot": "the script that is part of this package",
+    "facts.watch": "the scripts that are part of this package",
     "image.make": "libraries that were built just now, by onhost.elf",
     "mend.change": "which files RECORD names, to move them; an odd one is refused by onhost.pack",
     "mend.look": "by onhost.verify.fatbin",
@@ -46,6 +48,7 @@ ELSEWHERE = {
     "onhost.place": "models by their hash, and by onhost.verify.gguffile and modelfile",
     "onhost.product": "its own child's words, and libraries by their hash or onhost.elf",
     "onhost.serve.check": "its own service's answers, in bounds of its own: test_check.py",
+    "onhost.serve.memory": "the kernel's /proc and /sys",
     "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
     "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
     "onhost.verify.bench": "the kernel's /sys",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from llamafleet.protocol.decode import decode
 from llamafleet.protocol.job import BuildConfig, JobError, JobStatus, Progress
 from llamafleet.settings import Settings
 from operations import watch
-from operations.build import activate, build
+from operations.build import activate, build, discard_builds
 from tests.hosts.recorded import load
 from tests.operations.fake import GPU, STATUS, FakeHost, answer_of, ended, fleet
 from tests.operations.test_watch import Clock
@@ -195,12 +196,56 @@ def test_what_the_new_build_stands_for_is_removed_by_the_account(
     with fleet(monkeypatch, {"a": host}) as run:
         assert run.run(activate) == []
         assert run.runs["a"].changes == [f"current -> {KEY}-2"]
-        assert run.runs["a"].before == KEY, "to go back to, should it not serve"
+    assert not any("discard" in sent for sent in host.sent), "what is served has not answered yet"
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(discard_builds) == []
     *_, discard = host.sent
     assert "setpriv --reuid=llamafleet " in discard and " env -i " in discard
     assert discard.endswith(
         f" discard --versions /opt/llamafleet/versions --current /opt/llamafleet/current -- {KEY}"
     )
+
+
+SERVED = {"serve": {"chat": {"model": "/srv/a.gguf"}}}
+
+
+def rebuilt(**settings: Any) -> FakeHost:
+    """A host that serves, with a newer build of the same fingerprint, which is proven."""
+    old = there(planned(), finished=50.0)
+    return after_the_verification(FakeHost(**settings).build(old), f"{KEY}-2")
+
+
+@pytest.mark.parametrize(
+    ("links", "kept"),
+    [
+        # What served is known to the next run, whenever this one is cut off.
+        ((f"current={KEY}",), KEY),
+        # Of a switch that no run has seen serve: not that is gone back to, but what was before it.
+        (("current=newer", f"previous={KEY}"), KEY),
+        # It never was whole, or is damaged: there is nothing to go back to.
+        (("current=older",), ""),
+        (("current=newer", f"previous={KEY}-2"), ""),
+    ],
+)
+def test_what_served_is_kept_before_the_switch(
+    monkeypatch: pytest.MonkeyPatch, links: tuple[str, ...], kept: str
+) -> None:
+    host = rebuilt(**SERVED).found("systemctl=0", "systemd=257", *links)
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(activate) == [], run.runs["a"].failures
+    keep = [
+        f"ln -sfn /opt/llamafleet/versions/{kept} /opt/llamafleet/previous.partial",
+        "mv -T /opt/llamafleet/previous.partial /opt/llamafleet/previous",
+    ]
+    switch = [sent.replace(f"/{KEY} ", f"/{KEY}-2 ") for sent in SWITCH]
+    assert host.sent == [*(keep if kept else []), *switch]
+
+
+def test_where_nothing_is_served_nothing_is_gone_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = rebuilt().found(f"current={KEY}")
+    with fleet(monkeypatch, {"a": host}) as run:
+        assert run.run(activate) == []
+    assert len(host.sent) == 2
 
 
 def test_a_switch_that_fails_stops_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

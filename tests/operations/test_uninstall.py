@@ -18,11 +18,12 @@ from typing import Any, cast
 import pytest
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import AS_ACCOUNT, HOLD_APT, Layout
+from llamafleet.layout import AS_ACCOUNT, CDI_FILE, HOLD_APT, Layout, quadlet
 from llamafleet.managed import by_path, unit_names
 from llamafleet.plans.uninstall import Process
 from llamafleet.protocol.job import SharedWheel, Stamp, start_ticks
 from llamafleet.wheelstore import WheelStore
+from operations.container import REMOVE
 from operations.run import HostRun
 from operations.uninstall import end, end_all, uninstall
 from tests.operations import fake
@@ -119,6 +120,52 @@ def test_all_is_stopped_before_it_is_removed_and_the_record_goes_last(
         assert f" {path} " in f"{commands[order[1]]} "
     assert f"/etc/systemd/system/*.wants/{next(iter(UNITS))}" in commands[order[1]]
     assert commands[-1] == "rm -rf --one-file-system -- /opt/llamafleet"
+
+
+IMAGE = f"registry.lab/llama@sha256:{'a' * 64}"
+
+
+def test_what_podman_holds_goes_before_the_files_that_tell_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = deployed()
+    host.files({**dict.fromkeys(by_path(LAYOUT), "0" * 64), quadlet("chat"): "0" * 64})
+    host.found("podman=/usr/bin/podman\tpodman version 5.4.2")
+    host.answers["/opt/llamafleet/images"] = f"{IMAGE}\n$(reboot)\n{IMAGE}"
+    commands = sent(monkeypatch, host)
+    removed = [one for one in commands if "podman image rm" in one]
+    assert removed == [f"podman image rm {IMAGE} || true"]
+    order = [
+        at(commands, "disable --now --quiet"),
+        at(commands, "podman rm --force --ignore"),
+        at(commands, "podman image rm"),
+        at(commands, "rm -f --"),
+    ]
+    assert order == sorted(order)
+    assert not any("reboot" in one for one in commands)
+    assert f" {CDI_FILE} " in f"{commands[order[3]]} "
+
+
+@pytest.mark.parametrize(
+    ("left", "status"), [("", 0), ("container", 1), ("secret", 1), ("container secret", 1)]
+)
+def test_a_container_or_secret_that_stays_is_said(tmp_path: Path, left: str, status: int) -> None:
+    """podman's own status is not asked: one that is not there ends in an error too."""
+    podman = tmp_path / "podman"
+    asks = '"container exists" | "secret inspect"'
+    there = f'case " {left} " in *" $1 "*) exit 0 ;; esac; exit 1'
+    podman.write_text(f'#!/bin/sh\ncase "$1 $2" in {asks}) {there} ;; esac\nexit 125\n')
+    podman.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", REMOVE, "sh", "llamafleet-serve-chat"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert all(f"{word}" in done.stderr for word in left.split())
+    assert ("next: podman rm -f llamafleet-serve-chat" in done.stderr) == bool(left)
 
 
 def test_what_stays_is_said(

@@ -8,17 +8,22 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.host import HostSnapshot, Tool
+from llamafleet.facts.host import HostSnapshot, Owner, Tool, Unit
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.layout import (
     CDI_FILE,
     DEVICES_UNIT,
+    DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
+    SERVE_TARGET,
+    VERIFY_TIMER,
     VERIFY_UNIT,
+    container_of,
     quadlet,
     serve_unit,
 )
-from llamafleet.managed import container_row
+from llamafleet.managed import Managed, container_row, profile_rows
+from llamafleet.managed import rows as catalogue
 from llamafleet.plans.make import explain, make_plan
 from llamafleet.plans.plan import Plan
 from llamafleet.plans.runtime import why_unproven
@@ -40,6 +45,8 @@ GPU = replace(
     GPU_HOST, podman=PODMAN, nvidia_ctk=CTK, quadlet=True, account_ids=(998, 997), systemd=257
 )
 CPU = replace(GPU, pci_gpus=(), gpus=(), driver=CPU_HOST.driver, nvidia_ctk=None)
+ENABLED = Unit("loaded", "active", "running", "enabled")
+GENERATED = replace(ENABLED, enabled="generated")
 CHAT: dict[str, Any] = {"model": "/srv/models/chat.gguf"}
 
 
@@ -74,6 +81,7 @@ def test_nothing_is_built_and_the_profile_is_served() -> None:
     assert quadlet("chat") in made.serve.files.write
     said = "\n".join(explain(made))
     assert f"container: {IMAGE}" in said and "device llamafleet.local/gpu=all" in said
+    assert "verify_pauses_serving" not in said and "driver check" not in said
 
 
 def test_a_host_with_an_old_podman_or_none_is_refused() -> None:
@@ -104,6 +112,7 @@ def test_the_file_of_the_container() -> None:
         "NoNewPrivileges=true",
         "DropCapability=all",
         "Network=host",
+        "HealthCmd=none",
         "Volume=/var/lib/llamafleet:/var/lib/llamafleet",
         "Volume=/srv/models:/srv/models:ro",
         "AddDevice=llamafleet.local/gpu=all",
@@ -143,6 +152,59 @@ def test_units_of_a_build_are_not_wanted_beside_a_container() -> None:
     written = {path.rpartition("/")[2] for path in made.files.write}
     assert written == {DEVICES_UNIT}
     assert not {VERIFY_UNIT, DRIVER_CHECK_UNIT, "verify.json", "llamafleet.env"} & written
+
+
+def every(*rows: Managed) -> dict[str, str]:
+    return {row.path(LAYOUT): "a" * 64 for row in rows}
+
+
+@overlaid(FROZEN)
+def test_a_change_of_runtime_leaves_nothing_of_the_other_one() -> None:
+    """Both make the unit of one name; a timer of a build would write over the container's proof."""
+    build = [row for row in catalogue(LAYOUT) if row.group in ("settings", "serve")]
+    venv = [row for row in profile_rows("chat") if not row.private]
+    of_venv = {*map(lambda row: row.path(LAYOUT), (*build, venv[-1]))}
+    units = {row.unit: ENABLED for row in (*build, *venv) if row.unit}
+    made = plan(replace(GPU, files=every(*build, *venv), units=units))
+    assert not made.problems and made.files and made.serve
+    kept = {f"{LAYOUT.units}/{DEVICES_UNIT}", f"{LAYOUT.units}/{SERVE_TARGET}"}
+    assert {*made.files.remove, *made.serve.files.remove} == of_venv - kept
+    assert {VERIFY_TIMER, DRIVER_CHECK_PATH} <= {*made.files.stop} & {*made.files.disable}
+    assert serve_unit("chat") in made.serve.files.stop
+    assert made.serve.files.write == (quadlet("chat"),) and made.serve.files.reload
+    assert [one.action for one in made.serve.services] == ["restart"]
+
+    there = every(*catalogue(LAYOUT, "serve"), venv[0], container_row("chat"))
+    contained = replace(GPU, files=there, units={serve_unit("chat"): GENERATED})
+    back = make_plan("lab-1", Settings.model_validate({"serve": {"chat": CHAT}}), contained, LAYOUT)
+    assert not back.problems and back.serve
+    assert back.serve.files.remove == (quadlet("chat"),)
+    assert back.serve.files.write == (f"{LAYOUT.units}/{serve_unit('chat')}",)
+    assert back.serve.files.stop == (serve_unit("chat"),) and back.serve.files.reload
+    assert [one.action for one in back.serve.services] == ["restart"]
+
+
+def test_podman_is_asked_where_it_was_told_of_a_container_alone() -> None:
+    """Asked elsewhere it would make itself folders."""
+    key = f"{LAYOUT.etc}/serve-other.json"
+    there = replace(GPU, files={quadlet("chat"): "a", key: "a"})
+    assert plan_uninstall(there, LAYOUT).containers == (container_of("chat"),)
+    assert plan_uninstall(replace(there, podman=None), LAYOUT).containers == ()
+    assert plan_uninstall(replace(GPU, files={key: "a"}), LAYOUT).containers == ()
+
+
+@pytest.mark.parametrize(
+    ("owner", "taken"),
+    [
+        (Owner("file", "root", "root", 0o644), True),
+        (Owner("file", "llamafleet", "llamafleet", 0o644), False),
+        (Owner("link", "root", "root", 0o777), False),
+        (None, False),
+    ],
+)
+def test_the_record_of_images_is_root_s_own_file(owner: Owner | None, taken: bool) -> None:
+    there = replace(GPU, user="root", owners={LAYOUT.images: owner} if owner else {})
+    assert plan_uninstall(there, LAYOUT).images == taken
 
 
 def test_uninstall_removes_the_container_of_a_profile() -> None:

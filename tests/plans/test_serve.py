@@ -157,6 +157,37 @@ def test_a_switch_of_the_build_restarts_it() -> None:
     assert chat.action == "restart" and chat.reason.startswith("current becomes ")
 
 
+def test_a_switch_that_no_run_has_seen_serve_is_asked_again() -> None:
+    """As a run leaves it that was cut off behind the switch: the new build may serve nothing."""
+    host = serving()
+    old = "0123456789abcdef"
+    before = replace(there(build_of(host), old), name=old)
+    before = replace(before, stamp=replace(before.stamp, key=old) if before.stamp else None)
+    host = replace(with_builds(host, before, current=host.current), previous=old)
+    made = of(host)
+    assert made.needed and made.back == old and made.doubt and made.changed == ()
+    told = "serve: no run has seen current serve: asked again; back to 0123456789abcdef where "
+    assert any(line.startswith(told) for line in explain(plan(host, serve=CHAT)))
+    # Damaged, or the planned one itself: nothing is gone back to, and the link goes.
+    for name in ("fedcba9876543210", host.current):
+        made = of(replace(host, previous=name))
+        assert made.needed and made.back == "" and made.doubt
+    made = of(replace(host, files={}, units={}, services={}, servers={}, changed={}), {})
+    assert made.needed and made.doubt and made.back == ""
+    assert not of(replace(host, previous=None)).needed
+
+
+def test_a_switch_of_what_is_served_says_what_it_goes_back_to() -> None:
+    host = serving()
+    newer = there(build_of(host), f"{host.current}-2", finished=200.0)
+    host = with_builds(host, newer, current=host.current)
+    made = plan(host, serve=CHAT)
+    assert made.switch is not None and made.switch.keep == host.current
+    assert f"serve: back to {host.current} where one does not answer" in explain(made)
+    nothing = plan(host).switch
+    assert nothing is not None and nothing.keep == ""
+
+
 def test_a_profile_that_is_not_wanted_any_more_is_removed() -> None:
     other = {"web": {"model": "/srv/a.gguf"}}
     made = of(serving(), other)
@@ -288,9 +319,22 @@ def test_a_masked_service_is_a_person_s_word() -> None:
     assert any(f"{UNIT} is masked" in one.found for one in made.problems), made.problems
 
 
+def test_a_unit_that_somebody_changed_is_told_and_left() -> None:
+    file = f"/etc/systemd/system/{UNIT}.d/x.conf"
+    host = serving(unit=replace(ACTIVE, dropins=(file,)))
+    made = plan(host, serve=CHAT)
+    assert f"{UNIT} is changed by {file}, which stays as it is" in made.notes
+    assert made.serve is not None and not made.serve.needed
+    assert f"{file} (it is not llamafleet's)" in plan_uninstall(host, LAYOUT).stays
+    assert not any("is changed by" in note for note in plan(serving(), serve=CHAT).notes)
+
+
 def test_uninstall_knows_services_that_no_setting_names() -> None:
     host = replace(serving(), made=(LAYOUT.prefix,))
+    made = plan_uninstall(replace(host, previous="0123"), LAYOUT)
+    assert LAYOUT.previous in made.files and "previous" in made.found
     made = plan_uninstall(host, LAYOUT)
+    assert "previous" not in made.found
     assert {UNIT, SERVE_TARGET} <= set(made.units)
     assert {LAYOUT.serve_config("chat"), LAYOUT.serve_key("chat")} <= set(made.files)
     assert UNIT in made.found

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from llamafleet.facts.gauges import GENERATED, PROMPT, Gauges, GpuNow, ProcessNow, ServiceNow
+from llamafleet.facts.gauges import PROMPT, Gauges, GpuNow, ProcessNow, ServiceNow
 from llamafleet.plans.trouble import USUAL, Line, by_trouble, lines_of, rate_of
+from llamafleet.protocol.serve import GENERATED
 
 UUID = "GPU-1"
 GPU = GpuNow(
@@ -102,6 +103,8 @@ def test_tokens_a_second() -> None:
     assert rate_of((later,), None) is None
     assert rate_of((later,), Gauges()) is None
     assert rate_of((READY,), Gauges(services=(READY,))) is None, "no time has passed"
+    absurd = replace(READY, metrics={GENERATED: 1.7e308, PROMPT: 5}, at=10.1)
+    assert rate_of((absurd,), Gauges(services=(READY,))) is None, "no number of JSON"
     anew = replace(READY, metrics={GENERATED: 3, PROMPT: 1}, at=14.0)
     assert rate_of((anew,), Gauges(services=(later,))) is None, "it was started anew"
 

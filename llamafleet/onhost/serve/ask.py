@@ -31,6 +31,8 @@ class Ask:
         """Tokens of it."""
         self.made = 0
         """Tokens of the answer; the one that ends it is not counted."""
+        self.counted = (0, 0)
+        """Of `prompt` and `made`: what the metrics have."""
         self.failure: Exception | None = None
         """What the model raised."""
         self.gone = asyncio.Event()
@@ -84,10 +86,11 @@ class Line:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def turn(self, ask: Ask) -> AsyncIterator[None]:
-        """The model is this one's within. Raises Left where its client leaves before."""
+    async def turn(self, ask: Ask, *, first: bool = False) -> AsyncIterator[None]:
+        """The model is this one's within; `first`: before all who wait. Raises Left where its
+        client leaves before."""
         if self._busy:
-            await self._wait(ask)
+            await self._wait(ask, first)
         self._busy = True
         try:
             ask.check()
@@ -95,10 +98,13 @@ class Line:
         finally:
             self._next()
 
-    async def _wait(self, ask: Ask) -> None:
+    async def _wait(self, ask: Ask, first: bool) -> None:
         called = asyncio.get_running_loop().create_future()
         leaving = asyncio.ensure_future(ask.gone.wait())
-        self._waiting.append(called)
+        if first:
+            self._waiting.appendleft(called)
+        else:
+            self._waiting.append(called)
         try:
             await asyncio.wait({called, leaving}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:

@@ -39,11 +39,12 @@ class Sent:
         return body
 
 
-async def read(sent: Sent, limits: Limits) -> bytes:
-    """All of it. Raises Refusal and Left."""
+async def read(sent: Sent, limits: Limits, *, keep: bool = True) -> bytes:
+    """All of it; `keep` False: nothing of it is kept. Raises Refusal and Left."""
     most, told = limits.body_mib * MIB, sent.told
+    kept = most if keep else 0
     try:
-        parts, size = await _parts(sent, most, time.monotonic() + limits.receive_s)
+        parts, size = await _parts(sent, kept, time.monotonic() + limits.receive_s)
     except asyncio.TimeoutError:
         raise Refusal(
             408,
@@ -61,13 +62,13 @@ async def read(sent: Sent, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-async def _parts(sent: Sent, most: int, end: float) -> tuple[list[bytes], int]:
+async def _parts(sent: Sent, kept: int, end: float) -> tuple[list[bytes], int]:
     parts: list[bytes] = []
     size = 0
     while not sent.whole and size <= READ_ON:
         part = await asyncio.wait_for(sent.part(), max(0.0, end - time.monotonic()))
         size += len(part)
-        if size <= most:
+        if size <= kept:
             parts.append(part)
         else:
             parts.clear()
@@ -77,7 +78,7 @@ async def _parts(sent: Sent, most: int, end: float) -> tuple[list[bytes], int]:
 async def skip(sent: Sent, limits: Limits) -> None:
     """Read what a refused client still sends, so that it reads the answer. Raises Left."""
     with contextlib.suppress(Refusal):
-        await read(sent, limits)
+        await read(sent, limits, keep=False)
 
 
 def parse(body: bytes) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import argparse
 import http.client
 import ipaddress
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -19,16 +20,33 @@ from typing import Any
 
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import read_json
-from llamafleet.protocol.serve import Answer, ServeConfig, State, Status, status_file
+from llamafleet.protocol.serve import (
+    GENERATED,
+    OVERLOADED,
+    Answer,
+    ServeConfig,
+    State,
+    Status,
+    status_file,
+    told_now,
+)
 
 FINAL: tuple[State, ...] = ("held", "failed")
 """States in which it does not become ready by being waited for."""
 POLL_S = 0.5
-ANSWER_S = 60.0
+ANSWER_S = 50.0
 """For one token: a long prompt of somebody else may be computed first."""
 LONGEST_KEY = 4096
+GROWTH_S = 20.0
+"""For a token of others, where there is no room for one more request."""
 MOST = 1 << 20
 """Bytes of an answer that are read."""
+FAILURES = (OSError, http.client.HTTPException, ValueError, AttributeError, TypeError)
+"""Whatever an answer may bring."""
+
+
+class Full(ValueError):
+    """It has as many requests as it takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +70,7 @@ def asked(config: ServeConfig, key: str, wait_s: float) -> Answer:
     deadline = time.monotonic() + wait_s
     while True:
         status = read_status(config)
-        state = status.state if status else None
+        state = status.state if status and status.state != "stopped" else None
         if state == "ready":
             problem = _ask(config, key)
             return Answer(1, state, not problem, problem, status)
@@ -67,8 +85,7 @@ def read_status(config: ServeConfig) -> Status | None:
         status = decode(Status, read_json(status_file(config)))
     except DecodeError:
         return None
-    alive = Path(f"/proc/{status.pid}").exists() or status.state in FINAL
-    return status if alive else None
+    return status if told_now(status) else None
 
 
 def _why(status: Status | None) -> str:
@@ -80,24 +97,55 @@ def _why(status: Status | None) -> str:
 def _ask(config: ServeConfig, key: str) -> str:
     """Why it does not serve; "": it named its model and made a token."""
     try:
-        models = _request(config, key, "GET", "/v1/models")
+        models = _json(_request(config, key, "GET", "/v1/models"))
         names = [str(one.get("id")) for one in models.get("data", [])]
         if config.alias not in names:
             return f"GET /v1/models: found {', '.join(names) or 'none'}; expected {config.alias}"
-        wish = {"model": config.alias, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        made = _request(config, key, "POST", "/v1/completions", wish)
-        tokens = (made.get("usage") or {}).get("completion_tokens")
-    except (OSError, http.client.HTTPException, ValueError, AttributeError, TypeError) as error:
+        before = _made(config, key)
+        try:
+            return _token(config, key)
+        except (Full, TimeoutError):
+            # Others are served: their tokens prove as much, and a long queue is no fault.
+            if _grows(config, key, before):
+                return ""
+            raise
+    except FAILURES as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _token(config: ServeConfig, key: str) -> str:
+    """Why it made none. Raises FAILURES."""
+    wish = {"model": config.alias, "prompt": "1", "max_tokens": 1, "temperature": 0}
+    made = _json(_request(config, key, "POST", "/v1/completions", wish))
+    tokens = (made.get("usage") or {}).get("completion_tokens")
     if not made.get("choices") or tokens != 1:
         return f"POST /v1/completions: found {tokens} tokens; expected 1"
     return ""
 
 
-def _request(
-    config: ServeConfig, key: str, method: str, path: str, body: object = None
-) -> dict[str, Any]:
-    """The answer's object. Raises OSError, HTTPException and ValueError."""
+def _grows(config: ServeConfig, key: str, before: float) -> bool:
+    """It makes tokens for anybody. Raises FAILURES."""
+    end = time.monotonic() + GROWTH_S
+    while (made := _made(config, key)) <= before and time.monotonic() < end:
+        time.sleep(POLL_S)
+    return made > before
+
+
+def _made(config: ServeConfig, key: str) -> float:
+    """Tokens so far, by its metrics. Raises FAILURES."""
+    page = _request(config, key, "GET", "/metrics").decode(errors="replace")
+    found = re.search(rf"^{GENERATED} ([0-9.e+]+)$", page, re.MULTILINE)
+    if not found:
+        raise ValueError(f"GET /metrics: found no {GENERATED}; expected its figure")
+    return float(found[1])
+
+
+def _json(answer: bytes) -> dict[str, Any]:
+    return dict(json.loads(answer))
+
+
+def _request(config: ServeConfig, key: str, method: str, path: str, body: object = None) -> bytes:
+    """The answer. Raises Full, OSError, HTTPException and ValueError."""
     connection = http.client.HTTPConnection(reached(config.address), config.port, timeout=ANSWER_S)
     headers = {"Content-Type": "application/json"}
     if key:
@@ -111,8 +159,10 @@ def _request(
         connection.close()
     if response.status != http.client.OK:
         said = " ".join(answer[:300].decode(errors="replace").split())
-        raise ValueError(f"{method} {path}: found {response.status} {said}; expected 200")
-    return dict(json.loads(answer))
+        full = response.status == http.client.SERVICE_UNAVAILABLE and OVERLOADED in said
+        kind = Full if full else ValueError
+        raise kind(f"{method} {path}: found {response.status} {said}; expected 200")
+    return answer
 
 
 def reached(address: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -23,6 +24,11 @@ LAST_LINES = 400
 """Of the child's log that are kept for whoever asks why it died."""
 LONGEST = 2000
 """Bytes of a line that are kept."""
+BEAT_S = 5.0
+"""Between two words of the child, which repeats its last one."""
+MISSED = 24
+"""Words after which it hangs. Counted and not timed: a host that is suspended, or a frozen group of
+processes, misses one."""
 QUIET = b"<6>"
 """Before a line of the child's log that only the diagnosis reads: sd-daemon(3), SD_INFO."""
 END_S = 10.0
@@ -76,6 +82,8 @@ class Child:
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self.loud: deque[str] = deque(maxlen=LAST_LINES)
         """Those of them that people read."""
+        self.hung = False
+        """It said nothing for too long."""
         self._following = threading.Thread(target=self._follow, daemon=True)
         self._following.start()
         with suppress(BrokenPipeError):
@@ -86,20 +94,38 @@ class Child:
     def _follow(self) -> None:
         """Pass its log on, and keep the end of it."""
         errors = _open(self.process.stderr)
-        while line := errors.readline(LONGEST):
-            told = line[len(QUIET) :] if (quiet := line.startswith(QUIET)) else line
-            text = told.decode("utf-8", errors="replace").rstrip("\n")
-            self.lines.append(text)
+        begins, quiet = True, False
+        while part := errors.readline(LONGEST):
+            if begins:
+                quiet = part.startswith(QUIET)
+                self._keep(part.removeprefix(QUIET), quiet)
             if not quiet:
-                self.loud.append(text)
                 with suppress(OSError):
-                    os.write(2, line)
+                    os.write(2, part)
+            begins = part.endswith(b"\n")
+
+    def _keep(self, line: bytes, quiet: bool) -> None:
+        text = line.decode("utf-8", errors="replace").rstrip("\n")
+        self.lines.append(text)
+        if not quiet:
+            self.loud.append(text)
 
     def said(self) -> Iterator[Said]:
-        """All that it says, until it ends."""
-        for line in _open(self.process.stdout):
-            with suppress(ValueError, DecodeError):
-                yield decode(Said, json.loads(line))
+        """All that it says, until it ends; where it hangs it is killed."""
+        output, begun, missed = _open(self.process.stdout).fileno(), b"", 0
+        while missed < MISSED:
+            if not select.select([output], [], [], BEAT_S)[0]:
+                missed += 1
+                continue
+            if not (part := os.read(output, 1 << 16)):
+                return
+            missed = 0
+            *lines, begun = (begun + part).split(b"\n")
+            for line in lines:
+                with suppress(ValueError, DecodeError, RecursionError):
+                    yield decode(Said, json.loads(line))
+        self.hung = True
+        self.process.kill()
 
     def ended(self) -> int | None:
         """Its exit status, below 0 by a signal; None where no signal ends it. Called when it has

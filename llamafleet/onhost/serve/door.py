@@ -35,7 +35,7 @@ from llamafleet.onhost.serve.fields import Body, Route
 from llamafleet.onhost.serve.house import House, Model
 from llamafleet.onhost.serve.metrics import KIND, Metrics
 from llamafleet.onhost.serve.reply import CONNECTION, Reply
-from llamafleet.protocol.serve import Limits
+from llamafleet.protocol.serve import OVERLOADED, Limits
 
 COMPUTE: dict[str, Route] = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 HEALTH, READY, METRICS, MODELS = "/health", "/ready", "/metrics", "/v1/models"
@@ -55,7 +55,9 @@ class Door:
         self._alias, self._limits = alias, limits
         self._key = key.encode() if key is not None else None
         self._house, self._metrics = house, metrics
-        metrics.of_line(lambda: house.line.waiting, lambda: not house.line.idle)
+        metrics.of_line(
+            lambda: house.line.waiting, lambda: not house.line.idle, lambda: tuple(house.asks)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -84,6 +86,7 @@ class Door:
 
     def _let_in(self, scope: Scope) -> None:
         """Raises Refusal."""
+        _one_length(scope)
         if self._key is None or scope["path"] in OPEN:
             return
         given = _header(scope, b"authorization") or b""
@@ -95,7 +98,7 @@ class Door:
         """A page of our own; its status. Raises Refusal."""
         path, state = scope["path"], self._house.state
         if path not in (HEALTH, READY, METRICS, MODELS) and not path.startswith(f"{MODELS}/"):
-            raise Refusal(404, f"Invalid URL ({scope['method']} {path[:80]})")
+            raise Refusal(404, f"Invalid URL ({scope['method'][:20]} {path[:80]})")
         if scope["method"] not in ("GET", "HEAD"):
             raise _no_method(scope, "GET")
         status = 200
@@ -128,7 +131,7 @@ class Door:
             raise later(f"the service is {house.state}, not ready", house.state)
         if len(house.asks) >= self._limits.waiting:
             text = f"{len(house.asks)} requests are under way; expected fewer than that"
-            raise later(text, "overloaded")
+            raise later(text, OVERLOADED)
         ask = Ask()
         house.asks.add(ask)
         try:
@@ -251,9 +254,17 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
+def _one_length(scope: Scope) -> None:
+    """Who stands between may have read the other of the two: RFC 9112, section 6.1. Raises
+    Refusal."""
+    if None not in (_header(scope, b"content-length"), _header(scope, b"transfer-encoding")):
+        text = "the request has both Content-Length and Transfer-Encoding; expected one of them"
+        raise Refusal(400, text, headers=(("connection", "close"),))
+
+
 def _length(scope: Scope) -> int | None:
     told = _header(scope, b"content-length") or b""
-    return int(told) if told.isdigit() else None
+    return int(told) if re.fullmatch(rb"[0-9]{1,20}", told) else None
 
 
 def _no_method(scope: Scope, allowed: str) -> Refusal:

@@ -106,7 +106,9 @@ def _messages(name: str, value: Any) -> None:
     if not isinstance(value, list) or not 0 < len(value) <= MOST_MESSAGES:
         raise wrong(name, _shown(value), f"a list of 1 to {MOST_MESSAGES} messages")
     for number, message in enumerate(value):
-        role = message.get("role") if isinstance(message, dict) else message
+        if not isinstance(message, dict):
+            raise wrong(f"{name}[{number}]", _shown(message), "an object with role and content")
+        role = message.get("role")
         if role not in ROLES:
             raise wrong(f"{name}[{number}].role", _shown(role), f"one of {', '.join(ROLES)}")
         _content(f"{name}[{number}].content", message.get("content"))
@@ -120,7 +122,7 @@ def _content(name: str, value: Any) -> None:
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else part
         # An image is a URL that the server would fetch: there is no code for it here.
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
             raise wrong(name, _shown(kind), 'parts of type "text": nothing else is served')
 
 

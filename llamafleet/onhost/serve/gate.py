@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ EXIT_OK, EXIT_CONFIG, EXIT_HELD = 0, 2, 69
 """EX_UNAVAILABLE of sysexits(3): systemd starts the unit again, less and less often."""
 ANSWER_S = 20.0
 """For NVML, in all."""
+AHEAD_S = 300.0
+"""By which the clock of a result may be ahead of this one."""
 MOST_RESULTS = 200
 """Files of older results that are looked through, the newest first."""
 VERIFY = "a verification: sudo systemctl start llamafleet-verify.service"
@@ -112,6 +116,7 @@ def _settings(config: ServeConfig) -> VerifyConfig:
 
 def _proof(verify: VerifyConfig, build: Path) -> Result:
     """The last verification of this build."""
+    _own(Path(verify.results))
     if _same(verify.prefix, build):
         if (proof := _result(verify.latest)) and _same(proof.prefix, build):
             return proof
@@ -121,10 +126,37 @@ def _proof(verify: VerifyConfig, build: Path) -> Result:
         raise Held(f"no proof of {build.name} in {verify.latest}", "a PASS of this build", VERIFY)
     for file in sorted(Path(verify.results).glob("*Z-*.json"), reverse=True)[:MOST_RESULTS]:
         if (proof := _result(file)) and _same(proof.prefix, build):
+            _past(file, proof)
             return proof
     raise Held(
         f"no result of {build.name} among those in {verify.results}", "a PASS of this build", DEPLOY
     )
+
+
+def _past(file: Path, proof: Result) -> None:
+    """By its name it is the newest: of a clock that was ahead it would be that for years."""
+    ahead_s = proof.finished - time.time()
+    if ahead_s > AHEAD_S:
+        raise Held(
+            f"{file} of a time {ahead_s:.0f} s ahead of now",
+            "a result of the past, as the newest one counts",
+            f"timedatectl; {VERIFY}",
+        )
+
+
+def _own(path: Path) -> None:
+    """What another account can write proves nothing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return  # what is not there is missed by whoever reads it
+    account = os.geteuid() or path.parent.stat().st_uid
+    if found.st_uid not in (0, account) or found.st_mode & stat.S_IWOTH:
+        raise Held(
+            f"{path} of uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}",
+            f"what uid {account} and root alone can write",
+            f"ls -ld {path}; remove it, then {DEPLOY}",
+        )
 
 
 def _same(prefix: str, build: Path) -> bool:
@@ -133,6 +165,7 @@ def _same(prefix: str, build: Path) -> bool:
 
 def _result(file: Path) -> Result | None:
     """None: there is none that can be understood."""
+    _own(file)
     try:
         return decode(Result, upgraded(read_json(file) or {}))
     except (DecodeError, KeyError, TypeError, AttributeError):

@@ -5,7 +5,7 @@ docs/serving.md lists each; a test compares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 from prometheus_client import (
@@ -32,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._asks: Callable[[], Iterable[Ask]] = tuple
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -100,8 +101,14 @@ class Metrics:
             "llamafleet_requests_computing", "1: the model computes.", registry=registry
         )
 
-    def of_line(self, waiting: Callable[[], float], computing: Callable[[], float]) -> None:
-        """Where the queue's figures are asked for."""
+    def of_line(
+        self,
+        waiting: Callable[[], float],
+        computing: Callable[[], float],
+        asks: Callable[[], Iterable[Ask]],
+    ) -> None:
+        """Where the queue's figures are asked for, and what is under way."""
+        self._asks = asks
         self._waiting.set_function(waiting)
         self._computing.set_function(computing)
 
@@ -121,12 +128,20 @@ class Metrics:
         if ask.begun is None:
             return
         self.queued.observe(ask.begun - ask.came)
-        self.prompt.inc(ask.prompt)
-        self.made.inc(ask.made)
+        self._count(ask)
         if ask.first is not None:
             self.first.observe(ask.first - ask.came)
         if ask.rate is not None:
             self.rate.observe(ask.rate)
 
+    def _count(self, ask: Ask) -> None:
+        """An answer of minutes is no leap at its end."""
+        now = (ask.prompt, ask.made)
+        self.prompt.inc(now[0] - ask.counted[0])
+        self.made.inc(now[1] - ask.counted[1])
+        ask.counted = now
+
     def page(self) -> bytes:
+        for ask in self._asks():
+            self._count(ask)
         return generate_latest(self._registry)

@@ -5,6 +5,7 @@ The only module of this room that imports llama_cpp, but for guard.py.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ctypes
 import io
@@ -56,6 +57,8 @@ class Log:
         self._size = 0
         self._keep = True
         self._level = _INFO
+        self._within: bytes | None = None
+        """The mark of the line that has no end yet; None: there is none."""
 
         # Kept, as the library holds no reference of its own.
         @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
@@ -71,9 +74,22 @@ class Log:
             self._parts.append(text.decode("utf-8", errors="replace"))
             self._size += len(text)
         if self._level in (_WARN, _ERROR):
-            _write(text)
+            self._pass_on(text, b"")
         elif self._keep and self._level == _INFO:
-            _write(text if level == _CONT else QUIET + text)
+            self._pass_on(text, QUIET)
+
+    def _pass_on(self, text: bytes, mark: bytes) -> None:
+        """With the mark before each line. A line is of one kind: progress is told by dots, and an
+        error may come amid them."""
+        if not text:
+            return
+        begun = self._within
+        if begun is not None and begun != mark:
+            _write(b"\n")
+            begun = None
+        marked = text[:-1].replace(b"\n", b"\n" + mark) + text[-1:]
+        _write(marked if begun is not None else mark + marked)
+        self._within = None if text.endswith(b"\n") else mark
 
     def loaded(self) -> str:
         """All of it so far."""
@@ -96,6 +112,20 @@ class _Quietly(io.TextIOBase):
         return len(text)
 
 
+class Text(bytes):
+    """Of an answer. llama_cpp holds a stream back as long as its bytes are no UTF-8, and tries all
+    of them anew at each token: after one byte that can't be, that would be to its end."""
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Strictly, as far as more bytes may yet mend it."""
+        if errors == "strict":
+            try:
+                codecs.utf_8_decode(self, "strict", False)
+            except UnicodeDecodeError:
+                errors = "ignore"
+        return super().decode(encoding, errors)
+
+
 class Served(llama_cpp.Llama):  # type: ignore[misc]
     """Counts for the request that it computes for, and stops when that one's client has left."""
 
@@ -103,6 +133,30 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
     """time.monotonic() of the last step that ended."""
     computing = False
     _guard: Guard | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pieces: dict[tuple[int, bool], bytes] = {}
+        super().__init__(*args, **kwargs)
+
+    def detokenize(
+        self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False
+    ) -> bytes:
+        """As llama_cpp's, which asks llama.cpp for each token of an answer at each new one, and
+        loses those of more than 32 bytes."""
+        text = b"".join([self._piece(token, special) for token in tokens])
+        begins = bool(tokens) and tokens[0] == self.token_bos() and text.startswith(b" ")
+        return Text(text[1:] if begins else text)
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        if (known := self._pieces.get((token, special))) is None:
+            known = self._pieces[token, special] = self._asked_piece(token, special)
+        return known
+
+    def _asked_piece(self, token: int, special: bool, size: int = 64) -> bytes:
+        buffer = ctypes.create_string_buffer(size)
+        length = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, special)
+        # Below 0: what it needs.
+        return buffer.raw[:length] if length >= 0 else self._asked_piece(token, special, -length)
 
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Iterator[int]:
         ask = ASKED.get(None) or Ask()

@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from llamafleet.onhost import oom as on_host
 from llamafleet.onhost.diagnose import diagnose
-from llamafleet.onhost.serve import gate, reduction, settings
-from llamafleet.onhost.serve.child import Child, Said, Told, environment
+from llamafleet.onhost.serve import gate, memory, reduction, settings
+from llamafleet.onhost.serve.child import BEAT_S, MISSED, Child, Said, Told, environment
 from llamafleet.onhost.serve.notify import notify
 from llamafleet.onhost.serve.notify import status as status_line
 from llamafleet.onhost.verify import llama_log
 from llamafleet.onhost.verify.child import fixed
 from llamafleet.protocol import oom
-from llamafleet.protocol.job import write_json
+from llamafleet.protocol.job import start_ticks, write_json
 from llamafleet.protocol.serve import Placement, Reduction, ServeConfig, State, Status, status_file
 
+EXIT_OK = 0
+"""A signal ended it."""
 EXIT_FAILED = 1
 """A restart may help."""
 EXIT_USAGE = 2
@@ -50,6 +54,8 @@ class Service:
     state: State = "loading"
     reason: str = ""
     stopping: bool = False
+    killed: bool = False
+    """By us: the drain took too long, or a second signal came."""
     child: Child | None = None
     gpus: tuple[str, ...] = ()
     _told: Status | None = None
@@ -66,7 +72,10 @@ class Service:
             self.turn("failed", str(problem))
             return EXIT_USAGE
         with listening:
-            return self._serve(listening, key, verification.environment)
+            code = self._serve(listening, key, verification.environment)
+        if code == EXIT_OK:
+            self.turn("stopped")
+        return code
 
     def _serve(self, listening: socket.socket, key: str | None, given: dict[str, str]) -> int:
         """Start the child, and once more where an out of memory brings a smaller placement."""
@@ -96,14 +105,14 @@ class Service:
             code = self._watch(Child(told, environment(made, given, verdict.gpus)), reduced)
             if code is not None:
                 return code
-        return 0
+        return EXIT_OK
 
     def _watch(self, child: Child, reduced: Reduction | None) -> int | None:
         """Follow one child to its end; the exit status, None: start another one."""
         self.child = child
         if self.stopping:
             child.process.terminate()
-        said = Said("loading")
+        said, killed_before = Said("loading"), memory.killed()
         for said in child.said():
             if said.load_s is not None:
                 self.load_s = said.load_s
@@ -112,14 +121,17 @@ class Service:
                 self.turn(said.state, said.reason or _why(reduced))
         status = child.ended()
         self.child = None
-        if self.stopping:
-            return 0
+        if self.stopping and (self.killed or status in (0, -signal.SIGTERM)):
+            return EXIT_OK
+        if status == -signal.SIGKILL and memory.killed() > killed_before:
+            self.turn("failed", memory.TOLD)
+            return EXIT_FAILED
         lines = list(child.lines)
         if self.config.on_oom == "reduce" and reduced is None:
             made = reduction.proposed(self.config, lines, self.gpus)
             if made:
                 reduction.write(self.config, made)
-                print(f"llamafleet: {_why(made)}", file=sys.stderr, flush=True)
+                print(f"llamafleet: {_one_line(_why(made))}", file=sys.stderr, flush=True)
                 return None
         return self._failed(said, status, child)
 
@@ -140,7 +152,7 @@ class Service:
         """End the child; a second signal, or the time that a drain has, kills it."""
         child = self.child
         if self.stopping and child:
-            child.process.kill()
+            self._kill(signum, frame)
         elif child:
             child.process.terminate()
             signal.signal(signal.SIGALRM, self._kill)
@@ -150,10 +162,13 @@ class Service:
 
     def _kill(self, signum: int, frame: FrameType | None) -> None:
         if self.child:
+            self.killed = True
             self.child.process.kill()
 
     def turn(self, state: State, reason: str = "") -> None:
         """Tell a state to whoever asks: the file, systemd, the journal."""
+        # The account's files and llama.cpp's log are quoted in it.
+        reason = _one_line(reason)
         self.state, self.reason = state, reason
         told = Status(
             version=1,
@@ -165,6 +180,7 @@ class Service:
             fingerprint=self.fingerprint,
             placement=self.placement,
             load_s=self.load_s if state in ("ready", "draining") else None,
+            start_ticks=start_ticks(os.getpid()),
         )
         if self._told and replace(told, at=self._told.at) == self._told:
             return
@@ -173,6 +189,9 @@ class Service:
             write_json(status_file(self.config), asdict(told))
         except OSError as error:
             print(f"llamafleet: can't write its state: {error}", file=sys.stderr, flush=True)
+            # No word is better than one that is true no more; a full disk bears this.
+            with suppress(OSError):
+                status_file(self.config).unlink(missing_ok=True)
         text = f"{state}: {reason}" if reason else state
         notify(*(("READY=1",) if state == "ready" else ()), status_line(text))
         print(f"llamafleet: {text}", file=sys.stderr, flush=True)
@@ -185,6 +204,11 @@ def _why(reduced: Reduction | None) -> str:
     return f"reduced from {_placed(reduced.was)} to {_placed(reduced.now)}: {reduced.reason}"
 
 
+def _one_line(text: str) -> str:
+    """Without what a terminal would obey."""
+    return " ".join(llama_log.printable(text).split())
+
+
 def _placed(placement: Placement) -> str:
     return ", ".join(f"{name} = {value}" for name, value in asdict(placement).items())
 
@@ -192,12 +216,17 @@ def _placed(placement: Placement) -> str:
 def _cause(said: Said, status: int | None, child: Child) -> str:
     """Its own word, how it ended, what is known of it."""
     known = diagnose("\n".join(child.lines), stages=STAGES)
-    if said.state == "failed":
+    if child.hung:
+        ended = (
+            f"the server: found no word of it for {MISSED * BEAT_S:.0f} s; expected one every "
+            f"{BEAT_S:.0f} s; next: sudo dmesg"
+        )
+    elif said.state == "failed":
         ended = said.reason
     elif status is None:
         ended = "the server: found a process that no signal ends; next: reboot"
     elif status < 0:
-        ended = f"the server: found it ended by {signal.Signals(-status).name}"
+        ended = f"the server: found it ended by {_named(-status)}"
     else:
         ended = f"the server: found it ended with status {status}"
     words = llama_log.last_words("\n".join(child.loud))
@@ -205,11 +234,20 @@ def _cause(said: Said, status: int | None, child: Child) -> str:
     return f"{ended}{last}" + (f"; {known}; next: {known.fix}" if known else "")
 
 
+def _named(signum: int) -> str:
+    """Those of real time have no name but for the first and the last."""
+    with suppress(ValueError):
+        return signal.Signals(signum).name
+    return f"signal {signum}"
+
+
 def main(argv: Sequence[str]) -> int:
     """0: a signal ended it; 1: it failed, a restart may help; 2: none does; 69: it is held."""
     parser = argparse.ArgumentParser(prog="llamafleet-host.pyz serve", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="what it serves, as JSON")
     options = parser.parse_args(argv)
+    # The key and what clients ask are in the memory of both processes.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         config = settings.load(options.config)
     except settings.Refused as problem:

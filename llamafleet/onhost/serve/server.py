@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafleet.onhost.serve import proof
 from llamafleet.onhost.serve.ask import ASKED, Ask
-from llamafleet.onhost.serve.child import Said, Told, read_told
+from llamafleet.onhost.serve.child import BEAT_S, Said, Told, read_told
 from llamafleet.onhost.serve.errors import Left
 from llamafleet.onhost.serve.house import House, Model
 from llamafleet.onhost.verify.worker import Channel
@@ -37,6 +37,9 @@ TICK_S = 1.0
 KEEP_ALIVE_S = 30
 """Clients of httpx keep a connection for 5 s: theirs ends first, so that no request is lost."""
 CONNECTIONS = 512
+BACKLOG = 128
+"""Taken in one go, before those beyond CONNECTIONS are sent away: both fit into 1024 descriptors,
+systemd's usual limit."""
 AFTER_DRAIN_S = 2.0
 """For what was cut off at the end of the drain to be let go."""
 _PR_SET_PDEATHSIG = 1
@@ -58,6 +61,7 @@ class Serving:
         """time.monotonic() of the last token that proved it."""
         self._loaded: Loaded | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._said = Said("loading")
 
     async def run(self) -> int:
         """Serve until a signal ends it; the exit status."""
@@ -73,6 +77,7 @@ class Serving:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop)
         self._turn("loading")
+        beating = asyncio.ensure_future(self._beat())
         sockets = [_inherited(told.socket)]
         listening = asyncio.ensure_future(self._server.serve(sockets=sockets))
         try:
@@ -81,6 +86,8 @@ class Serving:
         except Unproven as problem:
             self._turn("failed", str(problem))
             return 1
+        finally:
+            beating.cancel()
         return 0
 
     async def _load(self) -> None:
@@ -95,7 +102,7 @@ class Serving:
             ) from error
         self._describe()
         await self._prove()
-        load_s = round(time.time() - self._started, 3)
+        load_s = round(time.monotonic() - self._started, 3)
         self._metrics.load.set(load_s)
         self._house.model = Model(loaded.app, loaded.validate)
         self._turn("ready", load_s=load_s)
@@ -122,7 +129,7 @@ class Serving:
         ask = Ask()
         ASKED.set(ask)
         try:
-            async with self._house.line.turn(ask):
+            async with self._house.line.turn(ask, first=True):
                 await asyncio.wait_for(asyncio.to_thread(loaded.answer_one), PROBE_S)
             problem = await asyncio.to_thread(
                 proof.judge,
@@ -142,18 +149,30 @@ class Serving:
 
     async def _watch(self, listening: asyncio.Future[None]) -> None:
         """Until the server ends: doubts are settled, silence too. Raises Unproven."""
+        proving: asyncio.Task[None] | None = None
         while not listening.done():
-            await asyncio.wait({listening}, timeout=TICK_S)
+            waits: set[asyncio.Future[None]] = {listening} | ({proving} if proving else set())
+            await asyncio.wait(waits, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
             if self._draining or listening.done():
                 continue
+            # Also while a proof waits for its turn: what computes before it may hang.
             self._see_stall()
-            if self._doubt:
-                self._turn("loading", self._doubt)
-                await self._prove()
-                self._turn("ready")
-            elif self._idle_s() >= IDLE_S:
-                await self._prove()
+            if proving is None:
+                proving = self._doubted()
+            elif proving.done():
+                proving.result()
+                proving = None
+                if self._house.state != "ready":
+                    self._turn("ready")
         listening.result()
+
+    def _doubted(self) -> asyncio.Task[None] | None:
+        """The proof that is due; None: none is."""
+        if self._doubt:
+            self._turn("loading", self._doubt)
+        elif self._idle_s() < IDLE_S:
+            return None
+        return asyncio.ensure_future(self._prove())
 
     def _idle_s(self) -> float:
         assert self._loaded is not None
@@ -165,7 +184,8 @@ class Serving:
         """Raises Unproven."""
         assert self._loaded is not None
         llama = self._loaded.llama
-        if llama.computing and time.monotonic() - llama.moved > STALL_S:
+        computes = llama.computing and not self._house.line.idle
+        if computes and time.monotonic() - llama.moved > STALL_S:
             text = f"model: found a step of {STALL_S:.0f} s without an end; next: nvidia-smi"
             raise Unproven(text)
 
@@ -177,8 +197,18 @@ class Serving:
             state = "draining"
         self._house.state = state
         self._metrics.state(state)
+        self._said = Said(state, reason, load_s)
+        self._say()
+
+    def _say(self) -> None:
         with contextlib.suppress(OSError):
-            self._channel.send(asdict(Said(state, reason, load_s)))
+            self._channel.send(asdict(self._said))
+
+    async def _beat(self) -> None:
+        """The parent hears that the event loop runs."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._say()
 
     def _stop(self) -> None:
         """A signal: no new request, those under way end in time."""
@@ -224,7 +254,7 @@ def _uvicorn(door: Any, receive_s: float) -> Any:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    limited = type("Limited", (Wire,), {"receive_s": receive_s})
+    limited = type("Limited", (Wire,), {"receive_s": receive_s, "most": CONNECTIONS})
     return Server(
         uvicorn.Config(
             door,
@@ -234,19 +264,21 @@ def _uvicorn(door: Any, receive_s: float) -> Any:
             lifespan="off",
             interface="asgi3",
             log_config=None,
+            # What strangers send is nothing for the journal.
+            log_level="error",
             access_log=False,
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=int(AFTER_DRAIN_S),
-            limit_concurrency=CONNECTIONS,
         )
     )
 
 
 def main() -> int:
     """Serve; the exit status."""
-    started = time.time()
+    started = time.monotonic()
     channel = Channel()
     # Whatever ends the parent ends this process too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

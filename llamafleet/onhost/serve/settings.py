@@ -11,12 +11,10 @@ from pathlib import Path
 from llamafleet.onhost.serve.libraries import whole
 from llamafleet.protocol import verify
 from llamafleet.protocol.decode import DecodeError, decode
-from llamafleet.protocol.serve import CREDENTIAL, ServeConfig
+from llamafleet.protocol.serve import CREDENTIAL, SHORTEST_KEY, ServeConfig
 
 CREDENTIALS = "CREDENTIALS_DIRECTORY"
 """Variable that names the folder of a unit's credentials: systemd.exec(5)."""
-SHORTEST_KEY = 16
-"""Characters."""
 
 
 class Refused(Exception):
@@ -58,10 +56,7 @@ def _check(config: ServeConfig) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return ipaddress.ip_address(address).is_loopback
 
 
 def read_key(config: ServeConfig) -> str | None:

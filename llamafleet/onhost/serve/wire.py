@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol with what it lacks: a limit of time for a request's head, and a way to
-see and to end a connection whose client reads nothing."""
+"""uvicorn's HTTP protocol with what it lacks: a limit of time for a request's head, a limit of
+connections, and a way to see and to end one whose client reads nothing."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llamafleet.onhost.serve.errors import RETRY_S
 from llamafleet.onhost.serve.reply import CONNECTION
 
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: %d\r\nconnection: close\r\n"
+    b"content-length: 0\r\n\r\n" % RETRY_S
+)
 
 
 class Wire(H11Protocol):
-    """One connection. `receive_s` is set on the subclass that a server uses."""
+    """One connection. `receive_s` and `most` are set on the subclass that a server uses."""
 
     receive_s = 30.0
+    most = 512
+    """Connections. uvicorn's own limit is of requests: who sends none takes a descriptor all the
+    same."""
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            transport.write(_FULL)
+            transport.close()
+            return
         # The scope of each request has a copy of it.
         self.app_state: dict[str, Any] = {**self.app_state, CONNECTION: self}
         self._watch()

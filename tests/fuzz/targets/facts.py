@@ -15,6 +15,7 @@ from llamafleet.facts.summary import summarize
 from llamafleet.plans.make import explain, layout_for, make_plan
 from llamafleet.protocol.environment import Copy, Distribution, Environment, Look
 from llamafleet.protocol.pythons import PYTHONS
+from llamafleet.protocol.serve import Placement, Status
 from llamafleet.settings import Settings
 from llamafleet.terminal import printable
 from tests.facts.test_reader import GOOD
@@ -26,6 +27,15 @@ HOSTS = (
     *("h100-ubuntu24", "rtx4090-580-ubuntu24-hold", "laptop-rtx3080-610-fedora42"),
     *("cpu-debian12", "rtx4090-garbage-smi", "mixed-4090-3090-580-ubuntu24"),
 )
+
+PLACED = {
+    **{"version": 1, "kind": "model", "key": "0123456789abcdef", "ok": True},
+    **{"inputs": {"parts": ["0" * 64]}, "fetched_bytes": 400, "shape": None},
+    "files": [
+        {"name": "model.gguf", "sha256": "0" * 64, "size": 400, "changed_ns": 17955 * 10**14}
+    ],
+}
+SERVED = Status(1, "chat", "ready", 1.5, 4242, placement=Placement(-1, 4096), load_s=2.5)
 
 LOCKS = """\
 @begin versionlock
@@ -40,7 +50,7 @@ LOCKS = """\
 @end
 """
 
-STATE = """\
+STATE = f"""\
 current=0123456789abcdef
 built=0123456789abcdef
 cuda_repository=debian12
@@ -129,6 +139,24 @@ smi_banner=0
  e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  /etc/llamafleet/llamafleet.env
 
 @end
+account_ids=995\t994
+quadlet=1
+podman=/usr/bin/podman\tpodman version 5.4.2
+nvidia_ctk=/usr/bin/nvidia-ctk\tNVIDIA Container Toolkit CLI version 1.18.0
+servers=0123456789abcdef\t1
+changed=/etc/llamafleet/serve-chat.json\t1795500000
+listening=8000\t0100007F\t995\t4242\tpython3\tllamafleet-serve@chat.service
+listening=8001\t00000000000000000000000001000000\t0\t\t\t
+model=0123456789abcdef
+model_file=0123456789abcdef\tmodel.gguf\t400\t1795500000
+@begin model\t0123456789abcdef\t/var/lib/llamafleet/gguf/0123456789abcdef/model.json
+ {json.dumps(PLACED)}
+
+@end
+@begin served\tchat\t/var/lib/llamafleet/serve/chat/status.json
+ {json.dumps(asdict(SERVED))}
+
+@end
 """
 
 
@@ -162,6 +190,12 @@ KNOWN = (
     _with("cores=0"),
     _with("cores=²"),
     _with("smi_banner=0\n@begin smi_banner\n CUDA Version: " + " " * 40_000 + "\n\n@end"),
+    _with("listening=8000\t0100007G\t995\t4242\tpython3\tx.service"),
+    _with(f"listening={LONG}\t0100007F\t-1\t²\t\x1b[2J\t{LONG}"),
+    _with(f"account_ids={LONG}\t0"),
+    _with("@begin served\tchat\t/s/status.json\n {}\n\n@end"),
+    _with("@begin served\t../x\t/s/status.json\n {}\n\n@end"),
+    _with("model=a\nmodel_file=a\t../b.gguf\t-1\t²\n@begin model\ta\t/m.json\n []\n\n@end"),
     _with("@begin parts\n" + " install ok nvidia" * 20_000 + "\n\n@end"),
     BASES[0].replace("RTX 4090", "RTX\x1b[2J 4090").replace("gpu-a", "gpu-a\x1b]0;x\x07"),
     BASES[0].replace("hostname=gpu-a", "hostname=\ud800"),
@@ -218,11 +252,16 @@ def _scrub(text: str, _: Path) -> object:
     return parse(scrubbed.split("\n"))
 
 
+SERVING = Settings.model_validate(
+    {"serve": {"chat": {"model": "/srv/a.gguf"}, "code": {"model": "/srv/b.gguf", "port": 8001}}}
+)
+
+
 def _plan(text: str, _: Path) -> object:
     """Nothing of it may end a run: the snapshot's own error alone is that host's."""
     host = parse(text.split("\n"))
     said = []
-    for settings in (Settings(), Settings(accelerator="cpu", scope="user")):
+    for settings in (Settings(), Settings(accelerator="cpu", scope="user"), SERVING):
         layout = layout_for(settings, host)
         plan = make_plan(host.hostname, settings, host, layout)
         said += [printable(line) for line in (*summarize(host), *explain(plan))]

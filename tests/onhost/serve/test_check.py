@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +18,16 @@ import pytest
 
 from llamafleet.onhost.serve import check
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.serve import Answer, Placement, ServeConfig, State, Status
+from llamafleet.protocol.job import start_ticks
+from llamafleet.protocol.serve import (
+    GENERATED,
+    OVERLOADED,
+    Answer,
+    Placement,
+    ServeConfig,
+    State,
+    Status,
+)
 from tests.ports import free_port
 
 KEY = "sk-0123456789-abcdefghij"
@@ -30,9 +40,13 @@ class Api(HTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.models: object = {"data": [{"id": "chat"}]}
         self.made: object = {"choices": [{"text": "a"}], "usage": {"completion_tokens": 1}}
-        self.code = 200
+        self.code = self.post = 200
+        self.counts = iter(range(100))
         self.server_port = port
         self.asked: list[tuple[str, str | None, Any]] = []
+
+    def metrics(self) -> bytes:
+        return f"# TYPE\n{GENERATED} {next(self.counts)}.0\n".encode()
 
     def server_bind(self) -> None:
         """Without asking for the name of its address."""
@@ -43,11 +57,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Api
 
     def do_GET(self) -> None:
-        self.reply(self.server.models, None)
+        metrics = self.path == "/metrics"
+        self.reply(self.server.metrics() if metrics else self.server.models, None)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.code = self.server.post
         self.reply(self.server.made, body)
+        self.server.code = 200
 
     def reply(self, answer: object, body: Any) -> None:
         self.server.asked.append((self.path, self.headers["Authorization"], body))
@@ -91,8 +108,17 @@ def config(folder: Path, port: int, **change: Any) -> ServeConfig:
     return decode(ServeConfig, data | change)
 
 
-def tell(folder: Path, state: State, reason: str = "", pid: int | None = None) -> None:
-    status = Status(1, "chat", state, 1.0, pid or os.getpid(), reason)
+OWN = start_ticks(os.getpid())
+
+
+def tell(
+    folder: Path,
+    state: State,
+    reason: str = "",
+    pid: int | None = None,
+    ticks: int | None = OWN,
+) -> None:
+    status = Status(1, "chat", state, 1.0, pid or os.getpid(), reason, start_ticks=ticks)
     (folder / "status.json").write_text(json.dumps(asdict(status)))
 
 
@@ -100,9 +126,8 @@ def test_one_that_is_ready_is_asked_for_its_model_and_a_token(api: Api, tmp_path
     tell(tmp_path, "ready")
     made = check.asked(config(tmp_path, api.server_port), KEY, 0)
     assert made.ok and made.problem == "" and made.state == "ready"
-    (first, second) = api.asked
-    assert first[0] == "/v1/models" and second[0] == "/v1/completions"
-    assert second[2] == {"model": "chat", "prompt": "1", "max_tokens": 1, "temperature": 0}
+    assert [one[0] for one in api.asked] == ["/v1/models", "/metrics", "/v1/completions"]
+    assert api.asked[-1][2] == {"model": "chat", "prompt": "1", "max_tokens": 1, "temperature": 0}
 
 
 @pytest.mark.parametrize(
@@ -163,9 +188,66 @@ def test_a_word_that_is_none_is_not_believed(tmp_path: Path, text: str) -> None:
     assert (made.state, made.problem) == (None, "it tells nothing of itself")
 
 
-def test_ready_of_a_process_that_is_gone_is_none(tmp_path: Path) -> None:
-    tell(tmp_path, "ready", pid=2**22 + 1)
+@pytest.mark.parametrize("state", ["ready", "draining", "loading"])
+def test_the_word_of_a_process_that_is_gone_is_none(tmp_path: Path, state: State) -> None:
+    """Also where another one has its number by now, or nobody knows when it started."""
+    tell(tmp_path, state, pid=2**22 + 1)
     assert check.asked(config(tmp_path, 1), KEY, 0).state is None
+    assert OWN is not None
+    for ticks in (OWN - 1, None):
+        tell(tmp_path, state, ticks=ticks)
+        assert check.asked(config(tmp_path, 1), KEY, 0).state is None
+
+
+def test_nor_is_that_of_one_whose_parent_has_not_asked_for_its_end(tmp_path: Path) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as ended:
+        tell(tmp_path, "ready", pid=ended.pid, ticks=start_ticks(ended.pid))
+        assert check.read_status(config(tmp_path, 1)) is not None
+        ended.kill()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert check.read_status(config(tmp_path, 1)) is None
+
+
+def test_one_that_stopped_says_nothing_of_the_next_one(tmp_path: Path) -> None:
+    tell(tmp_path, "stopped", pid=2**22 + 1)
+    made = check.asked(config(tmp_path, 1), KEY, 0)
+    assert (made.ok, made.state, made.problem) == (False, None, "it is stopped")
+
+
+FULL = {"error": {"message": "64 requests are under way", "code": OVERLOADED}}
+
+
+def test_one_that_serves_as_many_as_it_can_is_proven_by_their_tokens(
+    api: Api, tmp_path: Path
+) -> None:
+    tell(tmp_path, "ready")
+    api.made, api.post = FULL, 503
+    assert check.asked(config(tmp_path, api.server_port), KEY, 0).ok
+
+
+@pytest.mark.parametrize("counts", [[0] * 100, [5, 0, *[5] * 100]])
+def test_and_not_by_a_queue_that_does_not_move(
+    api: Api, tmp_path: Path, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "GROWTH_S", 0.1)
+    monkeypatch.setattr(check, "POLL_S", 0.01)
+    tell(tmp_path, "ready")
+    api.made, api.post, api.counts = FULL, 503, iter(counts)
+    made = check.asked(config(tmp_path, api.server_port), KEY, 0)
+    assert not made.ok and "found 503" in made.problem and OVERLOADED in made.problem
+
+
+def test_another_503_is_none_of_that(api: Api, tmp_path: Path) -> None:
+    tell(tmp_path, "ready")
+    api.made, api.post = {"error": {"code": "loading"}}, 503
+    assert not check.asked(config(tmp_path, api.server_port), KEY, 0).ok
+
+
+def test_metrics_without_the_figure_are_told(api: Api, tmp_path: Path) -> None:
+    tell(tmp_path, "ready")
+    api.metrics = lambda: b"# nothing\n"  # type: ignore[method-assign]
+    made = check.asked(config(tmp_path, api.server_port), KEY, 0)
+    assert not made.ok and f"found no {GENERATED}" in made.problem
 
 
 @pytest.mark.parametrize(

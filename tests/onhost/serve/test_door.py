@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from llamafleet.onhost.serve import body
 from llamafleet.onhost.serve.ask import ASKED
 from llamafleet.onhost.serve.errors import Receive, Refusal, Send
 from llamafleet.onhost.serve.house import Model
-from llamafleet.protocol.serve import Limits, State
+from llamafleet.protocol.serve import GENERATED, Limits, State
 from tests.onhost.serve.asgi import ALIAS, KEY, Client, Stub, door, get, post, said
 
 
@@ -231,7 +232,8 @@ def test_schemas_as_pydantic_makes_them_are_taken() -> None:
         ([], "messages"),
         ("hi", "messages"),
         ([{"role": "user", "content": "hi"}] * 5000, "messages"),
-        ([1], "messages[0].role"),
+        ([1], "messages[0]"),
+        (["user"], "messages[0]"),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "king", "content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": 1}], "messages[0].content"),
@@ -245,6 +247,7 @@ def test_schemas_as_pydantic_makes_them_are_taken() -> None:
             "messages[0].content",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "user", "content": ["text"]}], "messages[0].content"),
     ],
 )
 def test_messages_that_are_none_are_refused(messages: object, param: str) -> None:
@@ -277,6 +280,21 @@ def test_a_body_that_is_only_said_to_be_too_large_is_refused_too() -> None:
     client = post(BODY)
     client.headers = {**client.headers, "content-length": str(2 << 20)}
     assert asked(client, limits=Limits(body_mib=1)).status == 413
+
+
+def test_nothing_is_kept_of_what_a_stranger_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who send megabytes without a key take no memory."""
+    kept: list[bytes] = []
+    parts = body._parts
+
+    async def counted(*args: Any) -> Any:
+        told, size = await parts(*args)
+        kept.extend(told)
+        return told, size
+
+    monkeypatch.setattr(body, "_parts", counted)
+    client = asked(post(BODY, headers={}))
+    assert (client.status, kept) == (401, [])
 
 
 def test_a_slow_sender_is_told_so() -> None:
@@ -462,6 +480,30 @@ def test_what_the_server_would_not_take_is_refused_before_it_waits() -> None:
 
     house.model = Model(Stub(), validate)
     assert asyncio.run(post(BODY).ask(app)).error["param"] == "x"
+
+
+def test_tokens_are_counted_while_they_are_made() -> None:
+    """An answer of minutes is no leap of its rate at its end."""
+    made, go = asyncio.Event(), asyncio.Event()
+
+    async def long(body: dict[str, Any], receive: Receive, send: Send) -> None:
+        ASKED.get().made = 40
+        made.set()
+        await go.wait()
+        await said(send, 200, b"{}")
+
+    async def run() -> list[bool]:
+        app, _ = door(Stub(long))
+        asking = asyncio.ensure_future(post(BODY).ask(app))
+        await made.wait()
+        first = await get("/metrics").ask(app)
+        go.set()
+        await asking
+        second = await get("/metrics").ask(app)
+        line = f"{GENERATED} 40.0\n".encode()
+        return [line in first.text, line in second.text]
+
+    assert asyncio.run(run()) == [True, True]
 
 
 def test_requests_are_counted_by_route_and_status_and_what_strangers_type_is_no_label() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +284,42 @@ def test_a_model_that_changed_since_it_was_brought_is_not_loaded(host: Host) -> 
     assert host.judge(model=str(model)).allowed
     model.write_bytes(b"GGUF2")
     assert "model.gguf: changed since it was checked" in host.held(model=str(model))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another account")
+@pytest.mark.parametrize("name", ["results/latest.json", "results"])
+def test_what_another_account_can_write_proves_nothing(host: Host, name: str) -> None:
+    path = host.root / name
+    os.chown(path, 4242, 4242)
+    if name == "results":
+        # Root judges as the account that the folder of it all belongs to.
+        assert "of uid 4242" in host.held()
+        return
+    assert "latest.json of uid 4242, mode 644" in host.held()
+
+
+@pytest.mark.parametrize(("name", "mode"), [("results/latest.json", 0o666), ("results", 0o777)])
+def test_nor_what_everybody_can_write(host: Host, name: str, mode: int) -> None:
+    path = host.root / name
+    path.chmod(mode)
+    assert f"mode {mode:o}" in host.held() and f"next: ls -ld {path}" in host.held()
+    path.chmod(mode & 0o775)
+    assert host.judge().allowed
+
+
+def test_a_link_in_the_place_of_a_result_is_not_followed(host: Host) -> None:
+    latest = host.root / "results/latest.json"
+    latest.rename(host.root / "elsewhere.json")
+    latest.symlink_to(host.root / "elsewhere.json")
+    assert "no proof of f00" in host.held()
+
+
+def test_a_result_of_a_clock_that_was_ahead_is_not_the_newest_for_years(host: Host) -> None:
+    host.plan(prefix=str(host.root / "versions/new"))
+    host.prove("20990101T000000Z-f00", finished=time.time() + 3600)
+    assert "ahead of now" in host.held()
+    host.prove("20990101T000000Z-f00", finished=time.time() + 60)
+    assert host.judge().allowed
 
 
 def test_settings_that_can_t_be_read_hold_it(host: Host) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost import oom as on_host
-from llamafleet.onhost.serve import gate, reduction, run, settings
-from llamafleet.onhost.serve.child import Said
+from llamafleet.onhost.serve import child, gate, memory, reduction, run, settings
+from llamafleet.onhost.serve.child import Child, Said
 from llamafleet.onhost.serve.notify import notify
 from llamafleet.protocol import oom
 from llamafleet.protocol.decode import decode
@@ -24,6 +25,8 @@ from llamafleet.protocol.serve import Placement, Reduction, ServeConfig, Status,
 from llamafleet.protocol.verify import BenchSettings, VerifyInputs
 from tests.ports import free_port
 
+KEY = "sk-0123456789abcdefg"
+"""Of the fewest characters that are taken."""
 INPUTS = VerifyInputs("f00", None, (), "synthetic:tiny-q4_0", BenchSettings(1, 1, 1), 512)
 
 
@@ -35,7 +38,7 @@ class Files:
         for name in ("serve", "libraries", "credentials", "results"):
             (root / name).mkdir()
         (root / "libraries" / WHOLE).write_text("{}")
-        (root / "credentials" / "api-key").write_text("sk-0123456789abcdef\n")
+        (root / "credentials" / "api-key").write_text(f"{KEY}\n")
         verify = {
             **{"version": 1, "host": "test", "inputs": asdict(INPUTS), "backend": "cpu"},
             **{"toolkit": None, "prefix": str(root), "stamp": str(root), "job": str(root)},
@@ -78,7 +81,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
         ({"port": 0}, "port: found 0, expected a port"),
         ({"profile": "Chat/.."}, "profile"),
         ({"address": "0.0.0.0", "key": False}, "address: found 0.0.0.0 without an API key"),
-        ({"address": "host.example", "key": False}, "without an API key"),
+        ({"address": "192.0.2.1", "key": False}, "found 192.0.2.1 without an API key"),
+        *(
+            ({"address": address}, "expected an IP address such as 127.0.0.1")
+            for address in ("host.example", "", "\0", "127.0.0.1:8000")
+        ),
         (
             {"placement": {"n_gpu_layers": 1, "n_ctx": 1, "kv_type": "q8_0"}}
             | {"flash_attention": False},
@@ -105,7 +112,9 @@ def test_a_file_that_is_no_settings_is_refused(
     assert "next: llamafleet deploy" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["", "short", "with a blank in it, and long", "k\x07" + "e" * 20])
+@pytest.mark.parametrize(
+    "key", ["", "short", "with a blank in it, and long", KEY[1:], "k\x07" + "e" * 20]
+)
 def test_a_key_that_is_none_is_refused_and_not_told(files: Files, key: str) -> None:
     (files.root / "credentials" / "api-key").write_text(key)
     assert files.main() == run.EXIT_USAGE
@@ -159,7 +168,7 @@ class Children:
     def __call__(self, told: Any, environment: Any) -> Children:
         self.told.append((told, dict(environment)))
         self._said, self.lines, self._status = self.each.pop(0)
-        self.loud = self.lines
+        self.loud, self.hung = self.lines, False
         return self
 
     def said(self) -> Iterator[Said]:
@@ -206,7 +215,7 @@ def test_the_child_gets_the_gpus_and_the_key_where_nobody_reads_it(
     assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
     assert "LD_PRELOAD" not in environment
     assert told.key not in environment.values()
-    assert (told.key, told.backend, told.fingerprint) == ("sk-0123456789abcdef", "cpu", "f00")
+    assert (told.key, told.backend, told.fingerprint) == (KEY, "cpu", "f00")
 
 
 @pytest.mark.parametrize(("on_oom", "code"), [("stop", run.EXIT_USAGE), ("reduce", 1)])
@@ -271,6 +280,124 @@ def test_how_it_ended_is_told(
     assert started(child)[0] == run.EXIT_FAILED
     assert files.status.state == "failed"
     assert reason in files.status.reason
+
+
+def test_a_signal_of_real_time_has_a_number(files: Files, started: Any) -> None:
+    assert started(([READY], [], -40))[0] == run.EXIT_FAILED
+    assert "found it ended by signal 40" in files.status.reason
+
+
+def test_what_the_kernel_kills_for_memory_is_told_also_where_systemd_then_stops_it(
+    files: Files, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OOMPolicy=stop sends SIGTERM at once."""
+    events, counts = files.root / "memory.events", iter([1, 2])
+    monkeypatch.setattr(memory, "killed", lambda: next(counts))
+    monkeypatch.setattr(run.Service, "stopping", False)
+
+    def ended(self: Children) -> int:
+        assert not events.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return -signal.SIGKILL
+
+    monkeypatch.setattr(Children, "ended", ended)
+    assert started(([READY], [], -9))[0] == run.EXIT_FAILED
+    assert (files.status.state, files.status.reason) == ("failed", memory.TOLD)
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "text", "count"),
+    [
+        ("0::/a/b\n", "a/b/memory.events", "low 0\noom 4\noom_kill 3\n", 3),
+        ("4:memory:/x\n0::/\n", "memory/x/memory.oom_control", "under_oom 0\noom_kill 2\n", 2),
+        ("0::/\n", "memory.events", "oom_kill 1\n", 1),
+        ("0::/gone\n", "a", "", 0),
+    ],
+)
+def test_how_many_the_kernel_killed_is_read_of_the_own_group(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    groups: str,
+    file: str,
+    text: str,
+    count: int,
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    monkeypatch.setattr(memory, "GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    assert memory.killed() == count
+
+
+def test_a_state_that_can_not_be_written_leaves_no_older_one(
+    files: Files, started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status_file(files.served).write_text('{"state": "ready"}')
+
+    def full(path: Path, data: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_json", full)
+    started(([READY], [], 1))
+    assert not status_file(files.served).exists()
+
+
+def test_what_is_quoted_is_one_line_that_no_terminal_obeys(files: Files, started: Any) -> None:
+    started(([Said("failed", "a\nb\x1b[2Jc")], [], 1))
+    assert files.status.reason.startswith("a b [2Jc")
+
+
+class Process(Child):
+    """A process that says what it is told to, in place of the one that serves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+        monkeypatch.setattr(child, "_BOOTSTRAP", f"import os, signal, sys, time; {code}")
+        config = {"profile": "chat"}
+        monkeypatch.setattr(child, "asdict", lambda told: config)
+        with Path(os.devnull).open() as null:
+            told = type("T", (), {"socket": null.fileno()})()
+            super().__init__(told, {})
+
+
+def test_a_child_that_hangs_is_ended_and_told(
+    monkeypatch: pytest.MonkeyPatch, files: Files
+) -> None:
+    monkeypatch.setattr(child, "BEAT_S", 0.05)
+    say = """print('{"state": "ready"}', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"""
+    made = Process(monkeypatch, say)
+    assert list(made.said()) == [Said("ready")]
+    assert (made.hung, made.ended()) == (True, -signal.SIGKILL)
+    assert "found no word of it for" in run._cause(Said("ready"), -9, made)
+
+
+def test_one_that_says_its_word_again_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "BEAT_S", 0.2)
+    monkeypatch.setattr(child, "MISSED", 3)
+    say = """[(print('{"state": "ready"}', flush=True), time.sleep(0.15)) for _ in range(8)]"""
+    made = Process(monkeypatch, say)
+    assert len(list(made.said())) == 8
+    assert (made.hung, made.ended()) == (False, 0)
+
+
+def test_a_word_in_two_pieces_or_of_nonsense_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    say = """o = sys.stdout; o.write('[' * 99999 + '\\n{"state": "lo'); o.flush(); time.sleep(0.1)
+o.write('ading"}\\n'); o.flush()"""
+    made = Process(monkeypatch, say)
+    assert list(made.said()) == [Said("loading")]
+
+
+def test_a_quiet_line_is_quiet_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A model's chat template is one line of many kilobytes."""
+    say = "os.write(2, b'<6>' + b'x' * 9000 + b'\\n' + b'y' * 3000 + b'\\nloud\\n<6>quiet\\n')"
+    made = Process(monkeypatch, say)
+    assert list(made.said()) == [] and made.ended() == 0
+    assert capfd.readouterr().err == "y" * 3000 + "\nloud\n"
+    assert list(made.loud) == ["y" * 2000, "loud"]
+    assert [line[:5] for line in made.lines] == ["xxxxx", "yyyyy", "loud", "quiet"]
 
 
 def test_systemd_hears_of_each_state_and_of_readiness_once_it_is_true(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llamafleet.onhost.serve import proof, server
+from llamafleet.onhost.serve.ask import Ask
 from llamafleet.onhost.serve.child import Told
 from llamafleet.onhost.serve.server import Serving
 from llamafleet.protocol.decode import decode
@@ -59,12 +60,23 @@ class Run:
         monkeypatch.setattr(server, "_inherited", lambda descriptor: None)
         monkeypatch.setattr(server, "_uvicorn", lambda door, seconds: self)
         channel = SimpleNamespace(send=self.said.append)
-        self.serving = Serving(told(), channel, time.time())  # type: ignore[arg-type]
+        self.serving = Serving(told(), channel, time.monotonic())  # type: ignore[arg-type]
         self.should_exit = False
 
     async def serve(self, sockets: Any) -> None:
         while not self.should_exit:
             await asyncio.sleep(0.01)
+
+    def busy(self) -> asyncio.Event:
+        """The model computes for somebody until that is set."""
+        free = asyncio.Event()
+
+        async def compute() -> None:
+            async with self.serving._house.line.turn(Ask()):
+                await free.wait()
+
+        self.computing = asyncio.ensure_future(compute())
+        return free
 
     @property
     def states(self) -> list[str]:
@@ -164,10 +176,92 @@ def test_a_step_without_an_end_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, Model())
 
     def hang() -> None:
+        run.busy()
         run.model.llama.computing, run.model.llama.moved = True, time.monotonic()
 
     assert run.run(hang) == 1
     assert "without an end" in run.said[-1]["reason"]
+
+
+def test_it_ends_it_also_where_a_proof_waits_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model failed, the request behind that one hangs: the proof's turn would never come."""
+    monkeypatch.setattr(server, "STALL_S", 0.05)
+    run = Run(monkeypatch, Model())
+
+    def hang() -> None:
+        run.busy()
+        run.model.llama.computing, run.model.llama.moved = True, time.monotonic() + 0.2
+        run.serving._suspect("RuntimeError: llama_decode returned -3")
+
+    assert run.run(hang) == 1
+    assert run.states == ["loading", "ready", "loading", "failed"]
+    assert run.model.asked == 1
+
+
+def test_a_proof_goes_before_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(monkeypatch, Model())
+    order: list[str] = []
+
+    async def wait(name: str, *, first: bool = False) -> None:
+        async with run.serving._house.line.turn(Ask(), first=first):
+            order.append(name)
+            await asyncio.sleep(0.01)
+
+    async def both() -> None:
+        tasks = [asyncio.ensure_future(wait(name)) for name in ("computes", "a", "b")]
+        await asyncio.sleep(0)
+        await asyncio.gather(wait("proof", first=True), *tasks)
+
+    asyncio.run(both())
+    assert order == ["computes", "proof", "a", "b"]
+
+
+def test_a_long_queue_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model works, step by step, and others wait for longer than a step may take."""
+    monkeypatch.setattr(server, "STALL_S", 0.2)
+    run = Run(monkeypatch, Model())
+    monkeypatch.setattr(server, "IDLE_S", 0.05)
+
+    def work() -> None:
+        free, loop = run.busy(), asyncio.get_running_loop()
+        run.model.llama.computing = True
+
+        def step(left: int) -> None:
+            run.model.llama.moved = time.monotonic()
+            if left:
+                loop.call_later(0.02, step, left - 1)
+            else:
+                free.set()
+                run.should_exit = True
+
+        step(30)
+
+    assert run.run(work) == 0
+    assert run.states == ["loading", "ready"]
+
+
+def test_what_was_left_half_computed_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STALL_S", 0.05)
+    run = Run(monkeypatch, Model())
+
+    def leave() -> None:
+        run.model.llama.computing, run.model.llama.moved = True, time.monotonic()
+        asyncio.get_running_loop().call_later(0.3, lambda: setattr(run, "should_exit", True))
+
+    assert run.run(leave) == 0
+
+
+def test_its_last_word_is_repeated_so_that_silence_is_a_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "BEAT_S", 0.02)
+    run = Run(monkeypatch, Model())
+
+    def wait() -> None:
+        asyncio.get_running_loop().call_later(0.2, lambda: setattr(run, "should_exit", True))
+
+    assert run.run(wait) == 0
+    assert run.states[:2] == ["loading", "ready"] and run.states.count("ready") > 3
 
 
 def test_every_metric_is_told_in_the_docs() -> None:

@@ -183,6 +183,43 @@ def test_a_head_that_does_not_stop_growing_is_refused(running: Running) -> None:
         assert until_closed(client).startswith(b"HTTP/1.1 4")
 
 
+def test_connections_beyond_the_limit_are_sent_away_and_the_others_served(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a descriptor, also of one that sends nothing."""
+    monkeypatch.setattr(running.server.config.http_protocol_class, "most", 3)
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(running.connect()) for _ in range(8)]
+        wait(lambda: len(running.server.server_state.connections) == 3)
+        told = [until_closed(one) for one in clients[3:]]
+        assert all(one.startswith(b"HTTP/1.1 503 ") and b"retry-after" in one for one in told)
+        clients[0].sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert clients[0].recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_two_words_of_a_bodys_length_are_one_too_many(running: Running) -> None:
+    with running.connect() as client:
+        client.sendall(request("1", head="transfer-encoding: chunked\r\n"))
+        told = until_closed(client)
+    assert told.startswith(b"HTTP/1.1 400 ") and told.count(b"HTTP/1.1") == 1
+
+
+def test_requests_behind_each_other_get_their_answers_in_order(running: Running) -> None:
+    with running.connect() as client:
+        client.sendall(request("1") * 3 + request("2", head="connection: close\r\n"))
+        assert until_closed(client).count(b"HTTP/1.1 200 ") == 4
+
+
+def test_what_strangers_send_is_nothing_for_the_journal(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for sent in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nupgrade: x\r\n\r\n"):
+        with running.connect() as client:
+            client.sendall(sent)
+            client.recv(65536)
+    assert not caplog.records
+
+
 def test_no_websocket_is_made(running: Running) -> None:
     head = "GET /health HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"
     with running.connect() as client:
