@@ -25,7 +25,7 @@ from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.onhost.verify.synth import ModelError
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.fit import (
-    DRIVER,
+    CONTEXT,
     MIB,
     N_UBATCH,
     Count,
@@ -89,7 +89,7 @@ def tell(shape: Shape, ask: Counter, wish: Wish, use: Use, reserve_mib: int) -> 
         if shape.unknown:
             raise
         # The header's account takes what is free before CUDA's context is made.
-        before = tuple(Gpu(gpu.free_mib + DRIVER // MIB, gpu.name) for gpu in gpus)
+        before = tuple(Gpu(gpu.free_mib + CONTEXT // MIB, gpu.name) for gpu in gpus)
         room = Room(before, reserve_mib, use)
         made = offer(asked, wish, room, by_header(shape, room))
         return Told(1, shape, room, made, "header", str(error))
@@ -115,11 +115,12 @@ class Counter:
         return self._answer()
 
     def counting(self, shape: Shape, room: Room) -> Count:
-        """Of each GPU, with what CUDA takes for itself beside its context, which is there."""
+        """Of each GPU, with what CUDA takes for itself beside its context, which is there:
+        its kernels are loaded at their first use."""
 
         def count(placement: Placement) -> tuple[Need, ...]:
             rows = self._ask({"placement": asdict(placement), "use": asdict(room.use)})
-            own = driver(shape, placement, room.use) - DRIVER
+            own = driver(shape, placement, room.use) - CONTEXT
             return tuple(_need(row, own) for row in rows)
 
         return count
@@ -192,7 +193,7 @@ def count_main(argv: Sequence[str]) -> int:
         pass
 
     llama.llama_log_set(quiet, ctypes.c_void_p(0))
-    print(json.dumps({"gpus": _devices()}), file=out, flush=True)
+    print(json.dumps({"gpus": devices()}), file=out, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         placement = decode(Placement, request["placement"])
@@ -207,7 +208,7 @@ def count_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _devices() -> list[dict[str, Any]]:
+def devices() -> list[dict[str, Any]]:
     """Name and free MiB of each GPU, once CUDA has made its context on it."""
     from llama_cpp._ggml import libggml as ggml
 

@@ -25,7 +25,8 @@ def reduced(
     """
     shape = _shape(Path(config.model))
     room = _room(config, uuids)
-    return oom.reduced(placement, found, shape.layers if shape else None, shape, room)
+    layers, use = shape.layers if shape else None, Use(flash_attention=config.flash_attention)
+    return oom.reduced(placement, found, layers, shape, room, use=use)
 
 
 def _shape(model: Path) -> Shape | None:

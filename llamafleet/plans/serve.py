@@ -26,6 +26,7 @@ from llamafleet.plans.verify import gguf_problem
 from llamafleet.protocol import fit
 from llamafleet.protocol.job import LibrariesConfig
 from llamafleet.protocol.serve import NAME, Limits, Placement, ServeConfig
+from llamafleet.protocol.shape import Shape
 from llamafleet.serving import Profile, same_place
 from llamafleet.settings import Settings
 
@@ -232,19 +233,54 @@ def _fitted(
     models: ModelsPlan | None,
 ) -> Placement | fit.Shortage | None:
     """None: nothing is to be fitted, or it is not known yet what the model takes."""
-    chosen_gpus = (
-        choose(profile.gpus, snapshot) if profile.gpus else chosen(settings, snapshot)
-    ).gpus
-    products = [one.product for one in models.models if name in one.profiles] if models else []
-    gpus_used = chosen_gpus if settings.accelerator != "cpu" else ()
-    if not (profile.fitted and gpus_used and products and products[0] and products[0].shape):
+    shape = _shape(name, models) if profile.fitted else None
+    room = _room(profile, settings, snapshot)
+    if shape is None or not room:
         return None
-    # Of the whole memory: what is free just now is without what is served.
-    gpus = tuple(fit.Gpu(fit.usable(gpu.vram_mib), gpu.name) for gpu in gpus_used)
-    use = fit.Use(flash_attention=profile.flash_attention)
-    return fit.placed(
-        products[0].shape, profile.placement, fit.Room(gpus, profile.reserve_mib, use)
+    taken = _taken(name, settings, snapshot, models)
+    left = tuple(
+        replace(gpu, free_mib=max(gpu.free_mib - taken.get(uuid, 0), 0))
+        for uuid, gpu in room.items()
     )
+    return fit.placed(shape, profile.placement, fit.Room(left, profile.reserve_mib, _use(profile)))
+
+
+def _use(profile: Profile) -> fit.Use:
+    return fit.Use(flash_attention=profile.flash_attention)
+
+
+def _shape(name: str, models: ModelsPlan | None) -> Shape | None:
+    """Of a profile's model, once it is there."""
+    products = (one.product for one in models.models if name in one.profiles) if models else ()
+    product = next(iter(products), None)
+    return product.shape if product else None
+
+
+def _room(profile: Profile, settings: Settings, snapshot: HostSnapshot) -> dict[str, fit.Gpu]:
+    """The whole memory of a profile's GPUs: what is free just now is without what is served."""
+    if settings.accelerator == "cpu":
+        return {}
+    asked = choose(profile.gpus, snapshot) if profile.gpus else chosen(settings, snapshot)
+    return {gpu.uuid: fit.Gpu(fit.usable(gpu.vram_mib), gpu.name) for gpu in asked.gpus}
+
+
+def _taken(
+    name: str, settings: Settings, snapshot: HostSnapshot, models: ModelsPlan | None
+) -> dict[str, int]:
+    """MiB of each GPU that other profiles have: those whose layers are stated, and those that are
+    fitted before this one."""
+    taken: dict[str, int] = {}
+    names = list(settings.serve)
+    for other, profile in settings.serve.items():
+        later = profile.fitted and names.index(other) > names.index(name)
+        shape, room = _shape(other, models), _room(profile, settings, snapshot)
+        if other == name or later or shape is None or shape.unknown or not room:
+            continue
+        placement = _placement(other, profile, settings, snapshot, models)
+        there = fit.Room(tuple(room.values()), 0, _use(profile))
+        for uuid, need in zip(room, fit.needs(shape, placement, there), strict=True):
+            taken[uuid] = taken.get(uuid, 0) + need.total_mib
+    return taken
 
 
 def fit_problems(

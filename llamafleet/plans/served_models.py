@@ -8,8 +8,9 @@ plan that is not shown before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 from llamafleet.facts.host import HostSnapshot, PlacedModel
@@ -61,8 +62,15 @@ def of(
     by_key: dict[str, list[str]] = {}
     for name, source in wanted.items():
         by_key.setdefault(host.key(source), []).append(name)
-    models = tuple(host.plan(wanted[names[0]], tuple(names)) for names in by_key.values())
-    left = [model for key, model in host.snapshot.models.items() if key not in by_key]
+    for names in by_key.values():
+        if problem := _differing({name: wanted[name] for name in names}):
+            return problem
+    models = tuple(
+        host.plan(_fullest([wanted[name] for name in names]), tuple(names))
+        for names in by_key.values()
+    )
+    used = {*by_key, *host.named(wanted.values())}
+    left = [model for key, model in host.snapshot.models.items() if key not in used]
     rest = _Rest.of(left, host)
     need = sum(model.coming or 0 for model in models)
     room = _room(need + ((besides_mib + RESERVE_MIB) << 20) if need else 0, rest, host.snapshot)
@@ -76,6 +84,25 @@ def of(
         stay=tuple(one.name for one in rest.stay if one.name not in room),
         told=tuple(_told(rest, room, settings=host.settings)),
     )
+
+
+def _differing(sources: Mapping[str, ModelSource]) -> Problem | None:
+    """Profiles that name one file of the host and state another sha256 of it."""
+    stated = {source.sha256: name for name, source in sources.items() if source.sha256}
+    if len(stated) < 2:
+        return None
+    (first, one), (second, other) = list(stated.items())[:2]
+    return Problem(
+        f"serve.{one}.sha256",
+        found=f"{' '.join(first)}, and serve.{other}.sha256 = {' '.join(second)} for the same file",
+        expected="one sha256 of one file",
+        next=f"sha256sum {sources[one].first} on the host",
+    )
+
+
+def _fullest(sources: Sequence[ModelSource]) -> ModelSource:
+    """Of profiles that name one model the one that states the most of it."""
+    return max(sources, key=lambda source: (bool(source.sha256), bool(source.sizes)))
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,13 @@ class _Host:
 
     def key(self, source: ModelSource) -> str:
         return source.key(self._sha256(source))
+
+    def named(self, sources: Iterable[ModelSource]) -> Iterator[str]:
+        """Keys of models that were brought and are named by their place on the host."""
+        for source in sources:
+            place = PurePosixPath(source.first)
+            if source.kind == "path" and place.is_relative_to(self.layout.gguf):
+                yield place.relative_to(self.layout.gguf).parts[0]
 
     def sends(self, source: ModelSource) -> bool:
         """The host gets it from the controller."""

@@ -27,9 +27,14 @@ CTX_STEP = 256
 SMALLEST_CTX = 512
 SMALL_BATCH = 128
 """Tokens at once, for a model that has little room; prompts are read more slowly."""
-DRIVER = 512 * MIB
-"""What CUDA takes of a GPU for a process: its context and its kernels. 392 to 395 MiB of an RTX
-4090 (llama.cpp's "VRAM: 24210 MiB (23818 MiB free)" of an idle card)."""
+CONTEXT = 526 * MIB
+"""CUDA's context of a process on one GPU, of each of two H200 by NVML (driver 580.159.04, CUDA
+13.0). 392 to 395 MiB are told of an RTX 4090 (llama.cpp's "VRAM: 24210 MiB (23818 MiB free)" of an
+idle card), on which it was not measured here."""
+KERNELS = 66 * MIB
+"""What its kernels take once they are loaded, at their first use: 42 to 57 MiB there."""
+KERNELS_OF_EXPERTS = 146 * MIB
+"""The same with those of experts: 138 to 143 MiB there."""
 SMALL = 4 * MIB
 """Positions, numbers of rows and the like in a compute buffer; measured: up to 3."""
 CUBLAS = 32 * MIB
@@ -39,6 +44,8 @@ COPIES = 4
 GGML_SCHED_MAX_COPIES, ggml/CMakeLists.txt."""
 MEASURED = frozenset({"gemma2", "gemma3", "gpt-oss", "llama", "phi3", "qwen2", "qwen3", "qwen3moe"})
 """Architectures whose account was compared with llama.cpp's own: tests/fit/ggufs.py."""
+UNMEASURED = 16
+"""Of others one part in so many is added to the compute buffer: docs/fit.md."""
 FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
 """Sizes of a head for which CUDA has flash attention for every model: fattn.cu:576."""
 FLASH_PAIRS = {(192, 128): 8, (320, 256): 32, (512, 512): 2, (576, 512): 2}
@@ -89,6 +96,9 @@ class Use:
     flash_attention: bool = True
     swa_full: bool = True
     """Layers with a window keep the whole context all the same, as llama_cpp.server's do."""
+
+
+_USE = Use()
 
 
 @dataclass(frozen=True)
@@ -218,9 +228,14 @@ def said(placement: Placement) -> str:
     return f"{layers}, n_ctx {placement.n_ctx}, {placement.kv_type}"
 
 
+def base(shape: Shape) -> int:
+    """Bytes of each GPU that CUDA takes for its context and kernels."""
+    return CONTEXT + (KERNELS_OF_EXPERTS if shape.experts else KERNELS)
+
+
 def driver(shape: Shape, placement: Placement, use: Use) -> int:
     """Bytes that CUDA takes of each GPU for itself."""
-    return DRIVER + CUBLAS + _Account(shape, placement, use).pool(output=True)
+    return base(shape) + CUBLAS + _Account(shape, placement, use).pool(output=True)
 
 
 # -- the accounting --------------------------------------------------------------------------------
@@ -278,12 +293,12 @@ class _Account:
         weights = sum(self.shape.weights[layer] for layer in mine)
         context = sum(map(self.layer_context, mine))
         if not mine and not output and self.on_gpu:
-            return Need(driver=DRIVER)
+            return Need(driver=base(self.shape))
         return Need(
             weights=weights + (self.shape.output if output else 0),
             context=context,
             compute=self.compute(number, mine, output, gpus),
-            driver=DRIVER + CUBLAS + self.pool(output),
+            driver=base(self.shape) + CUBLAS + self.pool(output),
         )
 
     def pool(self, output: bool) -> int:
@@ -299,6 +314,7 @@ class _Account:
     def compute(self, number: int, mine: Sequence[int], output: bool, gpus: int) -> int:
         """Bytes of the compute buffer: ggml_gallocr, of the graph of one full batch."""
         shape, batch = self.shape, self.batch
+        measured = shape.architecture in MEASURED
         piped = gpus > 1 and self.on_gpu > shape.layers
         copies = COPIES if piped else 1
         embd, queries = 4 * batch * shape.embd, 4 * batch * shape.queries
@@ -312,8 +328,12 @@ class _Account:
         feed = self._feed(embd, queries)
         if helps:
             layer = shared + feed + attention + 3 * shape.largest
-        else:
+        elif measured:
             layer = shared + max(attention, feed)
+        else:
+            # Where both parts take the same input (command-r, cohere2, falcon, stablelm), the
+            # results of one wait for the other.
+            layer = shared + attention + feed
         last = 0
         if output or not self.on_gpu:
             last = 4 * batch * shape.vocab + 4 * embd + handed
@@ -321,10 +341,11 @@ class _Account:
             last += 0 if self.on_gpu else shape.output
             # Attention over such a context leaves holes behind it, which nothing later fills.
             last += 2 * queries if shape.window else 0
-            if self.kv != "f16" or helps:
+            if self.kv != "f16" or helps or not measured:
                 last += self.masks() + 2 * queries + brought
                 last += self._copies(mine) + shape.largest if helps else 0
-        return max(layer if mine or helps else 0, last) + SMALL
+        largest = max(layer if mine or helps else 0, last) + SMALL
+        return largest if measured else largest + largest // UNMEASURED
 
     def _rotations(self) -> int:
         """Matrices by which quantized keys and values are turned: llama-kv-cache.cpp:321."""
@@ -375,14 +396,19 @@ def _up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
-def smaller(shape: Shape, placement: Placement) -> Iterator[Placement]:
+def kinds_below(placement: Placement, use: Use) -> tuple[KvType, ...]:
+    """The next coarser type of a context; llama.cpp takes none without flash attention
+    (llama-context.cpp:3846)."""
+    return KV_TYPES[KV_TYPES.index(placement.kv_type) + 1 :][: int(use.flash_attention)]
+
+
+def smaller(shape: Shape, placement: Placement, use: Use = _USE) -> Iterator[Placement]:
     """Placements that take less than `placement`, in the order in which they are to be tried.
 
     What costs least comes first: a smaller batch, a coarser context, half of it and a quarter, and
     at last fewer layers on the GPU.
     """
-    coarser = KV_TYPES[KV_TYPES.index(placement.kv_type) + 1 :][:1]
-    kinds: tuple[KvType, ...] = (placement.kv_type, *coarser)
+    kinds: tuple[KvType, ...] = (placement.kv_type, *kinds_below(placement, use))
     lengths = [placement.n_ctx]
     lengths += [length for part in (2, 4) if (length := placement.n_ctx // part) >= SMALLEST_CTX]
     batches = [placement.n_batch]

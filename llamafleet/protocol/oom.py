@@ -21,8 +21,10 @@ from llamafleet.protocol.fit import (
     SMALLEST_CTX,
     Count,
     Room,
+    Use,
     by_header,
     fits,
+    kinds_below,
     smaller,
 )
 from llamafleet.protocol.serve import Placement
@@ -73,7 +75,8 @@ class OutOfMemory:
         where = "a GPU" if self.device is None else f"GPU {self.device}"
         where = "the host" if self.host else where
         asked = "" if self.asked_mib is None else f"{self.asked_mib} MiB of "
-        return f"{where} has no room for {asked}{WHAT[self.phase]}: {self.line}"
+        what = "a buffer" if self.host and self.phase == "use" else WHAT[self.phase]
+        return f"{where} has no room for {asked}{what}: {self.line}"
 
 
 # Each part has a bound: a line is read in time that grows with its length.
@@ -163,24 +166,29 @@ def reduced(
     n_layers: int | None,
     shape: Shape | None = None,
     room: Room | None = None,
+    *,
+    use: Use | None = None,
 ) -> Placement | None:
     """The placement to try after `found`; None: nothing is left that may help.
 
     `room`: what is free without the process that failed. With it and `shape` it is the first of
     fit.smaller() that fits; with less it is one step down from what had no room. `n_layers`: of the
-    model, without its output; None: not known.
+    model, without its output; None: not known. `use`: the room's, where there is no room to tell.
     """
+    use = room.use if room else use or Use()
     if found.host:
         # Less of a context or a batch is less on the host too; its weights are what GPUs left.
         return (
-            next(_steps(placement, found.phase, None), None) if found.phase != "weights" else None
+            next(_steps(placement, found.phase, None, use), None)
+            if found.phase != "weights"
+            else None
         )
     if shape is None or room is None or not room.gpus or shape.unknown:
-        return next(_steps(placement, found.phase, n_layers), None)
+        return next(_steps(placement, found.phase, n_layers, use), None)
     count = by_header(shape, room)
     was = count(placement)
     missing = _missing(placement, found, count, room)
-    for one in smaller(shape, placement):
+    for one in smaller(shape, placement, use):
         now = count(one)
         saved = [before.total_mib - after.total_mib for before, after in zip(was, now, strict=True)]
         if _saves(saved, found.device, missing) and fits(count, one, room):
@@ -202,15 +210,17 @@ def _saves(saved: Sequence[int], device: int | None, missing: int) -> bool:
     return min(saved) >= missing
 
 
-def _steps(placement: Placement, phase: Phase, n_layers: int | None) -> Iterator[Placement]:
+def _steps(
+    placement: Placement, phase: Phase, n_layers: int | None, use: Use
+) -> Iterator[Placement]:
     """One step down each, those first that make most room for what had none."""
     if phase == "weights":
         yield from _fewer_layers(placement, n_layers)
         return
     if phase in ("compute", "use") and placement.n_batch > SMALL_BATCH:
         yield replace(placement, n_batch=SMALL_BATCH)
-    if placement.kv_type == KV_TYPES[0]:
-        yield replace(placement, kv_type=KV_TYPES[1])
+    if placement.kv_type == KV_TYPES[0] and (coarser := kinds_below(placement, use)):
+        yield replace(placement, kv_type=coarser[0])
     if placement.n_ctx // 2 >= SMALLEST_CTX:
         yield replace(placement, n_ctx=placement.n_ctx // 2)
     yield from _fewer_layers(placement, n_layers)

@@ -17,7 +17,7 @@ from llamafleet import zipapps
 from llamafleet.onhost import fit
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
-from llamafleet.protocol.fit import DRIVER, MIB, Use, needs
+from llamafleet.protocol.fit import CONTEXT, KERNELS, MIB, Use, needs
 from llamafleet.protocol.offer import Told, Wish
 from llamafleet.protocol.serve import Placement
 from llamafleet.protocol.shape import Shape
@@ -64,7 +64,7 @@ def test_llama_cpp_s_own_figures_are_taken(dense: tuple[Path, Shape]) -> None:
     assert found.by == "llama.cpp" and found.offer.best == found.offer.asked
     assert (need.weights, need.context, need.compute) == (4027 * MIB, 1025 * MIB, 259 * MIB)
     # CUDA's context is there when the build tells what is free.
-    assert need.driver < DRIVER
+    assert KERNELS < need.driver < CONTEXT
 
 
 def test_what_does_not_fit_is_asked_for_again_and_smaller(dense: tuple[Path, Shape]) -> None:
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_asked_for_again_and_smaller(dense: tuple[Path, Sha
 def test_a_process_that_dies_leaves_it_to_the_header(dense: tuple[Path, Shape]) -> None:
     found = told(dense[1], [GPUS])
     assert found.by == "header" and "its process ended" in found.note
-    assert found.room.gpus[0].free_mib == 20000 + DRIVER // MIB
+    assert found.room.gpus[0].free_mib == 20000 + CONTEXT // MIB
     assert found.offer.asked.needed == needs(dense[1], Placement(33, 8192), found.room)
 
 

@@ -232,3 +232,28 @@ def test_the_plan_of_a_host_says_what_will_come() -> None:
     assert any(line.startswith(f"model: keep {B[:16]}") for line in lines)
     small = replace(snapshot, models={}, disk_free_mib={"state": 6600, "prefix": 10**6})
     assert [one.check for one in make_plan("a", told, small, LAYOUT).problems] == ["disk"]
+
+
+def test_what_a_profile_names_by_its_path_is_not_removed() -> None:
+    """A model that a job brought, named by its place: it is wanted as any other."""
+    path = f"/var/lib/llamafleet/gguf/{B[:16]}/model.gguf"
+    full = host(placed(B), placed(C), free_gib=1)
+    wanted = settings({"chat": {"model": path}, "code": url(size=3 * GIB)}, models_kept=0)
+    found = made(wanted, full)
+    assert isinstance(found, ModelsPlan)
+    assert B[:16] not in (*found.discard, *found.room)
+    assert C[:16] in (*found.discard, *found.room)
+
+
+def test_a_sha256_that_one_of_two_profiles_states_is_compared() -> None:
+    path = {"model": "/srv/chat.gguf"}
+    found = plan(settings({"chat": path, "code": path | {"sha256": A}}), host())
+    (model,) = found.models
+    assert model.profiles == ("chat", "code") and model.config.parts[0].sha256 == A
+
+
+def test_two_profiles_that_state_another_sha256_of_one_file_are_refused() -> None:
+    path = {"model": "/srv/chat.gguf"}
+    found = made(settings({"chat": path | {"sha256": B}, "code": path | {"sha256": A}}), host())
+    assert isinstance(found, Problem)
+    assert "chat" in found.check and "code" in found.found and A in found.found

@@ -231,3 +231,62 @@ def test_each_request_has_a_context_of_its_own(shapes: dict[str, Shape]) -> None
     needed = needs(shapes["dense"], asked, there)
     assert needed[0].context == needs(shapes["dense"], Placement(-1, 16384), room(24000))[0].context
     assert over(needed, there)[0] < 0
+
+
+PARALLEL = Shape(
+    name="", architecture="command-r", context=131072, weights=(122699776,) * 8, output=295518208,
+    on_cpu=0, largest=33030144, keys=(1024,) * 8, values=(1024,) * 8, embd=4096, queries=4096,
+    feed=14336, experts=0, vocab=128256, heads=32, head=128, head_value=128, half=False,
+)  # fmt: skip
+"""Of a file of 8 layers, as ggufs.py makes them."""
+EXPERTS = replace(
+    PARALLEL, architecture="phimoe", weights=(301932672,) * 8, output=175654400, keys=(2048,) * 8,
+    values=(2048,) * 8, embd=2048, queries=2048, feed=5632, experts=4, vocab=151936, heads=16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "kv", "compute"),
+    [
+        (PARALLEL, "q8_0", 436),
+        (replace(PARALLEL, architecture="falcon", output=295534592), "q8_0", 372),
+        (replace(PARALLEL, architecture="stablelm", output=295534592), "q8_0", 436),
+        (EXPERTS, "f16", 368),
+        (replace(EXPERTS, architecture="llama4", feed=7040, output=175038464), "q8_0", 656),
+    ],
+)
+def test_others_than_those_compared_are_not_under_estimated(
+    shape: Shape, kv: Any, compute: int
+) -> None:
+    """What llama.cpp of 0.3.36 said of them, with 65536 tokens and all layers on one GPU."""
+    (need,) = needs(shape, Placement(-1, 65536, kv), room(200_000))
+    assert need.compute >= compute * MIB
+    assert need.weights + need.context + need.compute < 1.06 * (
+        need.weights + need.context + compute * MIB
+    )
+
+
+def test_no_coarser_context_without_flash_attention() -> None:
+    """llama.cpp refuses it: a proposal of it would never load."""
+    use = Use(flash_attention=False)
+    tried = list(smaller(PARALLEL, Placement(-1, 8192), use))
+    assert tried and {one.kv_type for one in tried} == {"f16"}
+
+
+USED: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "data/used.json").read_text(encoding="utf-8")
+)
+"""MiB by NVML of two H200, each context filled to its end: tests/gpu/fit.py."""
+IN_PART = 0.10
+"""Of a GPU that helps out with the CPU's layers: docs/fit.md."""
+
+
+@pytest.mark.parametrize("name", sorted({row["name"] for row in USED}))
+def test_what_a_real_gpu_had_is_met_from_above(name: str, shapes: dict[str, Shape]) -> None:
+    for row in (row for row in USED if row["name"] == name):
+        placement = Placement(row["n_gpu_layers"], row["n_ctx"], row["kv"])
+        need = needs(shapes[name], placement, room(*(142_629,) * row["gpus"]))[row["gpu"]]
+        helps = row["n_gpu_layers"] > 0 and row["gpu"] == 0
+        error = need.total_mib / row["used_mib"] - 1
+        assert 0 <= error <= (IN_PART if helps else BAR), (row, need.total_mib)
+    assert len(USED) == 34

@@ -14,7 +14,7 @@ import pytest
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.shape import shape_of
 from llamafleet.protocol.diagnose import causes, signatures_from
-from llamafleet.protocol.fit import Gpu, Room, by_header, fits
+from llamafleet.protocol.fit import Gpu, Room, Use, by_header, fits
 from llamafleet.protocol.oom import LONGEST, OutOfMemory, read, reduced
 from llamafleet.protocol.serve import Placement
 from llamafleet.protocol.shape import Shape
@@ -190,3 +190,22 @@ def test_less_weights_on_gpus_are_no_help_to_the_host() -> None:
     host = replace(oom("weights", device=None), host=True)
     assert reduced(USE, host, 32) is None
     assert reduced(USE, replace(host, phase="context"), 32) == Placement(-1, 16384, "q8_0")
+
+
+@pytest.mark.parametrize("phase", ["weights", "context", "compute", "use"])
+def test_without_flash_attention_the_context_stays_in_f16(phase: str, dense: Shape) -> None:
+    """llama.cpp takes no other type then, so that what was proposed would never load."""
+    use = Use(flash_attention=False)
+    was, found = Placement(-1, 8192, n_batch=128), oom(phase, 100)
+    by_steps = reduced(was, found, 32, use=use)
+    by_account = reduced(was, found, 32, dense, Room((Gpu(5000),), 0, use))
+    assert by_steps and by_steps.kv_type == "f16"
+    assert by_account and by_account.kv_type == "f16"
+
+
+def test_a_buffer_of_the_host_is_not_said_to_be_cudas() -> None:
+    line = (
+        "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size 68719476736"
+    )
+    found = read([line])
+    assert found and str(found).startswith("the host has no room for 65536 MiB of a buffer: ggml_")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Literal
 
-from llamafleet.onhost.verify import weights
+from llamafleet.onhost.verify import shape
 from llamafleet.onhost.verify.ggml import COMPUTE, INPUT_FLAG, WEIGHTS, Tensor, Unreadable
 from llamafleet.onhost.verify.llama_log import is_cuda, printable
 
@@ -217,7 +217,7 @@ def weight_layer(name: str, op: str) -> str:
     stem = name.partition(".")[0]
     if stem == _EMBEDDING and op == _MULTIPLIES:
         return OUTPUT
-    if stem in weights.INPUT:
+    if stem in shape.INPUT:
         return INPUT
     return OUTPUT if _OUTPUT_STEM.match(stem) else BETWEEN
 

@@ -7,7 +7,7 @@ src/llama-model.cpp (load_tensors), both of llama-cpp-python 0.3.36.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from llamafleet.onhost.verify.gguffile import GgufFile, GgufTensor, Value
@@ -21,9 +21,11 @@ ROW_PADDING = 512
 UNQUANTIZED = frozenset({0, 1, 30})
 """F32, F16, BF16."""
 
-_LAYER = re.compile(r"blk\.(\d{1,5})\.")
-_INPUT = re.compile(r"(token_embd|per_layer_token_embd|position_embd|token_types)\b")
-"""Tensors of the input layer, which stays on the CPU: llama-model.cpp:1605."""
+LAYER = re.compile(r"blk\.([0-9]{1,5})\.")
+INPUT = frozenset({"token_embd", "token_types", "position_embd", "per_layer_token_embd"})
+"""First parts of the names of the tensors of the input layer: llama.cpp keeps it on the CPU also
+with every layer offloaded (load_tensors in src/llama-model.cpp:1605, LLM_TENSOR_LAYER_INPUT in
+src/llama-arch.cpp)."""
 
 PERIODS = {"gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 """Of how many layers the last has no window, where the file does not say so:
@@ -44,6 +46,10 @@ _BEYOND = {
 }
 """Parts of keys of models whose memory no formula here tells, with what they do: create_memory in
 src/llama-model.cpp:2352."""
+
+
+NO_FLASH = frozenset({"grok"})
+"""llama.cpp switches flash attention off for them: llama-context.cpp:3817."""
 
 
 def shape_of(files: tuple[GgufFile, ...]) -> Shape:
@@ -77,7 +83,7 @@ def shape_of(files: tuple[GgufFile, ...]) -> Shape:
         weights=by_layer,
         output=output,
         on_cpu=on_cpu,
-        largest=max((_padded(one) for one in tensors if _LAYER.match(one.name)), default=0),
+        largest=max((_padded(one) for one in tensors if LAYER.match(one.name)), default=0),
         keys=tuple(count * key for count in kv),
         values=tuple(count * value for count in kv),
         embd=embd,
@@ -91,7 +97,7 @@ def shape_of(files: tuple[GgufFile, ...]) -> Shape:
         half=any(len(one.dims) > 1 and one.type in UNQUANTIZED - {0} for one in tensors),
         window=window,
         windowed=fields.windowed(arch, layers) if window else (),
-        unknown=_unknown(fields, tensors),
+        unknown=_unknown(arch, fields, matrices),
     )
 
 
@@ -146,10 +152,10 @@ def _bytes(tensors: tuple[GgufTensor, ...], layers: int) -> tuple[tuple[int, ...
     by_layer = [0] * layers
     output = on_cpu = 0
     for tensor in tensors:
-        match = _LAYER.match(tensor.name)
+        match = LAYER.match(tensor.name)
         if match and int(match[1]) < layers:
             by_layer[int(match[1])] += _padded(tensor)
-        elif _INPUT.match(tensor.name):
+        elif tensor.name.partition(".")[0] in INPUT:
             on_cpu += tensor.bytes
         else:
             output += _padded(tensor)
@@ -179,11 +185,16 @@ def _feed(tensors: tuple[GgufTensor, ...], experts: int) -> int:
     return max(inputs("ffn_down"), experts * inputs("ffn_down_exps") + inputs("ffn_down_shexp"))
 
 
-def _unknown(fields: _Fields, tensors: tuple[GgufTensor, ...]) -> str:
+def _unknown(arch: str, fields: _Fields, tensors: Mapping[str, GgufTensor]) -> str:
+    if arch in NO_FLASH:
+        return "it is computed without flash attention, whatever is asked for"
+    tokens = tensors.get("token_embd.weight")
+    if tokens is None or len(tokens.dims) < 2:
+        return "it has no token_embd.weight, which tells the size of its vocabulary"
     for key in fields:
         for part, why in _BEYOND.items():
             if part in key and not (part == "causal" and fields.is_true(key)):
                 return f"it {why}: {key}"
-    if any(one.name.startswith(("enc.", "dec.")) for one in tensors):
+    if any(name.startswith(("enc.", "dec.")) for name in tensors):
         return f"it {_BEYOND['decoder_']}"
     return ""

@@ -1,8 +1,11 @@
-"""What a GGUF file holds, read from its own tensor table: an independent figure for the log's."""
+"""What a GGUF file holds, read from its own tensor table: an independent figure for the log's.
+
+It is what must be on a GPU at least, for each model that can be verified: bytes as the file has
+them. What may be there at most, with CUDA's padding, is shape.py's, and of fewer models.
+"""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from statistics import StatisticsError, fmean
 
 from llamafleet.onhost.verify import modelfile
 from llamafleet.onhost.verify.gguffile import FETCH, WHOLE, Value
+from llamafleet.onhost.verify.shape import INPUT, LAYER
 from llamafleet.onhost.verify.synth import ModelError
 
 _SHAPE = (
@@ -25,12 +29,6 @@ _SHAPE = (
 
 LARGEST = 1e9
 """More than any figure of a model's shape."""
-
-INPUT = frozenset({"token_embd", "token_types", "position_embd", "per_layer_token_embd"})
-"""First parts of the names of the tensors of the input layer: llama.cpp keeps it on the CPU also
-with every layer offloaded (load_tensors in src/llama-model.cpp, LLM_TENSOR_LAYER_INPUT in
-src/llama-arch.cpp)."""
-_LAYER = re.compile(r"blk\.([0-9]{1,4})\.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def read(path: Path) -> Weights:
             has_output |= tensor.name == "output.weight"
             if tensor.name.partition(".")[0] in INPUT:
                 on_input += tensor.bytes
-            if layer := _LAYER.match(tensor.name):
+            if layer := LAYER.match(tensor.name):
                 of_layer[int(layer[1])] += tensor.bytes
             if tensor.name == "token_embd.weight":
                 embedding = tensor.bytes

@@ -145,3 +145,15 @@ def test_a_foul_header_ends_in_a_line_or_in_a_shape(tmp_path: Path) -> None:
             shape_of(modelfile.read(path))
         except ModelError as error:
             assert str(error).isprintable()
+
+
+def test_a_model_that_llama_cpp_computes_otherwise_is_not_told() -> None:
+    """grok without flash attention, whatever is asked for: 2706 MiB were 1249 by the account."""
+    fields = {"general.architecture": "grok", "grok.block_count": 2}
+    assert "without flash attention" in of(fields).unknown
+
+
+def test_a_file_without_its_vocabulary_s_size_is_not_told() -> None:
+    """Else nothing would be counted for what comes out of it."""
+    assert "token_embd.weight" in of(tensors=TENSORS[1:]).unknown
+    assert not of().unknown
