@@ -21,6 +21,7 @@ from llamafleet.protocol.fit import (
     Gpu,
     Room,
     Use,
+    base,
     by_header,
     needs,
     over,
@@ -187,16 +188,28 @@ def lines(told: Told) -> Iterator[str]:
         yield f"note: not compared with llama.cpp's own account: {shape.architecture} models"
     if told.note:
         yield f"note: {told.note}"
+    each = made.asked.placement.n_ctx // max(room.use.parallel, 1)
+    if 0 < shape.context < each:
+        yield f"note: {each} tokens are more than the {shape.context} that it was trained for"
     if made.asked.missing_mib > 0:
         yield f"does not fit: {_said(made.asked, told)}: {made.asked.missing_mib} MiB too much"
         yield from _each(made.asked, room)
     if made.best is None:
-        yield "nothing of it fits; next: a smaller model, a larger GPU, or fewer MiB in reserve"
+        yield f"nothing of it fits; next: {_advice(told)}"
         return
     yield f"fits: {_said(made.best, told)}"
     yield from _each(made.best, room)
     for row in made.others:
         yield f"fits too: {_said(row, told)}"
+
+
+def _advice(told: Told) -> str:
+    room = told.room
+    least = base(told.shape) // MIB + room.reserve_mib
+    full = [str(number) for number, gpu in enumerate(room.gpus) if gpu.free_mib < least]
+    if 0 < len(full) < len(room.gpus):
+        return f"leave GPU {', '.join(full)} out, which has no room for CUDA itself"
+    return "a smaller model, a larger GPU, or fewer MiB in reserve"
 
 
 def _guide(told: Told, model: Path) -> Iterator[str]:

@@ -107,8 +107,8 @@ def _asked(config: Any, key: str, own: Any, names: Any) -> Any:
     try:
         status = json.loads(_text(f"{config['folder']}/status.json"))
         told = {"state": str(status["state"]), "reason": str(status.get("reason", ""))[:200]}
-        ended = int(status["pid"]) not in own.values()
-        if ended and told["state"] not in ("held", "failed", "stopped"):
+        last = told["state"] in ("held", "failed", "stopped")
+        if not last and not _told_by(int(status["pid"]), status.get("start_ticks"), own):
             told = {"state": "failed", "reason": "found no process of it"}
         if told["state"] in ("ready", "draining"):
             told["metrics"] = _metrics(config, key, own, names)
@@ -118,6 +118,20 @@ def _asked(config: Any, key: str, own: Any, names: Any) -> Any:
     except FAILURES as error:
         told["reason"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return told
+
+
+def _told_by(pid: int, ticks: Any, own: Any) -> bool:
+    """One of these processes: the first of a container has the number of the one before it."""
+    return any(inside == pid and _started(one) == ticks for one, inside in own.items())
+
+
+def _started(pid: int) -> Any:
+    """As protocol.job.start_ticks; "": it has ended."""
+    try:
+        with Path(f"{PROC}/{pid}/stat").open(encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(") ")[2].split()[19])
+    except OSError:
+        return ""
 
 
 def _metrics(config: Any, key: str, own: Any, names: Any) -> Any:

@@ -73,12 +73,19 @@ def _dynamic(data: bytes) -> Dynamic:
 
     def texts(wanted: int) -> list[str]:
         starts = [strings + value for tag, value in entries if tag == wanted]
-        return [data[at : data.index(b"\0", at)].decode() for at in starts]
+        return [_printable(data[at : data.index(b"\0", at)].decode()) for at in starts]
 
     def folders(wanted: int) -> tuple[str, ...]:
         return tuple(":".join(texts(wanted)).split(":")) if texts(wanted) else ()
 
     return Dynamic(tuple(texts(_NEEDED)), folders(_RPATH), folders(_RUNPATH))
+
+
+def _printable(text: str) -> str:
+    """Raises ValueError: it is said to people."""
+    if not text.isprintable():
+        raise ValueError(f"a name {text[:80]!a}")
+    return text
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int, int]]:

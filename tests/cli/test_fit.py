@@ -143,3 +143,19 @@ def test_a_host_of_the_inventory(
     wrong = command(tmp_path, "fit", "/m.gguf", "--host", "@local")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "@local: no file /m.gguf" in wrong.stderr
+
+
+def test_a_context_beyond_the_trained_one_is_said(moe: Path) -> None:
+    more = run("fit", moe, "--vram", "80000", "--ctx", "200000").output
+    assert "\nnote: 200000 tokens are more than the 131072 that it was trained for\n" in more
+    assert "note: " not in run("fit", moe, "--vram", "80000", "--ctx", "131072").output
+    each = run("fit", moe, "--vram", "80000", "--ctx", "100000", "--parallel", "2").output
+    assert "note: " not in each
+
+
+def test_a_gpu_that_is_full_is_to_be_left_out(moe: Path) -> None:
+    """It takes no layer, and CUDA's context on it is what does not fit."""
+    result = run("fit", moe, "--vram", "24000", "--vram", "100", "--ctx", "8192")
+    assert result.exit_code == 1
+    assert "nothing of it fits; next: leave GPU 1 out, " in result.output
+    assert run("fit", moe, "--vram", "24000", "--ctx", "8192").exit_code == 0

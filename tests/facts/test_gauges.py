@@ -25,6 +25,7 @@ from llamafleet.facts.gauges import FIELDS, METRICS, NoRecord, parse
 from llamafleet.facts.watch import command
 from llamafleet.layout import Layout, serve_unit
 from llamafleet.onhost.serve.metrics import Metrics
+from llamafleet.protocol.job import start_ticks
 
 HOSTS = Path(__file__).parents[1] / "hosts"
 UUID = "GPU-4e5ab3a1-0000-0000-0000-000000000001"
@@ -220,7 +221,9 @@ def processes(folder: Path, inside: int, unit: str = UNIT, uid: int | None = Non
     own.mkdir(parents=True, exist_ok=True)
     (own / "cgroup").write_text(f"0::{unit}/libpod-payload-4f1c\n")
     (own / "status").write_text(f"Name:\tx\nUid:\t{uid}\t{uid}\nNSpid:\t{pid}\t{inside}\n")
-    for name, real in (("proc/net", "/proc/net"), (f"proc/{pid}/fd", f"/proc/{pid}/fd")):
+    for name, real in (
+        (f"proc/{one}", f"/proc/{one}") for one in ("net", f"{pid}/fd", f"{pid}/stat")
+    ):
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(real)
     return folder / "proc"
@@ -237,7 +240,8 @@ def asked(
 ) -> list[dict[str, Any]]:
     """What watch_services.py tells of one service with a key, process 1 of its container."""
     folder.chmod(0o755)
-    state = {"state": "ready", "pid": pid, "reason": ""}
+    ticks = start_ticks(os.getpid())
+    state = {"state": "ready", "pid": pid, "reason": "", "start_ticks": ticks}
     (folder / "status.json").write_text(status or json.dumps(state))
     told = {"alias": "m", "key": True, "folder": str(folder), "address": "127.0.0.1", **config}
     (folder / "serve-chat.json").write_text(json.dumps(told))
@@ -316,8 +320,11 @@ def test_another_process_behind_the_port_gets_no_key(open_folder: Path, port: in
         own.mkdir()
         (own / "cgroup").write_text(f"0::{UNIT}\n")
         (own / "status").write_text(f"Uid:\t{nobody}\nNSpid:\t{other.pid}\n")
-        (own / "fd").symlink_to(f"/proc/{other.pid}/fd")
-        (told,) = asked(open_folder, user="nobody", proc=proc, pid=other.pid, port=port)
+        for name in ("fd", "stat"):
+            (own / name).symlink_to(f"/proc/{other.pid}/{name}")
+        ticks = start_ticks(other.pid)
+        status = json.dumps({"state": "ready", "pid": other.pid, "start_ticks": ticks})
+        (told,) = asked(open_folder, user="nobody", proc=proc, status=status, port=port)
     finally:
         other.kill()
         other.wait()
@@ -383,6 +390,14 @@ def test_what_the_account_put_there_is_read_with_its_rights(open_folder: Path, p
     folder.symlink_to(secret)
     (service,) = asked(open_folder, user="nobody", port=port, folder=str(folder))
     assert (service["state"], "root's own" in service["reason"]) == (None, False)
+
+
+@pytest.mark.parametrize("state", ["ready", "draining", "loading"])
+def test_the_word_of_a_process_before_is_not_believed(tmp_path: Path, state: str) -> None:
+    """The first one of a container always has the number 1."""
+    old = json.dumps({"state": state, "pid": 1, "start_ticks": 1})
+    (told,) = asked(tmp_path, proc=processes(tmp_path, 1), status=old, port=1)
+    assert (told["state"], told["reason"]) == ("failed", "found no process of it")
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, port: int) -> None:

@@ -292,7 +292,9 @@ service|{json.dumps(SERVICE)}
 service_rc|0
 #end 1
 """
-STATUS_FILE = plain(asdict(Status(1, "chat", "ready", 1.5, 7, placement=Placement(-1, 512))))
+STATUS_FILE = plain(
+    asdict(Status(1, "chat", "ready", 1.5, 7, placement=Placement(-1, 512), start_ticks=5))
+)
 PAGE = "# HELP x\nllamafleet_generated_tokens_total 5.0\nllamafleet_requests_waiting 0.0 1700000\n"
 
 
@@ -332,6 +334,7 @@ def _watched(files: tuple[str, str, str], folder: Path) -> object:
         patch("http.client.HTTPConnection", answered),
         patch.object(watch_services, "_listening", lambda address, port: {"1"}),
         patch.object(watch_services, "_sockets", lambda own: {"1"}),
+        patch.object(watch_services, "_started", lambda pid: 5),
     ):
         service, found, key = watch_services._settings(str(path), *forms)
         if found is not None:

@@ -332,6 +332,7 @@ TARGETS = (
             b"\x7fELF\x02\x01" + b"\xff" * 100,
             b"\x7fELF\x02\x01" + b"\0" * 100,
             FATBINS[0][:200],
+            *(data.replace(b"libstdc++", b"\x01ibstdc++") for data in FATBINS),
         ),
     ),
     Target(
