@@ -26,7 +26,7 @@ from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.plans.container import ImagePlan, plan_image
 from llamafleet.protocol.container import ContainerConfig
 from llamafleet.protocol.decode import decode
-from llamafleet.protocol.job import write_json
+from llamafleet.protocol.job import start_ticks, write_json
 from llamafleet.protocol.serve import ServeConfig, State, Status, status_file
 from llamafleet.protocol.verify import VerifyConfig, load
 from llamafleet.settings import Settings
@@ -376,7 +376,8 @@ def test_health_is_what_the_server_says(one: Container, answer: int, status: int
 
 def tell(serve: ServeConfig, state: State, pid: int = 0) -> None:
     """As the server tells its own state."""
-    told = Status(1, serve.profile, state, time.time(), pid or os.getpid())
+    pid = pid or os.getpid()
+    told = Status(1, serve.profile, state, time.time(), pid, start_ticks=start_ticks(pid))
     status_file(serve).parent.mkdir(parents=True, exist_ok=True)
     write_json(status_file(serve), asdict(told))
 
