@@ -22,6 +22,7 @@ from operations.verify import keep
 PULL_S = 3600
 """For an image of 1 GB over a slow line."""
 REMOVE_S = 300
+"""For one container or image; a podman that hangs keeps no other host waiting for ever."""
 # What podman says of one that is not there is no matter; that none is there is looked at.
 REMOVE = (
     'podman rm --force --ignore "$1" >/dev/null 2>&1; podman secret rm "$1" >/dev/null 2>&1; '
@@ -51,7 +52,8 @@ def remove_containers(
     Their service has been stopped. An image that another container uses stays.
     """
     for name in names:
-        yield StringCommand("sh -c", QuoteString(REMOVE), "sh", QuoteString(name))
+        command = ("sh -c", QuoteString(REMOVE), "sh", QuoteString(name))
+        yield StringCommand(*command, _timeout=REMOVE_S)
     if not images:
         return
     path = run.layout().images

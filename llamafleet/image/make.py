@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llamafleet.layout import Layout
 from llamafleet.onhost import elf
-from llamafleet.plans.container import BUILD_ONLY, CONFIG, MODELS, STATES, ImagePlan
+from llamafleet.plans.container import BUILD_ONLY, CONFIG, MODELS, ImagePlan, states
 from llamafleet.plans.plan import JobPlan
 from llamafleet.protocol.job import JobConfig, JobStatus, status
 from llamafleet.zipapps import host_zipapp, pip_zipapp
@@ -98,8 +98,8 @@ class Maker:
         config.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self.plan.container), indent=1, sort_keys=True)
         config.write_text(f"{text}\n", encoding="utf-8")
-        for name in STATES:
-            (state / name).mkdir(parents=True)
+        for path in states(layout):
+            (state / Path(path).relative_to(layout.state)).mkdir(parents=True)
         (root / MODELS[1:]).mkdir()
         sizes = {str(path): path.stat().st_size for path in libraries}
         return [f"{size / 2**20:8.1f} MiB {path}" for path, size in sizes.items()]

@@ -32,7 +32,7 @@ from llamafleet.onhost.serve.settings import CREDENTIALS
 from llamafleet.onhost.verify import gpu
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.run import verify
-from llamafleet.protocol.container import ContainerConfig
+from llamafleet.protocol.container import ContainerConfig, verify_file
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import PATH, read_json, write_json
 from llamafleet.protocol.serve import CREDENTIAL, SHORTEST_KEY, ServeConfig, status_file
@@ -217,9 +217,7 @@ class Start:
         except DecodeError as error:
             raise Refused(f"{file}: {error}; next: deploy again") from error
         _readable(Path(told.model))
-        return replace(
-            told, verify=f"{told.folder}/verify.json", libraries=self.config.serve.libraries
-        )
+        return replace(told, verify=verify_file(told.folder), libraries=self.config.serve.libraries)
 
     def _model(self) -> Path:
         """The file to serve: the one that is named, or the one that was mounted. Raises Refused."""

@@ -24,10 +24,11 @@ from llamafleet.plans.toolkit.compiler import choose_compiler
 from llamafleet.plans.toolkit.installation import plan_installation
 from llamafleet.plans.verify import variables
 from llamafleet.protocol import models
-from llamafleet.protocol.container import ContainerConfig
+from llamafleet.protocol.container import ContainerConfig, verify_file
 from llamafleet.protocol.job import LibrariesConfig
 from llamafleet.protocol.serve import Limits, Placement, ServeConfig
 from llamafleet.protocol.verify import BenchSettings, VerifyConfig, VerifyInputs
+from llamafleet.serving import DEFAULT_PORT
 from llamafleet.settings import Settings
 from llamafleet.tables.toolkits import toolkit as toolkit_row
 
@@ -35,7 +36,6 @@ CONFIG = "container.json"
 """In the folder of settings: a ContainerConfig."""
 MODELS = "/models"
 """Where a volume with models is mounted."""
-PORT = 8000
 PROFILE = "container"
 ANY = "0.0.0.0"
 DRAIN_S = 8
@@ -44,8 +44,13 @@ BENCH = BenchSettings(prompt=64, gen=16, repetitions=2)
 """Each first start of a container waits for it, and needs the proof of offload, no figures."""
 BUILD_ONLY = ("cmake", "ninja", "scikit-build-core")
 """Packages of the host's requirements that nothing needs once the library is built."""
-STATES = ("verify", "results", "models", "cuda-cache", "serve")
-"""Folders below the state folder that a container writes to."""
+
+
+def states(layout: Layout) -> tuple[str, ...]:
+    """Folders that a container writes to."""
+    verified = layout.job("verify", "run").rpartition("/")[0]
+    served = layout.serve_state(PROFILE).rpartition("/")[0]
+    return (verified, layout.results, layout.models, layout.compiled, served)
 
 
 @dataclass(frozen=True)
@@ -195,14 +200,14 @@ def _serve(verify: VerifyConfig, libraries: LibrariesConfig, layout: Layout) -> 
         version=1,
         profile=PROFILE,
         host=verify.host,
-        verify=f"{folder}/verify.json",
+        verify=verify_file(folder),
         folder=folder,
         libraries=libraries.root,
         model=models_path(verify),
         alias="",
         placement=Placement(n_gpu_layers=-1, n_ctx=4096),
         address=ANY,
-        port=PORT,
+        port=DEFAULT_PORT,
         key=True,
         limits=Limits(drain_s=DRAIN_S),
     )

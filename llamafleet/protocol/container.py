@@ -9,6 +9,11 @@ from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import AbsolutePath, VerifyConfig
 
 
+def verify_file(folder: str) -> str:
+    """Of a service in a container: the settings of the verification, for the GPUs it was given."""
+    return f"{folder}/verify.json"
+
+
 @dataclass(frozen=True)
 class ContainerConfig:
     """What is built in, and what is served where nothing else is asked for."""

@@ -85,15 +85,18 @@ class Workshop:
             self.run("buildah", "run", "--isolation", "chroot", made, "update-ca-certificates")
         self.run("buildah", "commit", "-q", "--rm", made, BASE)
 
-    def build(self, *arguments: str, target: str = "", limit: float = 3600) -> str:
-        """Build the image; what was said."""
+    def build(
+        self, *arguments: str, target: str = "", check: bool = True, limit: float = 3600
+    ) -> str:
+        """Build the image, or one stage of it under a name of its own; what was said."""
         options = [word for one in (f"BASE={BASE}", *arguments) for word in ("--build-arg", one)]
         if target:
             options += ["--target", target]
         return self.run(
             *("buildah", "bud", "--format", "docker", "--isolation", "chroot", "--layers"),
             *("--signature-policy", str(self.folder / "policy.json"), *options),
-            *("-f", str(ROOT / "Dockerfile.rtx4090"), "-t", IMAGE, str(ROOT)),
+            *("-f", str(ROOT / "Dockerfile.rtx4090"), "-t", target or IMAGE, str(ROOT)),
+            check=check,
             limit=limit,
         )
 

@@ -13,7 +13,8 @@ from llamafleet.cli.image import ARGUMENTS
 from llamafleet.cli.main import main
 from llamafleet.image.make import CODE, STATE
 from llamafleet.layout import USER, Layout
-from llamafleet.plans.container import CONFIG, MODELS, PORT
+from llamafleet.plans.container import CONFIG, MODELS
+from llamafleet.serving import DEFAULT_PORT
 from llamafleet.tables import parse_version
 from llamafleet.tables.cpu_baselines import BASELINES
 from llamafleet.tables.gpus import gpu_by_name
@@ -68,7 +69,7 @@ def test_its_paths_are_those_of_a_host() -> None:
     ]
     health = json.loads(last("HEALTHCHECK").split("CMD ", 1)[1])
     assert health == [*entry, "--health"]
-    assert last("EXPOSE") == str(PORT)
+    assert last("EXPOSE") == str(DEFAULT_PORT)
     assert f"/image/{CODE}/ /" in TEXT and f"/image/{STATE}/ {AT.state}/" in TEXT
     assert AT.prefix in TEXT and USER in TEXT
     assert MODELS == "/models"

@@ -166,3 +166,15 @@ def test_what_the_image_holds(shop: Workshop) -> None:
     said = shop.run("podman", "run", "--rm", "--entrypoint", "sh", IMAGE, "-c", script, check=False)
     assert "llama_cpp" in said and "cmake" not in said and "scikit" not in said
     assert "g++" not in said and "lists_" not in said
+
+
+def test_arguments_are_judged_before_anything_large_is_fetched(shop: Workshop) -> None:
+    """With the defaults of the Dockerfile, which a stage of its own must be given too."""
+    assert "with CUDA 13.0 for sm_89" in shop.build(target="checked")
+    for argument, word in (
+        ("CUDA_VERSION=99.9", "CUDA_VERSION: found '99.9'"),
+        ("CPU_BASELINE=i386", "CPU_BASELINE: found 'i386'"),
+        ("LLAMA_VERSION=0.1.0", "LLAMA_VERSION: found '0.1.0'"),
+    ):
+        said = shop.build(argument, target="build", check=False)
+        assert word in said and "image toolkit" not in said, said

@@ -286,6 +286,13 @@ def test_a_container_that_has_ended_is_not_believed_by_what_it_left(
     assert (told["metrics"], Page.keys) == ({}, [])
 
 
+def test_the_last_word_of_one_that_has_ended_is_told(tmp_path: Path, port: int) -> None:
+    ended = processes(tmp_path, 1, "/system.slice/other.service")
+    status = json.dumps({"state": "stopped", "pid": 1, "reason": ""})
+    (told,) = asked(tmp_path, proc=ended, status=status, port=port)
+    assert (told["state"], told["reason"], told["metrics"]) == ("stopped", "", {})
+
+
 def test_another_process_of_the_account_is_none_of_the_service(tmp_path: Path, port: int) -> None:
     """It may write the status, and stand beside the container in its number."""
     for proc in (

@@ -31,6 +31,8 @@ MISSED = 24
 processes, misses one."""
 QUIET = b"<6>"
 """Before a line of the child's log that only the diagnosis reads: sd-daemon(3), SD_INFO."""
+MUTE, UNMUTE = b"<6>mute\n", b"<6>unmute\n"
+"""Lines between which all are quiet."""
 END_S = 10.0
 """For a killed process to be gone. In a call of a driver that hangs no signal ends it."""
 _BOOTSTRAP = (
@@ -94,15 +96,21 @@ class Child:
     def _follow(self) -> None:
         """Pass its log on, and keep the end of it."""
         errors = _open(self.process.stderr)
-        begins, quiet = True, False
+        begins, quiet, muted = True, False, False
         while part := errors.readline(LONGEST):
+            if begins and part in (MUTE, UNMUTE):
+                muted = part == MUTE
+                continue
             if begins:
-                quiet = part.startswith(QUIET)
+                quiet = muted or part.startswith(QUIET)
                 self._keep(part.removeprefix(QUIET), quiet)
             if not quiet:
                 with suppress(OSError):
                     os.write(2, part)
             begins = part.endswith(b"\n")
+        if muted:
+            # It ended there: these are its last words.
+            self.loud.extend(self.lines)
 
     def _keep(self, line: bytes, quiet: bool) -> None:
         text = line.decode("utf-8", errors="replace").rstrip("\n")

@@ -22,7 +22,7 @@ from llama_cpp.server.settings import ModelSettings, ServerSettings
 from llama_cpp.server.types import CreateChatCompletionRequest, CreateCompletionRequest
 
 from llamafleet.onhost.serve.ask import ASKED, Ask
-from llamafleet.onhost.serve.child import QUIET
+from llamafleet.onhost.serve.child import MUTE, QUIET, UNMUTE
 from llamafleet.onhost.serve.errors import App, Refusal, too_long, wrong
 from llamafleet.onhost.serve.fields import Body, Route, texts
 from llamafleet.onhost.serve.guard import Guard
@@ -98,6 +98,17 @@ class Log:
         return text
 
 
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """What is wrong within is a client's, who is told it: llama.cpp quotes what that one sent, and
+    not only through its log."""
+    _write(MUTE)
+    try:
+        yield
+    finally:
+        _write(UNMUTE)
+
+
 def _write(text: bytes) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text)
@@ -113,17 +124,25 @@ class _Quietly(io.TextIOBase):
 
 
 class Text(bytes):
-    """Of an answer. llama_cpp holds a stream back as long as its bytes are no UTF-8, and tries all
-    of them anew at each token: after one byte that can't be, that would be to its end."""
+    """Of an answer, without bytes that no more of them can mend.
+
+    llama_cpp holds a stream back as long as its bytes are no UTF-8, and tries all of them anew at
+    each token; and whatever looks like the first byte of several hides the end of an answer.
+    """
+
+    whole = True
+    """Nothing was left out."""
+
+    @classmethod
+    def of(cls, raw: bytes) -> Text:
+        text, read = codecs.utf_8_decode(raw, "ignore", False)
+        made = cls(text.encode() + raw[read:])
+        made.whole = len(made) == len(raw)
+        return made
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Strictly, as far as more bytes may yet mend it."""
-        if errors == "strict":
-            try:
-                codecs.utf_8_decode(self, "strict", False)
-            except UnicodeDecodeError:
-                errors = "ignore"
-        return super().decode(encoding, errors)
+        """Strictly only where more bytes may yet make it whole."""
+        return super().decode(encoding, errors if self.whole else "ignore")
 
 
 class Served(llama_cpp.Llama):  # type: ignore[misc]
@@ -133,6 +152,8 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
     """time.monotonic() of the last step that ended."""
     computing = False
     _guard: Guard | None = None
+    _most = 0
+    """Tokens that the request may have; 0: what the context has room for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._pieces: dict[tuple[int, bool], bytes] = {}
@@ -145,7 +166,7 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
         loses those of more than 32 bytes."""
         text = b"".join([self._piece(token, special) for token in tokens])
         begins = bool(tokens) and tokens[0] == self.token_bos() and text.startswith(b" ")
-        return Text(text[1:] if begins else text)
+        return Text.of(text[1:] if begins else text)
 
     def _piece(self, token: int, special: bool) -> bytes:
         if (known := self._pieces.get((token, special))) is None:
@@ -162,11 +183,18 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
         ask = ASKED.get(None) or Ask()
         ask.begin(len(tokens))
         self.moved, self.computing = time.monotonic(), True
+        room = self.n_ctx() - len(tokens)
+        most = min(self._most, room) if self._most > 0 else room
         try:
-            for token in super().generate(tokens, *args, **kwargs):
+            for made, token in enumerate(super().generate(tokens, *args, **kwargs)):
+                # llama_cpp asks on while the last bytes look like the first ones of a character.
+                ends = made >= most
+                chosen = self.token_eos() if ends else token
                 vocabulary = self._model.vocab
-                ask.token(ends=bool(llama_cpp.llama_vocab_is_eog(vocabulary, token)))
-                yield token
+                ask.token(ends=bool(llama_cpp.llama_vocab_is_eog(vocabulary, chosen)))
+                yield chosen
+                if ends:
+                    return
         finally:
             self.computing = False
 
@@ -182,7 +210,10 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
     def _init_sampler(self, *args: Any, grammar: Any = None, **kwargs: Any) -> Any:
         if self._guard:
             self._guard.close()
-        self._guard = Guard(self._model, grammar) if grammar is not None else None
+        self._guard = None
+        if grammar is not None:
+            with _muted():
+                self._guard = Guard(self._model, grammar)
         return super()._init_sampler(*args, **kwargs)
 
     def sample(self, *args: Any, idx: int | None = None, **kwargs: Any) -> int:
@@ -191,6 +222,7 @@ class Served(llama_cpp.Llama):  # type: ignore[misc]
         return self._guard.sample(self, -1 if idx is None else idx - self.n_tokens)
 
     def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+        self._most = kwargs.get("max_tokens") or 0
         with _noted(self):
             made = super().create_completion(*args, **kwargs)
         return _followed(self, made) if kwargs.get("stream") else made

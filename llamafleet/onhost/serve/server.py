@@ -33,6 +33,8 @@ PROBE_S = 120.0
 STALL_S = 900.0
 """For one step of a request, a batch of its prompt or one token. On a CPU a batch of 512 tokens of
 a model of 70 B takes minutes."""
+GPU_STALL_S, GPU_BATCH = 120.0, 2048
+"""The same where no layer is computed by a CPU, for batches of at most so many tokens."""
 TICK_S = 1.0
 KEEP_ALIVE_S = 30
 """Clients of httpx keep a connection for 5 s: theirs ends first, so that no request is lost."""
@@ -184,9 +186,9 @@ class Serving:
         """Raises Unproven."""
         assert self._loaded is not None
         llama = self._loaded.llama
-        computes = llama.computing and not self._house.line.idle
-        if computes and time.monotonic() - llama.moved > STALL_S:
-            text = f"model: found a step of {STALL_S:.0f} s without an end; next: nvidia-smi"
+        computes, most = llama.computing and not self._house.line.idle, _longest(self._told)
+        if computes and time.monotonic() - llama.moved > most:
+            text = f"model: found a step of {most:.0f} s without an end; next: nvidia-smi"
             raise Unproven(text)
 
     def _suspect(self, why: str) -> None:
@@ -231,6 +233,13 @@ async def _until(condition: Any, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         await asyncio.sleep(0.05)
+
+
+def _longest(told: Told) -> float:
+    """That a step may take."""
+    placed = told.placement
+    on_gpus = told.backend == "cuda" and placed.n_gpu_layers == -1
+    return GPU_STALL_S if on_gpus and placed.n_batch <= GPU_BATCH else STALL_S
 
 
 def _load(told: Told) -> Loaded:

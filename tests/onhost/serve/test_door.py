@@ -21,6 +21,8 @@ def asked(client: Client, stub: Stub | None = None, **options: Any) -> Client:
 
 
 BODY = {"prompt": "hello"}
+SHORT: Any = 0.2
+"""Settings are whole seconds."""
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_nothing_is_kept_of_what_a_stranger_sends(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_slow_sender_is_told_so() -> None:
-    client = asked(post(BODY, silent=True), limits=Limits(receive_s=1))
+    client = asked(post(BODY, silent=True), limits=Limits(receive_s=SHORT))
     assert (client.status, client.error["code"]) == (408, "request_timeout")
 
 
@@ -561,7 +563,7 @@ def test_a_connection_is_kept_for_the_next_request(stub: Stub) -> None:
 
 def test_a_reader_that_takes_nothing_is_cut_off_and_holds_nobody_up() -> None:
     async def run() -> None:
-        app, house = door(stream(*[PIECE] * 50, DONE), limits=Limits(send_s=1))
+        app, house = door(stream(*[PIECE] * 50, DONE), limits=Limits(send_s=SHORT))
         wire = Wire()
         slow = post({**BODY, "stream": True}, connection=wire, stuck=asyncio.Event())
         task = asyncio.ensure_future(slow.ask(app))

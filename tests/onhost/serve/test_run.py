@@ -306,26 +306,20 @@ def test_what_the_kernel_kills_for_memory_is_told_also_where_systemd_then_stops_
 
 
 @pytest.mark.parametrize(
-    ("groups", "file", "text", "count"),
+    ("groups", "file", "count"),
     [
-        ("0::/a/b\n", "a/b/memory.events", "low 0\noom 4\noom_kill 3\n", 3),
-        ("4:memory:/x\n0::/\n", "memory/x/memory.oom_control", "under_oom 0\noom_kill 2\n", 2),
-        ("0::/\n", "memory.events", "oom_kill 1\n", 1),
-        ("0::/gone\n", "a", "", 0),
+        ("0::/a/b\n", "a/b/memory.events", 3),
+        ("4:memory:/x\n0::/\n", "memory/x/memory.oom_control", 3),
+        ("0::/\n", "memory.events", 3),
+        ("0::/gone\n", "a", 0),
     ],
 )
 def test_how_many_the_kernel_killed_is_read_of_the_own_group(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    groups: str,
-    file: str,
-    text: str,
-    count: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, file: str, count: int
 ) -> None:
     (tmp_path / "cgroup").write_text(groups)
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).write_text(text)
+    (tmp_path / file).write_text("under_oom 0\noom 4\noom_kill 3\n")
     monkeypatch.setattr(memory, "GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "GROUPS", tmp_path)
     assert memory.killed() == count
@@ -364,20 +358,28 @@ class Process(Child):
 def test_a_child_that_hangs_is_ended_and_told(
     monkeypatch: pytest.MonkeyPatch, files: Files
 ) -> None:
-    monkeypatch.setattr(child, "BEAT_S", 0.05)
+    monkeypatch.setattr(child, "BEAT_S", 0.02)
+    monkeypatch.setattr(child, "MISSED", 10**6)
     say = """print('{"state": "ready"}', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"""
     made = Process(monkeypatch, say)
-    assert list(made.said()) == [Said("ready")]
+    said = made.said()
+    assert next(said) == Said("ready")
+    monkeypatch.setattr(child, "MISSED", 3)
+    assert list(said) == []
     assert (made.hung, made.ended()) == (True, -signal.SIGKILL)
     assert "found no word of it for" in run._cause(Said("ready"), -9, made)
 
 
 def test_one_that_says_its_word_again_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "BEAT_S", 0.2)
-    monkeypatch.setattr(child, "MISSED", 3)
-    say = """[(print('{"state": "ready"}', flush=True), time.sleep(0.15)) for _ in range(8)]"""
+    monkeypatch.setattr(child, "BEAT_S", 0.05)
+    monkeypatch.setattr(child, "MISSED", 10**6)
+    say = """[(print('{"state": "ready"}', flush=True), time.sleep(0.1)) for _ in range(6)]"""
     made = Process(monkeypatch, say)
-    assert len(list(made.said())) == 8
+    said = made.said()
+    next(said)
+    # Half of a second: not in one of its pauses, and less than all of them.
+    monkeypatch.setattr(child, "MISSED", 10)
+    assert len(list(said)) == 5
     assert (made.hung, made.ended()) == (False, 0)
 
 
@@ -400,13 +402,26 @@ def test_a_quiet_line_is_quiet_to_its_end(
     assert [line[:5] for line in made.lines] == ["xxxxx", "yyyyy", "loud", "quiet"]
 
 
+@pytest.mark.parametrize("ends", ["<6>unmute\\n", ""])
+def test_what_is_said_of_a_clients_own_words_is_no_line_of_the_journal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], ends: str
+) -> None:
+    """Unless the process ends there."""
+    say = f"os.write(2, b'<6>mute\\nparse: secret\\n{ends}')"
+    made = Process(monkeypatch, say)
+    assert list(made.said()) == [] and made.ended() == 0
+    assert capfd.readouterr().err == ""
+    assert list(made.lines) == ["parse: secret"]
+    assert list(made.loud) == ([] if ends else ["parse: secret"])
+
+
 def test_systemd_hears_of_each_state_and_of_readiness_once_it_is_true(
     files: Files, started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"\0llamafleet-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address)
-        systemd.settimeout(1)
+        systemd.settimeout(0.05)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + address[1:])
         started(([Said("loading"), READY], [], -9))
         heard = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,7 +172,7 @@ def test_silence_is_a_doubt_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_without_an_end_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.05)
+    monkeypatch.setattr(server, "GPU_STALL_S", 0.05)
     run = Run(monkeypatch, Model())
 
     def hang() -> None:
@@ -185,7 +185,7 @@ def test_a_step_without_an_end_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_ends_it_also_where_a_proof_waits_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model failed, the request behind that one hangs: the proof's turn would never come."""
-    monkeypatch.setattr(server, "STALL_S", 0.05)
+    monkeypatch.setattr(server, "GPU_STALL_S", 0.05)
     run = Run(monkeypatch, Model())
 
     def hang() -> None:
@@ -218,7 +218,7 @@ def test_a_proof_goes_before_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_long_queue_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model works, step by step, and others wait for longer than a step may take."""
-    monkeypatch.setattr(server, "STALL_S", 0.2)
+    monkeypatch.setattr(server, "GPU_STALL_S", 0.2)
     run = Run(monkeypatch, Model())
     monkeypatch.setattr(server, "IDLE_S", 0.05)
 
@@ -240,8 +240,23 @@ def test_a_long_queue_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.states == ["loading", "ready"]
 
 
+@pytest.mark.parametrize(
+    ("backend", "placement", "longest"),
+    [
+        ("cuda", Placement(-1, 512), server.GPU_STALL_S),
+        ("cuda", Placement(-1, 512, n_batch=4096), server.STALL_S),
+        ("cuda", Placement(30, 512), server.STALL_S),
+        ("cpu", Placement(-1, 512), server.STALL_S),
+    ],
+)
+def test_a_cpu_may_take_longer_for_a_step(
+    backend: Any, placement: Placement, longest: float
+) -> None:
+    assert server._longest(replace(told(backend), placement=placement)) == longest
+
+
 def test_what_was_left_half_computed_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.05)
+    monkeypatch.setattr(server, "GPU_STALL_S", 0.05)
     run = Run(monkeypatch, Model())
 
     def leave() -> None:
