@@ -113,12 +113,12 @@ def _toolkit(record: Record) -> str:
     return record.nvcc or record.toolkit
 
 
-def around(records: tuple[Record, ...], change: Change) -> tuple[list[Record], list[Record]]:
-    """The records between it and the change before, and between it and the next one; those of a
-    GPU that was not free are in neither."""
+def around(records: tuple[Record, ...], at: int) -> tuple[list[Record], list[Record]]:
+    """The records between the change at `at` and the one before it, and between it and the next
+    one; those of a GPU that was not free are in neither."""
     edges = [0, *(one.at for one in changes(records)), len(records)]
-    place = edges.index(change.at)
-    before, after = records[edges[place - 1] : change.at], records[change.at : edges[place + 1]]
+    place = edges.index(at, 1)
+    before, after = records[edges[place - 1] : at], records[at : edges[place + 1]]
     return [one for one in before if not one.busy], [one for one in after if not one.busy]
 
 
