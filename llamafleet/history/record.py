@@ -89,6 +89,8 @@ class Record:
     """In force: the lower one of what is set and enforced."""
     power_default_w: float | None = None
     temperature_c: float | None = None
+    utilisation: float | None = None
+    """Per cent of the time that the GPU had work, mean over the generation of tokens."""
     throttled_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds by reason."""
     pcie_generation: int | None = None
