@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from llamafleet.terminal import printable
+
 WIDTH, HEIGHT = 480, 190
 """Of a plot's own coordinates; shown at 340 to 620 pixels, so that text stays legible."""
 LEFT, RIGHT, TOP, BOTTOM = 62, 10, 22, 26
@@ -138,12 +140,12 @@ def distribution(dots: Sequence[Dot], title: str) -> Markup:
         parts.append(_dot(x, base - 6 - row * step, dot))
     for number, dot in enumerate(sorted(named, key=lambda one: one.value)):
         y = 28 + 14 * number
-        parts.append(f'<text class="slow" x="8" y="{y}">◆ {escape(dot.label)}</text>')
+        parts.append(f'<text class="slow" x="8" y="{y}">◆ {_text(dot.label)}</text>')
     return _svg("".join(parts), round(base + 24), title)
 
 
 def _dot(x: float, y: float, dot: Dot) -> str:
-    told = f"<title>{escape(dot.label)}: {_number(dot.value)} t/s</title>"
+    told = f"<title>{_text(dot.label)}: {_number(dot.value)} t/s</title>"
     if dot.slow:
         return f'<path class="slow" d="M{x:g} {y - 6:g}l6 6-6 6-6-6z">{told}</path>'
     return f'<circle class="dot" cx="{x:g}" cy="{y:g}" r="4">{told}</circle>'
@@ -166,7 +168,7 @@ def phases(parts: Sequence[tuple[str, float]], title: str) -> Markup:
     drawn, at = [], 0.0
     for number, (name, seconds) in enumerate(parts):
         width = round(WIDTH * seconds / total, 1)
-        told = f"<title>{escape(name)}: {seconds:.1f} s</title>"
+        told = f"<title>{_text(name)}: {seconds:.1f} s</title>"
         bar = f'x="{at:g}" y="0" width="{width:g}" height="14"'
         drawn.append(f'<rect class="phase p{number % 6}" {bar}>{told}</rect>')
         at += width
@@ -176,10 +178,15 @@ def phases(parts: Sequence[tuple[str, float]], title: str) -> Markup:
 # -- parts -----------------------------------------------------------------------------------------
 
 
+def _text(value: str) -> Markup:
+    """What a host may have said."""
+    return escape(printable(value))
+
+
 def _svg(inside: str, height: int, title: str, kind: str = "plot") -> Markup:
     return Markup(
         f'<svg class="{kind}" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title)}">{inside}</svg>'
+        f'aria-label="{_text(title)}">{inside}</svg>'
     )
 
 

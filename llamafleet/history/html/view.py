@@ -23,7 +23,7 @@ from llamafleet.history.series import (
     series,
 )
 from llamafleet.history.store import Built, Row
-from llamafleet.protocol.result import FAIL, NOT_VERIFIED, PASS, Check, Result, Verdict
+from llamafleet.protocol.result import FAIL, NOT_VERIFIED, PASS, Check, Result
 
 WORST_FIRST: tuple[str, ...] = (FAIL, NOT_VERIFIED, "BUSY", "CPU ONLY", PASS, "")
 
@@ -143,7 +143,7 @@ class GroupView(NamedTuple):
     """GPUs of one model under the same settings."""
 
     title: str
-    count: int
+    gpus: int
     middle: float
     low: float
     high: float
@@ -269,9 +269,7 @@ def _gone(key: GpuKey, some: list[Series]) -> _Place:
     return _Place(key, last.host, name, "", None, ())
 
 
-def _gpu(
-    id: str, place: _Place, some: list[Series], slow: list[str], judges: Judges
-) -> GpuView:
+def _gpu(id: str, place: _Place, some: list[Series], slow: list[str], judges: Judges) -> GpuView:
     newest: dict[Test, Record] = {}
     for one in some:
         newest.setdefault(one.same.test, one.last)
@@ -413,9 +411,7 @@ def _groups(records: Sequence[Record], gpus: Iterable[GpuView]) -> tuple[GroupVi
             f"{title}: {len(dots)} GPUs, median {rate(centre)}, lowest {rate(low)}, "
             f"highest {rate(high)} tokens per second"
         )
-        made.append(
-            GroupView(title, len(dots), centre, low, high, plot.distribution(dots, said))
-        )
+        made.append(GroupView(title, len(dots), centre, low, high, plot.distribution(dots, said)))
     return tuple(made)
 
 

@@ -1,0 +1,33 @@
+"""Fleets for the report's tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+from llamafleet.history.record import Record, Test
+
+START = datetime(2026, 3, 1, tzinfo=timezone.utc)
+
+
+def record(number: int = 0, test: Test = "tg", **changed: object) -> Record:
+    """Of week `number`."""
+    made = Record(
+        id=f"{test}-{number}",
+        test=test,
+        test_time=START + timedelta(weeks=number),
+        avg_ts=150.0,
+        median_ts=150.0,
+        stddev_ts=0.5,
+        host="gpu-a",
+        gpu_uuid="GPU-1",
+        gpu_info="NVIDIA GeForce RTX 4090",
+        n_prompt=512 if test == "pp" else 0,
+        n_gen=0 if test == "pp" else 128,
+        model_filename="synthetic:7b-q4_0",
+        driver="575.57.08",
+        toolkit="13.0",
+        fingerprint="0123456789abcdef",
+        verdict="PASS",
+    )
+    return replace(made, **changed)  # type: ignore[arg-type]
