@@ -35,6 +35,9 @@ BUSY_S = 60
 LOCK = 0x6C6C616D61
 """Of PostgreSQL's advisory locks the one of a change of form: "llama"."""
 
+VARIABLE = "LLAMAFLEET_HISTORY"
+"""Of the environment: the URL, which may hold a password."""
+
 SCHEMES = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
@@ -141,7 +144,7 @@ def url_of(results: Path, told: str) -> URL:
 def _unknown(found: str) -> str:
     return (
         f"history: found the database {found}; expected postgresql://USER@HOST/NAME or "
-        "sqlite:///FILE; next: export LLAMAFLEET_HISTORY=URL"
+        f"sqlite:///FILE; next: export {VARIABLE}=URL"
     )
 
 
@@ -164,7 +167,7 @@ def _failed(url: URL, error: sa.exc.SQLAlchemyError) -> str:
     said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
     shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "postgresql":
-        step = f"psql {url.set(drivername='postgresql').render_as_string(hide_password=True)}"
+        step = f'psql "${VARIABLE}"'
     elif "not a database" in said or "malformed" in said:
         # Results are taken in again from their files.
         step = f"mv {url.database} {url.database}.unreadable"
