@@ -64,6 +64,7 @@ class Wanted:
 @click.pass_context
 def report(
     context: click.Context,
+    *,
     wanted: str | None,
     form: Format | None,
     in_json: bool,

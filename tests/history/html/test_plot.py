@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -70,7 +71,7 @@ def test_numbers_of_changes_never_cover_each_other_and_each_has_its_line() -> No
     assert sum(one.get("class") == "mark" for one in svg.iter("path")) == 100
     at = [float(one.get("x", "")) for one in svg.iter("text") if "marked" in one.get("class", "")]
     assert len(at) > 10
-    assert all(b - a >= 18 for a, b in zip(at, at[1:], strict=False))
+    assert all(b - a >= 18 for a, b in pairwise(at))
 
 
 @pytest.mark.parametrize("span", [(0.0, 1.0), (142.9, 157.3), (0.0012, 0.0013), (9000, 130000.0)])
@@ -79,7 +80,7 @@ def test_ticks_are_round_few_and_inside(span: tuple[float, float]) -> None:
     found = plot.ticks(low, high, 5)
     assert 1 <= len(found) <= 5
     assert all(low - 1e-9 <= tick <= high * (1 + 1e-9) for tick in found)
-    steps = {f"{b - a:.3g}" for a, b in zip(found, found[1:], strict=False)}
+    steps = {f"{b - a:.3g}" for a, b in pairwise(found)}
     assert len(steps) <= 1
 
 

@@ -90,49 +90,49 @@ def test_its_policy_lets_its_own_script_and_style_run_and_nothing_else() -> None
     assert not re.search(r"<[^>]+ (style|on\w+)=", text.split("<body>")[1])
 
 
-@pytest.mark.parametrize("note", ["", HOSTILE])
-def test_what_hosts_say_stays_a_text(note: str) -> None:
-    plain, hostile = (
-        render(
-            Material(
-                made=MADE,
-                rows=(
-                    row(
-                        GpuLine(f"RTX{note}", f"GPU-1{note}", "PASS", 1.0, 2.0, busy=True),
-                        GpuLine("b", "GPU-2", "FAIL"),
-                        host=f"gpu-a{note}",
-                        verdict="FAIL",
-                        reason=(f"red{note}",),
-                        busy=(f"busy{note}",),
-                        driver=f"580{note}",
-                        toolkit=f"13{note}",
-                        build=note[:8] or "01234567",
-                    ),
-                ),
-                records=tuple(
-                    record(
-                        n,
-                        host=f"gpu-a{note}",
-                        gpu_uuid=f"GPU-1{note}",
-                        gpu_info=f"RTX{note}",
-                        model_filename=f"m{note}",
-                        driver=f"{n}{note}",
-                        busy=(f"why{note}",) if n else (),
-                    )
-                    for n in range(2)
-                ),
-                results={f"gpu-a{note}": with_check(note)},
-                head=f"run{note}",
-                notes=(f"note{note}",),
-            ),
-            replace(NOBODY, bands=lambda _: (f"band{note}",), slow=lambda _: slow(note)),
-        )
-        for note in ("", note)
+def of_words(note: str) -> str:
+    """A page with `note` wherever a host, a file or a setting has a word."""
+    gpu = GpuLine(f"RTX{note}", f"GPU-1{note}", "PASS", 1.0, 2.0, busy=True)
+    words = row(
+        gpu,
+        GpuLine("b", "GPU-2", "FAIL"),
+        host=f"gpu-a{note}",
+        verdict="FAIL",
+        reason=(f"red{note}",),
+        busy=(f"busy{note}",),
+        driver=f"580{note}",
+        toolkit=f"13{note}",
+        build=note[:8] or "01234567",
     )
+    changed = {"host": words.host, "gpu_uuid": gpu.uuid, "gpu_info": gpu.name}
+    records = [
+        record(
+            n,
+            **changed,
+            model_filename=f"m{note}",
+            driver=f"{n}{note}",
+            busy=(f"why{note}",) if n else (),
+        )
+        for n in range(2)
+    ]
+    material = Material(
+        made=MADE,
+        rows=(words,),
+        records=tuple(records),
+        results={words.host: with_check(note)},
+        head=f"run{note}",
+        notes=(f"note{note}",),
+    )
+    bands = (f"band{note}",)
+    return render(material, replace(NOBODY, bands=lambda _: bands, slow=lambda _: slow(note)))
+
+
+def test_what_hosts_say_stays_a_text() -> None:
+    plain, hostile = of_words(""), of_words(HOSTILE)
     assert [tag for tag, _ in Read(hostile).elements] == [tag for tag, _ in Read(plain).elements]
-    shown = hostile.replace("\n", "")
-    assert shown.isprintable()
+    assert hostile.replace("\n", "").isprintable()
     assert hostile.count("<script") == 2
+    assert "onerror" in Read(hostile).text, "the words did not reach the page"
 
 
 def with_check(note: str) -> Any:
