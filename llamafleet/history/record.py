@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from llamafleet.protocol.result import Verdict
 
@@ -64,6 +64,8 @@ class Record:
     type_k: str = ""
     type_v: str = ""
     n_threads: int | None = None
+    llama_bench: Mapping[str, Any] = field(default_factory=dict)
+    """Of a record of llama-bench the columns that have no field here, by its names."""
 
     # -- by what
     driver: str = ""
