@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 from llamafleet.history.html.render import render
-from llamafleet.history.html.view import Compared, Judges, Material
+from llamafleet.history.html.view import Expected, Material
 from llamafleet.history.record import Record
 from llamafleet.history.runs import Run
 from llamafleet.history.store import Row
@@ -30,13 +30,8 @@ def page_of(
             head=f"run {run.id}",
             notes=tuple(notes),
         ),
-        JUDGES,
+        EXPECTED,
     )
 
 
-JUDGES = Judges(
-    slow=lambda records: (),
-    compared=lambda before, after: Compared("", ""),
-    roofline=lambda record: None,
-    bands=lambda record: (),
-)
+EXPECTED = Expected(roofline=lambda record: None, bands=lambda record: ())

@@ -9,20 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from llamafleet.history.record import Record, Test
-
-
-class Same(NamedTuple):
-    """What two figures must share to be compared, beside their GPU's model."""
-
-    test: Test
-    tokens: int
-    depth: int
-    model: str
-    flash_attn: bool | None
-    gpus: int
-    cache: tuple[str, str]
-    """Types of keys and values; "": not told."""
+from llamafleet.history import comparable
+from llamafleet.history.record import Record
 
 
 class GpuKey(NamedTuple):
@@ -49,7 +37,6 @@ class Series:
     """Never empty; the oldest record first."""
 
     gpu: GpuKey
-    same: Same
     records: tuple[Record, ...]
 
     @property
@@ -64,29 +51,16 @@ def gpu_key(record: Record) -> GpuKey:
     return GpuKey("", record.host, record.gpus)
 
 
-def same(record: Record) -> Same:
-    """The settings under which it was measured."""
-    return Same(
-        test=record.test,
-        tokens=record.n_prompt if record.test == "pp" else record.n_gen,
-        depth=record.n_depth,
-        model=record.model_filename,
-        flash_attn=record.flash_attn,
-        gpus=record.gpus,
-        cache=(record.type_k, record.type_v),
-    )
-
-
 def series(records: Iterable[Record]) -> tuple[Series, ...]:
     """All of them; those measured last come first, of these pp before tg."""
-    found: dict[tuple[GpuKey, Same], list[Record]] = defaultdict(list)
+    found: dict[tuple[GpuKey, object], list[Record]] = defaultdict(list)
     for record in records:
-        found[gpu_key(record), same(record)].append(record)
+        found[gpu_key(record), comparable.key(record, comparable.MEASURED)].append(record)
     made = [
-        Series(gpu, settings, tuple(sorted(some, key=lambda one: one.test_time)))
-        for (gpu, settings), some in found.items()
+        Series(gpu, tuple(sorted(some, key=lambda one: one.test_time)))
+        for (gpu, _), some in found.items()
     ]
-    return tuple(sorted(made, key=lambda one: (-one.last.test_time.timestamp(), one.same.test)))
+    return tuple(sorted(made, key=lambda one: (-one.last.test_time.timestamp(), one.last.test)))
 
 
 def changes(records: tuple[Record, ...]) -> tuple[Change, ...]:
@@ -115,11 +89,12 @@ def _toolkit(record: Record) -> str:
 
 def around(records: tuple[Record, ...], at: int) -> tuple[list[Record], list[Record]]:
     """The records between the change at `at` and the one before it, and between it and the next
-    one; those of a GPU that was not free are in neither."""
+    one; what is no baseline is in neither."""
     edges = [0, *(one.at for one in changes(records)), len(records)]
     place = edges.index(at, 1)
     before, after = records[edges[place - 1] : at], records[at : edges[place + 1]]
-    return [one for one in before if not one.busy], [one for one in after if not one.busy]
+    a, b = ([r for r in side if comparable.is_baseline(r)] for side in (before, after))
+    return a, b
 
 
 def middle(records: Iterable[Record]) -> float | None:

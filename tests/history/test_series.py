@@ -14,7 +14,7 @@ def test_a_line_holds_one_test_of_one_model_on_one_gpu_in_times_order() -> None:
     records = [record(n, test) for n in range(5) for test in ("pp", "tg")]  # type: ignore[arg-type]
     random.Random(1).shuffle(records)
     found = series(records)
-    assert [one.same.test for one in found] == ["pp", "tg"]
+    assert [one.last.test for one in found] == ["pp", "tg"]
     assert [[r.id for r in one.records] for one in found] == [
         [f"{test}-{n}" for n in range(5)] for test in ("pp", "tg")
     ]
@@ -58,12 +58,12 @@ def test_changes_are_told_where_both_sides_tell_them() -> None:
 def test_around_a_change_stand_the_runs_up_to_the_next_one_that_were_free() -> None:
     drivers = ["1", "1", "2", "2", "2", "3"]
     records = tuple(
-        record(n, driver=driver, median_ts=float(n), busy=("in use",) if n == 3 else ())
+        record(n, driver=driver, median_ts=n + 1.0, busy=("in use",) if n == 3 else ())
         for n, driver in enumerate(drivers)
     )
     first, second = changes(records)
     before, after = around(records, first.at)
-    assert ([r.median_ts for r in before], [r.median_ts for r in after]) == ([0, 1], [2, 4])
+    assert ([r.median_ts for r in before], [r.median_ts for r in after]) == ([1, 2], [3, 5])
     before, after = around(records, second.at)
-    assert ([r.median_ts for r in before], [r.median_ts for r in after]) == ([2, 4], [5])
-    assert (middle(before), middle([])) == (3, None)
+    assert ([r.median_ts for r in before], [r.median_ts for r in after]) == ([3, 5], [6])
+    assert (middle(before), middle([])) == (4, None)

@@ -14,13 +14,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from llamafleet.history.html.view import Judges, Material, Page, SeriesView, page, rate
+from llamafleet.history.html import words
+from llamafleet.history.html.gather import page
+from llamafleet.history.html.view import Expected, Material, Page, SeriesView, rate
 from llamafleet.terminal import masked_data, printable
 
 HERE = Path(__file__).parent
 
 
-def render(material: Material, judges: Judges) -> str:
+def render(material: Material, expected: Expected) -> str:
     """One HTML document: no file, host or font beside it is asked for."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -30,9 +32,9 @@ def render(material: Material, judges: Judges) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters["rate"] = rate
+    environment.filters |= {"rate": rate, "difference": words.difference, "slow": words.slow}
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    shown = page(material, judges)
+    shown = page(material, expected)
     return environment.get_template("page.html.j2").render(
         page=shown,
         style=Markup(style),

@@ -31,3 +31,13 @@ def record(number: int = 0, test: Test = "tg", **changed: object) -> Record:
         verdict="PASS",
     )
     return replace(made, **changed)  # type: ignore[arg-type]
+
+
+def slow_fleet() -> list[Record]:
+    """Six GPUs of a kind, of which GPU-1 of gpu-a generates a third slower than its peers."""
+    rates = {1: 100.0, 2: 150.0, 3: 150.4, 4: 149.8, 5: 150.1, 6: 149.9}
+    return [
+        record(week, gpu_uuid=f"GPU-{n}", host=f"gpu-{'abcdef'[n - 1]}", median_ts=rate)
+        for n, rate in rates.items()
+        for week in range(3)
+    ]

@@ -12,25 +12,18 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
-import pytest
-
 from llamafleet.history.example import NOTES, example
+from llamafleet.history.html.gather import page
 from llamafleet.history.html.render import render
-from llamafleet.history.html.view import Compared, Judges, Material, Slow, page
+from llamafleet.history.html.view import Expected, Material
 from llamafleet.history.record import Record
-from llamafleet.history.series import GpuKey
 from llamafleet.history.store import GpuLine, Row
 from llamafleet.protocol.result import Check
 from tests.history import RESULT
-from tests.history.html.fleets import record
+from tests.history.html.fleets import record, slow_fleet
 
 MADE = datetime(2026, 11, 26, 22, 0, tzinfo=timezone.utc)
-NOBODY = Judges(
-    slow=lambda records: (),
-    compared=lambda before, after: Compared("slower", "by a measured 4 %"),
-    roofline=lambda record: None,
-    bands=lambda record: (),
-)
+NOTHING = Expected(roofline=lambda record: None, bands=lambda record: ())
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\u202e\x1b[31m' \" `{{7*7}}"
 
 
@@ -55,8 +48,8 @@ def row(*gpus: GpuLine, **changed: Any) -> Row:
     return Row(**{"host": "gpu-a", "verdict": "PASS", "gpus": told, **changed})
 
 
-def made(*records: Record, rows: tuple[Row, ...] = (), judges: Judges = NOBODY) -> str:
-    return render(Material(MADE, rows or (row(),), records, {"gpu-a": RESULT}), judges)
+def made(*records: Record, rows: tuple[Row, ...] = (), expected: Expected = NOTHING) -> str:
+    return render(Material(MADE, rows or (row(),), records, {"gpu-a": RESULT}), expected)
 
 
 def data(text: str) -> Any:
@@ -124,7 +117,7 @@ def of_words(note: str) -> str:
         notes=(f"note{note}",),
     )
     bands = (f"band{note}",)
-    return render(material, replace(NOBODY, bands=lambda _: bands, slow=lambda _: slow(note)))
+    return render(material, replace(NOTHING, bands=lambda _: bands))
 
 
 def test_what_hosts_say_stays_a_text() -> None:
@@ -141,30 +134,47 @@ def with_check(note: str) -> Any:
     return replace(RESULT, host=f"gpu-a{note}", gpus=(gpu,))
 
 
-def slow(note: str) -> list[Slow]:
-    return [Slow(GpuKey(f"GPU-1{note}", "", 1), "tg", f"slow{note}")]
-
-
 def test_what_is_asked_for_is_on_the_page() -> None:
-    drivers = ["575.57.08"] * 3 + ["580.95.05"] * 3
-    records = [record(n, driver=driver) for n, driver in enumerate(drivers)]
+    drivers = ["575.57.08"] * 4 + ["580.95.05"] * 4
+    records = [
+        record(n, driver=driver, median_ts=(150.0 if n < 4 else 144.0) + n / 10)
+        for n, driver in enumerate(drivers)
+    ]
     result = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1"),))
-    judges = replace(NOBODY, slow=lambda _: slow(""), roofline=lambda _: 0.73)
+    expected = Expected(roofline=lambda _: 0.73, bands=lambda _: ("met: 50-150 tokens/s",))
     material = Material(MADE, (row(),), tuple(records), {"gpu-a": result})
-    text = Read(render(material, judges)).text
+    text = " ".join(Read(render(material, expected)).text.split())
     for wanted in (
-        "1 hosts", "SLOW", "slow", "73 %",  # at a glance
-        "driver 575.57.08 -> 580.95.05", "slower by a measured 4 %", "150.0 (3)",  # the update
+        "1 hosts", "73 %", "met: 50-150 tokens/s",
+        "Driver 575.57.08 -> 580.95.05, since 2026-03-29", "150.1 (4)", "144.6 (4)",
+        "slower -3.7 %", "95 % confidence",
         "Evidence: 2 checks", "33 of 33 layers", "4 libraries",
     ):  # fmt: skip
-        assert wanted in " ".join(text.split()), wanted
+        assert wanted in text, wanted
+
+
+def test_who_is_slow_stands_at_the_top_with_the_reason() -> None:
+    records = tuple(replace(r, processes=2) if r.gpu_uuid == "GPU-1" else r for r in slow_fleet())
+    material = Material(MADE, (row(),), records)
+    shown = page(material, NOTHING)
+    assert [gpu.uuid for gpu in shown.slow] == ["GPU-1"]
+    text = " ".join(Read(render(material, NOTHING)).text.split())
+    top = text[text.index("What needs a look") : text.index("Show lines with")]
+    assert "SLOW gpu-a" in top
+    assert "33.3 % below the median 150.0 of 5 peers" in top
+    assert "2 other processes used it meanwhile" in top
+
+
+def test_of_equal_gpus_none_is_called_slow() -> None:
+    shown = page(Material(MADE, (row(),), tuple(slow_fleet()[3:])), NOTHING)
+    assert not shown.slow
 
 
 def test_a_driver_update_is_first_class_and_another_change_is_not_one() -> None:
     def updates(**changed: str) -> int:
         shown = page(
             Material(MADE, (row(),), (record(0), record(1, **changed))),
-            NOBODY,
+            NOTHING,
         )
         return len(shown.updates)
 
@@ -173,20 +183,20 @@ def test_a_driver_update_is_first_class_and_another_change_is_not_one() -> None:
 
 
 def test_the_worst_comes_first_then_who_is_slow() -> None:
+    hosts = (("b", "2", "PASS"), ("a", "1", "PASS"), ("c", "3", "BUSY"), ("d", "4", "FAIL"))
     rows = tuple(
-        row(GpuLine("g", f"GPU-{host}", verdict, 1.0, 1.0), host=host, verdict=verdict)
-        for host, verdict in (("a", "PASS"), ("b", "PASS"), ("c", "BUSY"), ("d", "FAIL"))
+        row(GpuLine("g", f"GPU-{n}", verdict, 1.0, 1.0), host=f"gpu-{host}", verdict=verdict)
+        for host, n, verdict in hosts
     )
-    judges = replace(NOBODY, slow=lambda _: [Slow(GpuKey("GPU-b", "", 1), "tg", "slow")])
-    shown = page(Material(MADE, rows, ()), judges)
-    assert [gpu.host for gpu in shown.gpus] == ["d", "c", "b", "a"]
+    shown = page(Material(MADE, rows, tuple(slow_fleet())), NOTHING)
+    assert [gpu.host[-1] for gpu in shown.gpus] == ["d", "c", "a", "b", "e", "f"]
     assert shown.hosts == {"FAIL": 1, "BUSY": 1, "PASS": 2}
 
 
 def test_a_host_without_a_gpu_and_a_gpu_without_a_row_are_on_the_page() -> None:
     unreached = Row(host="gpu-b", verdict="NOT VERIFIED", reason=("run: found no end",))
     gone = record(gpu_uuid="GPU-gone", host="gpu-c")
-    shown = page(Material(MADE, (row(), unreached), (record(), gone)), NOBODY)
+    shown = page(Material(MADE, (row(), unreached), (record(), gone)), NOTHING)
     assert [(gpu.host, gpu.verdict) for gpu in shown.gpus] == [
         ("gpu-b", "NOT VERIFIED"), ("gpu-a", "PASS"), ("gpu-c", ""),
     ]  # fmt: skip
@@ -198,14 +208,14 @@ def test_a_host_without_a_gpu_and_a_gpu_without_a_row_are_on_the_page() -> None:
 def test_of_several_gpus_each_has_a_line_and_all_together_one() -> None:
     gpus = [GpuLine("g", f"GPU-{n}", "PASS", 1.0, 1.0) for n in range(2)]
     together = record(gpu_uuid="", gpus=2)
-    shown = page(Material(MADE, (row(*gpus),), (together,)), NOBODY)
+    shown = page(Material(MADE, (row(*gpus),), (together,)), NOTHING)
     assert [gpu.name for gpu in shown.gpus] == ["all 2 GPUs together", "g", "g"]
     assert shown.gpus[0].tg == 150.0
     assert sum(shown.counted.values()) == 2
 
 
 def test_an_empty_fleet_says_that_nothing_is_proven() -> None:
-    text = render(Material(MADE, (), ()), NOBODY)
+    text = render(Material(MADE, (), ()), NOTHING)
     assert "nothing is proven" in text
 
 
@@ -227,7 +237,7 @@ def test_only_gpus_of_one_model_and_setting_stand_in_one_distribution() -> None:
     records = [record(gpu_uuid=f"GPU-{n}") for n in range(3)]
     records += [record(gpu_uuid="GPU-x", gpu_info="NVIDIA H200", median_ts=360.0)]
     records += [record(gpu_uuid="GPU-y", busy=("in use",), median_ts=20.0)]
-    shown = page(Material(MADE, (), tuple(records)), NOBODY)
+    shown = page(Material(MADE, (), tuple(records)), NOTHING)
     assert [(group.gpus, group.low, group.high) for group in shown.groups] == [(3, 150.0, 150.0)]
 
 
@@ -235,7 +245,7 @@ def test_the_example_says_on_its_page_what_of_it_is_made_up() -> None:
     made = example()
     notes = NOTES
     text = Read(
-        render(Material(MADE, made.run.rows, made.records, made.results, notes=notes), NOBODY)
+        render(Material(MADE, made.run.rows, made.records, made.results, notes=notes), NOTHING)
     ).text
     for note in NOTES:
         assert note in text
