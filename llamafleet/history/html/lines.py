@@ -11,7 +11,7 @@ from llamafleet.history.html.view import ChangeView, SeriesView, rate
 from llamafleet.history.record import Record, Test
 from llamafleet.history.series import Series, around, changes, middle
 
-SHOWN = ("flash attention", "KV type", "n_batch", "number of GPUs")
+SHOWN = ("flash attention", "KV type", "n_batch")
 """Of comparable.MEASURED, beside model and test."""
 
 TESTS: Mapping[Test, str] = {"pp": "prompt processing", "tg": "generation"}

@@ -87,6 +87,7 @@ const KEYS = {
   End: (series, at, last) => last,
 };
 all("figure.history").forEach((figure) => {
+  one("output", figure.parentElement).textContent = "Arrow keys or the pointer read its runs.";
   figure.addEventListener("keydown", (event) => {
     if (!KEYS[event.key]) return;
     event.preventDefault();

@@ -15,7 +15,7 @@ from llamafleet.terminal import printable
 
 WIDTH, HEIGHT = 480, 190
 """Of a plot's own coordinates; shown at 340 to 620 pixels, so that text stays legible."""
-LEFT, RIGHT, TOP, BOTTOM = 62, 10, 22, 26
+LEFT, RIGHT, TOP, BOTTOM = 70, 10, 24, 26
 LEAST_RANGE = 0.10
 """Of the median: an axis that is narrower would blow up noise to drama."""
 MOST_POINTS = 400

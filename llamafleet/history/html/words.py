@@ -22,7 +22,8 @@ def difference(found: Comparison | None) -> str:
 
 
 def percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"
+    """Never as -0.0."""
+    return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f} %"
 
 
 def slow(found: Outlier) -> str:
