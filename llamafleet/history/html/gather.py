@@ -98,7 +98,6 @@ def _group(some: Sequence[Record], slow: Container[tuple[str, Test]]) -> GroupVi
 def _builds(rows: Iterable[Row]) -> Iterable[BuildView]:
     for row in rows:
         if row.built and row.built.wall_s is not None:
-            parts = list(row.built.phases.items())
-            said = "phases: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts)
-            drawn = plot.phases(parts, said) if parts else Markup("")
+            seconds = list(row.built.phases.values())
+            drawn = plot.phases(seconds) if seconds else Markup("")
             yield BuildView(row.host, row.build, row.built, drawn)

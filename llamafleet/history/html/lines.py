@@ -65,7 +65,8 @@ def _said(title: str, records: Sequence[Record], found: Sequence[ChangeView]) ->
     ]
     if busy := sum(bool(record.busy) for record in records):
         parts.append(f"{busy} of a GPU that was not free")
-    parts += [f"change {c.number}: {', '.join(c.what)}" for c in found]
+    if found:
+        parts.append(f"{len(found)} changes, told below")
     return "; ".join(parts)
 
 

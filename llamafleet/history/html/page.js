@@ -110,24 +110,20 @@ all("figure.history").forEach((figure) => {
 });
 
 // -- on demand ------------------------------------------------------------------------------------
-const COLUMNS = ["time", "t/s", "±", "driver", "toolkit", "build", "not free"];
-async function runs(button) {
-  const series = (await load()).series[button.dataset.runs];
+function put(button, names, rows) {
   const table = document.createElement("table");
   const head = table.createTHead().insertRow();
-  for (const name of COLUMNS) {
+  for (const name of names) {
     const cell = document.createElement("th");
     cell.scope = "col";
     cell.textContent = name;
     head.append(cell);
   }
   const body = table.createTBody();
-  series.rate.forEach((rate, i) => {
+  for (const texts of rows) {
     const row = body.insertRow();
-    const told = ["driver", "toolkit", "build", "busy"].map((key) => series.texts[series[key][i]]);
-    const cells = [day(series.time[i]), rate.toFixed(1), series.spread[i].toFixed(1), ...told];
-    for (const text of cells) row.insertCell().textContent = text;
-  });
+    for (const text of texts) row.insertCell().textContent = text;
+  }
   const box = document.createElement("div");
   box.className = "scroll";
   box.tabIndex = 0;
@@ -136,6 +132,23 @@ async function runs(button) {
   box.append(table);
   button.replaceWith(box);
   box.focus();
+}
+async function runs(button) {
+  const series = (await load()).series[button.dataset.runs];
+  const names = ["driver", "toolkit", "build", "busy"];
+  const told = (i) => names.map((name) => series.texts[series[name][i]]);
+  const rows = series.rate.map((rate, i) => [
+    day(series.time[i]), rate.toFixed(1), series.spread[i].toFixed(1), ...told(i),
+  ]);
+  put(button, ["time", "t/s", "±", "driver", "toolkit", "build", "not free"], rows);
+}
+async function evidence(button) {
+  const result = (await load()).results[button.dataset.evidence];
+  const gpu = result.gpus.find((one) => one.uuid === button.dataset.gpu);
+  const host = !gpu || result.gpus.length === 1 ? result.checks : [];
+  const names = ["name", "status", "found", "expected", "next"];
+  const checks = [...(gpu ? gpu.checks : []), ...host];
+  put(button, ["check", ...names.slice(1)], checks.map((one) => names.map((name) => one[name])));
 }
 async function copy(button) {
   const text = JSON.stringify((await load()).results[button.dataset.copy], null, 1);
@@ -158,6 +171,7 @@ document.addEventListener("click", (event) => {
   if (!button) return;
   if (button.dataset.runs) runs(button);
   if (button.dataset.copy) copy(button);
+  if (button.dataset.evidence) evidence(button);
   if (button.dataset.open) {
     const open = button.dataset.open === "yes";
     all("details.gpu").forEach((gpu) => (gpu.open = open));

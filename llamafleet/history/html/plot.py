@@ -91,8 +91,8 @@ def axes(points: Sequence[Point]) -> Axes:
 
 
 def history(points: Sequence[Point], marks: Sequence[tuple[datetime, int]], title: str) -> Markup:
-    """Figures over time: a line with dots, rings for those that are no baseline, and a numbered
-    line for each change. `points` in time's order, one at least."""
+    """Figures over time: a line with dots (the page's style has them), rings for those that are no
+    baseline, and a numbered line for each change. `points` in time's order, one at least."""
     frame = axes(points)
     parts = [*_value_ticks(frame.vertical), *_time_ticks(frame.across)]
     parts += _marks(frame.across, marks)
@@ -100,7 +100,6 @@ def history(points: Sequence[Point], marks: Sequence[tuple[datetime, int]], titl
     busy = [frame.at(point) for point in points if point.busy]
     if free:
         parts.append(f'<path class="line" d="{_polyline(free)}"/>')
-        parts.append(f'<path class="dots" d="{_dots(free)}"/>')
     parts += [f'<circle class="busy" cx="{x:g}" cy="{y:g}" r="3.5"/>' for x, y in busy]
     parts.append('<circle class="cursor" r="5"/>')
     return _svg("".join(parts), HEIGHT, title)
@@ -112,7 +111,8 @@ def sparkline(values: Sequence[float]) -> Markup:
         return Markup("")
     low, high = value_range(values)
     across, vertical = Axis(0, len(values) - 1, 2, 78), Axis(low, high, 18, 2)
-    line = _polyline([(across.at(i), vertical.at(value)) for i, value in enumerate(values)])
+    places = [(across.at(i), vertical.at(value)) for i, value in enumerate(values)]
+    line = _polyline(places, 10)
     return Markup(
         '<svg class="spark" viewBox="0 0 80 20" aria-hidden="true">'
         f'<path class="line" d="{line}"/></svg>'
@@ -162,17 +162,18 @@ def _stacked(dots: list[tuple[float, Dot]]) -> list[tuple[float, int, Dot]]:
     return placed
 
 
-def phases(parts: Sequence[tuple[str, float]], title: str) -> Markup:
-    """A bar of what took how long; the names stand in the text beside it."""
-    total = sum(seconds for _, seconds in parts) or 1.0
+def phases(seconds: Sequence[float]) -> Markup:
+    """A bar of what took how long; the text beside it says the same."""
+    total = sum(seconds) or 1.0
     drawn, at = [], 0.0
-    for number, (name, seconds) in enumerate(parts):
-        width = round(WIDTH * seconds / total, 1)
-        told = f"<title>{_text(name)}: {seconds:.1f} s</title>"
-        bar = f'x="{at:g}" y="0" width="{width:g}" height="14"'
-        drawn.append(f'<rect class="phase p{number % 6}" {bar}>{told}</rect>')
+    for number, one in enumerate(seconds):
+        width = round(WIDTH * one / total, 1)
+        drawn.append(f'<path class="p{number % 6}" d="M{at:g} 0h{width:g}v14h-{width:g}z"/>')
         at += width
-    return _svg("".join(drawn), 14, title, "bar")
+    return Markup(
+        f'<svg class="bar" viewBox="0 0 {WIDTH} 14" preserveAspectRatio="none" aria-hidden="true">'
+        f"{''.join(drawn)}</svg>"
+    )
 
 
 # -- parts -----------------------------------------------------------------------------------------
@@ -183,27 +184,20 @@ def _text(value: str) -> Markup:
     return escape(printable(value))
 
 
-def _svg(inside: str, height: int, title: str, kind: str = "plot") -> Markup:
+def _svg(inside: str, height: int, title: str) -> Markup:
     return Markup(
-        f'<svg class="{kind}" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{_text(title)}">{inside}</svg>'
     )
 
 
-def _polyline(points: Sequence[tuple[float, float]]) -> str:
-    """A path in tenths, relative after its first point: half the size of an absolute one."""
-    tenths = [(round(x * 10), round(y * 10)) for x, y in points]
-    head = f"M{tenths[0][0] / 10:g} {tenths[0][1] / 10:g}"
-    steps = [f"{(x - u) / 10:g} {(y - v) / 10:g}" for (u, v), (x, y) in pairwise(tenths)]
+def _polyline(points: Sequence[tuple[float, float]], parts: int = 1) -> str:
+    """A path through `points`, each to 1/`parts` of a unit; steps are relative, as that is half
+    the size."""
+    grid = [(round(x * parts), round(y * parts)) for x, y in points]
+    head = f"M{grid[0][0] / parts:g} {grid[0][1] / parts:g}"
+    steps = [f"{(x - u) / parts:g} {(y - v) / parts:g}" for (u, v), (x, y) in pairwise(grid)]
     return (head + "l" + " ".join(steps) if steps else head).replace(" -", "-")
-
-
-def _dots(points: Sequence[tuple[float, float]]) -> str:
-    """Lines of no length, which round ends make dots."""
-    tenths = [(round(x * 10), round(y * 10)) for x, y in points]
-    steps = [f"m{(x - u) / 10:g} {(y - v) / 10:g}h0" for (u, v), (x, y) in pairwise(tenths)]
-    head = f"M{tenths[0][0] / 10:g} {tenths[0][1] / 10:g}h0"
-    return (head + "".join(steps)).replace(" -", "-")
 
 
 def _value_ticks(axis: Axis) -> list[str]:

@@ -110,6 +110,17 @@ class GpuView:
     single: bool
     """One GPU, not several together."""
 
+    @property
+    def needs_look(self) -> bool:
+        """Its evidence stands on the page; that of others, which is much and all green, a script
+        unpacks."""
+        return bool(self.slow) or any(check.status != "pass" for check in self.checks)
+
+    @property
+    def opened(self) -> bool:
+        """Shown at once."""
+        return self.needs_look or self.verdict not in (PASS, "")
+
 
 class GroupView(NamedTuple):
     """GPUs of one model under the same settings."""

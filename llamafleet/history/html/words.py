@@ -9,14 +9,14 @@ from llamafleet.history.outliers import Outlier
 
 def difference(found: Comparison | None) -> str:
     """How much B differs from A and how sure that is, or why it can't be said; beside the
-    answer."""
+    answer. In brackets the interval of 95 % confidence."""
     if found is None:
         return "figures of a free and healthy GPU are on one side alone"
     parts = list(found.why)
     if found.ratio is not None:
         text = percent(found.ratio)
         if found.low is not None and found.high is not None:
-            text += f" ({percent(found.low)} to {percent(found.high)}, 95 % confidence)"
+            text += f" ({percent(found.low)} to {percent(found.high)})"
         parts.insert(0, text)
     return "; ".join(parts)
 

@@ -236,6 +236,18 @@ def test_runs_and_the_result_are_shown_as_they_are_kept(opened: Opened, tmp_path
     assert shown == json.loads(json.dumps(asdict(wanted)))
 
 
+def test_evidence_of_a_green_gpu_is_unpacked(opened: Opened, tmp_path: Path) -> None:
+    records = tuple(record(n) for n in range(2))
+    result = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1"),))
+    text = render(Material(MADE, (row(),), records, {"gpu-a": result}), NOTHING)
+    page = show(opened, text, tmp_path)
+    page.get_by_role("button", name="Evidence: 2 checks, all green").click()
+    table = page.get_by_role("region", name="Evidence of gpu-a NVIDIA GeForce RTX 4090")
+    assert table.locator("tbody tr").all_text_contents() == [
+        "offloadpass33 of 33 layers33 of 33", "library_originpass4 librariesthis build",
+    ]  # fmt: skip
+
+
 def test_every_link_leads_somewhere_and_opens_its_gpu(opened: Opened, tmp_path: Path) -> None:
     page = show(opened, fleet_page(), tmp_path)
     for link in page.locator("a[href^='#']").all():
