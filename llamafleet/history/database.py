@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
 from sqlalchemy.types import TypeDecorator
 
 from llamafleet.history.record import Record
+from llamafleet.history.records import VARIABLE
 from llamafleet.terminal import conceal, printable
 
 FILE = "history.db"
@@ -34,9 +35,6 @@ BUSY_S = 60
 
 LOCK = 0x6C6C616D61
 """Of PostgreSQL's advisory locks the one of a change of form: "llama"."""
-
-VARIABLE = "LLAMAFLEET_HISTORY"
-"""Of the environment: the URL, which may hold a password."""
 
 SCHEMES = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 

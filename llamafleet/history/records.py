@@ -17,6 +17,9 @@ from llamafleet.protocol.result import Benchmark, GpuRow, Rates, Result, Verdict
 if TYPE_CHECKING:
     from llamafleet.history.database_import import Taken
 
+VARIABLE = "LLAMAFLEET_HISTORY"
+"""Of the environment: the database's URL, which may hold a password."""
+
 ID_DIGITS = 32
 """Hexadecimal digits of a record's id: 128 bits."""
 
