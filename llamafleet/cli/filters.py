@@ -12,7 +12,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.record import Test
-from llamafleet.history.records import Filter, History
+from llamafleet.history.records import VARIABLE, Filter, History
 from llamafleet.history.window import WindowError, parse
 from llamafleet.protocol.result import Verdict
 from llamafleet.terminal import printable
@@ -87,11 +87,11 @@ results_option = click.option(
 )
 database_option = click.option(
     "--database",
-    envvar="LLAMAFLEET_HISTORY",
+    envvar=VARIABLE,
     metavar="URL",
     default="",
     help="postgresql://USER@HOST/NAME or sqlite:///FILE instead of RESULTS/history.db; better "
-    "told by the variable LLAMAFLEET_HISTORY, since a password in a command is seen by all.",
+    f"told by the variable {VARIABLE}, since a password in a command is seen by all.",
 )
 
 

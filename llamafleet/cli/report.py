@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,6 +12,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.files import write_text
+from llamafleet.history.records import VARIABLE, History, keep_up
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
 
@@ -81,6 +83,8 @@ def report(
     how = Wanted(_form(form, in_json), output, results)
     _refuse(how, wanted, as_example)
     runs = Runs(results)
+    for line in [] if as_example else keep_up(results):
+        click.echo(f"Warning: {line}", err=True)
     try:
         if as_example:
             code = _example(how)
@@ -151,11 +155,14 @@ def _example(how: Wanted) -> int:
 
 def _page(run: Run, results: Path) -> str:
     from llamafleet.cli.page import page_of
+    from llamafleet.history.database import HistoryError
     from llamafleet.history.fleet import newest
-    from llamafleet.history.records import History
 
     fleet = newest(run, results)
-    records = tuple(History(results).records())
+    try:
+        records = tuple(History(results, os.environ.get(VARIABLE, "")).records())
+    except HistoryError as error:
+        raise BadInput(str(error)) from error
     return page_of(run, fleet.rows, records, fleet.results, fleet.unread)
 
 

@@ -18,10 +18,9 @@ from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
 from sqlalchemy.types import TypeDecorator
 
 from llamafleet.history.record import Record
+from llamafleet.history.records import VARIABLE
+from llamafleet.history.store import DATABASE
 from llamafleet.terminal import conceal, printable
-
-FILE = "history.db"
-"""Below the folder of results."""
 
 HEAD = "0001"
 """The newest form: the last of migrations/versions."""
@@ -34,9 +33,6 @@ BUSY_S = 60
 
 LOCK = 0x6C6C616D61
 """Of PostgreSQL's advisory locks the one of a change of form: "llama"."""
-
-VARIABLE = "LLAMAFLEET_HISTORY"
-"""Of the environment: the URL, which may hold a password."""
 
 SCHEMES = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
@@ -129,7 +125,7 @@ SOURCES = sa.Table(
 def url_of(results: Path, told: str) -> URL:
     """`told`: a URL, or "" for the file below the folder of results. Raises HistoryError."""
     if not told:
-        return URL.create(SCHEMES["sqlite"], database=str(results / FILE))
+        return URL.create(SCHEMES["sqlite"], database=str(results / DATABASE))
     try:
         url = make_url(told)
     except (sa.exc.ArgumentError, ValueError) as error:
