@@ -9,6 +9,7 @@ from llamafleet.cli.deploy import check, deploy
 from llamafleet.cli.diagnose import diagnose
 from llamafleet.cli.fit import fit
 from llamafleet.cli.fix import fix
+from llamafleet.cli.history import history
 from llamafleet.cli.image import image
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
@@ -29,7 +30,7 @@ def main() -> None:
 
 COMMANDS = (
     *(check, deploy, image, plan, snapshot, diagnose, fit, fix),
-    *(report, upstream, watch, wheelhouse),
+    *(history, report, upstream, watch, wheelhouse),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -8,12 +8,17 @@ from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamafleet.history.record import Record, Test
-from llamafleet.history.store import read_result
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.result import Benchmark, GpuRow, Rates, Result, Verdict
+
+if TYPE_CHECKING:
+    from llamafleet.history.database_import import Taken
+
+VARIABLE = "LLAMAFLEET_HISTORY"
+"""Of the environment: the database's URL, which may hold a password."""
 
 ID_DIGITS = 32
 """Hexadecimal digits of a record's id: 128 bits."""
@@ -45,9 +50,11 @@ class Filter:
     """False: figures of free GPUs alone; True: the others alone."""
     together: bool | None = None
     """False: of single GPUs or the CPU; True: of several GPUs together."""
+    last: int | None = None
+    """Of those that match only so many, the newest ones."""
 
     def matches(self, record: Record) -> bool:
-        """What the database does in SQL."""
+        """Whether it is one of them, but for `last`: what the database does in SQL."""
         time = record.test_time
         return (
             all(_any(patterns, record, fields) for patterns, fields in self.columns())
@@ -77,26 +84,50 @@ ALL = Filter()
 
 def _any(patterns: Sequence[str], record: Record, fields: Iterable[str]) -> bool:
     values = [getattr(record, field) for field in fields]
-    return not patterns or any(fnmatchcase(v, p) for v in values for p in patterns)
+    return not patterns or any(
+        fnmatchcase(v, p.replace("[", "[[]")) for v in values for p in patterns
+    )
 
 
 class History:
-    """All records below a folder of results."""
+    """All records that a folder of results and its database hold.
+
+    Everything here raises HistoryError of database.py, where the database can't be used.
+    """
 
     def __init__(self, results: Path, url: str = "") -> None:
         """`url`: of a database as SQLAlchemy takes it; "": a file in the folder of results."""
         self.results = results
         self.url = url
 
+    def take_in(self) -> Taken:
+        """Keep what is new below the folder of results; it may be asked for as often as one likes,
+        by several processes at a time."""
+        from llamafleet.history import database, database_import
+
+        with database.opened(self.results, self.url) as engine:
+            return database_import.take_in(engine, self.results)
+
+    def add(self, records: Iterable[Record]) -> int:
+        """Keep records from elsewhere; returns how many were not there before."""
+        from llamafleet.history import database, database_import
+
+        with database.opened(self.results, self.url) as engine, database.writing(engine) as to:
+            return database_import.put(to, records)
+
     def records(self, wanted: Filter = ALL) -> Iterator[Record]:
         """Oldest first."""
-        found: dict[str, Record] = {}
-        for path in sorted(self.results.glob("*/*.json")):
-            result = read_result(path)
-            if isinstance(result, Result):
-                source = str(path.relative_to(self.results))
-                found.update((record.id, record) for record in records_of(result, "", source))
-        yield from sorted(filter(wanted.matches, found.values()), key=lambda one: one.test_time)
+        from llamafleet.history import database, database_read
+
+        with database.opened(self.results, self.url) as engine:
+            yield from database_read.read(engine, wanted)
+
+    def count(self, wanted: Filter = ALL) -> int:
+        """How many records there are, whatever `wanted.last` is."""
+        from llamafleet.history import database, database_read
+
+        with database.opened(self.results, self.url) as engine:
+            return database_read.count(engine, wanted)
 
 
 def records_of(result: Result, run_id: str = "", source: str = "") -> tuple[Record, ...]:
@@ -155,6 +186,7 @@ def _both(benchmark: Benchmark, common: Fields) -> Iterable[Record]:
         "n_threads": benchmark.threads or None,
         "peak_vram_mib": benchmark.peak_vram_mib,
         "load_s": benchmark.load_s,
+        "utilisation": benchmark.gpu.utilisation_mean if benchmark.gpu else None,
     }
     yield _record("pp", "n_prompt", benchmark.pp, common)
     yield _record("tg", "n_gen", benchmark.tg, common)

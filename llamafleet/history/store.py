@@ -36,6 +36,10 @@ LARGEST = 4 << 20
 """Characters of a stored result that are read; one of 16 GPUs has some 100,000."""
 
 
+VERIFIED = "verified"
+"""Among what changed: the figures were measured in that run."""
+
+
 @dataclass(frozen=True)
 class Built:
     """What a build cost, by its stamp; None: not told."""
