@@ -24,8 +24,8 @@ PEERS = 4
 NEWEST = 5
 """Runs of a GPU that count: its state now, and no single hiccup."""
 NARROWEST = 0.005
-"""The least spread, as a share of the median, that peers are taken to have: of four H200s that
-nothing distinguishes it is 0.4 % (2026-11-26), and equal peers would make a trifle infinite."""
+"""The least spread, as a share of the median, that peers are taken to have: of four H200s of two
+hosts it is 0.4 % (2026-11-26), and equal peers would make a trifle infinite."""
 MAD_TO_SIGMA = 1 / NormalDist().inv_cdf(0.75)
 """1.4826: so many MADs are a standard deviation of normal figures."""
 
@@ -105,7 +105,8 @@ def find_outliers(records: Iterable[Record]) -> list[Group]:
     """Every group of peers, with those of its GPUs that are slow."""
     groups = _groups(records)
     slow = {key: _slow(gpus) for key, gpus in groups.items()}
-    return [_group(key, gpus, slow) for key, gpus in groups.items()]
+    found = [_group(key, gpus, slow) for key, gpus in groups.items()]
+    return sorted(found, key=lambda one: (one.card, one.model, one.build, one.test))
 
 
 Key = tuple[object, ...]
