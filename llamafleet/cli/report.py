@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from llamafleet.cli.errors import BadInput
+from llamafleet.history.records import keep_up
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
 
@@ -36,6 +37,8 @@ def report(context: click.Context, wanted: str | None, in_json: bool, results: P
     be read. A list of all judges nothing: 0 or 2.
     """
     runs = Runs(results)
+    for line in keep_up(results):
+        click.echo(f"Warning: {line}", err=True)
     try:
         if wanted == ALL:
             code = _list(runs, in_json)

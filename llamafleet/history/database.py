@@ -19,10 +19,8 @@ from sqlalchemy.types import TypeDecorator
 
 from llamafleet.history.record import Record
 from llamafleet.history.records import VARIABLE
+from llamafleet.history.store import DATABASE
 from llamafleet.terminal import conceal, printable
-
-FILE = "history.db"
-"""Below the folder of results."""
 
 HEAD = "0001"
 """The newest form: the last of migrations/versions."""
@@ -127,7 +125,7 @@ SOURCES = sa.Table(
 def url_of(results: Path, told: str) -> URL:
     """`told`: a URL, or "" for the file below the folder of results. Raises HistoryError."""
     if not told:
-        return URL.create(SCHEMES["sqlite"], database=str(results / FILE))
+        return URL.create(SCHEMES["sqlite"], database=str(results / DATABASE))
     try:
         url = make_url(told)
     except (sa.exc.ArgumentError, ValueError) as error:

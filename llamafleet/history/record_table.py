@@ -13,7 +13,9 @@ HEADERS = ("time (UTC)", "host", "GPU", "test", "t/s", "driver", "build", "verdi
 RIGHT = HEADERS.index("t/s")
 GIVES_WAY = HEADERS.index("host"), HEADERS.index("GPU")
 """Columns that are cut where there is no room."""
-LONGEST = {"host": 20, "GPU": 40, "driver": 12, "build": 8}
+LONGEST = {"host": 20, "GPU": 40, "driver": 12}
+BUILD_SHOWN = 8
+"""Digits of a fingerprint or a commit."""
 
 Cells = tuple[str, ...]
 
@@ -47,7 +49,7 @@ def _cells(record: Record) -> Cells:
         f"{record.test}{record.n_prompt or record.n_gen}",
         f"({rate})" if record.busy else rate,
         record.driver,
-        record.fingerprint or record.build_commit,
+        (record.fingerprint or record.build_commit)[:BUILD_SHOWN],
         record.verdict or "",
     )
     shown = (printable(text) or "-" for text in told)

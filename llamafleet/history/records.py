@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llamafleet.history.record import Record, Test
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.result import Benchmark, GpuRow, Rates, Result, Verdict
+from llamafleet.terminal import printable
 
 if TYPE_CHECKING:
     from llamafleet.history.database_import import Taken
@@ -128,6 +130,23 @@ class History:
 
         with database.opened(self.results, self.url) as engine:
             return database_read.count(engine, wanted)
+
+
+def keep_up(results: Path) -> list[str]:
+    """Take in what is new below a folder of results; what there is to say of it, a printable line
+    each. Whatever is wrong with the history, a run or a report goes on; who may not write there has
+    nothing to keep."""
+    url = os.environ.get(VARIABLE, "")
+    if not os.access(results, os.W_OK if not url else os.R_OK):
+        return []
+    try:
+        from llamafleet.history.database import HistoryError
+    except ImportError as error:
+        return [f"history: found no {error.name}; expected what setup.sh brings; next: sh setup.sh"]
+    try:
+        return list(map(printable, History(results, url).take_in().aside))
+    except (HistoryError, OSError) as error:
+        return [printable(str(error))]
 
 
 def records_of(result: Result, run_id: str = "", source: str = "") -> tuple[Record, ...]:

@@ -27,7 +27,12 @@ from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
 
 LOCAL = "@local"
-TAKEN = ("local", "runs", "last-run.json")
+DATABASE = "history.db"
+"""The history, where it is a file of SQLite."""
+TAKEN = (
+    *("local", "runs", "last-run.json"),
+    *(DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal"),
+)
 """Names in the folder of results that mean something else than a host called so."""
 LONGEST_NAME = 200
 """Characters; file systems take 255 bytes."""

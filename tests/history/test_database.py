@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from llamafleet.history.database import FILE, HEAD, KINDS, METADATA, HistoryError, opened, url_of
+from llamafleet.history.database import HEAD, KINDS, METADATA, HistoryError, opened, url_of
 from llamafleet.history.record import Record
 from llamafleet.history.records import Filter, History, records_of, with_id
 from llamafleet.history.runs import Runs
-from llamafleet.history.store import VERIFIED, Row, Store
+from llamafleet.history.store import DATABASE, VERIFIED, Row, Store
 from llamafleet.protocol.result import Result
 from llamafleet.terminal import masked
 from tests.history import RESULT, benchmark, gpu
@@ -304,10 +304,10 @@ def test_a_newer_form_is_refused(history: History) -> None:
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text("not a database, but longer than its header is" * 100)
+    (tmp_path / DATABASE).write_text("not a database, but longer than its header is" * 100)
     with pytest.raises(HistoryError) as error:
         History(tmp_path).count()
-    assert f"next: mv {tmp_path / FILE} {tmp_path / FILE}.unreadable" in str(error.value)
+    assert f"next: mv {tmp_path / DATABASE} {tmp_path / DATABASE}.unreadable" in str(error.value)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
