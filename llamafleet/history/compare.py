@@ -62,8 +62,26 @@ AXES: dict[By, Axis] = {
 }
 
 
+FIELDS: dict[By, str] = {
+    "driver": "drivers",
+    "toolkit": "toolkits",
+    "build": "builds",
+    "host": "hosts",
+    "gpu": "gpus",
+}
+"""Of records.Filter."""
+
+
 class NotFound(Exception):
     """No record has that value; the text may hold what hosts said."""
+
+
+def patterns(by: By, value: str) -> tuple[str, ...]:
+    """For records.Filter: all that `select` takes, so that a database reads no more than that."""
+    part = AXES[by].part
+    if part is None:
+        return (value,)
+    return value, f"{value}{part}*", f"GPU-{value}{part}*"
 
 
 def select(records: Iterable[Record], by: By, value: str) -> list[Record]:

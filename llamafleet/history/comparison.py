@@ -22,8 +22,8 @@ Answer = Literal["faster", "slower", "no difference shown", "too few runs", "not
 ALPHA = 0.05
 """One in twenty of what does not differ would be called different, were LEAST not there too."""
 LEAST = 0.01
-"""A smaller difference is not spoken of: four H200s that nothing distinguishes lie 0.8 % apart in
-pp and 0.9 % in tg with the 7B model, one H200 0.4 % between two runs (2026-11-26)."""
+"""A smaller difference is not spoken of: four H200s of two hosts, with one driver, lie 0.8 % apart
+in pp and 0.9 % in tg with the 7B model, one H200 0.4 % between two runs (2026-11-26)."""
 MOST_RUNS = 100
 """Of one GPU on either side: the newest."""
 ENOUGH = "4 runs on either side on one GPU, or 1 on either side on 6 GPUs"

@@ -1,9 +1,9 @@
 """GPUs that are slower than others of their model, with the same build and the same model.
 
 A GPU is its newest runs, by their median; it is judged by the median of its peers and the median of
-their distances from that (MAD). A GPU is flagged only where it is apart both as statistics go (Z)
-and as people feel it (LEAST). Figures of BUSY runs are no peers, but they are judged: most that
-makes a GPU slow makes it BUSY.
+their distances from that (MAD). It is flagged only where it is apart both as statistics go
+(z_limit) and as people feel it (LEAST). Figures of BUSY runs are no peers, but they are judged:
+most that makes a GPU slow makes it BUSY.
 """
 
 from __future__ import annotations
@@ -17,23 +17,31 @@ from llamafleet.history.comparable import BUILD, CARD, MEASURED
 from llamafleet.history.reasons import Slow, reasons
 from llamafleet.history.record import Record, Test
 
-Z = -3.5
-"""Modified z, at most: what Iglewicz and Hoaglin (1993) take. With -2 one healthy GPU in 40 is
-beyond, whatever the fleet; tests/bench/outliers.py has the false alarms of either."""
 LEAST = 0.05
 """Below the peers' median, at least."""
 PEERS = 4
-"""Free and healthy ones beside the judged GPU, at least: of three the MAD is often near nothing."""
+"""Free and healthy ones beside the judged GPU, at least."""
 NEWEST = 5
 """Runs of a GPU that count: its state now, and no single hiccup."""
 NARROWEST = 0.005
-"""The least spread, as a share of the median, that peers are taken to have: of four H200s that
-nothing distinguishes it is 0.4 % (2026-11-26), and equal peers would make a trifle infinite."""
+"""The least spread, as a share of the median, that peers are taken to have: of four H200s of two
+hosts it is 0.4 % (2026-11-26), and equal peers would make a trifle infinite."""
 MAD_TO_SIGMA = 1 / NormalDist().inv_cdf(0.75)
 """1.4826: so many MADs are a standard deviation of normal figures."""
 
 SAME = (*MEASURED, *CARD, BUILD)
 """Neither the driver nor the power limit: they are reasons."""
+
+
+def z_limit(peers: int) -> float:
+    """Modified z at or below which a GPU is apart from that many peers, PEERS or more.
+
+    The MAD of few peers is often near nothing: of normal figures one in 500 lies beyond -25 of 4
+    peers, one in 13,000 beyond -4.2 of 127. So far out, in 2 of 100 healthy fleets some GPU is
+    beyond in either test. The curve is fitted to what tests/bench/zlimit.py counted, to 4 %.
+    """
+    limit: float = -4 - 51 / (peers // 2 * 2 - 2) ** 1.26
+    return limit
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Outlier:
     apart: float
     """As a share of the peers' median; negative: slower."""
     z: float
+    """Modified z; at most z_limit(peers)."""
     likely: tuple[str, ...]
     """The likely reasons, the strongest first; empty: nothing in the records tells."""
     busy: bool
@@ -96,7 +105,8 @@ def find_outliers(records: Iterable[Record]) -> list[Group]:
     """Every group of peers, with those of its GPUs that are slow."""
     groups = _groups(records)
     slow = {key: _slow(gpus) for key, gpus in groups.items()}
-    return [_group(key, gpus, slow) for key, gpus in groups.items()]
+    found = [_group(key, gpus, slow) for key, gpus in groups.items()]
+    return sorted(found, key=lambda one: (one.card, one.model, one.build, one.test))
 
 
 Key = tuple[object, ...]
@@ -132,7 +142,9 @@ class _Judged:
     @property
     def flagged(self) -> bool:
         kind = self.peers[0].newest.test
-        return self.z <= Z and self.apart <= -comparable.least(kind, self.middle, LEAST)
+        return self.z <= z_limit(len(self.peers)) and self.apart <= -comparable.least(
+            kind, self.middle, LEAST
+        )
 
 
 def _slow(gpus: dict[Place, _Gpu]) -> dict[Place, _Judged]:

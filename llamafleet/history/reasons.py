@@ -38,7 +38,7 @@ def _processes(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str
 def _heat(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str]:
     for reason in THERMAL:
         seconds = own.throttled_s.get(reason, 0.0)
-        usual = _usual(peers, lambda r, reason=reason: r.throttled_s.get(reason, 0.0)) or 0.0
+        usual = median(r.throttled_s.get(reason, 0.0) for r in peers)
         if seconds > usual + THROTTLED_S:
             yield f"slowed down ({reason}) for {seconds:.1f} s{_warm(own, peers)}"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llamafleet.history.outliers import LEAST, PEERS, Outlier, Z, find_outliers
+from llamafleet.history import outliers
+from llamafleet.history.outliers import LEAST, PEERS, Outlier, find_outliers, z_limit
 from llamafleet.history.record import Record, Test
 from tests.history.made import record, runs
 
@@ -65,7 +66,7 @@ def test_a_planted_slow_gpu_with_its_planted_reason(
         assert one.gpu_uuid == record(SLOW).gpu_uuid
         assert one.host == record(SLOW).host
         assert one.peers == 7
-        assert one.z <= Z
+        assert one.z <= z_limit(7)
         assert one.apart <= -LEAST
         assert one.busy == bool(fields.get("busy"))
         assert len(one.likely) == 1
@@ -78,7 +79,7 @@ def test_a_reason_that_the_record_does_not_hold_is_not_made_up() -> None:
 
 def test_what_all_peers_have_is_no_reason() -> None:
     """A fleet that is capped throughout, on slow links, with a warm room."""
-    common = {
+    common: dict[str, Any] = {
         **{"power_limit_w": 500.0, "pcie_width": 8, "persistence": False},
         **{"throttled_s": {"thermal": 3.0}, "temperature_c": 85.0, "sm_clock_mhz": 1500.0},
     }
@@ -135,9 +136,9 @@ def test_a_hiccup_in_one_run_is_no_slow_gpu() -> None:
 
 def test_only_the_newest_runs_count() -> None:
     """It was slow in 20 runs, and has been repaired."""
-    old = [replace(r, median_ts=50.0) for r in fleet(count=20, day=-9.0)]
+    old = changed(fleet(count=20, day=-9.0), 0.5, 0.5)
+    assert len(found(old)) == 2
     assert not found([*old, *fleet()])
-    assert len(found([*changed(fleet(), 0.5, 0.5)])) == 2
 
 
 @pytest.mark.parametrize(
@@ -164,3 +165,22 @@ def test_figures_that_no_gpu_has_judge_nothing() -> None:
 
 def test_no_record_no_group() -> None:
     assert find_outliers([]) == []
+
+
+@pytest.mark.parametrize(
+    ("peers", "limit"), [(4, -25.3), (5, -25.6), (8, -9.2), (12, -6.7), (20, -5.3), (96, -4.2)]
+)
+def test_few_peers_must_be_further_away(peers: int, limit: float) -> None:
+    """As simulated: one in 50 healthy fleets has a GPU beyond, on either test together."""
+    assert z_limit(peers) == pytest.approx(limit, rel=0.03)
+
+
+def test_healthy_fleets_raise_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 fleets whose GPUs are 2 % apart, five times what is measured."""
+
+    def alarms() -> int:
+        return sum(bool(found([*runs(seed, 8, 1, apart=0, spread=0.02)])) for seed in range(100))
+
+    assert alarms() == 0
+    monkeypatch.setattr(outliers, "z_limit", lambda peers: -2.0)
+    assert alarms() > 5
