@@ -1,12 +1,14 @@
-"""The HTML report with who judges its figures."""
+"""The HTML report beside what is expected of each GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta
 
+from llamafleet.cli.bands import expected
+from llamafleet.cli.outliers import DAYS
 from llamafleet.history.html.render import render
-from llamafleet.history.html.view import Expected, Material
+from llamafleet.history.html.view import Material
 from llamafleet.history.record import Record
 from llamafleet.history.runs import Run
 from llamafleet.history.store import Row
@@ -19,19 +21,17 @@ def page_of(
     records: Sequence[Record],
     results: Mapping[str, Result],
     notes: Sequence[str],
+    *,
+    made: datetime,
 ) -> str:
     """The page of a fleet whose newest run that is."""
-    return render(
-        Material(
-            made=datetime.now(timezone.utc),
-            rows=tuple(rows),
-            records=tuple(records),
-            results=results,
-            head=f"run {run.id}",
-            notes=tuple(notes),
-        ),
-        EXPECTED,
+    material = Material(
+        made=made,
+        rows=tuple(rows),
+        records=tuple(records),
+        results=results,
+        head=f"run {run.id}",
+        judged_since=made - timedelta(days=DAYS),
+        notes=tuple(notes),
     )
-
-
-EXPECTED = Expected(roofline=lambda record: None, bands=lambda record: ())
+    return render(material, expected())

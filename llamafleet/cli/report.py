@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -144,7 +145,9 @@ def _example(how: Wanted) -> int:
     if how.form == "html":
         from llamafleet.cli.page import page_of
 
-        text = page_of(made.run, made.run.rows, made.records, made.results, NOTES)
+        # As on its day: later, its runs would be too old to say who is slow.
+        then = made.run.finished or datetime.now(timezone.utc)
+        text = page_of(made.run, made.run.rows, made.records, made.results, NOTES, made=then)
     else:
         text = _text(made.run, how.form)
     _put(text, how.output)
@@ -163,7 +166,8 @@ def _page(run: Run, results: Path) -> str:
         records = tuple(History(results, os.environ.get(VARIABLE, "")).records())
     except HistoryError as error:
         raise BadInput(str(error)) from error
-    return page_of(run, fleet.rows, records, fleet.results, fleet.unread)
+    now = datetime.now(timezone.utc)
+    return page_of(run, fleet.rows, records, fleet.results, fleet.unread, made=now)
 
 
 def _text(run: Run, form: Format) -> str:

@@ -15,7 +15,7 @@ from llamafleet.terminal import printable
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s")
 RIGHT = ("pp t/s", "tg t/s")
-SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:-])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:])")
 """What makes anything of a text but a text: a link, a mention, a table's cell, HTML."""
 
 

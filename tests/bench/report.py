@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 
 from llamafleet.cli.page import page_of
@@ -73,10 +73,10 @@ def main() -> None:
         results[some[-1].host] = some[-1]
         records += [record for one in some for record in records_of(one)]
     rows = [Row.of(host, one, (), ()) for host, one in results.items()]
-    now = datetime.now(timezone.utc)
+    now = max(record.test_time for record in records)
     run = Run("bench", now - timedelta(hours=1), (), tuple(results), len(rows), (), "complete", now)
     begun = time.process_time()
-    page = page_of(run, rows, records, results, ())
+    page = page_of(run, rows, records, results, (), made=now)
     seconds = time.process_time() - begun
     size = len(page.encode())
     print("| hosts | runs | GPUs each | measurements | size | CPU time |")

@@ -23,8 +23,8 @@ def test_a_table_with_a_line_for_each_gpu() -> None:
     assert len({line.count("|") for line in table}) == 1
     assert table[2:] == [
         r"| gpu\_a | 2x H100 | - | - | - | **BUSY** | 1.0 | 2.0 |",
-        r"|  | H100 GPU\-1 |  |  |  | PASS | 12,501.0 | 345.9 |",
-        r"|  | H100 GPU\-2 |  |  |  | BUSY | (12,538.0) | (64.8) |",
+        r"|  | H100 GPU-1 |  |  |  | PASS | 12,501.0 | 345.9 |",
+        r"|  | H100 GPU-2 |  |  |  | BUSY | (12,538.0) | (64.8) |",
     ]
     assert r"- **gpu\_a BUSY**: `why`" in lines
 

@@ -10,6 +10,7 @@ from statistics import median
 from markupsafe import Markup
 
 from llamafleet.history import comparable
+from llamafleet.history.bands import Bands
 from llamafleet.history.html import plot
 from llamafleet.history.html.gpus import gpus_of
 from llamafleet.history.html.lines import settings, title_of
@@ -17,7 +18,6 @@ from llamafleet.history.html.view import (
     WORST_FIRST,
     BuildView,
     ChangeView,
-    Expected,
     GpuView,
     GroupView,
     Material,
@@ -31,9 +31,9 @@ from llamafleet.history.series import series
 from llamafleet.history.store import Row
 
 
-def page(material: Material, expected: Expected) -> Page:
+def page(material: Material, bands: Bands) -> Page:
     """The page of a fleet; a fleet without any row makes an empty one."""
-    gpus = gpus_of(material, expected)
+    gpus = gpus_of(material, bands)
     return Page(
         material=material,
         gpus=gpus,

@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from llamafleet.history import comparable
+from llamafleet.history.bands import Bands, roofline
 from llamafleet.history.html import plot
 from llamafleet.history.html.lines import line_of
-from llamafleet.history.html.view import WORST_FIRST, Expected, GpuView, Material
+from llamafleet.history.html.view import WORST_FIRST, GpuView, Material
 from llamafleet.history.outliers import Outlier, find_outliers
 from llamafleet.history.record import Record, Test
 from llamafleet.history.series import GpuKey, Series, series
 from llamafleet.history.store import Row
+from llamafleet.history.words import of_bands
 from llamafleet.protocol.result import Check, Result
 
 
@@ -28,11 +30,11 @@ class _Place(NamedTuple):
     checks: tuple[Check, ...]
 
 
-def gpus_of(material: Material, expected: Expected) -> tuple[GpuView, ...]:
+def gpus_of(material: Material, bands: Bands) -> tuple[GpuView, ...]:
     by_gpu: dict[GpuKey, list[Series]] = defaultdict(list)
     for one in series(material.records):
         by_gpu[one.gpu].append(one)
-    slow = _slow(material.records)
+    slow = _slow(_recent(material))
     places = [place for row in material.rows for place in _places(row, material.results)]
     told = {place.key for place in places}
     places += [_gone(key, some) for key, some in by_gpu.items() if key not in told]
@@ -45,9 +47,14 @@ def gpus_of(material: Material, expected: Expected) -> tuple[GpuView, ...]:
         )
     )
     return tuple(
-        _gpu(f"gpu-{number}", place, by_gpu.get(place.key, []), slow.get(place.key, []), expected)
+        _gpu(f"gpu-{number}", place, by_gpu.get(place.key, []), slow.get(place.key, []), bands)
         for number, place in enumerate(places, 1)
     )
+
+
+def _recent(material: Material) -> list[Record]:
+    since = material.judged_since
+    return [r for r in material.records if since is None or r.test_time >= since]
 
 
 def _slow(records: Iterable[Record]) -> Mapping[GpuKey, list[Outlier]]:
@@ -89,14 +96,13 @@ def _gone(key: GpuKey, some: list[Series]) -> _Place:
     return _Place(key, last.host, name, "", None, ())
 
 
-def _gpu(
-    id: str, place: _Place, some: list[Series], slow: list[Outlier], expected: Expected
-) -> GpuView:
+def _gpu(id: str, place: _Place, some: list[Series], slow: list[Outlier], bands: Bands) -> GpuView:
     newest: dict[Test, Record] = {}
     for one in some:
         newest.setdefault(one.last.test, one.last)
     pp, tg = newest.get("pp"), newest.get("tg")
     last = pp or tg
+    found = roofline(tg, bands) if tg else None
     row = place.row
     main = next((one for one in some if one.last.test == "tg"), None)
     free = [r.median_ts for r in main.records if comparable.is_baseline(r)] if main else []
@@ -115,8 +121,13 @@ def _gpu(
         series=tuple(line_of(f"{id}-{n}", one) for n, one in enumerate(some, 1)),
         checks=place.checks,
         slow=tuple(slow),
-        roofline=expected.roofline(tg) if tg else None,
-        bands=tuple(line for record in (pp, tg) if record for line in expected.bands(record)),
+        roofline=found.share if found else None,
+        bands=tuple(line for one in (pp, tg) if one for line in _beside(one, bands)),
         spark=plot.sparkline(free[-30:]),
         single=place.key.gpus == 1,
     )
+
+
+def _beside(record: Record, bands: Bands) -> list[str]:
+    """What is expected of it; the first line names the GPU, which stands above."""
+    return [line.strip() for line in of_bands([record], bands)][1:]

@@ -14,15 +14,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from llamafleet.history.bands import Bands
 from llamafleet.history.html import words
 from llamafleet.history.html.gather import page
-from llamafleet.history.html.view import Expected, Material, Page, SeriesView, rate
+from llamafleet.history.html.view import Material, Page, SeriesView, rate
 from llamafleet.terminal import masked_data, printable
 
 HERE = Path(__file__).parent
 
 
-def render(material: Material, expected: Expected) -> str:
+def render(material: Material, bands: Bands) -> str:
     """One HTML document: no file, host or font beside it is asked for."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -34,7 +35,7 @@ def render(material: Material, expected: Expected) -> str:
     )
     environment.filters |= {"rate": rate, "difference": words.difference, "slow": words.slow}
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    shown = page(material, expected)
+    shown = page(material, bands)
     return environment.get_template("page.html.j2").render(
         page=shown,
         style=Markup(style),

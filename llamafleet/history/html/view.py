@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -15,19 +15,10 @@ from llamafleet.history.lastupdate import Updated
 from llamafleet.history.outliers import Outlier
 from llamafleet.history.record import Record
 from llamafleet.history.store import Built, Row
+from llamafleet.history.words import WARNING
 from llamafleet.protocol.result import FAIL, NOT_VERIFIED, PASS, Check, Result
 
 WORST_FIRST: tuple[str, ...] = (FAIL, NOT_VERIFIED, "BUSY", "CPU ONLY", PASS, "")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What is expected of a GPU; the report only shows it."""
-
-    roofline: Callable[[Record], float | None]
-    """Share of what the GPU's memory allows, of a record of generation; None: not known."""
-    bands: Callable[[Record], Sequence[str]]
-    """What is said of a record beside what is known of its GPU."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,8 @@ class Material:
     """The newest of each host, by its name."""
     head: str = ""
     """Which run it is."""
+    judged_since: datetime | None = None
+    """Older figures say nothing of who is slow now; None: all count."""
     notes: tuple[str, ...] = ()
     """What is to be known before anything else, as which hosts are made up."""
 
@@ -105,10 +98,17 @@ class GpuView:
     checks: tuple[Check, ...]
     slow: tuple[Outlier, ...]
     roofline: float | None
+    """Share of the rate that its memory's bandwidth allows."""
     bands: tuple[str, ...]
+    """Its figures beside what is expected of its kind, in lines."""
     spark: Markup
     single: bool
     """One GPU, not several together."""
+
+    @property
+    def warned(self) -> bool:
+        """It is below what is expected, which makes no verdict."""
+        return any(f"{WARNING} " in line for line in self.bands)
 
     @property
     def needs_look(self) -> bool:

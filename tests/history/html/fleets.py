@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
+from llamafleet.history.bands import Bands, Claims
 from llamafleet.history.record import Record, Test
+
+NOTHING = Bands(
+    references=(),
+    bandwidths=(),
+    models=frozenset(),
+    low_measured=0.9,
+    low_reported=0.8,
+    roofline_low=0.2,
+    claims=Claims("none", (50, 150), (18, 22), 90, (5, 15), "recalled"),
+)
+"""Nothing is expected of any GPU."""
 
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
 

@@ -16,8 +16,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
 from tests.history import RESULT
-from tests.history.html.fleets import record, slow_fleet
-from tests.history.html.test_render import HOSTILE, MADE, NOTHING, of_words, row
+from tests.history.html.fleets import NOTHING, record, slow_fleet
+from tests.history.html.test_render import HOSTILE, MADE, of_words, row
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
 

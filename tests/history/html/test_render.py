@@ -12,18 +12,18 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
+from llamafleet.history.bands import Bands, Bandwidth
 from llamafleet.history.example import NOTES, example
 from llamafleet.history.html.gather import page
 from llamafleet.history.html.render import render
-from llamafleet.history.html.view import Expected, Material
+from llamafleet.history.html.view import Material
 from llamafleet.history.record import Record
 from llamafleet.history.store import GpuLine, Row
 from llamafleet.protocol.result import Check
 from tests.history import RESULT
-from tests.history.html.fleets import record, slow_fleet
+from tests.history.html.fleets import NOTHING, record, slow_fleet
 
 MADE = datetime(2026, 11, 26, 22, 0, tzinfo=timezone.utc)
-NOTHING = Expected(roofline=lambda record: None, bands=lambda record: ())
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\u202e\x1b[31m' \" `{{7*7}}"
 
 
@@ -48,8 +48,8 @@ def row(*gpus: GpuLine, **changed: Any) -> Row:
     return Row(**{"host": "gpu-a", "verdict": "PASS", "gpus": told, **changed})
 
 
-def made(*records: Record, rows: tuple[Row, ...] = (), expected: Expected = NOTHING) -> str:
-    return render(Material(MADE, rows or (row(),), records, {"gpu-a": RESULT}), expected)
+def made(*records: Record, rows: tuple[Row, ...] = (), bands: Bands = NOTHING) -> str:
+    return render(Material(MADE, rows or (row(),), records, {"gpu-a": RESULT}), bands)
 
 
 def data(text: str) -> Any:
@@ -116,8 +116,7 @@ def of_words(note: str) -> str:
         head=f"run{note}",
         notes=(f"note{note}",),
     )
-    bands = (f"band{note}",)
-    return render(material, replace(NOTHING, bands=lambda _: bands))
+    return render(material, NOTHING)
 
 
 def test_what_hosts_say_stays_a_text() -> None:
@@ -137,16 +136,21 @@ def with_check(note: str) -> Any:
 def test_what_is_asked_for_is_on_the_page() -> None:
     drivers = ["575.57.08"] * 4 + ["580.95.05"] * 4
     records = [
-        record(n, driver=driver, median_ts=(150.0 if n < 4 else 144.0) + n / 10)
+        record(
+            n, driver=driver, median_ts=(150.0 if n < 4 else 144.0) + n / 10, model_size=3825872896
+        )
         for n, driver in enumerate(drivers)
     ]
     red = Check("offload", "fail", "17 of 33 layers", "expected 33", "deploy")
     result = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1", checks=(red,)),))
-    expected = Expected(roofline=lambda _: 0.73, bands=lambda _: ("met: 50-150 tokens/s",))
+    bandwidth = Bandwidth("GeForce RTX 4090", None, 1008.0, "recalled")
+    claims = replace(NOTHING.claims, gpu="GeForce RTX 4090")
+    bands = replace(NOTHING, bandwidths=(bandwidth,), claims=claims)
     material = Material(MADE, (row(),), tuple(records), {"gpu-a": result})
-    text = " ".join(Read(render(material, expected)).text.split())
+    text = " ".join(Read(render(material, bands)).text.split())
     for wanted in (
-        "1 hosts", "73 %", "met: 50-150 tokens/s",
+        "1 hosts", "55 %",
+        "guide: tokens per second 50-150: met: 144.7", "roofline: within: 55% of the 263.5 t/s",
         "Driver 575.57.08 -> 580.95.05, since 2026-03-29", "150.1 (4)", "144.6 (4)",
         "slower -3.7 % (-",
         "Evidence: 2 checks", "17 of 33 layers", "expected 33", "4 libraries",
