@@ -134,11 +134,11 @@ def _result(model: Result, host: str, gpu: GpuRow, week: int, new: bool) -> Resu
     """Of one GPU; the checks of the host stay as they were recorded."""
     back = timedelta(weeks=WEEKS - 1 - week).total_seconds()
     driver = model.inputs.driver if new else OLD_DRIVER
-    build, fingerprint = model.build, model.fingerprint
+    # Nothing was built there: without what a build costs.
+    made_of = BuildSummary(inputs=model.build.inputs, llama_cpp_python=model.build.llama_cpp_python)
+    fingerprint = model.fingerprint
     if week < REBUILT:
-        build = BuildSummary(**{
-            **vars(build), "inputs": {**(build.inputs or {}), "toolkit": OLD_TOOLKIT},
-        })  # fmt: skip
+        made_of = replace(made_of, inputs={**(made_of.inputs or {}), "toolkit": OLD_TOOLKIT})
         fingerprint = OLD_BUILD
     inputs = replace(
         model.inputs, fingerprint=fingerprint, driver=driver, gpus=(f"{gpu.name} {gpu.uuid}",)
@@ -151,7 +151,7 @@ def _result(model: Result, host: str, gpu: GpuRow, week: int, new: bool) -> Resu
         inputs=inputs,
         started=model.started - back,
         finished=model.finished - back,
-        build=build,
+        build=made_of,
         system=replace(model.system, driver=driver),
         checks=tuple(one for one in model.checks if one.name in ("library_origin", "control")),
         benchmark=None,

@@ -96,8 +96,10 @@ def _group(some: Sequence[Record], slow: Container[tuple[str, Test]]) -> GroupVi
 
 
 def _builds(rows: Iterable[Row]) -> Iterable[BuildView]:
-    for row in rows:
-        if row.built and row.built.wall_s is not None:
-            seconds = list(row.built.phases.values())
-            drawn = plot.phases(seconds) if seconds else Markup("")
-            yield BuildView(row.host, row.build, row.built, drawn)
+    """A phase has the same colour in each of them."""
+    built = [(row, row.built) for row in rows if row.built and row.built.wall_s is not None]
+    names = list(dict.fromkeys(name for _, one in built for name in one.phases))
+    for row, one in built:
+        parts = [(names.index(name), seconds) for name, seconds in one.phases.items()]
+        drawn = plot.phases(parts) if parts else Markup("")
+        yield BuildView(row.host, row.build, one, drawn)

@@ -121,7 +121,7 @@ def _gpu(id: str, place: _Place, some: list[Series], slow: list[Outlier], bands:
         series=tuple(line_of(f"{id}-{n}", one) for n, one in enumerate(some, 1)),
         checks=place.checks,
         slow=tuple(slow),
-        roofline=found.share if found else None,
+        roofline=found.share if found and found.answer != "not comparable" else None,
         bands=tuple(line for one in (pp, tg) if one for line in _beside(one, bands)),
         spark=plot.sparkline(free[-30:]),
         single=place.key.gpus == 1,

@@ -162,12 +162,13 @@ def _stacked(dots: list[tuple[float, Dot]]) -> list[tuple[float, int, Dot]]:
     return placed
 
 
-def phases(seconds: Sequence[float]) -> Markup:
-    """A bar of what took how long; the text beside it says the same."""
-    total = sum(seconds) or 1.0
+def phases(parts: Sequence[tuple[int, float]]) -> Markup:
+    """A bar of what took how long, in seconds; the number of a part is its colour. The text beside
+    it says the same."""
+    total = sum(seconds for _, seconds in parts) or 1.0
     drawn, at = [], 0.0
-    for number, one in enumerate(seconds):
-        width = round(WIDTH * one / total, 1)
+    for number, seconds in parts:
+        width = round(WIDTH * seconds / total, 1)
         drawn.append(f'<path class="p{number % 6}" d="M{at:g} 0h{width:g}v14h-{width:g}z"/>')
         at += width
     return Markup(

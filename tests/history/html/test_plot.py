@@ -108,7 +108,8 @@ def test_a_name_from_a_host_stays_a_text() -> None:
 
 
 def test_phases_fill_the_bar_by_their_share() -> None:
-    svg = ElementTree.fromstring(plot.phases([90.0, 10.0, 0.0]))
+    svg = ElementTree.fromstring(plot.phases([(0, 90.0), (2, 10.0), (7, 0.0)]))
     widths = [float((one.get("d") or "").split("h")[1].split("v")[0]) for one in svg.iter("path")]
+    assert [one.get("class") for one in svg.iter("path")] == ["p0", "p2", "p1"]
     assert widths == pytest.approx([plot.WIDTH * 0.9, plot.WIDTH * 0.1, 0.0])
-    assert plot.phases([0.0])
+    assert plot.phases([(0, 0.0)])

@@ -18,7 +18,7 @@ from llamafleet.history.html.gather import page
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
 from llamafleet.history.record import Record
-from llamafleet.history.store import GpuLine, Row
+from llamafleet.history.store import Built, GpuLine, Row
 from llamafleet.protocol.result import Check
 from tests.history import RESULT
 from tests.history.html.fleets import NOTHING, record, slow_fleet
@@ -236,6 +236,17 @@ def test_runs_and_results_are_there_to_copy() -> None:
     assert series["rate"] == [150.0, 150.0]
     assert [series["texts"][n] for n in series["busy"]] == ["", "in use"]
     assert [series["texts"][n] for n in series["driver"]] == ["575.57.08"] * 2
+
+
+def test_a_phase_has_one_colour_in_all_builds() -> None:
+    """Also where one build skipped what another did."""
+    whole = Built(143.0, phases={"resolve": 7.0, "compile": 130.0, "check": 6.0})
+    taken = Built(8.0, phases={"resolve": 7.0, "check": 1.0})
+    rows = row(built=whole), row(built=taken, host="gpu-b"), row(built=Built(), host="gpu-c")
+    shown = page(Material(MADE, rows, ()), NOTHING)
+    assert [one.host for one in shown.builds] == ["gpu-a", "gpu-b"]
+    drawn = [re.findall('class="(p.)"', one.svg) for one in shown.builds]
+    assert drawn == [["p0", "p1", "p2"], ["p0", "p2"]]
 
 
 def test_only_gpus_of_one_model_and_setting_stand_in_one_distribution() -> None:
