@@ -36,7 +36,7 @@ def outliers(context: click.Context, /, *, as_json: bool, history: History, want
     if not found:
         raise BadInput(
             f"found no figure of a single GPU in that time ({DAYS} days without --window); "
-            "expected some; next: llamafleet outliers --window now-2y:now"
+            "expected some; next: llamafleet outliers --window now-360d:now"
         )
     if as_json:
         click.echo(json.dumps(masked_data([asdict(group) for group in found]), indent=1))
