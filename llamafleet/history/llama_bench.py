@@ -100,7 +100,8 @@ def record_of(line: str, host: str, source: str = "") -> Record | Unreadable:
     data = told if isinstance(told, Unreadable) else received(dict[str, Any], told)
     if isinstance(data, Unreadable):
         return Unreadable(f"found no row of llama-bench ({data.reason})")
-    row = received(_Row, data)
+    # null is what an export of ours does not know.
+    row = received(_Row, {name: value for name, value in data.items() if value is not None})
     if isinstance(row, Unreadable):
         return Unreadable(f"found no row of llama-bench ({row.reason})")
     try:

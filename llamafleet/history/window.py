@@ -12,6 +12,9 @@ GRAMMAR = (
     "2026-11-01T12:30, in UTC; an empty one is open"
 )
 
+LONGEST = 60
+"""Characters; two moments and a colon have 41."""
+
 _SINCE = re.compile(rf"now(?:-([0-9]{{1,9}})([{''.join(UNITS)}]))?")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}(:[0-9]{2}(:[0-9]{2})?)?Z?)?")
 
@@ -25,6 +28,8 @@ def parse(text: str, now: datetime) -> tuple[datetime | None, datetime | None]:
 
     A moment alone is a beginning. Raises WindowError.
     """
+    if len(text) > LONGEST:
+        raise WindowError(f"found {len(text)} characters; expected {GRAMMAR}")
     found = {(begin, end) for begin, end in _sides(text) if _is(begin) and _is(end)}
     if len(found) != 1:
         raise WindowError(f"found {text!r}; expected {GRAMMAR}")

@@ -41,6 +41,7 @@ def test_a_window(text: str, since: datetime | None, until: datetime | None) -> 
     ("text", "said"),
     [
         ("", "found ''"),
+        (":" * 61, "found 61 characters; expected FROM:TO"),
         ("yesterday", "found 'yesterday'; expected FROM:TO"),
         ("now-7", "found 'now-7'"),
         ("now-7y:now", "found 'now-7y:now'"),
