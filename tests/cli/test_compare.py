@@ -134,16 +134,18 @@ def slow(factor: float) -> list[Record]:
 def test_a_slow_gpu_with_its_reason(tmp_path: Path) -> None:
     found = call(tmp_path, slow(0.7), "outliers")
     assert found.exit_code == 1
-    head, z, likely, *rest = found.output.splitlines()
+    head, z, likely, more, *rest = found.output.splitlines()
     assert head.startswith("SLOW host-2 GPU-00000005 pp512: 8,")
     assert " of its 7 peers' 12,3" in head
     assert z.endswith(
         "; expected above -12.9, or within 5% of their median; its newest run is BUSY"
     )
-    assert likely == (
-        "     likely: its power limit is 450 W, below its default of 700 W "
+    assert " ".join((likely + more).split()) == (
+        "likely: its power limit is 450 W, below its default of 700 W "
         "(prompt processing is slow and generation holds, as a power limit does it)"
     )
+    assert more.startswith(" " * 13)
+    assert max(map(len, found.output.splitlines())) <= 100
     assert [line.rsplit(": ")[-1] for line in rest] == ["1 slow", "none slow"]
 
 
