@@ -40,7 +40,7 @@ def count(engine: Engine, wanted: Filter) -> int:
 
 
 def _conditions(wanted: Filter, dialect: str) -> Iterator[sa.ColumnElement[bool]]:
-    """As Filter.matches."""
+    """What must hold of a record."""
     c = RECORDS.c
     for patterns, names in wanted.columns():
         if patterns:

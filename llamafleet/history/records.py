@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -55,19 +54,6 @@ class Filter:
     last: int | None = None
     """Of those that match only so many, the newest ones."""
 
-    def matches(self, record: Record) -> bool:
-        """Whether it is one of them, but for `last`: what the database does in SQL."""
-        time = record.test_time
-        return (
-            all(_any(patterns, record, fields) for patterns, fields in self.columns())
-            and (not self.tests or record.test in self.tests)
-            and (not self.verdicts or record.verdict in self.verdicts)
-            and (self.since is None or time >= self.since)
-            and (self.until is None or time < self.until)
-            and self.busy in (None, bool(record.busy))
-            and self.together in (None, record.gpus > 1)
-        )
-
     def columns(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
         """Patterns, and the fields of a record of which one must match one of them."""
         return (
@@ -82,13 +68,6 @@ class Filter:
 
 
 ALL = Filter()
-
-
-def _any(patterns: Sequence[str], record: Record, fields: Iterable[str]) -> bool:
-    values = [getattr(record, field) for field in fields]
-    return not patterns or any(
-        fnmatchcase(v, p.replace("[", "[[]")) for v in values for p in patterns
-    )
 
 
 class History:
@@ -232,6 +211,7 @@ def _build(result: Result) -> Fields:
     return {
         "fingerprint": result.fingerprint,
         "toolkit": str(inputs.get("toolkit") or ""),
+        "nvcc": build.nvcc,
         "llama_cpp_python": build.llama_cpp_python or str(inputs.get("llama_version") or ""),
         "flags": tuple(map(str, options)) if isinstance(options, list) else (),
     }

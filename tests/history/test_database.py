@@ -16,8 +16,16 @@ import pytest
 import sqlalchemy as sa
 
 from llamafleet.history.database import HEAD, KINDS, METADATA, HistoryError, opened, url_of
+from llamafleet.history.database_read import read
 from llamafleet.history.record import Record
-from llamafleet.history.records import Filter, History, records_of, with_id
+from llamafleet.history.records import (
+    VARIABLE,
+    Filter,
+    History,
+    keep_up,
+    records_of,
+    with_id,
+)
 from llamafleet.history.runs import Runs
 from llamafleet.history.store import DATABASE, VERIFIED, Row, Store
 from llamafleet.protocol.result import Result
@@ -80,17 +88,9 @@ def test_what_is_not_told_comes_back_so(history: History) -> None:
     assert list(history.records()) == [bare]
 
 
-@pytest.mark.parametrize(("wanted", "names"), WANTED)
-def test_a_filter_in_sqlite(tmp_path: Path, wanted: Filter, names: set[str]) -> None:
-    History(tmp_path).add(KNOWN.values())
-    assert {r.id for r in History(tmp_path).records(wanted)} == {KNOWN[n].id for n in names}
-
-
-def test_all_filters_at_once(history: History) -> None:
+def test_filters(history: History) -> None:
     history.add(KNOWN.values())
     with opened(history.results, history.url) as engine:
-        from llamafleet.history.database_read import read
-
         for wanted, names in WANTED:
             assert {r.id for r in read(engine, wanted)} == {KNOWN[n].id for n in names}, wanted
 
@@ -211,6 +211,35 @@ def test_imports_at_the_same_time_lose_nothing(history: History) -> None:
         assert out.endswith("[]\n"), out
     assert history.count() == 2 * len(results)
     assert history.take_in().files == 0
+
+
+def test_a_folder_that_nobody_may_write_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, 1, 1)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert keep_up(tmp_path) == []
+    assert not (tmp_path / DATABASE).exists()
+
+
+def test_keeping_up_never_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: str
+) -> None:
+    fill(tmp_path, 1, 1)
+    (tmp_path / "gpu-0" / "bad.json").write_text("{")
+    [line] = keep_up(tmp_path)
+    assert "bad.json" in line
+    assert History(tmp_path).count() == 2
+    (tmp_path / DATABASE).write_text("no database, but longer than its header is" * 100)
+    [line] = keep_up(tmp_path)
+    assert f"next: mv {tmp_path / DATABASE} " in line
+    monkeypatch.setenv(VARIABLE, postgres)
+    assert "bad.json" in "".join(keep_up(tmp_path))
+    # A venv of before there was a history.
+    monkeypatch.setitem(sys.modules, "llamafleet.history.database", None)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    [line] = keep_up(tmp_path)
+    assert line.startswith("history: found no ") and line.endswith("; next: sh setup.sh")
 
 
 # -- runs ------------------------------------------------------------------------------------------
