@@ -6,10 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafleet.history.lastupdate import last_updates
 from llamafleet.history.records import VARIABLE, Filter, History
 from llamafleet.history.store import Row
-from llamafleet.history.words import of_updates
 
 UNSAID = frozenset({"too few runs", "not comparable"})
 """Of each host the run's own lines tell it already."""
@@ -25,6 +23,10 @@ def after_update(results: Path, rows: Sequence[Row]) -> list[str]:
     if not hosts:
         return []
     named = () if WILD.intersection("".join(hosts)) else hosts
+    # Only here: most runs come to no update, and pyinfra's start waits for what is above.
+    from llamafleet.history.lastupdate import last_updates
+    from llamafleet.history.words import of_updates
+
     try:
         from llamafleet.history.database import HistoryError
     except ImportError:
