@@ -13,10 +13,8 @@ from llamafleet.cli.errors import BadInput
 from llamafleet.cli.filters import filtered
 from llamafleet.history.compare import FIELDS, By, NotFound, compare, patterns, select
 from llamafleet.history.comparison import Comparison
-from llamafleet.history.lastupdate import last_updates
 from llamafleet.history.record import Record
 from llamafleet.history.records import Filter, History
-from llamafleet.history.words import of_comparisons, of_updates
 from llamafleet.terminal import masked_data, printable
 
 USE = "llamafleet compare --by driver A B, or llamafleet compare --last-update"
@@ -49,6 +47,10 @@ def compare_command(
     580. Exit code 0: nothing slower was shown; 1: something is slower; 2: bad input, or nothing
     could be compared.
     """
+    # Only here: every command waits for what is above.
+    from llamafleet.history.lastupdate import last_updates
+    from llamafleet.history.words import of_comparisons, of_updates
+
     if last_update:
         if by or values or force:
             raise BadInput(

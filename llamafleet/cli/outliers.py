@@ -10,9 +10,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.cli.filters import filtered
-from llamafleet.history.outliers import find_outliers
 from llamafleet.history.records import Filter, History
-from llamafleet.history.words import of_groups
 from llamafleet.terminal import masked_data
 
 DAYS = 90
@@ -30,13 +28,17 @@ def outliers(context: click.Context, /, *, as_json: bool, history: History, want
     judged apart. It takes 4 free and healthy peers. Exit code 0: no GPU is slow; 1: some are; 2:
     bad input, or no GPU has enough peers.
     """
+    # Only here: every command waits for what is above.
+    from llamafleet.history.outliers import find_outliers
+    from llamafleet.history.words import of_groups
+
     if wanted.since is None and wanted.until is None:
         wanted = replace(wanted, since=datetime.now(timezone.utc) - timedelta(days=DAYS))
     found = find_outliers(history.records(wanted))
     if not found:
         raise BadInput(
             f"found no figure of a single GPU in that time ({DAYS} days without --window); "
-            "expected some; next: llamafleet outliers --window now-2y:now"
+            "expected some; next: llamafleet outliers --window now-360d:now"
         )
     if as_json:
         click.echo(json.dumps(masked_data([asdict(group) for group in found]), indent=1))

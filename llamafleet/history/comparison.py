@@ -20,10 +20,8 @@ from llamafleet.history.record import Record, Test
 Answer = Literal["faster", "slower", "no difference shown", "too few runs", "not comparable"]
 
 ALPHA = 0.05
-"""One in twenty of what does not differ would be called different, were LEAST not there too."""
-LEAST = 0.01
-"""A smaller difference is not spoken of: four H200s of two hosts, with one driver, lie 0.8 % apart
-in pp and 0.9 % in tg with the 7B model, one H200 0.4 % between two runs (2026-11-26)."""
+"""One in twenty of what does not differ would be called different, were comparable.LEAST not
+there too."""
 MOST_RUNS = 100
 """Of one GPU on either side: the newest."""
 ENOUGH = "4 runs on either side on one GPU, or 1 on either side on 6 GPUs"
@@ -120,7 +118,7 @@ def _logs(records: Iterable[Record]) -> list[float]:
 
 def _least(told: Comparison) -> float:
     sides = [side.median_ts for side in (told.a, told.b) if side]
-    return comparable.least(told.kind, max(sides), LEAST)
+    return comparable.least(told.kind, max(sides), comparable.LEAST)
 
 
 # -- what can't be compared ------------------------------------------------------------------------

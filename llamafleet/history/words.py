@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
 
 from llamafleet.history import comparable
 from llamafleet.history.bands import Band, Bands, Roofline, band, claims, roofline, tier
@@ -13,8 +14,18 @@ from llamafleet.history.record import Record
 from llamafleet.terminal import printable
 
 WARNING = "WARN"
+WIDTH = 100
+"""Columns."""
 SHORT = 12
 """Characters of a UUID: "GPU-" and eight more."""
+
+
+def _fitted(lines: Iterable[str]) -> Iterator[str]:
+    """Printable, and what is longer than a line goes on below it, further in."""
+    for line in lines:
+        told = printable(line)
+        indent = " " * (len(told) - len(told.lstrip()) + 8)
+        yield from wrap(told, WIDTH, subsequent_indent=indent) or [""]
 
 
 def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
@@ -25,7 +36,7 @@ def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
         if line != head:
             yield printable(line)
         head = line
-        yield from map(printable, _of_comparison(one))
+        yield from _fitted(_of_comparison(one))
 
 
 def _of_comparison(one: Comparison) -> Iterator[str]:
@@ -80,7 +91,7 @@ def of_groups(found: Sequence[Group]) -> Iterator[str]:
         (o for g in found for o in g.outliers), key=lambda o: (o.host, o.gpu_uuid, o.test)
     )
     for outlier in slow:
-        yield from map(printable, _of_outlier(outlier))
+        yield from _fitted(_of_outlier(outlier))
     for group in found:
         if group.judged:
             slow_ones = len(group.outliers) or "none"
@@ -125,7 +136,7 @@ def of_bands(records: Sequence[Record], bands: Bands) -> Iterator[str]:
         key = (*comparable.place(record), comparable.model(record))
         groups.setdefault(key, []).append(record)
     for group in groups.values():
-        yield from map(printable, _of_gpu(group, bands))
+        yield from _fitted(_of_gpu(group, bands))
 
 
 def _of_gpu(records: Sequence[Record], bands: Bands) -> Iterator[str]:

@@ -12,6 +12,8 @@ from hashlib import sha256
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
+
 from llamafleet.history.bands import Bands, Bandwidth
 from llamafleet.history.example import NOTES, example
 from llamafleet.history.html.gather import page
@@ -265,3 +267,24 @@ def test_the_example_says_on_its_page_what_of_it_is_made_up() -> None:
     ).text
     for note in NOTES:
         assert note in text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"median_ts": float("inf")}, {"median_ts": float("nan")}, {"median_ts": -1e308},
+        {"median_ts": 1e308}, {"stddev_ts": float("inf")},
+        {"test_time": datetime.max.replace(tzinfo=timezone.utc)},
+        {"test_time": datetime.min.replace(tzinfo=timezone.utc)},
+    ],
+)  # fmt: skip
+def test_a_figure_that_no_gpu_reaches_costs_the_others_nothing(changed: dict[str, Any]) -> None:
+    """One host could else take the report from the whole fleet."""
+    text = made(record(0), record(1), record(2, **changed))
+    (series,) = data(text)["series"].values()
+    assert series["rate"] == [150.0, 150.0]
+    assert "1 figure that can't be one is left out" in Read(text).text
+
+
+def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
+    assert "left out" not in Read(made(record(0), record(1, median_ts=0.0))).text.split("Words")[0]
