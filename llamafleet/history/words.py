@@ -145,11 +145,16 @@ def _of_gpu(records: Sequence[Record], bands: Bands) -> Iterator[str]:
         f"{one.host} {one.gpu_uuid[:SHORT] or f'{one.gpus} GPUs'} {comparable.card(one)}, "
         f"{comparable.model(one)}"
     )
+    yield from (f"  {line}" for line in beside(records, bands))
+
+
+def beside(records: Sequence[Record], bands: Bands) -> Iterator[str]:
+    """Of one GPU, a line each, however long."""
     for record in records:
         test, rate = comparable.test_name(record), record.median_ts
-        yield f"  {test} {rate:,.1f} t/s: {_band(record, bands)}"
+        yield f"{test} {rate:,.1f} t/s: {_band(record, bands)}"
         if found := roofline(record, bands):
-            yield f"  {_roofline(found)}"
+            yield _roofline(found)
     for record in records:
         if record.test == "tg" and record.gpus == 1:
             yield from _claims(record, bands)
@@ -183,8 +188,8 @@ def _roofline(found: Roofline) -> str:
 def _claims(record: Record, bands: Bands) -> Iterator[str]:
     found = claims(record, bands)
     if len({(one.answer, one.why) for one in found}) == 1 and found[0].why:
-        yield f"  guide: {found[0].answer}: {found[0].why}"
+        yield f"guide: {found[0].answer}: {found[0].why}"
         return
     for one in found:
         why = f"; {one.why}" if one.why else ""
-        yield f"  guide: {one.name} {one.claimed}: {one.answer}: {one.found}{why}"
+        yield f"guide: {one.name} {one.claimed}: {one.answer}: {one.found}{why}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from statistics import median
 
 from markupsafe import Markup
@@ -30,9 +32,13 @@ from llamafleet.history.record import Record, Test
 from llamafleet.history.series import series
 from llamafleet.history.store import Row
 
+TIMES = (datetime(1971, 1, 1, tzinfo=timezone.utc), datetime(9000, 1, 1, tzinfo=timezone.utc))
+"""Of a measurement: beyond, calendars end."""
+
 
 def page(material: Material, bands: Bands) -> Page:
     """The page of a fleet; a fleet without any row makes an empty one."""
+    material = _sound(material)
     gpus = gpus_of(material, bands)
     return Page(
         material=material,
@@ -45,6 +51,23 @@ def page(material: Material, bands: Bands) -> Page:
         groups=_groups(material.records, gpus),
         builds=tuple(_builds(material.rows)),
     )
+
+
+def _sound(material: Material) -> Material:
+    """Without figures that can't be one: those of one host would take the page from all."""
+    records = tuple(r for r in material.records if _is_sound(r))
+    count = len(material.records) - len(records)
+    if not count:
+        return material
+    told = "1 figure that can't be one is" if count == 1 else f"{count} figures that can't be are"
+    notes = (*material.notes, f"{told} left out; next: llamafleet history --json")
+    return replace(material, records=records, notes=notes)
+
+
+def _is_sound(record: Record) -> bool:
+    """Of not-a-number every comparison is false."""
+    rates = all(0 <= rate < comparable.MOST for rate in (record.median_ts, record.stddev_ts))
+    return rates and TIMES[0] <= record.test_time < TIMES[1]
 
 
 def _counted(verdicts: Iterable[str]) -> dict[str, int]:

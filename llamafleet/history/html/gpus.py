@@ -15,7 +15,7 @@ from llamafleet.history.outliers import Outlier, find_outliers
 from llamafleet.history.record import Record, Test
 from llamafleet.history.series import GpuKey, Series, series
 from llamafleet.history.store import Row
-from llamafleet.history.words import of_bands
+from llamafleet.history.words import beside
 from llamafleet.protocol.result import Check, Result
 
 
@@ -122,12 +122,7 @@ def _gpu(id: str, place: _Place, some: list[Series], slow: list[Outlier], bands:
         checks=place.checks,
         slow=tuple(slow),
         roofline=found.share if found and found.answer != "not comparable" else None,
-        bands=tuple(line for one in (pp, tg) if one for line in _beside(one, bands)),
+        bands=tuple(line for one in (pp, tg) if one for line in beside([one], bands)),
         spark=plot.sparkline(free[-30:]),
         single=place.key.gpus == 1,
     )
-
-
-def _beside(record: Record, bands: Bands) -> list[str]:
-    """What is expected of it; the first line names the GPU, which stands above."""
-    return [line.strip() for line in of_bands([record], bands)][1:]
