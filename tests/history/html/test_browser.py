@@ -175,8 +175,8 @@ def test_what_hosts_say_runs_nowhere(opened: Opened, tmp_path: Path) -> None:
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     page.get_by_role("button", name="Open all").click()
-    for button in page.get_by_role("button", name="runs as a table").all():
-        button.click()
+    page.evaluate("document.querySelectorAll('[data-runs]').forEach((one) => one.click())")
+    page.wait_for_function("!document.querySelector('[data-runs]')")
     page.locator("[data-copy]").first.click()
     page.wait_for_function("document.querySelector('textarea')")
     page.keyboard.press("Tab")
@@ -226,6 +226,7 @@ def test_runs_and_the_result_are_shown_as_they_are_kept(opened: Opened, tmp_path
     page = show(opened, fleet_page(), tmp_path)
     page.get_by_role("button", name="Its 4 runs as a table").first.click()
     table = page.get_by_role("region", name="Runs, generation (tg128)")
+    table.wait_for()
     assert table.locator("tbody tr").count() == 4
     assert "60.0" in (table.locator("tbody tr").last.text_content() or "")
     page.locator("[data-copy]").first.click()
@@ -243,6 +244,7 @@ def test_evidence_of_a_green_gpu_is_unpacked(opened: Opened, tmp_path: Path) -> 
     page = show(opened, text, tmp_path)
     page.get_by_role("button", name="Evidence: 2 checks, all green").click()
     table = page.get_by_role("region", name="Evidence of gpu-a NVIDIA GeForce RTX 4090")
+    table.wait_for()
     assert table.locator("tbody tr").all_text_contents() == [
         "offloadpass33 of 33 layers33 of 33", "library_originpass4 librariesthis build",
     ]  # fmt: skip
