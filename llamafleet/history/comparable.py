@@ -20,8 +20,8 @@ model one H200 gave 106,114 to 122,110 (pp) and 1,902 to 2,034 (tg) within a day
 7B it kept to 0.5 %."""
 HIGH_LEAST = 0.2
 """Such figures must differ by so much before anything is said of them."""
-MOST = 1e12
-"""Tokens per second that no GPU has: a host may write anything."""
+RATES = (1e-6, 1e12)
+"""Tokens per second that no GPU is beyond: a host may write anything."""
 MAKER = re.compile(r"^(NVIDIA|Tesla)\s+(?=\S)")
 
 
@@ -110,7 +110,11 @@ def _some(values: Iterable[str]) -> str:
 def is_baseline(record: Record) -> bool:
     """A figure of a free and healthy GPU (llama-bench's own gives no verdict)."""
     good = not record.busy and record.verdict in (None, PASS, CPU_ONLY)
-    return good and 0 < record.median_ts < MOST
+    return good and has_figure(record)
+
+
+def has_figure(record: Record) -> bool:
+    return RATES[0] < record.median_ts < RATES[1]
 
 
 def least(test: Test, median_ts: float, usual: float) -> float:

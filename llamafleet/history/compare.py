@@ -139,7 +139,7 @@ def _differing(sides: Sides, traits: Sequence[Trait]) -> list[str]:
 
 
 def _forced(sides: Sides, axis: Axis) -> Comparison:
-    a, b = ([record for record in side if record.median_ts > 0] for side in sides)
+    a, b = ([r for r in side if comparable.has_figure(r)] for side in sides)
     if not a or not b:
         return refused(sides, [])
     why = comparable.differing(a, b, [trait for trait in axis.same if trait is not TEST])

@@ -71,12 +71,10 @@ def _changes(records: Iterable[Record]) -> Iterable[_Change]:
 
 def _tail(history: Sequence[Record]) -> list[Record]:
     """The newest runs, as far back as they have one driver."""
-    found: list[Record] = []
-    for record in reversed(history):
-        if record.driver != history[-1].driver:
-            break
-        found.insert(0, record)
-    return found
+    at = len(history)
+    while at > 0 and history[at - 1].driver == history[-1].driver:
+        at -= 1
+    return list(history[at:])
 
 
 def _updated(changes: Sequence[_Change]) -> Updated:

@@ -117,7 +117,7 @@ def _groups(records: Iterable[Record]) -> dict[Key, dict[Place, _Gpu]]:
     """By what makes GPUs peers; single GPUs alone."""
     found: dict[Key, dict[Place, list[Record]]] = {}
     for r in sorted(records, key=lambda r: r.test_time):
-        if r.gpus == 1 and 0 < r.median_ts < comparable.MOST:
+        if r.gpus == 1 and comparable.has_figure(r):
             group = found.setdefault((r.test, *comparable.key(r, SAME)), {})
             group.setdefault(comparable.place(r), []).append(r)
     return {

@@ -174,3 +174,15 @@ def test_values_as_people_write_them(by: By, value: str, found: bool) -> None:
 def test_without_any_record_there_is_nothing_to_name() -> None:
     with pytest.raises(NotFound, match="expected one of: none at all"):
         select([], "driver", "580")
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("rate", [0.0, -1.0, 1e-300, 1e300, float("inf"), float("nan")])
+def test_figures_that_no_gpu_has_are_left_out(rate: float, force: bool) -> None:
+    odd = [record(driver=driver, median_ts=rate) for driver in (OLD, NEW)]
+    a, b = [*before(), odd[0]], [*after(factor=0.9), odd[1]]
+    found = only(compare(a, b, "driver", force=force))
+    assert found.answer == "slower"
+    assert found.a
+    assert found.a.runs == 5
+    assert only(compare(odd[:1], b, "driver", force=force)).answer == "not comparable"
