@@ -54,6 +54,12 @@ def one(name: str, /, **labels: str) -> Series:
     return name, tuple(sorted(labels.items()))
 
 
+def rate(gpu: str, test: str) -> Series:
+    tokens = {"pp": "512", "tg": "128"}[test]
+    model = RESULT.inputs.model
+    return one("benchmark_tokens_per_second", gpu=gpu, test=test, tokens=tokens, model=model)
+
+
 def measured(result: Result = RESULT) -> Result:
     """With all that a benchmark tells."""
     full = replace(benchmark(), load_s=4.5, peak_vram_mib=4522, conditions=(LIKE,))
@@ -65,7 +71,6 @@ def test_a_pass_tells_what_was_proven_and_measured() -> None:
     verdicts = {labels: value for (name, labels), value in found.items() if name == "verdict"}
     assert len(verdicts) == 5 and sum(verdicts.values()) == 1
     gpu_0 = {"gpu": "GPU-0"}
-    rate = "benchmark_tokens_per_second"
     wanted = {
         one("verdict", verdict="PASS"): 1,
         one("verified"): 1,
@@ -89,8 +94,8 @@ def test_a_pass_tells_what_was_proven_and_measured() -> None:
             compute_capability="8.9",
             **gpu_0,
         ): 1,
-        one(rate, test="pp", **gpu_0): 11536.25,
-        one(rate, test="tg", **gpu_0): 150.5,
+        rate("GPU-0", "pp"): 11536.25,
+        rate("GPU-0", "tg"): 150.5,
         one("benchmark_load_seconds", **gpu_0): 4.5,
         one("benchmark_memory_peak_bytes", **gpu_0): 4522 * 2**20,
         one("benchmark_temperature_celsius", **gpu_0): 71,
@@ -123,8 +128,8 @@ def test_figures_of_a_busy_gpu_are_none(allowed: bool, good: int) -> None:
     busy = replace(full, verdict="BUSY", checks=(TAKEN,))
     free = gpu(1)
     found = of(replace(RESULT, verdict="BUSY", gpus=(busy, free), allow_busy=allowed))
-    rates = {dict(labels)["gpu"] for (name, labels) in found if name.endswith("per_second")}
-    assert rates == {"GPU-1"}
+    measured_at = {dict(labels)["gpu"] for name, labels in found if name.endswith("per_second")}
+    assert measured_at == {"GPU-1"}
     assert found[one("verified")] == good
     assert found[one("benchmark_power_limit_watts", gpu="GPU-0")] == 450
 
@@ -132,17 +137,16 @@ def test_figures_of_a_busy_gpu_are_none(allowed: bool, good: int) -> None:
 def test_several_gpus_together_are_told_apart_from_each() -> None:
     both = replace(benchmark(tg=260.0), conditions=(LIKE,))
     found = of(replace(RESULT, gpus=(gpu(0), gpu(1)), benchmark=both))
-    rate = "benchmark_tokens_per_second"
-    assert found[one(rate, gpu="all", test="tg")] == 260
-    assert found[one(rate, gpu="GPU-1", test="tg")] == 150.5
+    assert found[rate("all", "tg")] == 260
+    assert found[rate("GPU-1", "tg")] == 150.5
     assert one("benchmark_power_limit_watts", gpu="all") not in found
     taken = of(replace(RESULT, gpus=(gpu(0), gpu(1)), benchmark=both, checks=(TAKEN,)))
-    assert one(rate, gpu="all", test="tg") not in taken
+    assert rate("all", "tg") not in taken
 
 
 def test_the_cpu_is_named_so() -> None:
     found = of(replace(RESULT, verdict="CPU ONLY", gpus=(), benchmark=benchmark(20.0, 9.5)))
-    assert found[one("benchmark_tokens_per_second", gpu="cpu", test="tg")] == 9.5
+    assert found[rate("cpu", "tg")] == 9.5
     assert found[one("verified")] == 1 and found[one("verdict", verdict="CPU ONLY")] == 1
 
 
