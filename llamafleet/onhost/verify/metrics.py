@@ -98,7 +98,8 @@ class Families:
         self._about(result)
         self._failed("", result.checks)
         together = ALL if result.gpus else CPU
-        self._measured(together, result.benchmark, busy=result.measured_busy)
+        model = result.inputs.model
+        self._measured(together, model, result.benchmark, busy=result.measured_busy)
         for gpu in result.gpus:
             self._gpu.set(
                 1,
@@ -110,7 +111,7 @@ class Families:
             for one in get_args(Verdict):
                 self._of_gpu.set(one == gpu.verdict, gpu=gpu.uuid, verdict=one)
             self._failed(gpu.uuid, gpu.checks)
-            self._measured(gpu.uuid, gpu.benchmark, busy=bool(gpu.busy))
+            self._measured(gpu.uuid, gpu.model or model, gpu.benchmark, busy=bool(gpu.busy))
 
     def _about(self, result: Result) -> None:
         inputs = result.build.inputs or {}
@@ -130,12 +131,14 @@ class Families:
             if check.status == "fail":
                 self._red.set(1, gpu=gpu, check=check.name)
 
-    def _measured(self, gpu: str, benchmark: Benchmark | None, *, busy: bool) -> None:
+    def _measured(self, gpu: str, model: str, benchmark: Benchmark | None, *, busy: bool) -> None:
         if benchmark is None:
             return
-        if not busy:
-            self._rate.set(benchmark.pp.median_ts, gpu=gpu, test="pp")
-            self._rate.set(benchmark.tg.median_ts, gpu=gpu, test="tg")
+        for test, rates in (("pp", benchmark.pp), ("tg", benchmark.tg)):
+            # Model and tokens are labels: with others it is another series, and no slower GPU.
+            if not busy:
+                named = {"gpu": gpu, "test": test, "tokens": str(rates.n), "model": model}
+                self._rate.set(rates.median_ts, **named)
         self._load.set(benchmark.load_s, gpu=gpu)
         self._peak.set(_times(benchmark.peak_vram_mib, MIB), gpu=gpu)
         if gpu != ALL:  # What one of them was like is told of it alone.
