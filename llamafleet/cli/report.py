@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
+from llamafleet.terminal import colours_wanted
 
 ALL = "all"
 
@@ -53,7 +55,8 @@ def _show(run: Run | None, errors: list[RunError], in_json: bool) -> int:
     _say(errors)
     if run is None:
         return BadInput.exit_code
-    click.echo(json.dumps(as_json(run), indent=1) if in_json else render_run(run))
+    colours = colours_wanted(sys.stdout)
+    click.echo(json.dumps(as_json(run), indent=1) if in_json else render_run(run, colours=colours))
     return BadInput.exit_code if errors else exit_code_of(run)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,3 +161,29 @@ def test_the_run_of_before_runs_were_kept(tmp_path: Path) -> None:
     result = run("report", "--results", tmp_path)
     assert result.output.startswith("run last-run, of before runs were kept")
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("piped", "variables", "colours"),
+    [
+        (False, {}, True),
+        (False, {"NO_COLOR": "1"}, False),
+        (False, {"NO_COLOR": ""}, True),
+        (False, {"TERM": "dumb"}, False),
+        (True, {}, False),
+    ],
+)
+def test_a_terminal_alone_gets_colours(
+    piped: bool, variables: dict[str, str], colours: bool, tmp_path: Path
+) -> None:
+    last = keep(tmp_path, "PASS", "FAIL")
+    command = [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path]
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **variables}
+    reader, writer = os.pipe() if piped else pty.openpty()
+    done = subprocess.run(command, stdout=writer, env=environment, check=False)
+    os.close(writer)
+    with open(reader, "rb", closefd=True) as said:  # noqa: PTH123 - a descriptor
+        text = said.read1(65536).decode().replace("\r\n", "\n")
+    assert done.returncode == 1
+    assert text == render_run(last, colours=colours) + "\n"
+    assert ("\x1b[31mFAIL\x1b[0m" in text) is colours
