@@ -27,7 +27,7 @@ LIKE = Conditions(
     power_limit_w=450.0,
     sm_clock_mhz=2520.0,
     pcie_width=16,
-    throttled_s={"sw_power_cap": 0.25},
+    throttled_s={"power": 0.25},
 )
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -102,7 +102,7 @@ def test_a_pass_tells_what_was_proven_and_measured() -> None:
         one("benchmark_power_limit_watts", **gpu_0): 450,
         one("benchmark_sm_clock_hertz", **gpu_0): 2.52e9,
         one("benchmark_pcie_lanes", **gpu_0): 16,
-        one("benchmark_throttled_seconds", reason="sw_power_cap", **gpu_0): 0.25,
+        one("benchmark_throttled_seconds", reason="power", **gpu_0): 0.25,
     }
     assert {key: found.get(key) for key in wanted} == wanted
     assert not [key for key in found if key[0] == "check_failed"]
