@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ from llamafleet.history.files import write_text
 from llamafleet.history.records import VARIABLE, History, keep_up
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
+from llamafleet.terminal import colours_wanted
 
 ALL = "all"
 EXAMPLE = "llamafleet report --example"
@@ -133,7 +135,7 @@ def _show(run: Run | None, errors: list[RunError], how: Wanted) -> int:
     _say(errors)
     if run is None:
         return BadInput.exit_code
-    text = _page(run, how.results) if how.form == "html" else _text(run, how.form)
+    text = _page(run, how.results) if how.form == "html" else _text(run, how)
     _put(text, how.output)
     return BadInput.exit_code if errors else exit_code_of(run)
 
@@ -149,7 +151,7 @@ def _example(how: Wanted) -> int:
         then = made.run.finished or datetime.now(timezone.utc)
         text = page_of(made.run, made.run.rows, made.records, made.results, NOTES, made=then)
     else:
-        text = _text(made.run, how.form)
+        text = _text(made.run, how)
     _put(text, how.output)
     for note in NOTES:
         click.echo(note, err=True)
@@ -170,7 +172,8 @@ def _page(run: Run, results: Path) -> str:
     return page_of(run, fleet.rows, records, fleet.results, fleet.unread, made=now)
 
 
-def _text(run: Run, form: Format) -> str:
+def _text(run: Run, how: Wanted) -> str:
+    form = how.form
     if form == "json":
         return json.dumps(as_json(run), indent=1)
     if form == "junit":
@@ -181,7 +184,7 @@ def _text(run: Run, form: Format) -> str:
         from llamafleet.history import markdown
 
         return markdown.render(run)
-    return render_run(run)
+    return render_run(run, colours=how.output is None and colours_wanted(sys.stdout))
 
 
 def _list(runs: Runs, how: Wanted) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,3 +289,29 @@ def test_on_the_example_s_page_the_planted_slow_gpu_is_found_and_no_other() -> N
     assert slow == ["synthetic-capped"]
     assert "its power limit is 350 W, below its default of 700 W" in text
     assert "Driver 575.57.08 -&gt; 580.159.04" in text
+
+
+@pytest.mark.parametrize(
+    ("piped", "variables", "colours"),
+    [
+        (False, {}, True),
+        (False, {"NO_COLOR": "1"}, False),
+        (False, {"NO_COLOR": ""}, True),
+        (False, {"TERM": "dumb"}, False),
+        (True, {}, False),
+    ],
+)
+def test_a_terminal_alone_gets_colours(
+    piped: bool, variables: dict[str, str], colours: bool, tmp_path: Path
+) -> None:
+    last = keep(tmp_path, "PASS", "FAIL")
+    command = [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path]
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **variables}
+    reader, writer = os.pipe() if piped else pty.openpty()
+    done = subprocess.run(command, stdout=writer, env=environment, check=False)
+    os.close(writer)
+    with open(reader, "rb", closefd=True) as said:  # noqa: PTH123 - a descriptor
+        text = said.read1(65536).decode().replace("\r\n", "\n")
+    assert done.returncode == 1
+    assert text == render_run(last, colours=colours) + "\n"
+    assert ("\x1b[31mFAIL\x1b[0m" in text) is colours

@@ -66,7 +66,7 @@ def _sound(material: Material) -> Material:
 
 def _is_sound(record: Record) -> bool:
     """Of not-a-number every comparison is false."""
-    rates = all(0 <= rate < comparable.MOST for rate in (record.median_ts, record.stddev_ts))
+    rates = comparable.has_figure(record) and 0 <= record.stddev_ts < comparable.RATES[1]
     return rates and TIMES[0] <= record.test_time < TIMES[1]
 
 
