@@ -272,8 +272,8 @@ def test_the_example_says_on_its_page_what_of_it_is_made_up() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"median_ts": float("inf")}, {"median_ts": float("nan")}, {"median_ts": 0.0}, {"median_ts": -1e308},
-        {"median_ts": 1e308}, {"stddev_ts": float("inf")},
+        {"median_ts": float("inf")}, {"median_ts": float("nan")}, {"median_ts": 0.0},
+        {"median_ts": -1e308}, {"median_ts": 1e308}, {"stddev_ts": float("inf")},
         {"test_time": datetime.max.replace(tzinfo=timezone.utc)},
         {"test_time": datetime.min.replace(tzinfo=timezone.utc)},
     ],
