@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +15,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.files import write_text
+from llamafleet.history.record import Record
 from llamafleet.history.records import VARIABLE, History, keep_up
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
@@ -152,10 +154,21 @@ def _example(how: Wanted) -> int:
         text = page_of(made.run, made.run.rows, made.records, made.results, NOTES, made=then)
     else:
         text = _text(made.run, how)
+    if how.form == "text":
+        text = "\n".join([text, *_judged(made.records)])
     _put(text, how.output)
     for note in NOTES:
         click.echo(note, err=True)
     return 0
+
+
+def _judged(records: Sequence[Record]) -> list[str]:
+    """What `llamafleet compare --last-update` and `llamafleet outliers` say of them."""
+    from llamafleet.history.lastupdate import last_updates
+    from llamafleet.history.outliers import find_outliers
+    from llamafleet.history.words import of_groups, of_updates
+
+    return ["", *of_updates(last_updates(records)), "", *of_groups(find_outliers(records))]
 
 
 def _page(run: Run, results: Path) -> str:

@@ -283,6 +283,14 @@ def test_the_example_needs_no_results_and_says_what_is_made_up(form: str, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
+def test_the_example_s_text_says_what_the_update_cost_and_who_is_slow() -> None:
+    lines = run("report", "--example").stdout.splitlines()
+    assert any(line.startswith("driver 575.57.08 -> 580.159.04") for line in lines)
+    assert any("tg128" in line and line.endswith("SLOWER") for line in lines)
+    (slow,) = (line for line in lines if line.startswith("SLOW "))
+    assert slow.startswith("SLOW synthetic-capped GPU-5e5e0008 pp512: ")
+
+
 def test_on_the_example_s_page_the_planted_slow_gpu_is_found_and_no_other() -> None:
     text = run("report", "--example", "--format", "html").stdout
     slow = re.findall(r'v-slow">SLOW</span> <strong>([^<]*)<', text)

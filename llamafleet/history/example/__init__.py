@@ -105,7 +105,7 @@ def _recorded(name: str) -> Result:
 
 def _row(host: str, results: list[Result]) -> Row:
     *earlier, last = results
-    return Row.of(host, last, ["verified"], [], update=find_update(earlier, last))
+    return Row.of(host, last, [], [], update=find_update(earlier, last))
 
 
 # -- made up ---------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as started:
         # Root, as CI is, has no sandbox; the page is our own.
         arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        arguments.append("--disable-dev-shm-usage")  # Containers have 64 MB of it.
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield chromium
         chromium.close()
