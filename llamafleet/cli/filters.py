@@ -113,7 +113,8 @@ def take_in(history: History) -> None:
     Without the folder there must be a database elsewhere. Raises BadInput and HistoryError.
     """
     if history.results.is_dir():
-        for line in history.take_in().aside:
+        taken = history.take_in()
+        for line in taken.aside + taken.runs_aside:
             click.echo(f"Warning: {printable(line)}", err=True)
     elif not history.url:
         raise BadInput(

@@ -161,7 +161,7 @@ def opened(results: Path, told: str) -> Iterator[Engine]:
 def _failed(url: URL, error: sa.exc.SQLAlchemyError) -> str:
     """A driver's own words, without the statement and its values."""
     said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
-    shown = url.render_as_string(hide_password=True)
+    shown = url.render_as_string()
     if url.get_backend_name() == "postgresql":
         step = f'psql "${VARIABLE}"'
     elif "not a database" in said or "malformed" in said:

@@ -44,7 +44,9 @@ class Taken:
     records: int = 0
     """Records that were not there before."""
     aside: list[str] = field(default_factory=list)
-    """What was left out, one line each; such a file is read again next time."""
+    """Results that were left out, one line each; such a file is read again next time."""
+    runs_aside: list[str] = field(default_factory=list)
+    """The same of runs, which a report names itself."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def take_in(engine: Engine, results: Path) -> Taken:
     with engine.connect() as connection:
         known = _known(connection, folder)
     # Runs are listed first: one that ends meanwhile is read again when its results are here.
-    runs = list(_new(results, results.glob("runs/*.json"), known, taken))
+    runs = list(_new(results, results.glob("runs/*.json"), known, taken.runs_aside))
     found = (path for path in results.glob("*/*.json") if path.parent.name != "runs")
-    for batch in _batches(_new(results, sorted(found), known, taken), BATCH):
+    for batch in _batches(_new(results, sorted(found), known, taken.aside), BATCH):
         read = [(source, _records(source, taken)) for source in batch]
         good = [(source, records) for source, records in read if records is not None]
         with writing(engine) as connection:
@@ -118,17 +120,17 @@ def _known(connection: Connection, folder: str) -> set[tuple[str, int, int]]:
 
 
 def _new(
-    results: Path, paths: Iterable[Path], known: set[tuple[str, int, int]], taken: Taken
+    results: Path, paths: Iterable[Path], known: set[tuple[str, int, int]], aside: list[str]
 ) -> Iterator[Source]:
     for path in paths:
         name = plain(str(path.relative_to(results)))
         try:
             stat = path.stat()
         except OSError as error:
-            taken.aside.append(_aside(path, error.strerror or str(error)))
+            aside.append(_aside(path, error.strerror or str(error)))
             continue
         if not S_ISREG(stat.st_mode):  # A pipe would be waited for.
-            taken.aside.append(_aside(path, "no regular file"))
+            aside.append(_aside(path, "no regular file"))
         elif (name, stat.st_size, stat.st_mtime_ns) not in known:
             yield Source(path, name, stat.st_size, stat.st_mtime_ns)
 
@@ -151,7 +153,7 @@ def _run(results: Path, source: Source, taken: Taken) -> Run | None:
     try:
         return Runs(results).read(source.path.stem)
     except RunError as error:
-        taken.aside.append(str(error))
+        taken.runs_aside.append(str(error))
         return None
 
 

@@ -191,7 +191,12 @@ def test_a_pipe_and_a_time_that_no_calendar_has_are_named(tmp_path: Path) -> Non
 TAKE_IN = """
 import sys
 from pathlib import Path
+from alembic import command
+from llamafleet.history import database_import
 from llamafleet.history.records import History
+database_import.BATCH = 10
+print("ready", flush=True)
+sys.stdin.readline()
 taken = History(Path(sys.argv[1]), sys.argv[2]).take_in()
 print(taken.records, taken.aside)
 """
@@ -202,9 +207,21 @@ def test_imports_at_the_same_time_lose_nothing(history: History) -> None:
     results = fill(history.results, 10, 10)
     argv = [sys.executable, "-c", TAKE_IN, str(history.results), history.url]
     going = [
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for _ in range(3)
     ]
+    for one in going:
+        assert one.stdout and one.stdout.readline() == "ready\n"
+    for one in going:
+        assert one.stdin
+        one.stdin.write("\n")
+        one.stdin.flush()
     for one in going:
         out, err = one.communicate(timeout=120)
         assert one.returncode == 0, err
@@ -295,7 +312,9 @@ def test_a_run_that_goes_on_is_read_again_when_it_ends(history: History) -> None
 def test_a_run_that_cant_be_read_is_named(tmp_path: Path) -> None:
     run_id = run_of(tmp_path, [])
     (tmp_path / "runs" / f"{run_id}.json").write_text("{")
-    assert run_id in "".join(History(tmp_path).take_in().aside)
+    taken = History(tmp_path).take_in()
+    assert run_id in "".join(taken.runs_aside)
+    assert (taken.aside, keep_up(tmp_path)) == ([], []), "a report says it itself"
 
 
 # -- its form --------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def test_names_as_they_are_compared() -> None:
     assert of(model_filename="C:\\models\\a b.gguf").model_filename == "a b.gguf"
     assert of(model_filename="/models/7b.gguf").model_filename == "7b.gguf"
     assert [of(flash_attn=f).flash_attn for f in (-1, 0, 1, True)] == [None, False, True, True]
+    assert row_of(of(flash_attn=True))["flash_attn"] is True, "as older ones write it"
     assert (of().build_number, of().build_commit) == (7000, "abc1234")
     assert (of(build_number=0, build_commit="unknown").build_number, of().host) == (None, "box")
     assert of().verdict is None
