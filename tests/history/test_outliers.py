@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -173,6 +174,18 @@ def test_only_the_newest_runs_count() -> None:
     old = changed(fleet(count=20, day=-9.0), 0.5, 0.5)
     assert len(found(old)) == 2
     assert not found([*old, *fleet()])
+
+
+def test_a_gpu_that_was_replaced_is_slow_no_more() -> None:
+    """Its last run is 91 days older than the newest of the others."""
+    records = [
+        replace(r, test_time=r.test_time - timedelta(days=91))
+        if r.gpu_uuid == record(SLOW).gpu_uuid
+        else r
+        for r in changed(fleet(), 0.5, 0.5)
+    ]
+    assert not found(records)
+    assert [len(group.outliers) for group in find_outliers(records, None)] == [1, 1]
 
 
 @pytest.mark.parametrize(
