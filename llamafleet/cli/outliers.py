@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 import click
 
@@ -12,9 +12,6 @@ from llamafleet.cli.errors import BadInput
 from llamafleet.cli.filters import filtered
 from llamafleet.history.records import Filter, History
 from llamafleet.terminal import masked_data
-
-DAYS = 90
-"""How old a run may be where --window does not say: a GPU that was replaced is slow no more."""
 
 
 @click.command()
@@ -29,15 +26,16 @@ def outliers(context: click.Context, /, *, as_json: bool, history: History, want
     bad input, or no GPU has enough peers.
     """
     # Only here: every command waits for what is above.
-    from llamafleet.history.outliers import find_outliers
+    from llamafleet.history.outliers import AGE, find_outliers
     from llamafleet.history.words import of_groups
 
-    if wanted.since is None and wanted.until is None:
-        wanted = replace(wanted, since=datetime.now(timezone.utc) - timedelta(days=DAYS))
-    found = find_outliers(history.records(wanted))
+    timed = wanted.since is not None or wanted.until is not None
+    if not timed:
+        wanted = replace(wanted, since=datetime.now(timezone.utc) - AGE)
+    found = find_outliers(history.records(wanted), None if timed else AGE)
     if not found:
         raise BadInput(
-            f"found no figure of a single GPU in that time ({DAYS} days without --window); "
+            f"found no figure of a single GPU in that time ({AGE.days} days without --window); "
             "expected some; next: llamafleet outliers --window now-360d:now"
         )
     if as_json:

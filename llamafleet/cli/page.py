@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from llamafleet.cli.bands import expected
-from llamafleet.cli.outliers import DAYS
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
+from llamafleet.history.outliers import AGE
 from llamafleet.history.record import Record
 from llamafleet.history.runs import Run
 from llamafleet.history.store import Row
@@ -31,7 +31,7 @@ def page_of(
         records=tuple(records),
         results=results,
         head=f"run {run.id}",
-        judged_since=made - timedelta(days=DAYS),
+        judged_since=made - AGE,
         notes=tuple(notes),
     )
     return render(material, expected())

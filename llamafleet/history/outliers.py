@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from statistics import NormalDist, median
 
 from llamafleet.history import comparable
@@ -23,6 +24,8 @@ PEERS = 4
 """Free and healthy ones beside the judged GPU, at least."""
 NEWEST = 5
 """Runs of a GPU that count: its state now, and no single hiccup."""
+AGE = timedelta(days=90)
+"""Of runs that count, before the newest of all: a GPU that was replaced is slow no more."""
 NARROWEST = 0.005
 """The least spread, as a share of the median, that peers are taken to have: of four H200s of two
 hosts it is 0.4 % (2026-11-26), and equal peers would make a trifle infinite."""
@@ -101,22 +104,30 @@ class _Gpu:
         return median(r.median_ts for r in self.free)
 
 
-def find_outliers(records: Iterable[Record]) -> list[Group]:
-    """Every group of peers, with those of its GPUs that are slow."""
-    groups = _groups(records)
+def find_outliers(records: Iterable[Record], age: timedelta | None = AGE) -> list[Group]:
+    """Every group of peers, with those of its GPUs that are slow. `age` None: however old."""
+    groups = _groups(_recent(records, age))
     slow = {key: _slow(gpus) for key, gpus in groups.items()}
     found = [_group(key, gpus, slow) for key, gpus in groups.items()]
     return sorted(found, key=lambda one: (one.card, one.model, one.build, one.test))
+
+
+def _recent(records: Iterable[Record], age: timedelta | None) -> list[Record]:
+    """Oldest first."""
+    ordered = sorted(records, key=lambda one: one.test_time)
+    if not ordered or age is None:
+        return ordered
+    return [one for one in ordered if ordered[-1].test_time - one.test_time <= age]
 
 
 Key = tuple[object, ...]
 Place = tuple[object, ...]
 
 
-def _groups(records: Iterable[Record]) -> dict[Key, dict[Place, _Gpu]]:
-    """By what makes GPUs peers; single GPUs alone."""
+def _groups(records: Sequence[Record]) -> dict[Key, dict[Place, _Gpu]]:
+    """By what makes GPUs peers; single GPUs alone. `records`: oldest first."""
     found: dict[Key, dict[Place, list[Record]]] = {}
-    for r in sorted(records, key=lambda r: r.test_time):
+    for r in records:
         if r.gpus == 1 and comparable.has_figure(r):
             group = found.setdefault((r.test, *comparable.key(r, SAME)), {})
             group.setdefault(comparable.place(r), []).append(r)

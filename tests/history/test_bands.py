@@ -33,6 +33,9 @@ def of_4090(rate: float = 186.0, test: Any = "tg", **fields: Any) -> Record:
         (of_4090(150.0), "within", ""),
         (of_4090(148.0), "below", "expected at least 80% of it"),
         (of_4090(200.0), "above", ""),
+        (of_4090(194.0), "within", ""),  # 4 % above, though 60 spreads
+        (of_4090(9400.0, "pp", gpu_info="NVIDIA L40"), "within", ""),  # 6 % above, 1.4 spreads
+        (of_4090(9700.0, "pp", gpu_info="NVIDIA L40"), "above", ""),
         (of_4090(flash_attn=True), "not comparable", "flash attention: on, the reference off"),
         (
             of_4090(flash_attn=None),

@@ -186,3 +186,22 @@ def test_figures_that_no_gpu_has_are_left_out(rate: float, force: bool) -> None:
     assert found.a
     assert found.a.runs == 5
     assert only(compare(odd[:1], b, "driver", force=force)).answer == "not comparable"
+
+
+def test_a_large_difference_that_runs_do_not_bear_out_is_not_shown() -> None:
+    a = [record(driver=OLD, median_ts=rate) for rate in (300.0, 330.0, 360.0, 390.0)]
+    b = [record(driver=NEW, median_ts=rate) for rate in (315.0, 348.0, 381.0, 420.0)]
+    found = only(compare(a, b, "driver"))
+    assert found.answer == "no difference shown"
+    assert found.ratio == pytest.approx(1.06, abs=0.01)
+    assert found.p is not None
+    assert found.p > ALPHA
+
+
+def test_forced_too_each_gpu_is_compared_with_itself() -> None:
+    """GPUs that are far apart, of which each became 5 % slower."""
+    a = [record(gpu, driver=OLD, median_ts=100.0 * (gpu + 1)) for gpu in range(6)]
+    b = [replace(r, driver=NEW, median_ts=r.median_ts * 0.95, flash_attn=False) for r in a]
+    found = only(compare(a, b, "driver", force=True))
+    assert found.answer == "slower"
+    assert found.ratio == pytest.approx(0.95)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -73,6 +74,38 @@ def test_a_planted_slow_gpu_with_its_planted_reason(
         assert reason in one.likely[0]
 
 
+def test_generation_that_is_slow_too_is_not_said_to_hold() -> None:
+    for one in found(changed(fleet(), 0.8, 0.9, **CAP)):
+        assert one.likely == ("its power limit is 450 W, below its default of 700 W",)
+
+
+def test_the_reason_is_that_of_the_slow_runs() -> None:
+    """Capped since the third of its five runs."""
+    capped = changed(fleet(count=5), 0.7, 0.7, **CAP)
+    records = [
+        after if after.test_time.hour >= 4 else before
+        for before, after in zip(fleet(count=5), capped, strict=True)
+    ]
+    assert [len(one.likely) for one in found(records)] == [1, 1]
+    assert [one.median_ts < one.peers_median_ts * 0.8 for one in found(records)] == [True, True]
+
+
+@pytest.mark.parametrize(("factor", "flagged"), [(0.94, 0), (0.93, 1)])
+def test_peers_that_are_all_the_same_are_taken_to_differ(factor: float, flagged: int) -> None:
+    """By 0.5 %: 6 % are 12 of these, 7 % 14, and of 7 peers it takes 12.9."""
+    records = [record(gpu, median_ts=400.0) for gpu in range(8)]
+    assert len(found(changed(records, tg=factor))) == flagged
+
+
+def test_of_peers_only_free_runs_count() -> None:
+    """Each peer has been in use since its one free run: a GPU at 85 % of that is slow."""
+    busy = [replace(r, busy=("x",), median_ts=r.median_ts / 2) for r in fleet(day=3.0)]
+    peers = [r for r in [*fleet(count=1), *busy] if r.gpu_uuid != record(SLOW).gpu_uuid]
+    own = [r for r in changed(fleet(), 0.85, 0.85) if r.gpu_uuid == record(SLOW).gpu_uuid]
+    slow = [one for one in found([*peers, *own]) if one.gpu_uuid == record(SLOW).gpu_uuid]
+    assert [one.test for one in slow] == ["pp512", "tg128"]
+
+
 def test_a_reason_that_the_record_does_not_hold_is_not_made_up() -> None:
     assert [one.likely for one in found(changed(fleet(), 0.8, 0.8))] == [(), ()]
 
@@ -91,10 +124,12 @@ def test_a_power_limit_reached_is_no_reason() -> None:
     assert [one.likely for one in found(changed(fleet(), 0.8, 0.8, **at_limit))] == [(), ()]
 
 
-@pytest.mark.parametrize(("factor", "flagged"), [(1.0, 0), (0.96, 0), (0.9, 1), (1.3, 0)], ids=str)
+@pytest.mark.parametrize(("factor", "flagged"), [(1.0, 0), (0.96, 0), (0.94, 1), (1.3, 0)])
 def test_apart_as_statistics_go_is_not_enough(factor: float, flagged: int) -> None:
-    """4 % below is eight spreads of these peers, and too little; faster ones are not flagged."""
-    assert len(found(changed(fleet(), pp=factor))) == flagged
+    """4 % below 30 equal peers is z -8, and too little; faster ones are not flagged."""
+    records = [record(gpu, median_ts=400.0) for gpu in range(31)]
+    assert z_limit(30) > -5
+    assert len(found(changed(records, tg=factor))) == flagged
 
 
 def test_apart_as_people_feel_it_is_not_enough() -> None:
@@ -139,6 +174,18 @@ def test_only_the_newest_runs_count() -> None:
     old = changed(fleet(count=20, day=-9.0), 0.5, 0.5)
     assert len(found(old)) == 2
     assert not found([*old, *fleet()])
+
+
+def test_a_gpu_that_was_replaced_is_slow_no_more() -> None:
+    """Its last run is 91 days older than the newest of the others."""
+    records = [
+        replace(r, test_time=r.test_time - timedelta(days=91))
+        if r.gpu_uuid == record(SLOW).gpu_uuid
+        else r
+        for r in changed(fleet(), 0.5, 0.5)
+    ]
+    assert not found(records)
+    assert [len(group.outliers) for group in find_outliers(records, None)] == [1, 1]
 
 
 @pytest.mark.parametrize(
