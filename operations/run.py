@@ -25,7 +25,9 @@ from pyinfra.connectors.ssh import SSHConnector
 from llamafleet.connection import Guard, guard_of
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
+from llamafleet.history.afterupdate import after_update
 from llamafleet.history.command import without_secrets
+from llamafleet.history.records import keep_up
 from llamafleet.history.report import exit_code_of, render, render_run
 from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import NOT_ASKED, Row, ServedLine
@@ -280,6 +282,7 @@ class Fleet:
             try:
                 ended = Runs(RESULTS).finish(self.kept, end, rows)
                 text, code = render_run(ended, colours=colours), exit_code_of(ended)
+                text = "\n".join([text, *keep_up(RESULTS), *after_update(RESULTS, rows)])
                 self._prune()
             except OSError as error:
                 click.echo(_not_kept(error), err=True)

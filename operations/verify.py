@@ -11,7 +11,7 @@ from pyinfra.api.command import PyinfraCommand
 from pyinfra.api.host import Host
 from pyinfra.api.state import State
 
-from llamafleet.history.store import Store
+from llamafleet.history.store import VERIFIED, Store
 from llamafleet.layout import VERIFY_UNIT
 from llamafleet.plans.plan import VerifyPlan
 from llamafleet.plans.verify import proving, why_of_another
@@ -50,7 +50,7 @@ def verify() -> Generator[PyinfraCommand, None, None]:
         yield start_verification(run, plan.verify)
 
     def done(stamp: Stamp) -> bool:
-        run.changed("verified")
+        run.changed(VERIFIED)
         return True
 
     yield watch(run, job, done)

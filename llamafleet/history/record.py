@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from llamafleet.protocol.result import Verdict
 
@@ -64,6 +64,8 @@ class Record:
     type_k: str = ""
     type_v: str = ""
     n_threads: int | None = None
+    llama_bench: Mapping[str, Any] = field(default_factory=dict)
+    """Of a record of llama-bench the columns that have no field here, by its names."""
 
     # -- by what
     driver: str = ""
@@ -89,6 +91,8 @@ class Record:
     """In force: the lower one of what is set and enforced."""
     power_default_w: float | None = None
     temperature_c: float | None = None
+    utilisation: float | None = None
+    """Per cent of the time that the GPU had work, mean over the generation of tokens."""
     throttled_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds by reason."""
     pcie_generation: int | None = None

@@ -27,13 +27,22 @@ from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, received_result
 
 LOCAL = "@local"
-TAKEN = ("local", "runs", "last-run.json")
+DATABASE = "history.db"
+"""The history, where it is a file of SQLite."""
+TAKEN = (
+    *("local", "runs", "last-run.json"),
+    *(DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal"),
+)
 """Names in the folder of results that mean something else than a host called so."""
 LONGEST_NAME = 200
 """Characters; file systems take 255 bytes."""
 
 LARGEST = 4 << 20
 """Characters of a stored result that are read; one of 16 GPUs has some 100,000."""
+
+
+VERIFIED = "verified"
+"""Among what changed: the figures were measured in that run."""
 
 
 @dataclass(frozen=True)

@@ -217,6 +217,8 @@ class BuildSummary:
     llama_cpp_python: str | None = None
     retried: str | None = None
     """Why it was built in a second attempt, and with what; None: in the first."""
+    nvcc: str = ""
+    """Build of the nvcc that compiled it, as 13.2.86; "": for the CPU, or not told."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,17 @@ import signal
 import subprocess
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from llamafleet.history.records import History
+from llamafleet.history.store import Store
 from operations.ending import LIMIT_S
 from tests.e2e.runs import PYINFRA, checkout, environment, llamafleet, pyinfra, start
+from tests.history import RESULT
 from tests.hosts.recorded import load
 from tests.test_settings import make_wheelhouse
 
@@ -115,7 +119,10 @@ def test_a_dry_run_writes_no_results(folder: Path) -> None:
 
 def test_every_run_is_kept_and_a_part_of_the_fleet_says_so(folder: Path) -> None:
     inventory = fleet(folder, {"a": NO_GPU, "b": NO_GPU, "c": NO_GPU})
+    results = folder / "results"
+    Store(results).write_result("@fake/a", replace(RESULT, host="@fake/a"))
     whole = pyinfra(folder, "-y", inventory, "deploy.py")
+    assert len(list(History(results).records())) == 2, "the end of a run takes results in"
     secret = ("--data", "ssh_password=hunter2")
     part = pyinfra(folder, "-y", "--limit", "@fake/b", *secret, inventory, "deploy.py")
     assert (whole.returncode, part.returncode) == (1, 1), whole.output + part.output

@@ -175,6 +175,7 @@ class Evidence:
             wheel_bytes=product.wheel_bytes,
             llama_cpp_python=product.llama_cpp_python,
             retried=str(stamp.retry) if stamp.retry else None,
+            nvcc=product.nvcc,
         )
 
     @once

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
+from llamafleet.history.html.render import render
+from llamafleet.history.html.view import Material
+from llamafleet.history.llama_bench import line_of, read_file, record_of, row_of
+from llamafleet.history.record import Record
+from llamafleet.history.records import records_of
 from llamafleet.history.report import render_line, render_run
 from llamafleet.history.runs import RunError, Runs, as_json
 from llamafleet.history.store import Row, Store, read_result
+from llamafleet.history.window import WindowError, parse
 from llamafleet.inventory import SettingsError, validate_fleet
 from llamafleet.oncalendar import is_calendar
 from llamafleet.onhost.toolkit.openpgp import armored, fingerprints
@@ -35,6 +42,9 @@ from tests.fuzz.material import DEEP, HOSTILE, documents, dumped, encoded, objec
 from tests.fuzz.targets.facts import BASES as SNAPSHOTS
 from tests.fuzz.targets.facts import KNOWN as KNOWN_SNAPSHOTS
 from tests.history import RESULT, VERSION_1
+from tests.history.html.fleets import NOTHING
+from tests.history.html.test_render import MADE
+from tests.history.test_llama_bench import REAL as BENCH_FILE
 
 RECORDED = Path(__file__).parents[2] / "protocol" / "data" / "version-1"
 
@@ -85,6 +95,70 @@ def _reported(data: Any, folder: Path) -> object:
     path = Store(folder).write_result("gpu-a", result)
     again = read_result(path)
     assert again == result, f"kept as {again!r:.200}"
+    return None
+
+
+def _recorded(data: Any, _: Path) -> object:
+    """The figures of a result as the history keeps them."""
+    result = received_result(data)
+    if not isinstance(result, Result):
+        return result
+    try:
+        found = records_of(result)
+    except ValueError as error:  # As documented, of a time alone.
+        return str(error)
+    return [(plain(asdict(replace(one, test_time=NEVER)))) for one in found if kept(one)]
+
+
+def _paged(data: Any, _: Path) -> object:
+    """The result of a host on the page of the fleet: its words make no element there."""
+    result = received_result(data)
+    if not isinstance(result, Result):
+        return result
+    try:
+        found = records_of(result)
+    except ValueError as error:
+        return str(error)
+    rows = (Row.of("gpu-a", result, [], []),)
+    text = render(Material(MADE, rows, found, {"gpu-a": result}), NOTHING)
+    assert text.count("<script") == 2
+    assert text.count("<html") == text.count("<body") == 1
+    return text.replace("\n", "")
+
+
+NEVER: Any = None
+
+
+def kept(record: Record) -> bool:
+    """A database takes each of its numbers."""
+    numbers = [value for value in vars(record).values() if type(value) is int]
+    assert all(abs(number) < 2**63 for number in numbers), numbers
+    return True
+
+
+BENCH_ROWS = [json.loads(line) for line in BENCH_FILE.read_text("utf-8").splitlines()]
+
+
+def _benched(text: str, folder: Path) -> object:
+    """Each line comes in or is named, and goes out again."""
+    (folder / "bench.jsonl").write_bytes(encoded(text))
+    found = list(read_file(folder / "bench.jsonl", "box"))
+    for one in found:
+        if isinstance(one, Record):
+            assert kept(one)
+            again = record_of(line_of(one), "box", one.source)
+            assert isinstance(again, Record)
+            # What the file left out is there now.
+            assert record_of(line_of(again), "box", one.source) == again
+    return [one if isinstance(one, str) else plain(row_of(one)) for one in found]
+
+
+WINDOWS = ["now-7d:now", "2026-11-01T12:30:2026-11-02T00:00:00Z", ":now-1w"]
+
+
+def _window(text: str, _: Path) -> object:
+    begin, end = parse(text, datetime(2026, 11, 26, tzinfo=timezone.utc))
+    assert begin is None or end is None or begin < end
     return None
 
 
@@ -148,6 +222,29 @@ RECEIVED = (
         _reported,
         share=0.5,
     ),
+    Target(
+        "records of a result",
+        ("history.records:records_of",),
+        objects(RESULTS),
+        _recorded,
+        known=(_changed(RESULTS[0], finished=1e300),),
+    ),
+    Target(
+        "a result on the page",
+        ("history.html.render:render",),
+        objects(RESULTS),
+        _paged,
+        known=(_changed(RESULTS[0], finished=253402300799.0),),
+        share=0.25,
+    ),
+    Target(
+        "a file of llama-bench",
+        ("history.llama_bench:read_file", "history.llama_bench:record_of"),
+        documents(BENCH_ROWS),
+        _benched,
+        known=(*DEEP, "\x1b[2J", '{"n_prompt": ' + "9" * 50_000),
+    ),
+    Target("a window of time", ("history.window:parse",), texts(WINDOWS), _window, (WindowError,)),
 )
 
 # -- what was kept ---------------------------------------------------------------------------------

@@ -1,0 +1,248 @@
+"""The history as a database: its tables, how it is opened and brought to today's form.
+
+Core of SQLAlchemy: SQLite in a file, or PostgreSQL for several controllers. Loaded where a history
+is used, not by every command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
+from sqlalchemy.types import TypeDecorator
+
+from llamafleet.history.record import Record
+from llamafleet.history.records import VARIABLE
+from llamafleet.history.store import DATABASE
+from llamafleet.terminal import conceal, printable
+
+HEAD = "0001"
+"""The newest form: the last of migrations/versions."""
+
+VERSION_TABLE = "benchmark_version"
+"""The database may hold other tables than ours."""
+
+BUSY_S = 60
+"""How long a writer waits for another one."""
+
+LOCK = 0x6C6C616D61
+"""Of PostgreSQL's advisory locks the one of a change of form: "llama"."""
+
+SCHEMES = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+
+
+class HistoryError(Exception):
+    """The history can't be used; the text is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
+
+
+class Utc(TypeDecorator[datetime]):
+    """A moment: SQLite keeps no zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        told = value.astimezone(timezone.utc)
+        return told.replace(tzinfo=None) if dialect.name == "sqlite" else told
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return (value if value.tzinfo else value.replace(tzinfo=timezone.utc)).astimezone(
+            timezone.utc
+        )
+
+
+class Tuple(TypeDecorator[tuple[Any, ...]]):
+    """A tuple, as a list of JSON."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[Any, ...] | None, dialect: Dialect) -> Any:
+        return list(value or ())
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> tuple[Any, ...]:
+        return tuple(value or ())
+
+
+KINDS: dict[str, sa.types.TypeEngine[Any]] = {
+    "str": sa.String(),
+    "Test": sa.String(),
+    "Verdict | None": sa.String(),
+    "datetime": Utc(),
+    "float": sa.Double(),
+    "float | None": sa.Double(),
+    "int": sa.BigInteger(),
+    "int | None": sa.BigInteger(),
+    "bool | None": sa.Boolean(),
+    "tuple[float, ...]": Tuple(),
+    "tuple[str, ...]": Tuple(),
+    "Mapping[str, float]": sa.JSON(),
+    "Mapping[str, Any]": sa.JSON(),
+}
+"""Column types by the annotation of a record's field."""
+
+
+def _columns() -> Iterator[sa.Column[Any]]:
+    for one in fields(Record):
+        kind = str(one.type)
+        yield sa.Column(one.name, KINDS[kind], primary_key=one.name == "id",
+                        nullable="None" in kind)  # fmt: skip
+
+
+METADATA = sa.MetaData()
+RECORDS = sa.Table(
+    "benchmark_records",
+    METADATA,
+    *_columns(),
+    sa.Index("benchmark_records_time", "test_time", "id"),
+    sa.Index("benchmark_records_host", "host", "test_time"),
+    sa.Index("benchmark_records_gpu", "gpu_uuid", "test_time"),
+)
+SOURCES = sa.Table(
+    "benchmark_sources",
+    METADATA,
+    sa.Column("folder", sa.String(), primary_key=True),
+    sa.Column("path", sa.String(), primary_key=True),
+    sa.Column("size", sa.BigInteger(), nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger(), nullable=False),
+)
+"""Files that were taken in: read again only when they change."""
+
+
+def url_of(results: Path, told: str) -> URL:
+    """`told`: a URL, or "" for the file below the folder of results. Raises HistoryError."""
+    if not told:
+        return URL.create(SCHEMES["sqlite"], database=str(results / DATABASE))
+    try:
+        url = make_url(told)
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise HistoryError(_unknown("one that is no URL")) from error
+    conceal([str(url.password)] if url.password else [])
+    name = url.get_backend_name()
+    if name not in SCHEMES or (name == "sqlite" and not url.database):
+        raise HistoryError(_unknown(f"{name}://{url.database or ''}"))
+    return url.set(drivername=SCHEMES[name])
+
+
+def _unknown(found: str) -> str:
+    return (
+        f"history: found the database {found}; expected postgresql://USER@HOST/NAME or "
+        f"sqlite:///FILE; next: export {VARIABLE}=URL"
+    )
+
+
+@contextmanager
+def opened(results: Path, told: str) -> Iterator[Engine]:
+    """The database, of today's form. Raises HistoryError, also for what goes wrong inside."""
+    url = url_of(results, told)
+    engine = _engine(url)
+    try:
+        _prepare(engine)
+        yield engine
+    except sa.exc.SQLAlchemyError as error:
+        raise HistoryError(_failed(url, error)) from error
+    finally:
+        engine.dispose()
+
+
+def _failed(url: URL, error: sa.exc.SQLAlchemyError) -> str:
+    """A driver's own words, without the statement and its values."""
+    said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "postgresql":
+        step = f'psql "${VARIABLE}"'
+    elif "not a database" in said or "malformed" in said:
+        # Results are taken in again from their files.
+        step = f"mv {url.database} {url.database}.unreadable"
+    else:
+        step = f"ls -la {Path(str(url.database)).parent}"
+    return f"history: found that {shown} can't be used ({said}); expected a database; next: {step}"
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url, connect_args={"connect_timeout": BUSY_S})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        # Python's sqlite3 begins no transaction by itself then: `begin` does.
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous=NORMAL")
+        # Ids come in no order: with 2 MB, as is usual, a million of them are waited for.
+        connection.execute("PRAGMA cache_size=-65536")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes")
+        # Two that read and then write would wait for each other.
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes."""
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        yield connection
+
+
+# -- its form --------------------------------------------------------------------------------------
+
+
+def _prepare(engine: Engine) -> None:
+    """Bring it to today's form; a newer one is refused."""
+    with engine.connect() as connection:
+        if _form(connection) == HEAD:
+            return
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            # Readers and a writer are not in each other's way. Outside of a transaction.
+            connection.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        # Another process may have done it meanwhile.
+        found = _form(connection)
+        if found != HEAD:
+            _upgrade(connection, found)
+
+
+def _form(connection: Connection) -> str:
+    """ "": a database without our tables."""
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return ""
+    found = connection.execute(sa.select(sa.column("version_num")).select_from(
+        sa.table(VERSION_TABLE))).scalar()  # fmt: skip
+    return str(found or "")
+
+
+def _upgrade(connection: Connection, found: str) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
+    if found and found not in known:
+        raise HistoryError(
+            f"history: found a database of form {found}; expected up to {HEAD}; next: git pull"
+        )
+    command.upgrade(config, HEAD)

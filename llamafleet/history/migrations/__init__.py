@@ -1,0 +1,1 @@
+"""Changes of the history's form, by Alembic."""

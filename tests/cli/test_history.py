@@ -1,0 +1,169 @@
+"""llamafleet history: what it prints and takes in, and its exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import fields, replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from llamafleet.history.llama_bench import COLUMNS
+from llamafleet.history.record import Record
+from llamafleet.history.records import VARIABLE, History
+from llamafleet.history.store import DATABASE, Store
+from llamafleet.protocol.result import Check
+from llamafleet.terminal import columns
+from tests.cli import run
+from tests.history import OFFLOAD, RESULT, gpu
+from tests.history.test_llama_bench import LINES, REAL
+
+HOSTILE = "\x1b[2J\u202e=cmd|' /C calc'!A0"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two hosts, and the second one later, BUSY and with two GPUs."""
+    other = Check("conditions", "busy", "pid 7", "none", "kill 7")
+    busy = replace(gpu(1, tg=99.0), checks=(OFFLOAD, other), verdict="BUSY")
+    later = replace(RESULT, host="gpu-b", finished=RESULT.finished + 86400, verdict="BUSY")
+    two = replace(later, gpus=(gpu(0), busy))
+    for one in (RESULT, two):
+        Store(tmp_path).write_result(one.host, one)
+    return tmp_path
+
+
+def test_the_table(results: Path) -> None:
+    done = run("history", "--results", results)
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert [line.split()[2] for line in lines[2:]] == ["gpu-a"] * 2 + ["gpu-b"] * 4
+    assert lines[2].split() == [
+        "2026-11-25", "00:03", "gpu-a", "GeForce", "RTX", "4090", "GPU-0", "pp512", "11536.2",
+        "580.95.05", "01234567", "PASS",
+    ]  # fmt: skip
+    assert "(99.0)" in lines[7] and "BUSY" in lines[7]
+    assert (results / DATABASE).is_file()
+
+
+def test_long_names_fit_the_terminal(tmp_path: Path) -> None:
+    long = replace(gpu(name="NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition " * 3))
+    Store(tmp_path).write_result("h", replace(RESULT, host="机" * 60, gpus=(long,)))
+    lines = run("history", "--results", tmp_path).stdout.splitlines()
+    assert len(lines) == 4
+    assert max(map(columns, lines)) <= 100
+
+
+def test_filters_and_the_newest(results: Path) -> None:
+    def ids(*options: str) -> list[str]:
+        done = run("history", "--results", results, "--json", *options)
+        assert done.exit_code == 0, done.output
+        return [f"{r['host']} {r['gpu_uuid']} {r['test']}" for r in json.loads(done.stdout)]
+
+    assert len(ids()) == 6
+    assert ids("--host", "gpu-a", "--test", "tg") == ["gpu-a GPU-0 tg"]
+    assert ids("--busy", "--test", "pp") == ["gpu-b GPU-1 pp"]
+    assert len(ids("--free")) == 4
+    assert ids("--verdict", "BUSY", "--gpu", "GPU-1", "--test", "tg") == ["gpu-b GPU-1 tg"]
+    assert ids("--window", ":2026-11-25T12", "--test", "pp") == ["gpu-a GPU-0 pp"]
+    assert ids("--window", "now-1m:now") == []
+    assert {one.split()[0] for one in ids("--last", "4")} == {"gpu-b"}
+    assert ids("--driver", "570.*") == ids("--toolkit", "12.?") == ids("--together") == []
+    assert len(ids("--build", "0123*", "--model", "*7b*", "--run", "")) == 6
+
+
+def test_a_table_says_what_it_leaves_out(results: Path) -> None:
+    out = run("history", "--results", results, "--last", 2).stdout
+    assert out.splitlines()[-1] == "the newest 2 of 6; more: --last 6, --json, --csv"
+    none = run("history", "--results", results, "--host", "none")
+    assert (none.exit_code, none.stdout) == (0, "nothing was measured that is so\n")
+    assert json.loads(run("history", "--results", results, "--host", "x", "--json").stdout) == []
+
+
+def test_json_and_csv_tell_every_field(results: Path) -> None:
+    names = [one.name for one in fields(Record)]
+    told = json.loads(run("history", "--results", results, "--json").stdout)
+    assert list(told[0]) == names
+    rows = list(csv.DictReader(StringIO(run("history", "--results", results, "--csv").stdout)))
+    assert len(rows) == len(told) == 6
+    assert list(rows[0]) == names
+    assert float(rows[0]["median_ts"]) == told[0]["median_ts"]
+    assert rows[0]["test_time"] == "2026-11-25T00:03:20.400000+00:00"
+
+
+def test_what_a_host_says_is_no_formula_and_moves_no_cursor(tmp_path: Path) -> None:
+    hostile = replace(gpu(name=HOSTILE), uuid="=1+1")
+    Store(tmp_path).write_result("h", replace(RESULT, host="-h", gpus=(hostile,)))
+    for form in ((), ("--json",), ("--csv",), ("--llama-bench",)):
+        out = run("history", "--results", tmp_path, *form).stdout
+        assert "\x1b" not in out and "\u202e" not in out
+    [row, _] = csv.DictReader(StringIO(run("history", "--results", tmp_path, "--csv").stdout))
+    assert (row["gpu_uuid"], row["host"]) == ("'=1+1", "'-h")
+
+
+def test_files_of_llama_bench_come_in_and_go_out(results: Path) -> None:
+    options = ("history", "--results", results, "--host", "box", "--llama-bench")
+    done = run(*options, "--import", REAL, "--of", "box")
+    assert done.exit_code == 0
+    by_key = {row["avg_ts"]: row for row in map(json.loads, LINES[:4])}
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["avg_ts"]: row for row in rows} == by_key
+    assert f"Warning: {REAL}:5: found n_prompt 16 and n_gen 4" in done.stderr
+    assert f"{REAL}: 4 new records" in done.stderr
+    assert f"{REAL}: 0 new records" in run(*options, "--import", REAL, "--of", "box").stderr
+    ours = run("history", "--results", results, "--host", "gpu-a", "--llama-bench").stdout
+    assert [list(json.loads(line)) for line in ours.splitlines()] == [list(COLUMNS)] * 2
+
+
+def test_a_corrupt_result_is_named(results: Path) -> None:
+    (results / "gpu-a" / "bad.json").write_text("{")
+    done = run("history", "--results", results)
+    assert done.exit_code == 0
+    assert f"Warning: {results}/gpu-a/bad.json: found JSONDecodeError" in done.stderr
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*options: object) -> str:
+        done = run("history", *options)
+        assert done.exit_code == 2, done.output
+        return done.stderr
+
+    assert "found no such folder" in refused("--results", tmp_path / "none")
+    here = ("--results", tmp_path)
+    assert "--window: found 'x'; expected FROM:TO" in refused(*here, "--window", "x")
+    assert "no regular file" in refused(*here, "--import", tmp_path / "none")
+    assert "Invalid value for '--test'" in refused(*here, "--test", "xx")
+    assert "expected postgresql://" in refused(*here, "--database", "mysql://u:hunter22@h/d")
+    monkeypatch.setenv(VARIABLE, "mysql://u:hunter22@h/d")
+    assert "hunter22" not in refused(*here)
+    monkeypatch.delenv(VARIABLE)
+    (tmp_path / DATABASE).write_text("no database, but longer than its header is" * 100)
+    assert f"next: mv {tmp_path / DATABASE} " in refused(*here)
+
+
+def test_another_file_by_url(results: Path, tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere.db"
+    done = run("history", "--results", results, "--database", f"sqlite:///{file}", "--json")
+    assert len(json.loads(done.stdout)) == 6
+    assert not (results / DATABASE).exists()
+    # A history elsewhere needs no results here.
+    again = run("history", "--results", tmp_path / "none", "--database", f"sqlite:///{file}",
+                "--json")  # fmt: skip
+    assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
+def test_a_report_takes_new_results_in(results: Path) -> None:
+    run("report", "--results", results)
+    assert History(results).count() == 6
+    (results / "gpu-a" / "bad.json").write_text("{")
+    assert "Warning: " in run("report", "--results", results).stderr
+
+
+def test_a_report_goes_on_without_a_history(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run("report", "--results", results)
+    monkeypatch.setenv(VARIABLE, "mysql://u:hunter22@h/d")
+    done = run("report", "--results", results)
+    assert (done.exit_code, done.stdout) == (plain.exit_code, plain.stdout)
+    assert "Warning: history: found the database mysql://d" in done.stderr

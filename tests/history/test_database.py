@@ -1,0 +1,369 @@
+"""The history in a real SQLite and a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from llamafleet.history.database import HEAD, KINDS, METADATA, HistoryError, opened, url_of
+from llamafleet.history.database_read import read
+from llamafleet.history.record import Record
+from llamafleet.history.records import (
+    VARIABLE,
+    Filter,
+    History,
+    keep_up,
+    records_of,
+    with_id,
+)
+from llamafleet.history.runs import Runs
+from llamafleet.history.store import DATABASE, VERIFIED, Row, Store
+from llamafleet.protocol.result import Result
+from llamafleet.terminal import masked
+from tests.history import RESULT, benchmark, gpu
+from tests.history.test_records import KNOWN, PP, TG, WANTED
+
+AT = RESULT.finished
+
+
+def fill(results: Path, hosts: int = 3, times: int = 4) -> list[Result]:
+    """Results as deploy.py leaves them."""
+    found = [
+        replace(RESULT, host=f"gpu-{host}", finished=AT + 3600 * time, gpus=(gpu(host),))
+        for host in range(hosts)
+        for time in range(times)
+    ]
+    for one in found:
+        Store(results).write_result(one.host, one)
+    return found
+
+
+def test_a_record_comes_back_as_it_was(history: History) -> None:
+    assert history.add(KNOWN.values()) == 4
+    assert set(map(_hashable, history.records())) == set(map(_hashable, KNOWN.values()))
+
+
+def _hashable(record: Record) -> str:
+    return repr(record)
+
+
+VALUES: dict[str, Any] = {
+    "str": "ü \U0001f600 'x' \\ %",
+    "Test": "tg",
+    "Verdict | None": "BUSY",
+    "datetime": datetime(2026, 11, 26, 23, 59, 59, 999999, timezone(timedelta(hours=5))),
+    "float": 1 / 3,
+    "float | None": 1e-300,
+    "int": 2**40,
+    "int | None": 2**63 - 1,
+    "bool | None": False,
+    "tuple[float, ...]": (0.1, 2.0),
+    "tuple[str, ...]": ("a", "[]"),
+    "Mapping[str, float]": {"power": 0.5},
+    "Mapping[str, Any]": {"cpu_mask": "0x0", "repack": True, "samples_ns": [1, 2]},
+}
+
+
+def test_every_field_comes_back(history: History) -> None:
+    """A column that is forgotten, or of the wrong type, is seen here."""
+    full = Record(**{one.name: VALUES[str(one.type)] for one in fields(Record)})
+    history.add([full])
+    assert list(history.records()) == [full]
+    assert set(VALUES) == set(KINDS)
+
+
+def test_what_is_not_told_comes_back_so(history: History) -> None:
+    bare = Record("0", "tg", datetime(1, 1, 1, tzinfo=timezone.utc), 0.0, 0.0)
+    history.add([bare])
+    assert list(history.records()) == [bare]
+
+
+def test_filters(history: History) -> None:
+    history.add(KNOWN.values())
+    with opened(history.results, history.url) as engine:
+        for wanted, names in WANTED:
+            assert {r.id for r in read(engine, wanted)} == {KNOWN[n].id for n in names}, wanted
+
+
+def test_the_newest_are_the_last_and_all_are_counted(history: History) -> None:
+    records = [with_id(replace(TG, test_time=TG.test_time + timedelta(days=d))) for d in (3, 1, 2)]
+    history.add(records)
+    found = [r.test_time.day - TG.test_time.day for r in history.records(Filter(last=2))]
+    assert found == [2, 3], "oldest first, of the newest two"
+    assert history.count(Filter(last=2)) == 3
+
+
+# -- taking in -------------------------------------------------------------------------------------
+
+
+def test_results_are_taken_in_once(history: History) -> None:
+    results = fill(history.results)
+    first = history.take_in()
+    # latest.json tells a result that is there under its time as well.
+    assert (first.files, first.records, first.aside) == (12 + 3, 24, [])
+    wanted = {record.id for result in results for record in records_of(result)}
+    assert {record.id for record in history.records()} == wanted
+    assert all("latest" not in record.source for record in history.records())
+    again = history.take_in()
+    assert (again.files, again.records) == (0, 0), "no file is read twice"
+
+
+def test_a_new_result_is_found_and_only_it_is_read(history: History) -> None:
+    fill(history.results)
+    history.take_in()
+    Store(history.results).write_result("gpu-1", replace(RESULT, host="gpu-1", finished=AT + 7e5))
+    found = history.take_in()
+    assert (found.files, found.records) == (2, 2), "the result, and the host's latest.json"
+
+
+def test_a_file_that_is_told_again_changes_no_run_and_no_source(history: History) -> None:
+    history.add([replace(PP, run_id="run", source="a.json", utilisation=None)])
+    assert history.add([replace(PP, run_id="", source="b.json", utilisation=91.0)]) == 0
+    [found] = history.records()
+    assert (found.run_id, found.source, found.utilisation) == ("run", "a.json", 91.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no JSON|JSONDecodeError"),
+        (b'{"version": 2, "host": "gpu', "JSONDecodeError"),
+        (b"\xff\xfe", "UnicodeDecodeError"),
+        (b"[]", "expected an object"),
+        (b'{"version": 9}', "version 9"),
+        (b'{"version": 2, "host": "\x1b[2J"}', "JSONDecodeError"),
+    ],
+)
+def test_a_corrupt_file_is_named_and_hides_no_other(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    history = History(tmp_path)
+    fill(tmp_path, 1, 2)
+    bad = tmp_path / "gpu-0" / "20261124T000000Z-bad.json"
+    bad.write_bytes(content)
+    found = history.take_in()
+    assert (found.files, found.records) == (3, 4)
+    [line] = found.aside
+    assert line.startswith(f"{bad}: found ")
+
+    assert re.search(said, line), line
+    assert f"next: mv {bad} {bad}.unreadable" in line
+    assert history.take_in().aside == found.aside, "it is named until it is gone"
+    bad.rename(f"{bad}.unreadable")
+    assert history.take_in().aside == []
+    assert bad.with_name(bad.name + ".unreadable").exists()
+
+
+def test_a_corrupt_file_that_is_mended_is_taken_in(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    [result] = fill(tmp_path, 1, 1)
+    path = next(p for p in tmp_path.glob("gpu-0/*.json") if p.name != "latest.json")
+    whole = path.read_bytes()
+    for other in tmp_path.glob("gpu-0/*.json"):
+        other.write_bytes(whole[:100])
+    assert len(history.take_in().aside) == 2
+    path.write_bytes(whole)
+    found = history.take_in()
+    assert (found.records, len(found.aside)) == (2, 1)
+    assert result.host == "gpu-0"
+
+
+def test_a_pipe_and_a_time_that_no_calendar_has_are_named(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    (tmp_path / "gpu-0").mkdir()
+    os.mkfifo(tmp_path / "gpu-0" / "pipe.json")
+    Store(tmp_path).write_result("gpu-1", replace(RESULT, finished=1e300))
+    said = "\n".join(history.take_in().aside)
+    assert "no regular file" in said
+    assert "since 1970" in said
+
+
+TAKE_IN = """
+import sys
+from pathlib import Path
+from llamafleet.history.records import History
+taken = History(Path(sys.argv[1]), sys.argv[2]).take_in()
+print(taken.records, taken.aside)
+"""
+
+
+def test_imports_at_the_same_time_lose_nothing(history: History) -> None:
+    """Also the first ones, that make the tables."""
+    results = fill(history.results, 10, 10)
+    argv = [sys.executable, "-c", TAKE_IN, str(history.results), history.url]
+    going = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for one in going:
+        out, err = one.communicate(timeout=120)
+        assert one.returncode == 0, err
+        assert out.endswith("[]\n"), out
+    assert history.count() == 2 * len(results)
+    assert history.take_in().files == 0
+
+
+def test_a_folder_that_nobody_may_write_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, 1, 1)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert keep_up(tmp_path) == []
+    assert not (tmp_path / DATABASE).exists()
+
+
+def test_keeping_up_never_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: str
+) -> None:
+    fill(tmp_path, 1, 1)
+    (tmp_path / "gpu-0" / "bad.json").write_text("{")
+    [line] = keep_up(tmp_path)
+    assert "bad.json" in line
+    assert History(tmp_path).count() == 2
+    (tmp_path / DATABASE).write_text("no database, but longer than its header is" * 100)
+    [line] = keep_up(tmp_path)
+    assert f"next: mv {tmp_path / DATABASE} " in line
+    monkeypatch.setenv(VARIABLE, postgres)
+    assert "bad.json" in "".join(keep_up(tmp_path))
+    # A venv of before there was a history.
+    monkeypatch.setitem(sys.modules, "llamafleet.history.database", None)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    [line] = keep_up(tmp_path)
+    assert line.startswith("history: found no ") and line.endswith("; next: sh setup.sh")
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def run_of(results: Path, rows: Iterable[Row]) -> str:
+    runs = Runs(results)
+    told = list(rows)
+    run = runs.begin(["pyinfra"], [row.host for row in told], len(told), [])
+    return runs.finish(run, "complete", told).id
+
+
+def now(host: str, **changes: Any) -> Result:
+    finished = datetime.now(timezone.utc).timestamp()
+    return replace(RESULT, **{"host": host, "finished": finished, **changes})
+
+
+def row_of(result: Result, *changed: str) -> Row:
+    return Row.of(result.host, result, changed, ())
+
+
+def test_a_run_tells_the_records_that_it_measured(history: History) -> None:
+    several = now("gpu-a", gpus=(gpu(0), gpu(1, tg=149.0)), benchmark=benchmark(pp=11000.0))
+    taken_as_it_was = now("gpu-b")
+    other_time = replace(several, finished=several.finished - 3 * 86400)
+    slower = replace(gpu(0), benchmark=benchmark(pp=9000.0, tg=99.0))
+    other_rates = replace(several, finished=several.finished - 7, gpus=(slower,), benchmark=None)
+    for one in (several, taken_as_it_was, other_time, other_rates):
+        Store(history.results).write_result(one.host, one)
+    history.take_in()
+    rows = [row_of(several, "toolkit", VERIFIED), row_of(taken_as_it_was)]
+    run_id = run_of(history.results, rows)
+    assert history.take_in().aside == []
+    mine = {record.id for record in history.records(Filter(runs=(run_id,)))}
+    assert mine == {record.id for record in records_of(several)}
+    # Nobody takes them over, also not a run that finds the same result again.
+    run_of(history.results, rows)
+    history.take_in()
+    assert history.count(Filter(runs=(run_id,))) == len(mine)
+
+
+def test_a_run_that_goes_on_is_read_again_when_it_ends(history: History) -> None:
+    runs, result = Runs(history.results), now("gpu-a")
+    run = runs.begin(["pyinfra"], ["gpu-a"], 1, [])
+    Store(history.results).write_result("gpu-a", result)
+    history.take_in()
+    assert {record.run_id for record in history.records()} == {""}
+    runs.finish(run, "complete", [row_of(result, VERIFIED)])
+    history.take_in()
+    assert {record.run_id for record in history.records()} == {run.id}
+
+
+def test_a_run_that_cant_be_read_is_named(tmp_path: Path) -> None:
+    run_id = run_of(tmp_path, [])
+    (tmp_path / "runs" / f"{run_id}.json").write_text("{")
+    assert run_id in "".join(History(tmp_path).take_in().aside)
+
+
+# -- its form --------------------------------------------------------------------------------------
+
+
+def test_migrations_make_the_tables_of_today(history: History) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with opened(history.results, history.url) as engine, engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={"include_name": lambda name, kind, parents: name != "benchmark_version",
+                  "compare_type": True},
+        )  # fmt: skip
+        assert compare_metadata(context, METADATA) == []
+        told = connection.execute(sa.text("SELECT version_num FROM benchmark_version")).scalar()
+        assert told == HEAD
+
+
+def test_alembic_is_asked_only_where_the_form_is_older(tmp_path: Path) -> None:
+    History(tmp_path).count()
+    code = (
+        "import sys; from pathlib import Path; from llamafleet.history.records import History; "
+        "History(Path(sys.argv[1])).count(); sys.exit('alembic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 0
+
+
+def test_a_newer_form_is_refused(history: History) -> None:
+    with opened(history.results, history.url) as engine, engine.begin() as connection:
+        connection.execute(sa.text("UPDATE benchmark_version SET version_num = '9999'"))
+    with pytest.raises(HistoryError, match=f"form 9999; expected up to {HEAD}; next: git pull"):
+        history.count()
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_text("not a database, but longer than its header is" * 100)
+    with pytest.raises(HistoryError) as error:
+        History(tmp_path).count()
+    assert f"next: mv {tmp_path / DATABASE} {tmp_path / DATABASE}.unreadable" in str(error.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(HistoryError, match="unable to open database file"):
+        History(tmp_path / "none").count()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://fleet:hunter22@db/x", "the database mysql://x; expected postgresql://"),
+        ("sqlite://", "the database sqlite://"),
+        ("results/history.db", "one that is no URL"),
+        ("postgresql://fleet:hunter22@db:port/x", "one that is no URL"),
+    ],
+)
+def test_a_url_of_something_else_is_refused_without_its_password(url: str, said: str) -> None:
+    with pytest.raises(HistoryError) as error:
+        url_of(Path("results"), url)
+    assert said in str(error.value)
+    assert "hunter22" not in str(error.value)
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    url = f"postgresql://fleet:hunter22@/fleet?host={tmp_path}"
+    with pytest.raises(HistoryError) as error:
+        History(tmp_path, url).count()
+    assert 'next: psql "$LLAMAFLEET_HISTORY"' in str(error.value)
+    assert "hunter22" not in str(error.value)
+    assert "hunter22" not in masked("FATAL: hunter22")
