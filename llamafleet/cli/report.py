@@ -186,14 +186,13 @@ def _page(run: Run, results: Path) -> str:
 
 
 def _text(run: Run, how: Wanted) -> str:
-    form = how.form
-    if form == "json":
+    if how.form == "json":
         return json.dumps(as_json(run), indent=1)
-    if form == "junit":
+    if how.form == "junit":
         from llamafleet.history import junit
 
         return junit.render(run)
-    if form == "md":
+    if how.form == "md":
         from llamafleet.history import markdown
 
         return markdown.render(run)

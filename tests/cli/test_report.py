@@ -313,13 +313,27 @@ def test_a_terminal_alone_gets_colours(
     piped: bool, variables: dict[str, str], colours: bool, tmp_path: Path
 ) -> None:
     last = keep(tmp_path, "PASS", "FAIL")
-    command = [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path]
-    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **variables}
-    reader, writer = os.pipe() if piped else pty.openpty()
-    done = subprocess.run(command, stdout=writer, env=environment, check=False)
-    os.close(writer)
-    with open(reader, "rb", closefd=True) as said:  # noqa: PTH123 - a descriptor
-        text = said.read1(65536).decode().replace("\r\n", "\n")
-    assert done.returncode == 1
+    text = printed(tmp_path, piped=piped, **variables)
     assert text == render_run(last, colours=colours) + "\n"
     assert ("\x1b[31mFAIL\x1b[0m" in text) is colours
+
+
+def test_a_file_gets_none_though_it_is_written_from_a_terminal(tmp_path: Path) -> None:
+    last = keep(tmp_path, "PASS", "FAIL")
+    assert printed(tmp_path, "-o", tmp_path / "out") == ""
+    assert (tmp_path / "out").read_text() == render_run(last) + "\n"
+
+
+def printed(results: Path, *options: str | Path, piped: bool = False, **variables: str) -> str:
+    """By the command itself, on a terminal or into a pipe."""
+    command = [Path(sys.executable).with_name("llamafleet"), "report", "--results", results]
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **variables}
+    reader, writer = os.pipe() if piped else pty.openpty()
+    done = subprocess.run([*command, *options], stdout=writer, env=environment, check=False)
+    # Nothing at all would be waited for.
+    os.write(writer, b"$")
+    with open(reader, "rb", closefd=True) as said:  # noqa: PTH123 - a descriptor
+        text = said.read1(65536).decode().replace("\r\n", "\n")
+    os.close(writer)
+    assert done.returncode == 1
+    return text.removesuffix("$")
