@@ -19,6 +19,7 @@ from operations.reboot import reboot
 from operations.run import begin
 from operations.serve import libraries, serve
 from operations.share import agree
+from operations.textfile import textfile
 from operations.toolkit import toolkit
 from operations.verify import result, verify
 from operations.wheelhouse import wheelhouse
@@ -41,6 +42,7 @@ agree(name="Agree on who builds for whom")
 build(name="Build llama-cpp-python from source")
 take(name="Install what another host built")
 settings(name="Render environment and units")
+textfile(name="Show the verification to node_exporter")
 verify(name="Verify offload and benchmark")
 result(name="Fetch and judge the result")
 models(name="Bring the models")

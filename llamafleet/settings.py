@@ -261,6 +261,9 @@ class Settings(BaseModel):
     """What a container is made of: an image of Dockerfile.rtx4090. A tag could become another."""
     verify_pauses_serving: bool = Field(default=False, description=BOOL)
     """Where something is served, the timer verifies too: the services are stopped meanwhile."""
+    metrics_folder: HostPath | None = Field(default=None, description=_HOST_PATH)
+    """Folder on the host that Prometheus' node_exporter reads: the verification's figures are
+    linked there."""
     wheelhouse: LocalPath | None = Field(
         default=None, description="a folder on the controller made by `llamafleet wheelhouse build`"
     )

@@ -1,11 +1,13 @@
-"""What may be said or kept of any text: no secret, and no character that can't be seen; and how
-many columns of a terminal it takes."""
+"""What may be said or kept of any text: no secret, and no character that can't be seen; how many
+columns of a terminal it takes; and colours, where they are wanted."""
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import TextIO
 
 from llamafleet.protocol.redact import MASK, redacted
 
@@ -86,3 +88,18 @@ def cut(text: str, most: int) -> str:
             break
         kept.append(character)
     return "".join(kept) + ELLIPSIS
+
+
+RESET, RED, GREEN, YELLOW, DIM = "\x1b[0m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[2m"
+
+
+def coloured(text: str, colour: str) -> str:
+    """The text in one of these; "": as it is."""
+    return f"{colour}{text}{RESET}" if colour and text else text
+
+
+def colours_wanted(stream: TextIO) -> bool:
+    """On a terminal that can, unless the user says no: https://no-color.org/."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty()

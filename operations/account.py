@@ -76,26 +76,26 @@ def account() -> Generator[PyinfraCommand, None, None]:
     if wanted.below:
         yield StringCommand(*as_account(run), "mkdir -p --", *map(QuoteString, wanted.below))
     if wanted.marker:
-        yield _script(_MARKER, to=layout.machine, id=wanted.marker)
+        yield script(_MARKER, to=layout.machine, id=wanted.marker)
     if done := _done(wanted):
         run.changed(done)
 
 
 def make_prefix(layout: Layout) -> StringCommand:
     """Make the folder of the record, with the record in it, unless there is one of that name."""
-    return _script(_PREFIX, to=layout.prefix, p=unfinished(layout.prefix))
+    return script(_PREFIX, to=layout.prefix, p=unfinished(layout.prefix))
 
 
 def make_folder(row: Folder, layout: Layout) -> StringCommand:
     """Record a folder and make it, unless there is one of that name."""
-    return _script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
+    return script(_FOLDER, d=row.path, owner=_owner(row, layout), made=layout.made)
 
 
 def _account(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, None, None]:
     if wanted.account:
-        yield _script(_ACCOUNT, made=layout.made, home=layout.state)
+        yield script(_ACCOUNT, made=layout.made, home=layout.state)
     if wanted.group:
-        yield _script(_GROUP, made=layout.made)
+        yield script(_GROUP, made=layout.made)
     for group in wanted.groups:
         yield StringCommand(
             f"if getent group {group} >/dev/null; then usermod -aG {group} {USER}; fi"
@@ -107,7 +107,7 @@ def _folders(wanted: AccountPlan, layout: Layout) -> Generator[StringCommand, No
         yield make_folder(row, layout)
     for row in wanted.own:
         mode = f"{row.access(layout).mode:o}"
-        yield _script(_OWN, d=row.path, owner=_owner(row, layout), mode=mode)
+        yield script(_OWN, d=row.path, owner=_owner(row, layout), mode=mode)
 
 
 def _owner(row: Folder, layout: Layout) -> str:
@@ -116,7 +116,7 @@ def _owner(row: Folder, layout: Layout) -> str:
     return f"{wanted.user}:{wanted.group}" if wanted.user else ""
 
 
-def _script(text: str, **values: str) -> StringCommand:
+def script(text: str, **values: str) -> StringCommand:
     """A command of these variables."""
     told = (QuoteString(f"{name}={value}") for name, value in values.items())
     return StringCommand("env", *told, "sh -c", QuoteString(text))

@@ -31,6 +31,7 @@ from llamafleet.plans.lock import (
     plan_lock,
 )
 from llamafleet.plans.plan import Problem
+from llamafleet.plans.textfile import plan_link
 from llamafleet.protocol.job import start_ticks
 from llamafleet.terminal import printable
 from operations.account import make_folder, make_prefix
@@ -171,6 +172,8 @@ def anything_to_do(run: HostRun) -> bool:
     """A run that changes nothing disturbs no other one."""
     plan, snapshot = run.plan(), run.snapshot()
     if plan_account(run.settings, snapshot, run.layout()).needed or run.files("tools").needed:
+        return True
+    if plan_link(run.settings, snapshot).needed:
         return True
     return changes_anything(plan)
 

@@ -25,6 +25,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from llamafleet.connection import Guard, guard_of
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.facts.snapshot import forget, snapshot_of
+from llamafleet.history.afterupdate import after_update
 from llamafleet.history.command import without_secrets
 from llamafleet.history.records import keep_up
 from llamafleet.history.report import exit_code_of, render, render_run
@@ -44,7 +45,7 @@ from llamafleet.published import looked_up
 from llamafleet.received import Unreadable
 from llamafleet.render import content_sha256
 from llamafleet.settings import SECRETIVE, Settings
-from llamafleet.terminal import printable
+from llamafleet.terminal import colours_wanted, printable
 from llamafleet.wheelstore import KEPT_DAYS
 from operations.ending import Ending
 from operations.sharing import Sharing
@@ -275,12 +276,13 @@ class Fleet:
                     click.echo(_not_kept(error), err=True)
         end = "interrupted" if interrupted else _end(state)
         rows = [run.row(end, run.host in state.failed_hosts) for run in asked]
-        text, code = render(rows), 1
+        colours = colours_wanted(sys.stderr)
+        text, code = render(rows, colours=colours), 1
         if self.kept is not None:
             try:
                 ended = Runs(RESULTS).finish(self.kept, end, rows)
-                text, code = render_run(ended), exit_code_of(ended)
-                text = "\n".join([text, *keep_up(RESULTS)])
+                text, code = render_run(ended, colours=colours), exit_code_of(ended)
+                text = "\n".join([text, *keep_up(RESULTS), *after_update(RESULTS, rows)])
                 self._prune()
             except OSError as error:
                 click.echo(_not_kept(error), err=True)

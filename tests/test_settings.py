@@ -89,6 +89,7 @@ def test_every_setting_in_an_inventory_s_own_types(tmp_path: Path) -> None:
         "busy_minutes": 10,
         "allow_busy": True,
         "verify_schedule": "Mon *-*-* 03:00:00",
+        "metrics_folder": "/var/lib/prometheus/node-exporter",
         "wheelhouse": None,
         "index_url": "https://pypi.example:8443/simple",
         "proxy": "http://proxy.example:3128",

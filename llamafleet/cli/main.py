@@ -5,12 +5,15 @@ from __future__ import annotations
 import click
 
 from llamafleet import __version__
+from llamafleet.cli.bands import bands
+from llamafleet.cli.compare import compare_command
 from llamafleet.cli.deploy import check, deploy
 from llamafleet.cli.diagnose import diagnose
 from llamafleet.cli.fit import fit
 from llamafleet.cli.fix import fix
 from llamafleet.cli.history import history
 from llamafleet.cli.image import image
+from llamafleet.cli.outliers import outliers
 from llamafleet.cli.plan import plan, snapshot
 from llamafleet.cli.report import report
 from llamafleet.cli.upstream import upstream
@@ -30,7 +33,8 @@ def main() -> None:
 
 COMMANDS = (
     *(check, deploy, image, plan, snapshot, diagnose, fit, fix),
-    *(history, report, upstream, watch, wheelhouse),
+    *(bands, compare_command, history, outliers, report),
+    *(upstream, watch, wheelhouse),
 )
 for command in COMMANDS:
     main.add_command(command)

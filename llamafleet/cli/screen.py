@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llamafleet.plans.trouble import QUIET, RANKS, Line
-from llamafleet.terminal import columns, cut, printable
+from llamafleet.terminal import DIM, RED, YELLOW, coloured, columns, cut, printable
 
 GAP = "  "
 NARROWEST = 40
@@ -15,7 +15,6 @@ STATE_ROOM = 30
 """Columns for the state before a further figure is shown."""
 HOST_MOST = 24
 MODEL_MOST = 22
-RESET, RED, YELLOW, DIM = "\x1b[0m", "\x1b[31m", "\x1b[33m", "\x1b[2m"
 
 Show = Callable[[Line], str]
 
@@ -172,7 +171,7 @@ def picture(lines: Sequence[Line], width: int, height: int, *, colours: bool) ->
 def _coloured(line: Line, row: str) -> str:
     """Red what nobody can use, yellow what is not free or slowed down, dim what does nothing."""
     if RANKS[line.trouble] < RANKS["throttled"]:
-        return f"{RED}{row}{RESET}"
+        return coloured(row, RED)
     if line.trouble in QUIET:
-        return f"{DIM}{row}{RESET}"
-    return f"{YELLOW}{row}{RESET}" if RANKS[line.trouble] <= RANKS["held"] else row
+        return coloured(row, DIM)
+    return coloured(row, YELLOW if RANKS[line.trouble] <= RANKS["held"] else "")

@@ -21,7 +21,7 @@ from llamafleet.cli.plan import inventory_option
 from llamafleet.cli.screen import picture, summary, table
 from llamafleet.plans.trouble import USUAL, Line, by_trouble
 from llamafleet.protocol.throttle import decode_throttle
-from llamafleet.terminal import masked_data
+from llamafleet.terminal import colours_wanted, masked_data
 
 if TYPE_CHECKING:
     from llamafleet.cli.watching import Watch
@@ -128,7 +128,7 @@ def _size() -> os.terminal_size:
 
 def _draw(lines: list[Line]) -> None:
     size = _size()
-    colours = not os.environ.get("NO_COLOR")
+    colours = colours_wanted(sys.stdout)
     rows = picture(lines, size.columns, size.lines - 1, colours=colours)
     sys.stdout.write(HOME + "".join(f"{row}{TO_LINE_END}\n" for row in rows) + TO_SCREEN_END)
     sys.stdout.flush()

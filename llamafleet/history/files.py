@@ -1,4 +1,4 @@
-"""Files of results that are whole or absent."""
+"""Files of results and reports that are whole or absent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from llamafleet.terminal import masked_data
 
 def write_json(path: Path, data: object) -> None:
     """A reader sees the old file or the new one, never half of it, and no secret in it."""
+    write_text(path, json.dumps(masked_data(data), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same of a text, as it is. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(masked_data(data), file, indent=1)
-            file.write("\n")
+            file.write(text)
         temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:

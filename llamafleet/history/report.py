@@ -20,14 +20,14 @@ ENDS: dict[RunState, str] = {
 """What is said of a run that is not complete."""
 
 
-def render_run(run: Run) -> str:
+def render_run(run: Run, *, colours: bool = False) -> str:
     """Which run it is, and what it came to."""
     if run.started is None:
         parts = [f"run {run.id}", "of before runs were kept: start, command and limit are unknown"]
     else:
         command = f"started {_started(run)} as: {shlex.join(run.command)}"
         parts = [f"run {run.id}", _hosts(run), *_end(run), command]
-    return f"{printable(', '.join(parts))}\n{render(run.rows)}"
+    return f"{printable(', '.join(parts))}\n{render(run.rows, colours=colours)}"
 
 
 def render_line(run: Run) -> str:
@@ -50,15 +50,14 @@ def _end(run: Run) -> list[str]:
     return [ENDS[run.state]] if run.state in ENDS else []
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(rows: Sequence[Row], *, colours: bool = False) -> str:
     """The table, and below it: why hosts are not PASS, whose figures count for nothing, which GPUs
     were left out, what is served, changes that the table has no room for, what a driver update
     changed, and what builds cost."""
     if not rows:
         return "no host was in this run: nothing is proven"
-    lines, whole = table(rows)
-    for row in rows:
-        lines += _reasons(row)
+    shown, whole = table(rows, colours=colours)
+    lines = [line for row in rows for line in _reasons(row)]
     lines += [f"{row.host} {_left_out(row)}" for row in rows if row.left_out]
     lines += [f"{row.host} {_served(one)}" for row in rows for one in row.served]
     if not whole:
@@ -66,7 +65,7 @@ def render(rows: Sequence[Row]) -> str:
     lines += [f"{r.host} {line}" for r in rows if r.update for line in describe(r.update)]
     costs = [(row, _cost(row.built) if row.built else "") for row in rows]
     lines += [f"{row.host} build {row.build}: {cost}" for row, cost in costs if cost]
-    return "\n".join(map(printable, lines))
+    return "\n".join((*shown, *map(printable, lines)))
 
 
 def _reasons(row: Row) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from llamafleet.history.store import GpuLine, Row
-from llamafleet.terminal import columns, cut, printable
+from llamafleet.protocol.result import BUSY, CPU_ONLY, FAIL, NOT_VERIFIED, PASS
+from llamafleet.terminal import GREEN, RED, YELLOW, coloured, columns, cut, printable
 
 WIDTH = 100
 GAP = "  "
@@ -21,12 +23,21 @@ MAKER = re.compile(r"\bNVIDIA (?=\S)")
 UUID_SHOWN = 12
 """Characters of a UUID: "GPU-" and eight more."""
 DASH = "- "
+COLOURS: dict[str, str] = {
+    PASS: GREEN,
+    BUSY: YELLOW,
+    CPU_ONLY: YELLOW,
+    FAIL: RED,
+    NOT_VERIFIED: RED,
+}
+"""Of a verdict."""
 
 Cells = tuple[str, ...]
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], bool]:
-    """Its lines, and whether they say what changed: without room for that it stands elsewhere."""
+def table(rows: Sequence[Row], *, colours: bool = False) -> tuple[list[str], bool]:
+    """Its lines, printable but for colours, and whether they say what changed: without room for
+    that it stands elsewhere."""
     hosts = [tuple(map(printable, _cells(row))) for row in rows]
     gpus = [[_gpu_cells(gpu) for gpu in _listed(row)] for row in rows]
     widths = _widths(hosts, [gpu for some in gpus for gpu in some])
@@ -35,8 +46,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], bool]:
         widths = _narrowed(widths[:-1])
     lines = [_line(HEADERS, widths), _line(["-" * width for width in widths], widths)]
     for host, some in zip(hosts, gpus, strict=True):
-        lines += [_line(host, widths), *(_gpu_line(gpu, widths) for gpu in some)]
+        lines.append(_line(host, widths, colours=colours))
+        lines += [_gpu_line(gpu, widths, colours=colours) for gpu in some]
     return lines, whole
+
+
+def in_colour(verdict: str) -> str:
+    return coloured(verdict, COLOURS.get(verdict, ""))
 
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -123,20 +139,24 @@ def _total(widths: Sequence[int]) -> int:
 # -- lines -----------------------------------------------------------------------------------------
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return GAP.join(map(_aligned, HEADERS, cells, widths)).rstrip()
+def _line(cells: Sequence[str], widths: Sequence[int], *, colours: bool = False) -> str:
+    aligned = map(partial(_aligned, colours=colours), HEADERS, cells, widths)
+    return GAP.join(aligned).rstrip()
 
 
-def _aligned(header: str, text: str, width: int) -> str:
+def _aligned(header: str, text: str, width: int, *, colours: bool = False) -> str:
     shown = cut(text, width)
     blank = " " * (width - columns(shown))
+    if colours and header == HEADERS[SPANNED]:
+        shown = in_colour(shown)
     return blank + shown if header in NUMBERS else shown + blank
 
 
-def _gpu_line(gpu: Cells, widths: Sequence[int]) -> str:
+def _gpu_line(gpu: Cells, widths: Sequence[int], *, colours: bool) -> str:
     """The name is cut where there is no room, the UUID is not."""
     name, uuid, *rest = gpu
     room = _total(widths[:SPANNED])
     shown = f"{DASH}{cut(name, room - columns(f'{DASH} {uuid}'))} {uuid}"
-    cells = map(_aligned, HEADERS[SPANNED:], rest, widths[SPANNED:])
+    aligned = partial(_aligned, colours=colours)
+    cells = map(aligned, HEADERS[SPANNED:], rest, widths[SPANNED:])
     return GAP.join([_aligned("", shown, room), *cells]).rstrip()

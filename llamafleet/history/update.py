@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llamafleet.history.comparable import LEAST
 from llamafleet.protocol.result import Result
 
 SAME = ("model", "bench", "context")
@@ -101,11 +102,16 @@ def _why_not_compared(update: Update) -> list[str]:
 
 
 def change(old: Rate, new: Rate) -> str:
-    """The change in percent, and whether it is more than both spreads together explain."""
+    """The change in percent, and whether it is more than both spreads and LEAST explain.
+
+    A run on either side is no proof: `llamafleet compare --last-update` takes all there are.
+    """
     difference = new.median - old.median
     percent = f"{100 * difference / old.median:+.1f} %" if old.median else "no rate before"
     if abs(difference) <= old.spread + new.spread:
         return f"{percent}, within the spread"
+    if abs(difference) < LEAST * old.median:
+        return f"{percent}, less than runs of one GPU may differ by"
     return f"{percent}, {'FASTER' if difference > 0 else 'SLOWER'} than the spread explains"
 
 

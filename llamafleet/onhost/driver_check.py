@@ -21,7 +21,7 @@ from pathlib import Path
 
 from llamafleet.onhost import driver
 from llamafleet.onhost.rights import root_problem
-from llamafleet.onhost.verify import gpu
+from llamafleet.onhost.verify import gpu, metrics
 from llamafleet.onhost.verify.present import as_planned, chosen
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import alive, read_json, read_progress, write_json
@@ -80,7 +80,7 @@ def _check(config: VerifyConfig, planned: str) -> int:
     current = now is not None and not halves and _verified(latest, config) == now
     if not current:
         # First, so that nothing that follows can leave an old verdict in place: NVML may hang.
-        latest.unlink(missing_ok=True)
+        _forget(config)
     if now is None:
         return _stale(stale, planned, now, f"driver {planned} is gone: {source}", DEPLOY)
     if halves:
@@ -89,14 +89,14 @@ def _check(config: VerifyConfig, planned: str) -> int:
         return EXIT_REBOOT
     answer = _ask(config)
     if answer.hangs:
-        latest.unlink(missing_ok=True)
+        _forget(config)
         return _stale(stale, planned, now, f"driver {now} is ill: {answer.problem}", RESTART)
     if others := _other_gpus(config, answer):
-        latest.unlink(missing_ok=True)
+        _forget(config)
         return _stale(stale, planned, now, others, DEPLOY)
     if current and answer.problem:
         # It proves no GPU that can't be asked. One that only comes late is proven again.
-        latest.unlink(missing_ok=True)
+        _forget(config)
         found = f"driver {now} does not answer: {answer.problem}"
         _stale(stale, planned, now, found, "a verification")
         return EXIT_VERIFY
@@ -119,6 +119,11 @@ def _check(config: VerifyConfig, planned: str) -> int:
     else:
         _stale(stale, planned, now, changed, "a verification")
     return EXIT_VERIFY
+
+
+def _forget(config: VerifyConfig) -> None:
+    config.latest.unlink(missing_ok=True)
+    metrics.keep(config, None)
 
 
 def _verified(latest: Path, config: VerifyConfig) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -55,6 +56,7 @@ from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
+from llamafleet.plans.textfile import link_of, link_problem, plan_link
 from llamafleet.plans.toolkit.architectures import capabilities_of, undetected
 from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
 from llamafleet.plans.toolkit.compiler import (
@@ -97,7 +99,9 @@ def to_read(
     paths = (*chosen, *models)
     own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
     ports = tuple(sorted({one.port for one in served}))
-    return layout, tuple(by_path(layout)), own, folders(layout), ports
+    link = link_of(settings)
+    seen = (posixpath.dirname(link), link) if link else ()
+    return layout, tuple(by_path(layout)), own, (*folders(layout), *seen), ports
 
 
 @dataclass
@@ -292,10 +296,9 @@ def make_plan(
     draft.problems.extend(runtime_problems(settings, snapshot, acceleration.backend))
     draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
     draft.problems.extend(account_problems(settings, snapshot, layout))
-    told = (*units_note(settings, snapshot), *network_note(settings, snapshot))
-    told = (*told, *serve_notes(settings), *dropin_notes(snapshot))
-    notes = (*acceleration.notes, *told, *plan_account(settings, snapshot, layout).reasons)
-    notes = tuple(as_typed(snapshot, note) for note in notes)
+    draft.take(link_problem(settings, snapshot, layout))
+    told = (*acceleration.notes, *_notes(settings, snapshot, layout))
+    notes = tuple(as_typed(snapshot, note) for note in told)
     if settings.runtime == "container":
         return _in_container(draft, host, hold, acceleration, notes, sha256=sha256)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
@@ -346,6 +349,16 @@ def make_plan(
     if plan.problems or python is None:
         return plan
     return _with_services(plan, draft, python, sha256)
+
+
+def _notes(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Iterator[str]:
+    """What is said of a host beside its plan."""
+    yield from units_note(settings, snapshot)
+    yield from network_note(settings, snapshot)
+    yield from serve_notes(settings)
+    yield from dropin_notes(snapshot)
+    yield from plan_link(settings, snapshot).reasons
+    yield from plan_account(settings, snapshot, layout).reasons
 
 
 def _with_services(plan: Plan, draft: _Draft, python: Tool, sha256: Sha256 | None) -> Plan:

@@ -20,6 +20,7 @@ from llamafleet.managed import (
 )
 from llamafleet.plans.account import ACCOUNT, GROUP, record_of
 from llamafleet.plans.serve import profiles_there
+from llamafleet.plans.textfile import links_made
 
 PACKAGE_MANAGER_S = 1800
 """How long a job of root is waited for: a package manager is let end."""
@@ -79,7 +80,7 @@ def plan_uninstall(snapshot: HostSnapshot, layout: Layout) -> UninstallPlan:
         group=system and GROUP in made,
         containers=tuple(_containers(snapshot, layout)),
         images=system and _of_root_alone(layout.images, snapshot),
-        files=tuple(_files(ours, layout)),
+        files=tuple(_files(ours, snapshot, layout)),
         folders=tuple(_folders(snapshot, layout, made)),
         last=(layout.prefix if layout.prefix in made else layout.made,),
         stays=tuple(_stays(snapshot, layout, made)),
@@ -164,8 +165,13 @@ def _processes(snapshot: HostSnapshot, layout: Layout) -> Iterator[Process]:
         yield Process(told.pid, told.start_ticks, root, PACKAGE_MANAGER_S if root else JOB_S)
 
 
-def _files(ours: list[Managed], layout: Layout) -> Iterator[str]:
+def _files(ours: list[Managed], snapshot: HostSnapshot, layout: Layout) -> Iterator[str]:
     """All files that may be there of these rows, whether or not they were seen."""
+    # What is seen to be no link by now is somebody else's.
+    there = snapshot.owners
+    yield from (
+        one for one in links_made(snapshot) if one not in there or there[one].kind == "link"
+    )
     for row in ours:
         path = row.path(layout)
         yield from (path, unfinished(path), *row.leftovers(layout))

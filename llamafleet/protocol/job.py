@@ -521,14 +521,19 @@ def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> Non
 
     `durable`: it also outlives a loss of power from now on.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps({"version": VERSION} | data, indent=1) + "\n"
+    write_whole(path, text.encode(), durable=durable)
+
+
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """The same of any content."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     # Made anew: nothing that lies there under that name is written to.
     made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        with os.fdopen(made, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(made, "wb") as file:
+            file.write(content)
             file.flush()
             if durable:
                 os.fsync(made)

@@ -15,6 +15,8 @@ LATEST = "latest.json"
 """The last verdict: gone while a verification runs."""
 STALE = "stale.json"
 """Why there is no verdict."""
+PROM = "llamafleet.prom"
+"""The verdict and its figures as a text file for Prometheus' node_exporter."""
 INSTANCE = "MIG-"
 """Begins the UUID of an instance of a divided GPU."""
 UNIT_S_OWN = ("/tmp", "/var/tmp")
@@ -114,6 +116,10 @@ class VerifyConfig:
     @property
     def stale(self) -> Path:
         return Path(self.results, STALE)
+
+    @property
+    def prom(self) -> Path:
+        return Path(self.results, PROM)
 
 
 class ConfigError(Exception):

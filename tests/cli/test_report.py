@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llamafleet.history.fleet import newest
 from llamafleet.history.report import render_line, render_run
 from llamafleet.history.runs import Run, Runs
-from llamafleet.history.store import GpuLine, Row
+from llamafleet.history.store import GpuLine, Row, Store
 from llamafleet.protocol.result import Verdict
 from tests.cli import run
+from tests.history import RESULT
 
 COMMAND = ["pyinfra", "-y", "inventory", "deploy.py"]
 
@@ -157,3 +166,160 @@ def test_the_run_of_before_runs_were_kept(tmp_path: Path) -> None:
     result = run("report", "--results", tmp_path)
     assert result.output.startswith("run last-run, of before runs were kept")
     assert result.exit_code == 0
+
+
+# -- forms -----------------------------------------------------------------------------------------
+
+
+def fleet(folder: Path) -> Run:
+    """A run of gpu-0, and results of it and of gpu-b, which that run did not ask."""
+    for host in ("gpu-0", "gpu-b"):
+        Store(folder).write_result(host, replace(RESULT, host=host))
+    return keep(folder, "PASS")
+
+
+def test_html_holds_the_run_the_history_and_hosts_of_before(tmp_path: Path) -> None:
+    fleet(tmp_path)
+    result = run("report", "--results", tmp_path, "--format", "html")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "<strong>2</strong> hosts" in text
+    assert "<strong>4</strong> measurements kept" in text
+    assert text.count('<th scope="row">gpu-b</th>') == 2
+    assert "Of roofline" in text
+
+
+def test_a_result_that_can_t_be_read_is_named_on_the_page(tmp_path: Path) -> None:
+    keep(tmp_path, "PASS")
+    (tmp_path / "gpu-x").mkdir()
+    (tmp_path / "gpu-x" / "latest.json").write_text("{")
+    result = run("report", "--results", tmp_path, "--format", "html")
+    assert "gpu-x/latest.json can&#39;t be read" in result.stdout
+
+
+def test_a_result_in_another_host_s_folder_is_not_that_host_s(tmp_path: Path) -> None:
+    Store(tmp_path).write_result("gpu-b", RESULT)
+    found = newest(keep(tmp_path, "PASS"), tmp_path)
+    assert [(row.host, row.verdict) for row in found.rows] == [("gpu-0", "PASS"), ("gpu-b", "PASS")]
+    assert list(found.results) == ["gpu-b"]
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("text", "run 2"), ("html", "<!doctype html>"), ("md", "### llamafleet: run 2"),
+        ("junit", "<testsuites "), ("json", "{"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("FAIL", 1)])
+def test_each_form_is_written_and_judges_the_run(
+    form: str, begins: str, verdict: Verdict, code: int, tmp_path: Path
+) -> None:
+    keep(tmp_path, verdict)
+    file = tmp_path / "out"
+    printed = run("report", "--results", tmp_path, "--format", form)
+    written = run("report", "--results", tmp_path, "--format", form, "-o", file)
+    assert (printed.exit_code, written.exit_code, written.stdout) == (code, code, "")
+    text = file.read_text()
+    assert text.startswith(begins)
+    assert form == "html" or printed.stdout == text  # A page says when it was made.
+    assert (file.stat().st_mode & 0o777) == 0o644
+
+
+def test_json_is_json_by_either_name(tmp_path: Path) -> None:
+    keep(tmp_path, "PASS")
+    both = [
+        run("report", "--results", tmp_path, *how) for how in (["--json"], ["--format", "json"])
+    ]
+    assert both[0].stdout == both[1].stdout
+    assert json.loads(both[0].stdout)["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--json", "--format", "md"), "--json: found --format md beside it"),
+        (("--run", "all", "--format", "junit"), "expected text or json"),
+        (("--run", "2026", "--format", "html"), "expected none, as the page holds the whole"),
+        (("--run", "2026", "--example"), "--example: found --run beside it"),
+        (("-o", "/nowhere/at/all"), "next: mkdir -p /nowhere/at"),
+        (("-o", "/dev/null"), "found no file that could be written there"),
+        (("--format", "pdf"), "'pdf' is not one of"),
+    ],
+)
+def test_what_can_t_be_had_is_refused_and_nothing_printed(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    keep(tmp_path, "PASS")
+    result = run("report", "--results", tmp_path, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+
+
+def test_a_file_that_can_t_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(tmp_path, "PASS")
+    file = tmp_path / "out.md"
+    file.write_text("old")
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = run("report", "--results", tmp_path, "--format", "md", "-o", file)
+    assert result.exit_code == 2
+    assert "found No space left on device" in result.stderr
+    assert file.read_text() == "old"
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("form", ["text", "html", "md", "junit", "json"])
+def test_the_example_needs_no_results_and_says_what_is_made_up(form: str, tmp_path: Path) -> None:
+    result = run("report", "--example", "--results", tmp_path / "none", "--format", form)
+    assert result.exit_code == 0
+    assert "synthetic-capped" in result.stdout
+    assert "Hosts named synthetic-… are made up" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_example_s_text_says_what_the_update_cost_and_who_is_slow() -> None:
+    lines = run("report", "--example").stdout.splitlines()
+    assert any(line.startswith("driver 575.57.08 -> 580.159.04") for line in lines)
+    assert any("tg128" in line and line.endswith("SLOWER") for line in lines)
+    (slow,) = (line for line in lines if line.startswith("SLOW "))
+    assert slow.startswith("SLOW synthetic-capped GPU-5e5e0008 pp512: ")
+
+
+def test_on_the_example_s_page_the_planted_slow_gpu_is_found_and_no_other() -> None:
+    text = run("report", "--example", "--format", "html").stdout
+    slow = re.findall(r'v-slow">SLOW</span> <strong>([^<]*)<', text)
+    assert slow == ["synthetic-capped"]
+    assert "its power limit is 350 W, below its default of 700 W" in text
+    assert "Driver 575.57.08 -&gt; 580.159.04" in text
+
+
+@pytest.mark.parametrize(
+    ("piped", "variables", "colours"),
+    [
+        (False, {}, True),
+        (False, {"NO_COLOR": "1"}, False),
+        (False, {"NO_COLOR": ""}, True),
+        (False, {"TERM": "dumb"}, False),
+        (True, {}, False),
+    ],
+)
+def test_a_terminal_alone_gets_colours(
+    piped: bool, variables: dict[str, str], colours: bool, tmp_path: Path
+) -> None:
+    last = keep(tmp_path, "PASS", "FAIL")
+    command = [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path]
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8", **variables}
+    reader, writer = os.pipe() if piped else pty.openpty()
+    done = subprocess.run(command, stdout=writer, env=environment, check=False)
+    os.close(writer)
+    with open(reader, "rb", closefd=True) as said:  # noqa: PTH123 - a descriptor
+        text = said.read1(65536).decode().replace("\r\n", "\n")
+    assert done.returncode == 1
+    assert text == render_run(last, colours=colours) + "\n"
+    assert ("\x1b[31mFAIL\x1b[0m" in text) is colours

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from llamafleet.cli.screen import RED, RESET, YELLOW, picture, summary, table
+from llamafleet.cli.screen import picture, summary, table
 from llamafleet.facts.gauges import GpuNow, ServiceNow
 from llamafleet.plans.trouble import Line, by_trouble
-from llamafleet.terminal import columns
+from llamafleet.terminal import RED, RESET, YELLOW, columns
 
 GPU = GpuNow(
     *(0, "GPU-1", "0000:01:00.0", "NVIDIA H100 80GB HBM3"),

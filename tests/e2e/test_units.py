@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(bool(LACKING), reason=f"to boot a host with a driver: {LACKING} missing"),
 ]
 HOST = "gpu-u"
+READ_BY_EXPORTER = "/var/lib/prometheus/node-exporter"
+LINK = f"{READ_BY_EXPORTER}/llamafleet.prom"
 
 
 class UnitsHost:
@@ -170,10 +172,23 @@ def test_a_masked_unit_stops_the_host_and_stays_masked(host: UnitsHost) -> None:
     assert host.show(VERIFY_TIMER) == AS_WANTED[VERIFY_TIMER]
 
 
+def test_node_exporter_finds_the_verdict_where_the_setting_says(host: UnitsHost) -> None:
+    """It runs as an account of its own; uninstall, below, takes the link away."""
+    missing = host.deploy("-y", metrics_folder=READ_BY_EXPORTER)
+    assert missing.returncode == 1 and f"no folder {READ_BY_EXPORTER}" in missing.output
+    host.sh(f"mkdir -p {READ_BY_EXPORTER}")
+    run = host.deploy(metrics_folder=READ_BY_EXPORTER)
+    assert run.returncode == 0 and "llamafleet.prom linked" in run.output, run.output
+    page = host.sh(f"cd / && setpriv --reuid=65534 --clear-groups cat {LINK}")
+    assert page.startswith("# HELP llamafleet_verdict ")
+    again = host.deploy(metrics_folder=READ_BY_EXPORTER)
+    assert again.returncode == 0 and again.unchanged, again.output
+
+
 def test_uninstall_leaves_none_of_it(host: UnitsHost) -> None:
     run = pyinfra(host.folder, "-y", "units", "uninstall.py")
     assert run.returncode == 0, run.output
     for path in by_path(LAYOUT):
         assert not (host.booted.tree / path.lstrip("/")).exists(), path
-    left = host.sh("find /etc/systemd /var/lib/systemd -name '*llamafleet*'")
+    left = host.sh("find /etc/systemd /var/lib/systemd /var/lib/prometheus -name '*llamafleet*'")
     assert left == "" and host.sh("systemctl list-units --all 'llamafleet*' --no-legend") == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamafleet.history.store import GpuLine, Row
-from llamafleet.history.table import HEADERS, WIDTH, table
+from llamafleet.history.table import COLOURS, HEADERS, WIDTH, table
 from llamafleet.protocol.result import Verdict
-from llamafleet.terminal import columns
+from llamafleet.terminal import GREEN, RESET, columns
 
 VERDICTS: tuple[Verdict, ...] = ("PASS", "FAIL", "BUSY", "CPU ONLY", "NOT VERIFIED")
 WORDS = (
@@ -73,6 +74,25 @@ def test_verdict_and_rates_are_whole_and_in_their_columns(rows: list[Row]) -> No
             begins += columns(line[seen])
             seen += 1
         assert line[seen:].startswith(one.verdict), line
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(row, min_size=1, max_size=5))
+def test_in_colour_it_is_the_same_table(rows: list[Row]) -> None:
+    """And each line has the colour of its own verdict, once, whatever a host's texts hold."""
+    plain, whole = table(rows)
+    lines, as_whole = table(rows, colours=True)
+    assert [re.sub("\x1b\\[[0-9]*m", "", line) for line in lines] == plain and as_whole == whole
+    told = [one for r in rows for one in (r, *(r.gpus if len(r.gpus) > 1 else ()))]
+    assert lines[:2] == plain[:2]
+    for line, one in zip(lines[2:], told, strict=True):
+        assert line.count("\x1b") == 2
+        assert f"{COLOURS[one.verdict]}{one.verdict}{RESET}" in line
+
+
+def test_each_verdict_has_its_colour() -> None:
+    assert set(COLOURS) == set(VERDICTS)
+    assert {one for one in COLOURS if COLOURS[one] == GREEN} == {"PASS"}
 
 
 H100 = "NVIDIA H100 80GB HBM3"

@@ -36,6 +36,13 @@ def result(
 OLD = result("570.86.10")
 
 
+def test_what_two_runs_differ_by_is_no_change() -> None:
+    """One H200, one build, 40 seconds apart (2026-11-26): 12,281.9 ± 9.4 and 12,331.2 ± 31.5."""
+    said = change(Rate(12_281.9, 9.4), Rate(12_331.2, 31.5))
+    assert said == "+0.4 %, less than runs of one GPU may differ by"
+    assert change(Rate(361.5, 0.3), Rate(357.0, 0.3)).endswith("SLOWER than the spread explains")
+
+
 def test_verdict_and_figures_with_their_spread_on_both_sides() -> None:
     found = find_update([OLD], result("580.95.05", tg=310.2, finished=2.0))
     assert found is not None

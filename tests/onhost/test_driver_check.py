@@ -54,6 +54,7 @@ class Host:
         self.results = root / "results"
         self.results.mkdir()
         self.latest, self.stale = self.results / "latest.json", self.results / "stale.json"
+        self.prom = self.results / "llamafleet.prom"
         self.config = root / "verify.json"
         self.plan({"driver": WAS})
         self.verified(WAS)
@@ -117,10 +118,12 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def test_the_same_driver_leaves_the_verdict(host: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    host.prom.write_text("what was proven")
     host.module(WAS)
     host.library(WAS)
     assert host.check() == 0
     assert host.latest.exists() and not host.stale.exists()
+    assert host.prom.read_text() == "what was proven", "left as it is"
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and f"driver {WAS} is the one that was verified" in out
 
@@ -137,7 +140,9 @@ def test_a_changed_driver_takes_the_verdict_away(
     assert (mark["version"], mark["was"], mark["now"]) == (1, WAS, NOW)
     assert before <= mark["at"] <= time.time()
     assert f"changed from {WAS} to {NOW}" in mark["reason"]
-    assert [p.name for p in host.results.iterdir()] == ["stale.json"], "written by rename"
+    names = {path.name for path in host.results.iterdir()}
+    assert names == {"stale.json", "llamafleet.prom"}, "written by rename"
+    assert 'llamafleet_verdict{verdict="NOT VERIFIED"} 1.0\n' in host.prom.read_text()
     out = capsys.readouterr().out
     assert mark["reason"] in out and "next: a verification" in out
 

@@ -120,7 +120,7 @@ def test_one_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
 
 
 def folder(path: Path, record: Path, owner: str = "") -> str:
-    done = run(room._script(room._FOLDER, d=str(path), made=str(record), owner=owner))
+    done = run(room.script(room._FOLDER, d=str(path), made=str(record), owner=owner))
     return done.stderr if done.returncode else ""
 
 
@@ -152,13 +152,13 @@ def test_no_link_is_given_an_owner_or_a_mode(tmp_path: Path) -> None:
     target = tmp_path / "etc"
     target.mkdir(mode=0o700)
     (tmp_path / "state").symlink_to(target)
-    done = run(room._script(room._OWN, d=str(tmp_path / "state"), owner="", mode="755"))
+    done = run(room.script(room._OWN, d=str(tmp_path / "state"), owner="", mode="755"))
     assert done.returncode and "found a link; expected a folder" in done.stderr
     assert target.stat().st_mode & 0o777 == 0o700
 
 
 def marker(path: Path, machine: str) -> str:
-    done = run(room._script(room._MARKER, to=str(path), id=machine))
+    done = run(room.script(room._MARKER, to=str(path), id=machine))
     return done.stderr if done.returncode else ""
 
 

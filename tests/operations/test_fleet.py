@@ -353,7 +353,7 @@ def test_what_pyinfra_says_of_a_command_holds_no_secret(folder: Path, how: list[
 
 
 BREAK = """
-def render_run(run):
+def render_run(run, *, colours):
     raise ZeroDivisionError("of a table")
 """
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from llamafleet.onhost.job import EXIT_BUSY, JobFailed, locked, make_folder
 from llamafleet.onhost.rights import root_problem
+from llamafleet.onhost.verify import metrics
 from llamafleet.onhost.verify.evidence import Faults
 from llamafleet.onhost.verify.session import Verification
 from llamafleet.protocol.job import (
@@ -33,7 +34,7 @@ from llamafleet.protocol.job import (
     write_stamp,
 )
 from llamafleet.protocol.result import Result
-from llamafleet.protocol.verify import LATEST, ConfigError, VerifyConfig, load
+from llamafleet.protocol.verify import LATEST, PROM, ConfigError, VerifyConfig, load
 
 EXIT_OK, EXIT_FAIL, EXIT_CONFIG = 0, 1, 2
 
@@ -91,6 +92,7 @@ def _verify(config: VerifyConfig, faults: Faults) -> int:
     except OSError as error:
         print(f"no place for the result: {error}; deploy makes the folders", file=sys.stderr)
         return EXIT_CONFIG
+    metrics.keep(config, None)
     run = Verification(config, faults)
     try:
         run.run()
@@ -105,6 +107,7 @@ def _verify(config: VerifyConfig, faults: Faults) -> int:
         if read_json(stale) in (reported, None):
             write_json(latest, asdict(result))
             stale.unlink(missing_ok=True)
+            metrics.keep(config, result)
     ok = result.good
     ended = Stamp(
         kind="verify",
@@ -132,6 +135,7 @@ def _forget_latest(path: Path) -> None:
     results = data.get("results")
     if isinstance(results, str) and results.startswith("/") and _owned(Path(results)):
         Path(results, LATEST).unlink(missing_ok=True)
+        Path(results, PROM).unlink(missing_ok=True)
 
 
 def _owned(folder: Path) -> bool:

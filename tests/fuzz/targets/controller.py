@@ -11,6 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from llamafleet.history.html.render import render
+from llamafleet.history.html.view import Material
 from llamafleet.history.llama_bench import line_of, read_file, record_of, row_of
 from llamafleet.history.record import Record
 from llamafleet.history.records import records_of
@@ -40,6 +42,8 @@ from tests.fuzz.material import DEEP, HOSTILE, documents, dumped, encoded, objec
 from tests.fuzz.targets.facts import BASES as SNAPSHOTS
 from tests.fuzz.targets.facts import KNOWN as KNOWN_SNAPSHOTS
 from tests.history import RESULT, VERSION_1
+from tests.history.html.fleets import NOTHING
+from tests.history.html.test_render import MADE
 from tests.history.test_llama_bench import REAL as BENCH_FILE
 
 RECORDED = Path(__file__).parents[2] / "protocol" / "data" / "version-1"
@@ -104,6 +108,22 @@ def _recorded(data: Any, _: Path) -> object:
     except ValueError as error:  # As documented, of a time alone.
         return str(error)
     return [(plain(asdict(replace(one, test_time=NEVER)))) for one in found if kept(one)]
+
+
+def _paged(data: Any, _: Path) -> object:
+    """The result of a host on the page of the fleet: its words make no element there."""
+    result = received_result(data)
+    if not isinstance(result, Result):
+        return result
+    try:
+        found = records_of(result)
+    except ValueError as error:
+        return str(error)
+    rows = (Row.of("gpu-a", result, [], []),)
+    text = render(Material(MADE, rows, found, {"gpu-a": result}), NOTHING)
+    assert text.count("<script") == 2
+    assert text.count("<html") == text.count("<body") == 1
+    return text.replace("\n", "")
 
 
 NEVER: Any = None
@@ -208,6 +228,14 @@ RECEIVED = (
         objects(RESULTS),
         _recorded,
         known=(_changed(RESULTS[0], finished=1e300),),
+    ),
+    Target(
+        "a result on the page",
+        ("history.html.render:render",),
+        objects(RESULTS),
+        _paged,
+        known=(_changed(RESULTS[0], finished=253402300799.0),),
+        share=0.25,
     ),
     Target(
         "a file of llama-bench",

@@ -20,6 +20,8 @@ from tests.protocol.test_verify import good
 CHANGED: dict[str, Any] = {"reason": "the driver changed from 570.86.10 to 580.95.05"}
 HALVES: dict[str, Any] = {"reason": "reboot needed: loaded kernel module 1, library 2"}
 
+NOT_VERIFIED = 'llamafleet_verdict{verdict="NOT VERIFIED"} 1.0\n'
+
 
 class Folder:
     """Results of a host, and a verification that only lasts."""
@@ -68,10 +70,29 @@ def test_a_verdict_on_a_driver_that_changed_meanwhile_does_not_count(
     folder.verify(lambda: write_json(folder.stale, HALVES))
     assert not folder.latest.exists()
     assert json.loads(folder.stale.read_text())["reason"] == HALVES["reason"]
+    assert NOT_VERIFIED in folder.config.prom.read_text()
 
 
 def test_an_old_verdict_is_gone_while_the_new_one_is_made(folder: Folder) -> None:
     folder.latest.write_text('{"verdict": "PASS"}')
-    seen: list[bool] = []
-    folder.verify(lambda: seen.append(folder.latest.exists()))
-    assert seen == [False] and folder.latest.exists()
+    prom = folder.config.prom
+    prom.write_text('llamafleet_verdict{verdict="PASS"} 1.0\n')
+    seen: list[tuple[bool, bool]] = []
+    folder.verify(lambda: seen.append((folder.latest.exists(), NOT_VERIFIED in prom.read_text())))
+    assert seen == [(False, True)] and folder.latest.exists()
+    assert NOT_VERIFIED not in prom.read_text()
+    assert 'llamafleet_verdict{verdict="PASS"} 1.0\n' in prom.read_text()
+
+
+def test_figures_that_can_t_be_told_change_no_verdict(folder: Folder) -> None:
+    folder.config.prom.mkdir()
+    folder.verify()
+    assert json.loads(folder.latest.read_text())["verdict"] == "PASS"
+
+
+def test_with_a_bad_configuration_no_old_verdict_is_told(folder: Folder, tmp_path: Path) -> None:
+    folder.config.prom.write_text('llamafleet_verdict{verdict="PASS"} 1.0\n')
+    bad = tmp_path / "verify.json"
+    bad.write_text(json.dumps({"version": 1, "results": str(folder.results)}))
+    assert verify.main(["--config", str(bad)]) == verify.EXIT_CONFIG
+    assert not folder.config.prom.exists()

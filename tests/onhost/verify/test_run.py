@@ -39,6 +39,10 @@ def test_a_cpu_build_is_cpu_only(host: Host) -> None:
     assert result["build"]["wall_s"] == 160.5
     assert len(result["system"]["libraries"]) >= 4
     assert "CPU : " in result["system"]["system_info"]
+    page = (host.results / "llamafleet.prom").read_text()
+    assert 'llamafleet_verdict{verdict="CPU ONLY"} 1.0\n' in page
+    rate = 'llamafleet_benchmark_tokens_per_second{gpu="cpu",test="tg",tokens="4",model='
+    assert f"}} {tg['median_ts']!r}\n" in page.partition(rate)[2]
     named = [path for path in host.results.iterdir() if path.name.endswith("-f00.json")]
     assert json.loads(named[0].read_text()) == result
     assert json.loads((host.job / "stamp.json").read_text())["ok"] is True

@@ -1,0 +1,127 @@
+"""What must be the same for two figures to be comparable, and how it is said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from llamafleet.history.record import Record, Test
+from llamafleet.protocol.result import CPU_ONLY, PASS
+
+UNTOLD = "not told"
+UNTOLD_VALUES = (None, "")
+LEAST = 0.01
+"""A smaller difference is not spoken of: four H200s of two hosts, with one driver, lie 0.8 % apart
+in pp and 0.9 % in tg with the 7B model, one H200 0.4 % between two runs (2026-11-26)."""
+HIGH: dict[Test, float] = {"pp": 50_000.0, "tg": 1_000.0}
+"""Tokens per second above which it is the launching of kernels that is measured. With the 160M
+model one H200 gave 106,114 to 122,110 (pp) and 1,902 to 2,034 (tg) within a day (2026-11-26); with
+7B it kept to 0.5 %."""
+HIGH_LEAST = 0.2
+"""Such figures must differ by so much before anything is said of them."""
+RATES = (1e-6, 1e12)
+"""Tokens per second that no GPU is beyond: a host may write anything."""
+MAKER = re.compile(r"^(NVIDIA|Tesla)\s+(?=\S)")
+
+
+@dataclass(frozen=True)
+class Trait:
+    """One thing that a figure depends on."""
+
+    name: str
+    of: Callable[[Record], object]
+
+
+def card(record: Record) -> str:
+    """The GPU's name, which tells its form factor too; drivers before 470 left NVIDIA out."""
+    return MAKER.sub("", MAKER.sub("", record.gpu_info.strip()))
+
+
+def model(record: Record) -> str:
+    return record.model_filename or record.model_type
+
+
+def test_name(record: Record) -> str:
+    """As llama-bench has it: pp512, tg128, tg128 @ d4096."""
+    size = record.n_prompt if record.test == "pp" else record.n_gen
+    return f"{record.test}{size}" + (f" @ d{record.n_depth}" if record.n_depth else "")
+
+
+def _gib(record: Record) -> object:
+    """Whole: drivers differ in a few MiB."""
+    return None if record.vram_mib is None else f"{record.vram_mib / 1024:.0f} GiB"
+
+
+def _limit(record: Record) -> object:
+    return None if record.power_limit_w is None else f"{record.power_limit_w:.0f} W"
+
+
+TEST = Trait("test", test_name)
+MEASURED = (
+    TEST,
+    Trait("model", model),
+    Trait("model's size", lambda r: r.model_size),
+    Trait("flash attention", lambda r: r.flash_attn),
+    Trait("n_gpu_layers", lambda r: r.n_gpu_layers),
+    Trait("n_batch", lambda r: (r.n_batch, r.n_ubatch)),
+    Trait("KV type", lambda r: (r.type_k, r.type_v)),
+    Trait("number of GPUs", lambda r: r.gpus),
+)
+"""What was measured."""
+CARD = (Trait("GPU model", card), Trait("GPU memory", _gib))
+POWER = Trait("power limit", _limit)
+DRIVER = Trait("driver", lambda r: r.driver)
+TOOLKIT = Trait("toolkit", lambda r: r.toolkit)
+BUILD = Trait("build", lambda r: r.fingerprint)
+VERSION = Trait("llama-cpp-python", lambda r: r.llama_cpp_python)
+
+
+def key(record: Record, traits: Iterable[Trait]) -> tuple[object, ...]:
+    return tuple(trait.of(record) for trait in traits)
+
+
+def said(value: object) -> str:
+    """A trait's value, in words."""
+    if isinstance(value, tuple):
+        return " / ".join(map(said, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return UNTOLD if value in UNTOLD_VALUES else str(value)
+
+
+def differing(a: Sequence[Record], b: Sequence[Record], traits: Iterable[Trait]) -> list[str]:
+    """Traits in which no record of `a` is as one of `b`, with what either side has."""
+    found = []
+    for trait in traits:
+        of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
+        if not of_a & of_b:
+            found.append(f"{trait.name}: {_some(of_a)} and {_some(of_b)}")
+    return found
+
+
+def _some(values: Iterable[str]) -> str:
+    """Three at most."""
+    ordered = sorted(values)
+    rest = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + rest
+
+
+def is_baseline(record: Record) -> bool:
+    """A figure of a free and healthy GPU (llama-bench's own gives no verdict)."""
+    good = not record.busy and record.verdict in (None, PASS, CPU_ONLY)
+    return good and has_figure(record)
+
+
+def has_figure(record: Record) -> bool:
+    return RATES[0] < record.median_ts < RATES[1]
+
+
+def least(test: Test, median_ts: float, usual: float) -> float:
+    """The share by which figures must differ before it is said: `usual`, or HIGH_LEAST."""
+    return max(usual, HIGH_LEAST) if median_ts > HIGH[test] else usual
+
+
+def place(record: Record) -> tuple[object, ...]:
+    """The GPU in its host; of several together the host; of none told, the name."""
+    return (record.host, record.gpu_uuid, record.gpus, "" if record.gpu_uuid else card(record))

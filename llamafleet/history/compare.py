@@ -1,0 +1,148 @@
+"""A and B of one trait: two drivers, toolkits, builds, hosts or GPUs.
+
+Runs of A and B are compared where everything else that counts is the same; by driver, toolkit or
+build also only on the same GPU.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from llamafleet.history import comparable
+from llamafleet.history.comparable import (
+    BUILD,
+    CARD,
+    DRIVER,
+    MEASURED,
+    POWER,
+    TEST,
+    VERSION,
+    Trait,
+)
+from llamafleet.history.comparison import (
+    Comparison,
+    Sides,
+    blocks_of,
+    free_of,
+    judged,
+    left_out,
+    refused,
+    tested,
+)
+from llamafleet.history.record import Record, Test
+
+By = Literal["driver", "toolkit", "build", "host", "gpu"]
+TESTS: tuple[Test, ...] = get_args(Test)
+SHOWN = 10
+"""Values that are named where one was not found."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What A and B are values of."""
+
+    of: Callable[[Record], str]
+    same: tuple[Trait, ...]
+    """What must not differ beside."""
+    on_one_gpu: bool
+    """Each GPU is compared with itself."""
+    part: str | None
+    """What follows the beginning of a value: "." where 580 means 580.95.05; None: whole values."""
+
+
+AXES: dict[By, Axis] = {
+    "driver": Axis(lambda r: r.driver, (*MEASURED, *CARD, POWER, BUILD), True, "."),
+    "toolkit": Axis(lambda r: r.toolkit, (*MEASURED, *CARD, POWER, DRIVER, VERSION), True, "."),
+    "build": Axis(lambda r: r.fingerprint, (*MEASURED, *CARD, POWER, DRIVER), True, ""),
+    "host": Axis(lambda r: r.host, (*MEASURED, *CARD, POWER, DRIVER, BUILD), False, None),
+    "gpu": Axis(lambda r: r.gpu_uuid, (*MEASURED, *CARD, POWER, DRIVER, BUILD), False, ""),
+}
+
+
+FIELDS: dict[By, str] = {
+    "driver": "drivers",
+    "toolkit": "toolkits",
+    "build": "builds",
+    "host": "hosts",
+    "gpu": "gpus",
+}
+"""Of records.Filter."""
+
+
+class NotFound(Exception):
+    """No record has that value; the text may hold what hosts said."""
+
+
+def patterns(by: By, value: str) -> tuple[str, ...]:
+    """For records.Filter: all that `select` takes, so that a database reads no more than that."""
+    part = AXES[by].part
+    if part is None:
+        return (value,)
+    return value, f"{value}{part}*", f"GPU-{value}{part}*"
+
+
+def select(records: Iterable[Record], by: By, value: str) -> list[Record]:
+    """Those of that value, or of one that begins so. Raises NotFound."""
+    axis, every = AXES[by], list(records)
+    found = [record for record in every if _means(axis, value, axis.of(record))]
+    if not found:
+        counts = Counter(axis.of(record) for record in every if axis.of(record))
+        some = ", ".join(f"{name} ({n} records)" for name, n in counts.most_common(SHOWN))
+        raise NotFound(
+            f"--by {by}: found no record of {value!r}; expected one of: {some or 'none at all'}; "
+            "next: llamafleet history"
+        )
+    return found
+
+
+def _means(axis: Axis, value: str, told: str) -> bool:
+    if not value or axis.part is None:
+        return bool(value) and told == value
+    begins = value + axis.part
+    return told == value or told.startswith(begins) or told.startswith(f"GPU-{begins}")
+
+
+def compare(
+    a: Sequence[Record], b: Sequence[Record], by: By, *, force: bool = False
+) -> list[Comparison]:
+    """One for each test and model of GPU that both sides have, or why there is none.
+
+    `force`: each test as it is, BUSY figures too, whatever else differs.
+    """
+    axis, found = AXES[by], []
+    for kind in TESTS:
+        sides = [r for r in a if r.test == kind], [r for r in b if r.test == kind]
+        if any(sides):
+            found += [_forced(sides, axis)] if force else _of_one_test(sides, axis)
+    return found
+
+
+def _of_one_test(sides: Sides, axis: Axis) -> list[Comparison]:
+    groups: dict[tuple[object, ...], Sides] = {}
+    for number, side in enumerate(sides):
+        for record in side:
+            group = groups.setdefault(comparable.key(record, axis.same), ([], []))
+            group[number].append(record)
+    both = [group for group in groups.values() if all(free_of(group))]
+    if both:
+        return [judged(group, on_one_gpu=axis.on_one_gpu) for group in both]
+    return [refused(sides, _differing(free_of(sides), axis.same))]
+
+
+def _differing(sides: Sides, traits: Sequence[Trait]) -> list[str]:
+    names = ", ".join(trait.name for trait in traits)
+    found = comparable.differing(*sides, traits)
+    return found or [f"no run of A has all of these as one of B has them: {names}"]
+
+
+def _forced(sides: Sides, axis: Axis) -> Comparison:
+    a, b = ([r for r in side if comparable.has_figure(r)] for side in sides)
+    if not a or not b:
+        return refused(sides, [])
+    why = comparable.differing(a, b, [trait for trait in axis.same if trait is not TEST])
+    why += [f"{count} {name} among them" for name, count in left_out((a, b)).items()]
+    blocks = blocks_of((a, b)) if axis.on_one_gpu else []
+    return tested(blocks or [(a, b)], [f"forced: {one}" for one in why])

@@ -1,0 +1,290 @@
+"""The page as text: what is on it, and what no host's words can put there."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from dataclasses import replace
+from datetime import datetime, timezone
+from hashlib import sha256
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from llamafleet.history.bands import Bands, Bandwidth
+from llamafleet.history.example import NOTES, example
+from llamafleet.history.html.gather import page
+from llamafleet.history.html.render import render
+from llamafleet.history.html.view import Material
+from llamafleet.history.record import Record
+from llamafleet.history.store import Built, GpuLine, Row
+from llamafleet.protocol.result import Check
+from tests.history import RESULT
+from tests.history.html.fleets import NOTHING, record, slow_fleet
+
+MADE = datetime(2026, 11, 26, 22, 0, tzinfo=timezone.utc)
+HOSTILE = "</script><img src=x onerror=alert(1)><b>\u202e\x1b[31m' \" `{{7*7}}"
+
+
+class Read(HTMLParser):
+    """What a browser makes of a page: elements and the text that is seen."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def row(*gpus: GpuLine, **changed: Any) -> Row:
+    told = gpus or (GpuLine("NVIDIA GeForce RTX 4090", "GPU-1", "PASS", 11000.0, 150.0),)
+    return Row(**{"host": "gpu-a", "verdict": "PASS", "gpus": told, **changed})
+
+
+def made(*records: Record, rows: tuple[Row, ...] = (), bands: Bands = NOTHING) -> str:
+    return render(Material(MADE, rows or (row(),), records, {"gpu-a": RESULT}), bands)
+
+
+def data(text: str) -> Any:
+    packed = re.search(r'id="data">([^<]*)<', text)
+    assert packed
+    return json.loads(gzip.decompress(base64.b64decode(packed[1])))
+
+
+def test_the_page_names_nothing_outside_of_itself() -> None:
+    text = made(record())
+    for tag, attributes in Read(text).elements:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            target = attributes.get(name) or "#"
+            assert target.startswith("#") or target == "data:,", (tag, target)
+    assert not re.search(r"url\((?!#)|@import|https?://", text)
+
+
+def test_its_policy_lets_its_own_script_and_style_run_and_nothing_else() -> None:
+    text = made(record())
+    policy = next(
+        attributes["content"] or ""
+        for tag, attributes in Read(text).elements
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; ")
+    for tag, name in (("script", "script-src"), ("style", "style-src")):
+        content = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert len(content) == 1
+        digest = base64.b64encode(sha256(content[0].encode()).digest()).decode()
+        assert f"{name} 'sha256-{digest}'" in policy
+    assert not re.search(r"<[^>]+ (style|on\w+)=", text.split("<body>")[1])
+
+
+def of_words(note: str) -> str:
+    """A page with `note` wherever a host, a file or a setting has a word."""
+    gpu = GpuLine(f"RTX{note}", f"GPU-1{note}", "PASS", 1.0, 2.0, busy=True)
+    words = row(
+        gpu,
+        GpuLine("b", "GPU-2", "FAIL"),
+        host=f"gpu-a{note}",
+        verdict="FAIL",
+        reason=(f"red{note}",),
+        busy=(f"busy{note}",),
+        driver=f"580{note}",
+        toolkit=f"13{note}",
+        build=note[:8] or "01234567",
+    )
+    changed = {"host": words.host, "gpu_uuid": gpu.uuid, "gpu_info": gpu.name}
+    records = [
+        record(
+            n,
+            **changed,
+            model_filename=f"m{note}",
+            driver=f"{n}{note}",
+            busy=(f"why{note}",) if n else (),
+        )
+        for n in range(2)
+    ]
+    material = Material(
+        made=MADE,
+        rows=(words,),
+        records=tuple(records),
+        results={words.host: with_check(note)},
+        head=f"run{note}",
+        notes=(f"note{note}",),
+    )
+    return render(material, NOTHING)
+
+
+def test_what_hosts_say_stays_a_text() -> None:
+    plain, hostile = of_words(""), of_words(HOSTILE)
+    assert [tag for tag, _ in Read(hostile).elements] == [tag for tag, _ in Read(plain).elements]
+    assert hostile.replace("\n", "").isprintable()
+    assert hostile.count("<script") == 2
+    assert "onerror" in Read(hostile).text, "the words did not reach the page"
+
+
+def with_check(note: str) -> Any:
+    check = Check(f"offload{note}", "fail", f"found{note}", f"expected{note}", f"next{note}")
+    gpu = replace(RESULT.gpus[0], uuid=f"GPU-1{note}", checks=(check,))
+    return replace(RESULT, host=f"gpu-a{note}", gpus=(gpu,))
+
+
+def test_what_is_asked_for_is_on_the_page() -> None:
+    drivers = ["575.57.08"] * 4 + ["580.95.05"] * 4
+    records = [
+        record(
+            n, driver=driver, median_ts=(150.0 if n < 4 else 144.0) + n / 10, model_size=3825872896
+        )
+        for n, driver in enumerate(drivers)
+    ]
+    red = Check("offload", "fail", "17 of 33 layers", "expected 33", "deploy")
+    result = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1", checks=(red,)),))
+    bandwidth = Bandwidth("GeForce RTX 4090", None, 1008.0, "recalled")
+    claims = replace(NOTHING.claims, gpu="GeForce RTX 4090")
+    bands = replace(NOTHING, bandwidths=(bandwidth,), claims=claims)
+    material = Material(MADE, (row(),), tuple(records), {"gpu-a": result})
+    text = " ".join(Read(render(material, bands)).text.split())
+    for wanted in (
+        "1 hosts", "55 %",
+        "guide: tokens per second 50-150: met: 144.7", "roofline: within: 55% of the 263.5 t/s",
+        "Driver 575.57.08 -> 580.95.05, since 2026-03-29", "150.1 (4)", "144.6 (4)",
+        "slower -3.7 % (-",
+        "Evidence: 2 checks", "17 of 33 layers", "expected 33", "4 libraries",
+    ):  # fmt: skip
+        assert wanted in text, wanted
+
+
+def test_who_is_slow_stands_at_the_top_with_the_reason() -> None:
+    records = tuple(replace(r, processes=2) if r.gpu_uuid == "GPU-1" else r for r in slow_fleet())
+    material = Material(MADE, (row(),), records)
+    shown = page(material, NOTHING)
+    assert [gpu.uuid for gpu in shown.slow] == ["GPU-1"]
+    text = " ".join(Read(render(material, NOTHING)).text.split())
+    top = text[text.index("What needs a look") : text.index("Show lines with")]
+    assert "SLOW gpu-a" in top
+    assert "33.3 % below the median 150.0 of 5 peers" in top
+    assert "2 other processes used it meanwhile" in top
+
+
+def test_of_equal_gpus_none_is_called_slow() -> None:
+    shown = page(Material(MADE, (row(),), tuple(slow_fleet()[3:])), NOTHING)
+    assert not shown.slow
+
+
+def test_a_driver_update_is_first_class_and_another_change_is_not_one() -> None:
+    def updates(**changed: str) -> int:
+        shown = page(
+            Material(MADE, (row(),), (record(0), record(1, **changed))),
+            NOTHING,
+        )
+        return len(shown.updates)
+
+    assert updates(driver="580.95.05") == 1
+    assert updates(fingerprint="fedcba9876543210") == 0
+
+
+def test_the_worst_comes_first_then_who_is_slow() -> None:
+    hosts = (("b", "2", "PASS"), ("a", "1", "PASS"), ("c", "3", "BUSY"), ("d", "4", "FAIL"))
+    rows = tuple(
+        row(GpuLine("g", f"GPU-{n}", verdict, 1.0, 1.0), host=f"gpu-{host}", verdict=verdict)
+        for host, n, verdict in hosts
+    )
+    shown = page(Material(MADE, rows, tuple(slow_fleet())), NOTHING)
+    assert [gpu.host[-1] for gpu in shown.gpus] == ["d", "c", "a", "b", "e", "f"]
+    assert shown.hosts == {"FAIL": 1, "BUSY": 1, "PASS": 2}
+
+
+def test_a_host_without_a_gpu_and_a_gpu_without_a_row_are_on_the_page() -> None:
+    unreached = Row(host="gpu-b", verdict="NOT VERIFIED", reason=("run: found no end",))
+    gone = record(gpu_uuid="GPU-gone", host="gpu-c")
+    shown = page(Material(MADE, (row(), unreached), (record(), gone)), NOTHING)
+    assert [(gpu.host, gpu.verdict) for gpu in shown.gpus] == [
+        ("gpu-b", "NOT VERIFIED"), ("gpu-a", "PASS"), ("gpu-c", ""),
+    ]  # fmt: skip
+    text = Read(made(gone, rows=(row(), unreached))).text
+    assert "not in a run" in text
+    assert "run: found no end" in text
+
+
+def test_of_several_gpus_each_has_a_line_and_all_together_one() -> None:
+    gpus = [GpuLine("g", f"GPU-{n}", "PASS", 1.0, 1.0) for n in range(2)]
+    together = record(gpu_uuid="", gpus=2)
+    shown = page(Material(MADE, (row(*gpus),), (together,)), NOTHING)
+    assert [gpu.name for gpu in shown.gpus] == ["all 2 GPUs together", "g", "g"]
+    assert shown.gpus[0].tg == 150.0
+    assert sum(shown.counted.values()) == 2
+
+
+def test_an_empty_fleet_says_that_nothing_is_proven() -> None:
+    text = render(Material(MADE, (), ()), NOTHING)
+    assert "nothing is proven" in text
+
+
+def test_figures_of_a_gpu_that_was_not_free_stand_in_brackets() -> None:
+    assert "(150.0)" in made(record(busy=("in use",)))
+    assert "(150.0)" not in made(record())
+
+
+def test_runs_and_results_are_there_to_copy() -> None:
+    found = data(made(record(0), record(1, busy=("in use",))))
+    assert found["results"]["gpu-a"]["gpus"][0]["uuid"] == "GPU-0"
+    (series,) = found["series"].values()
+    assert series["rate"] == [150.0, 150.0]
+    assert [series["texts"][n] for n in series["busy"]] == ["", "in use"]
+    assert [series["texts"][n] for n in series["driver"]] == ["575.57.08"] * 2
+
+
+def test_a_phase_has_one_colour_in_all_builds() -> None:
+    """Also where one build skipped what another did."""
+    whole = Built(143.0, phases={"resolve": 7.0, "compile": 130.0, "check": 6.0})
+    taken = Built(8.0, phases={"resolve": 7.0, "check": 1.0})
+    rows = row(built=whole), row(built=taken, host="gpu-b"), row(built=Built(), host="gpu-c")
+    shown = page(Material(MADE, rows, ()), NOTHING)
+    assert [one.host for one in shown.builds] == ["gpu-a", "gpu-b"]
+    drawn = [re.findall('class="(p.)"', one.svg) for one in shown.builds]
+    assert drawn == [["p0", "p1", "p2"], ["p0", "p2"]]
+
+
+def test_only_gpus_of_one_model_and_setting_stand_in_one_distribution() -> None:
+    records = [record(gpu_uuid=f"GPU-{n}") for n in range(3)]
+    records += [record(gpu_uuid="GPU-x", gpu_info="NVIDIA H200", median_ts=360.0)]
+    records += [record(gpu_uuid="GPU-y", busy=("in use",), median_ts=20.0)]
+    shown = page(Material(MADE, (), tuple(records)), NOTHING)
+    assert [(group.gpus, group.low, group.high) for group in shown.groups] == [(3, 150.0, 150.0)]
+
+
+def test_the_example_says_on_its_page_what_of_it_is_made_up() -> None:
+    made = example()
+    notes = NOTES
+    text = Read(
+        render(Material(MADE, made.run.rows, made.records, made.results, notes=notes), NOTHING)
+    ).text
+    for note in NOTES:
+        assert note in text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"median_ts": float("inf")}, {"median_ts": float("nan")}, {"median_ts": 0.0},
+        {"median_ts": -1e308}, {"median_ts": 1e308}, {"stddev_ts": float("inf")},
+        {"test_time": datetime.max.replace(tzinfo=timezone.utc)},
+        {"test_time": datetime.min.replace(tzinfo=timezone.utc)},
+    ],
+)  # fmt: skip
+def test_a_figure_that_no_gpu_reaches_costs_the_others_nothing(changed: dict[str, Any]) -> None:
+    """One host could else take the report from the whole fleet."""
+    text = made(record(0), record(1), record(2, **changed))
+    (series,) = data(text)["series"].values()
+    assert series["rate"] == [150.0, 150.0]
+    assert "1 figure that can't be one is left out" in Read(text).text
+
+
+def test_nothing_is_said_to_be_left_out_where_nothing_is() -> None:
+    assert "left out" not in Read(made(record(0), record(1))).text.split("Words")[0]

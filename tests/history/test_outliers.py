@@ -1,0 +1,233 @@
+"""A slow GPU among its peers: found with its reason, and no other one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from llamafleet.history import outliers
+from llamafleet.history.outliers import LEAST, PEERS, Outlier, find_outliers, z_limit
+from llamafleet.history.record import Record, Test
+from tests.history.made import record, runs
+
+SLOW = 3
+"""The GPU that is changed."""
+
+
+def fleet(gpus: int = 8, count: int = 3, **fields: Any) -> list[Record]:
+    return [*runs(0, gpus, count, test="pp", **fields), *runs(1, gpus, count, **fields)]
+
+
+def changed(records: list[Record], pp: float = 1.0, tg: float = 1.0, **fields: Any) -> list[Record]:
+    factors: dict[Test, float] = {"pp": pp, "tg": tg}
+    return [
+        replace(r, median_ts=r.median_ts * factors[r.test], **fields)
+        if r.gpu_uuid == record(SLOW).gpu_uuid
+        else r
+        for r in records
+    ]
+
+
+def found(records: list[Record]) -> list[Outlier]:
+    return [one for group in find_outliers(records) for one in group.outliers]
+
+
+CAP = {"power_limit_w": 450.0, "busy": ("capped",), "verdict": "BUSY"}
+
+
+@pytest.mark.parametrize(
+    ("pp", "tg", "fields", "tests", "reason"),
+    [
+        (0.8, 1.0, CAP, ["pp512"], "below its default of 700 W (prompt processing is slow and"),
+        (0.8, 0.9, CAP, ["pp512", "tg128"], "its power limit is 450 W, below its default of 700 W"),
+        (0.8, 0.8, {"processes": 2, "busy": ("x",)}, ["pp512", "tg128"], "2 other processes used"),
+        (
+            *(0.7, 0.9),
+            {"throttled_s": {"thermal": 2.5}, "temperature_c": 88.0},
+            ["pp512", "tg128"],
+            "slowed down (thermal) for 2.5 s, at 88 °C where its peers had 45",
+        ),
+        (1.0, 0.7, {"memory_clock_mhz": 2000.0}, ["tg128"], "memory clock was 2000 MHz"),
+        (0.7, 0.9, {"sm_clock_mhz": 1200.0}, ["pp512", "tg128"], "SM clock was 1200 MHz"),
+        (0.9, 1.0, {"pcie_width": 4}, ["pp512"], "PCIe x4, its peers x16"),
+        (0.9, 1.0, {"pcie_generation": 1}, ["pp512"], "PCIe generation 1, its peers 5"),
+        (0.9, 0.9, {"driver": "535.1.2"}, ["pp512", "tg128"], "driver 535.1.2, its peers 580.95"),
+        (0.9, 0.9, {"persistence": False}, ["pp512", "tg128"], "persistence mode is off"),
+    ],
+)
+def test_a_planted_slow_gpu_with_its_planted_reason(
+    pp: float, tg: float, fields: dict[str, Any], tests: list[str], reason: str
+) -> None:
+    slow = found(changed(fleet(), pp, tg, **fields))
+    assert [one.test for one in slow] == tests
+    for one in slow:
+        assert one.gpu_uuid == record(SLOW).gpu_uuid
+        assert one.host == record(SLOW).host
+        assert one.peers == 7
+        assert one.z <= z_limit(7)
+        assert one.apart <= -LEAST
+        assert one.busy == bool(fields.get("busy"))
+        assert len(one.likely) == 1
+        assert reason in one.likely[0]
+
+
+def test_generation_that_is_slow_too_is_not_said_to_hold() -> None:
+    for one in found(changed(fleet(), 0.8, 0.9, **CAP)):
+        assert one.likely == ("its power limit is 450 W, below its default of 700 W",)
+
+
+def test_the_reason_is_that_of_the_slow_runs() -> None:
+    """Capped since the third of its five runs."""
+    capped = changed(fleet(count=5), 0.7, 0.7, **CAP)
+    records = [
+        after if after.test_time.hour >= 4 else before
+        for before, after in zip(fleet(count=5), capped, strict=True)
+    ]
+    assert [len(one.likely) for one in found(records)] == [1, 1]
+    assert [one.median_ts < one.peers_median_ts * 0.8 for one in found(records)] == [True, True]
+
+
+@pytest.mark.parametrize(("factor", "flagged"), [(0.94, 0), (0.93, 1)])
+def test_peers_that_are_all_the_same_are_taken_to_differ(factor: float, flagged: int) -> None:
+    """By 0.5 %: 6 % are 12 of these, 7 % 14, and of 7 peers it takes 12.9."""
+    records = [record(gpu, median_ts=400.0) for gpu in range(8)]
+    assert len(found(changed(records, tg=factor))) == flagged
+
+
+def test_of_peers_only_free_runs_count() -> None:
+    """Each peer has been in use since its one free run: a GPU at 85 % of that is slow."""
+    busy = [replace(r, busy=("x",), median_ts=r.median_ts / 2) for r in fleet(day=3.0)]
+    peers = [r for r in [*fleet(count=1), *busy] if r.gpu_uuid != record(SLOW).gpu_uuid]
+    own = [r for r in changed(fleet(), 0.85, 0.85) if r.gpu_uuid == record(SLOW).gpu_uuid]
+    slow = [one for one in found([*peers, *own]) if one.gpu_uuid == record(SLOW).gpu_uuid]
+    assert [one.test for one in slow] == ["pp512", "tg128"]
+
+
+def test_a_reason_that_the_record_does_not_hold_is_not_made_up() -> None:
+    assert [one.likely for one in found(changed(fleet(), 0.8, 0.8))] == [(), ()]
+
+
+def test_what_all_peers_have_is_no_reason() -> None:
+    """A fleet that is capped throughout, on slow links, with a warm room."""
+    common: dict[str, Any] = {
+        **{"power_limit_w": 500.0, "pcie_width": 8, "persistence": False},
+        **{"throttled_s": {"thermal": 3.0}, "temperature_c": 85.0, "sm_clock_mhz": 1500.0},
+    }
+    assert [one.likely for one in found(changed(fleet(**common), 0.8, 0.8))] == [(), ()]
+
+
+def test_a_power_limit_reached_is_no_reason() -> None:
+    at_limit = {"throttled_s": {"power": 3.0}}
+    assert [one.likely for one in found(changed(fleet(), 0.8, 0.8, **at_limit))] == [(), ()]
+
+
+@pytest.mark.parametrize(("factor", "flagged"), [(1.0, 0), (0.96, 0), (0.94, 1), (1.3, 0)])
+def test_apart_as_statistics_go_is_not_enough(factor: float, flagged: int) -> None:
+    """4 % below 30 equal peers is z -8, and too little; faster ones are not flagged."""
+    records = [record(gpu, median_ts=400.0) for gpu in range(31)]
+    assert z_limit(30) > -5
+    assert len(found(changed(records, tg=factor))) == flagged
+
+
+def test_apart_as_people_feel_it_is_not_enough() -> None:
+    """Peers that differ by 5 % among themselves: 8 % below the middle is one of them."""
+    rates = (100, 95, 105, 92, 110, 98, 103, 107, 92.5)
+    assert not found([record(gpu, median_ts=rate) for gpu, rate in enumerate(rates)])
+
+
+@pytest.mark.parametrize(("gpus", "judged"), [(PEERS, False), (PEERS + 1, True)])
+def test_too_few_peers_judge_nothing(gpus: int, judged: bool) -> None:
+    groups = find_outliers(changed(fleet(gpus), 0.5, 0.5))
+    assert [group.judged for group in groups] == [judged, judged]
+    assert [len(group.outliers) for group in groups] == [int(judged)] * 2
+
+
+def test_busy_gpus_are_no_peers() -> None:
+    """Most of a fleet is in use; the few that are free are not slow because of that."""
+    busy: dict[str, Any] = {"busy": ("a process",), "verdict": "BUSY", "processes": 1}
+    records = [
+        replace(r, median_ts=r.median_ts * 0.5, **busy) if r.gpu_uuid > "GPU-00000004" else r
+        for r in fleet(9, factor=1.0)
+    ]
+    slow = found(records)
+    assert {one.gpu_uuid for one in slow} == {record(gpu).gpu_uuid for gpu in (4, 5, 6, 7, 8)}
+    assert {one.peers for one in slow} == {4}
+
+
+def test_a_hiccup_in_one_run_is_no_slow_gpu() -> None:
+    records = fleet(count=5)
+    hiccup = [
+        replace(r, median_ts=r.median_ts / 2, busy=("x",))
+        if r.gpu_uuid == record(SLOW).gpu_uuid and r.test_time.hour % 24 == 9
+        else r
+        for r in records
+    ]
+    assert hiccup != records
+    assert not found(hiccup)
+
+
+def test_only_the_newest_runs_count() -> None:
+    """It was slow in 20 runs, and has been repaired."""
+    old = changed(fleet(count=20, day=-9.0), 0.5, 0.5)
+    assert len(found(old)) == 2
+    assert not found([*old, *fleet()])
+
+
+def test_a_gpu_that_was_replaced_is_slow_no_more() -> None:
+    """Its last run is 91 days older than the newest of the others."""
+    records = [
+        replace(r, test_time=r.test_time - timedelta(days=91))
+        if r.gpu_uuid == record(SLOW).gpu_uuid
+        else r
+        for r in changed(fleet(), 0.5, 0.5)
+    ]
+    assert not found(records)
+    assert [len(group.outliers) for group in find_outliers(records, None)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"gpu_info": "NVIDIA H100 PCIe"},
+        {"fingerprint": "84de9d54601af86b"},
+        {"model_filename": "another.gguf"},
+        {"flash_attn": False},
+        {"n_gen": 64, "n_prompt": 64},
+    ],
+)
+def test_what_is_another_thing_is_no_peer(other: dict[str, Any]) -> None:
+    groups = find_outliers(changed(fleet(), 0.5, 0.5, **other))
+    assert sorted((g.gpus, g.judged) for g in groups) == [(1, False)] * 2 + [(7, True)] * 2
+    assert not any(group.outliers for group in groups)
+
+
+def test_figures_that_no_gpu_has_judge_nothing() -> None:
+    odd = [record(20 + n, median_ts=rate) for n, rate in enumerate((0.0, -1.0, 1e300))]
+    [group] = [one for one in find_outliers([*fleet(), *odd]) if one.test == "tg128"]
+    assert group.gpus == 8
+
+
+def test_no_record_no_group() -> None:
+    assert find_outliers([]) == []
+
+
+@pytest.mark.parametrize(
+    ("peers", "limit"), [(4, -25.3), (5, -25.6), (8, -9.2), (12, -6.7), (20, -5.3), (96, -4.2)]
+)
+def test_few_peers_must_be_further_away(peers: int, limit: float) -> None:
+    """As simulated: one in 50 healthy fleets has a GPU beyond, on either test together."""
+    assert z_limit(peers) == pytest.approx(limit, rel=0.03)
+
+
+def test_healthy_fleets_raise_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 fleets whose GPUs are 2 % apart, five times what is measured."""
+
+    def alarms() -> int:
+        return sum(bool(found([*runs(seed, 8, 1, apart=0, spread=0.02)])) for seed in range(100))
+
+    assert alarms() == 0
+    monkeypatch.setattr(outliers, "z_limit", lambda peers: -2.0)
+    assert alarms() > 5
