@@ -6,6 +6,8 @@ is used, not by every command.
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -211,8 +213,7 @@ def _prepare(engine: Engine) -> None:
             return
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
-            # Readers and a writer are not in each other's way. Outside of a transaction.
-            connection.connection.driver_connection.execute("PRAGMA journal_mode=WAL")  # type: ignore[union-attr]
+            _write_ahead(connection.connection.driver_connection)
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
@@ -220,6 +221,22 @@ def _prepare(engine: Engine) -> None:
         found = _form(connection)
         if found != HEAD:
             _upgrade(connection, found)
+
+
+def _write_ahead(connection: Any) -> None:
+    """With this a writer and readers are not in each other's way; without it they wait.
+
+    Of all statements the one for which SQLite itself does not wait until others are done.
+    """
+    ends = time.monotonic() + BUSY_S
+    while time.monotonic() < ends:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                return  # What is wrong, the next statement says.
+        time.sleep(0.05)
 
 
 def _form(connection: Connection) -> str:

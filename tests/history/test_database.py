@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -257,6 +259,14 @@ def test_keeping_up_never_fails(
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     [line] = keep_up(tmp_path)
     assert line.startswith("history: found no ") and line.endswith("; next: sh setup.sh")
+
+
+def test_a_new_database_that_another_writes_to_is_waited_for(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / DATABASE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    Timer(0.5, other.execute, ["ROLLBACK"]).start()
+    assert History(tmp_path).count() == 0
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 # -- runs ------------------------------------------------------------------------------------------
