@@ -120,13 +120,14 @@ def host(
         made.booted.stop()
 
 
-def test_root_gives_away_no_more_than_three_folders(host: Boundary) -> None:
+def test_root_gives_away_no_more_than_four_folders(host: Boundary) -> None:
     folders = f"{LAYOUT.prefix} {LAYOUT.etc}"
     found = host.root(f"find {folders} -not -type l -printf '%u %m %p\\n'").splitlines()
     rows = [line.split(" ", 2) for line in found]
     of_account = {path for user, _, path in rows if user == USER}
-    assert {LAYOUT.versions, LAYOUT.toolkits} <= of_account
-    assert all(path.startswith((LAYOUT.versions, LAYOUT.toolkits)) for path in of_account)
+    given = (LAYOUT.versions, LAYOUT.toolkits, LAYOUT.servers)  # Beside the state folder.
+    assert {*given} <= of_account
+    assert all(path.startswith(given) for path in of_account)
     assert [path for _, mode, path in rows if int(mode, 8) & 0o022] == []
     state = host.root(f"find {LAYOUT.state} -not -user {USER}")
     assert state == "", "in the account's folder nothing is root's"
