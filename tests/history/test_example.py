@@ -15,7 +15,7 @@ RATES = {
     "recorded-h100-160m": [(130311.299, 2022.444)],
     "recorded-h200-pair": [(12267.076, 361.898), (12287.749, 358.581)],
 }
-"""pp and tg of each GPU as the verification wrote them on the rented hosts."""
+"""pp and tg of each GPU as the verification wrote them on those machines."""
 
 
 def figures(host: str, test: Test) -> list[Record]:

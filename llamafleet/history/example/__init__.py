@@ -26,7 +26,7 @@ from llamafleet.protocol.result import (
 HERE = Path(__file__).parent
 
 RECORDED = ("h100-pair", "h100-160m", "h200-pair")
-"""Results of llamafleet itself on rented GPUs; one of them with another model."""
+"""Results of llamafleet itself on GPU machines; one of them with another model."""
 
 MODEL_OF_ALL = "h100-pair"
 """The recorded result that the others are made from."""
@@ -55,7 +55,7 @@ CAPPED, LATE, SHARED, BROKEN = (
 MADE_UP = (*(f"synthetic-h100-{n}" for n in range(1, 9)), CAPPED, LATE, SHARED, BROKEN)
 
 NOTES = (
-    "An example. Hosts named recorded-… hold results that llamafleet measured on rented GPUs, as "
+    "An example. Hosts named recorded-… hold results that llamafleet measured on GPU machines, as "
     "they were written; only the hosts' names are changed.",
     "Hosts named synthetic-… are made up from the recorded H100: their history, driver update, "
     "toolkit update, noise, power cap, busy run and failure were never measured.",
