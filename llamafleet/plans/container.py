@@ -15,7 +15,7 @@ from llamafleet.layout import Layout
 from llamafleet.plans.build import plan_build
 from llamafleet.plans.host import choose_python
 from llamafleet.plans.network import plan_network
-from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, ToolkitPlan
+from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, ToolkitPlan, account_job
 from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.supplies import NO_SUPPLIES
 from llamafleet.plans.toolkit.architectures import sorted_capabilities
@@ -131,11 +131,10 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
     libraries = plan_libraries(
         settings, layout, network, python=python.path, version=python.version
     )
-    job = JobPlan(
-        kind=libraries.kind,
-        key=libraries.key,
-        folder=layout.job(libraries.kind, libraries.key),
-        config=layout.config(libraries.kind, libraries.key),
+    job = account_job(
+        libraries.kind,
+        libraries.key,
+        layout,
         python=python.path,
         minutes=settings.build_timeout_minutes,
         start=True,
