@@ -434,7 +434,7 @@ def test_who_writes_is_waited_for_but_not_for_ever(
     with opened(tmp_path, postgres) as engine, writing(engine):
         with pytest.raises(HistoryError, match="lock timeout"):
             history.add([TG])
-        assert history.count(Filter(tests=("pp",))) == 1, "who reads need not wait"
+        assert history.count(Filter(tests=("pp",))) >= 1, "who reads need not wait"
     assert history.add([TG]) <= 1
 
 
