@@ -207,7 +207,7 @@ def _step(url: URL, said: str) -> str:
         # Results are taken in again from their files.
         return to_set_aside(url.database)
     folder = Path(str(url.database)).parent
-    if "full" in said:
+    if "full" in said or "I/O error" in said:  # Which of both, is by chance.
         return f"df -h {shlex.quote(str(folder))}"
     return f"ls -la {shlex.quote(str(folder))}"
 

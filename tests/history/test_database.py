@@ -609,6 +609,27 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     assert f"next: mv {tmp_path / DATABASE} {tmp_path / DATABASE}.unreadable" in str(error.value)
 
 
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from llamafleet.history.records import keep_up
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+print(*keep_up(Path(sys.argv[1])))
+"""
+
+
+def test_a_disk_without_room_is_named_and_goes_on_later(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 2)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, tmp_path],
+        capture_output=True, text=True, check=True,
+        env={key: value for key, value in os.environ.items() if key != VARIABLE},
+    )  # fmt: skip
+    assert re.search(f"(full|I/O error).*next: df -h {tmp_path}$", done.stdout), done.stdout
+    taken = History(tmp_path).take_in()
+    assert (taken.aside, History(tmp_path).count()) == ([], 8)
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="unable to open database file"):
         History(tmp_path / "none").count()
