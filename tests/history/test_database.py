@@ -44,7 +44,7 @@ from llamafleet.history.records import (
 from llamafleet.history.runs import Runs
 from llamafleet.history.store import DATABASE, VERIFIED, Row, Store
 from llamafleet.protocol.conditions import Conditions
-from llamafleet.protocol.result import Result
+from llamafleet.protocol.result import Benchmark, Rates, Result
 from llamafleet.terminal import masked
 from tests.history import RESULT, benchmark, gpu
 from tests.history.test_records import KNOWN, PP, TG, WANTED
@@ -507,14 +507,29 @@ def test_a_run_tells_the_records_that_it_measured(history: History) -> None:
     other_time = replace(several, finished=several.finished - 3 * 86400)
     slower = replace(gpu(0), benchmark=benchmark(pp=9000.0, tg=99.0))
     other_rates = replace(several, finished=several.finished - 7, gpus=(slower,), benchmark=None)
-    for one in (several, taken_as_it_was, other_time, other_rates):
+    other_build = replace(several, finished=several.finished - 9, fingerprint="f" * 16)
+    turned = Benchmark(Rates(512, 150.5, 0.0), Rates(128, 11536.25, 0.0))
+    other_tests = replace(
+        several, finished=several.finished - 11, gpus=(replace(gpu(0), benchmark=turned),),
+        benchmark=None,
+    )  # fmt: skip
+    other_gpu = replace(several, finished=several.finished - 13, gpus=(gpu(5),), benchmark=None)
+    # Its clock is wrong, but not by a day.
+    slow_clock = now("gpu-c", finished=several.finished - 20 * 3600)
+    for one in (
+        *(several, taken_as_it_was, other_time, other_rates, other_build, other_tests),
+        *(other_gpu, slow_clock),
+    ):
         Store(history.results).write_result(one.host, one)
     history.take_in()
-    rows = [row_of(several, "toolkit", VERIFIED), row_of(taken_as_it_was)]
+    rows = [
+        *(row_of(several, "toolkit", VERIFIED), row_of(taken_as_it_was)),
+        row_of(slow_clock, VERIFIED),
+    ]
     run_id = run_of(history.results, rows)
     assert history.take_in().aside == []
     mine = {record.id for record in history.records(Filter(runs=(run_id,)))}
-    assert mine == {record.id for record in records_of(several)}
+    assert mine == {record.id for one in (several, slow_clock) for record in records_of(one)}
     # Nobody takes them over, also not a run that finds the same result again.
     run_of(history.results, rows)
     history.take_in()
