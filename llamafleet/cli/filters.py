@@ -12,7 +12,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.record import Test
-from llamafleet.history.records import VARIABLE, Filter, History
+from llamafleet.history.records import VARIABLE, Filter, History, some
 from llamafleet.history.window import WindowError, parse
 from llamafleet.protocol.result import Verdict
 from llamafleet.terminal import printable
@@ -56,9 +56,17 @@ def filtered(command: F) -> F:
     return decorated  # type: ignore[no-any-return]
 
 
+def text_of(context: click.Context, option: click.Parameter, told: Any) -> Any:
+    """What was told, one text or several; a byte that is none of UTF-8 is in no name."""
+    for text in [told] if isinstance(told, str) else told:
+        if not text.isprintable():
+            raise click.BadParameter(f"found {printable(text)}; expected a text of one line")
+    return told
+
+
 def _options() -> list[Callable[[Any], Any]]:
     patterns = [
-        click.option(name, field, metavar="PATTERN", multiple=True, help=text)
+        click.option(name, field, metavar="PATTERN", multiple=True, help=text, callback=text_of)
         for name, (field, text) in PATTERNS.items()
     ]
     return [
@@ -114,7 +122,7 @@ def take_in(history: History) -> None:
     """
     if history.results.is_dir():
         taken = history.take_in()
-        for line in taken.aside + taken.runs_aside:
+        for line in some(taken.aside) + some(taken.runs_aside):
             click.echo(f"Warning: {printable(line)}", err=True)
     elif not history.url:
         raise BadInput(

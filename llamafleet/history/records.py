@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafleet.history.record import Record, Test
 from llamafleet.protocol.conditions import Conditions
+from llamafleet.protocol.decode import LARGEST
 from llamafleet.protocol.result import Benchmark, GpuRow, Rates, Result, Verdict
 from llamafleet.terminal import printable
 
@@ -23,6 +24,13 @@ VARIABLE = "LLAMAFLEET_HISTORY"
 
 ID_DIGITS = 32
 """Hexadecimal digits of a record's id: 128 bits."""
+
+NAMED = 10
+"""How many files that can't be read are named at a time."""
+
+LONGEST_KEY = 500
+"""Characters of a host or UUID. An index of PostgreSQL takes 2,704 bytes (a third of a page), and a
+character has up to four; names of the DNS have 253, UUIDs of NVIDIA 40."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +128,27 @@ def keep_up(results: Path) -> list[str]:
         return []
     try:
         from llamafleet.history.database import HistoryError
-    except ImportError as error:
+
+        try:
+            return list(map(printable, some(History(results, url).take_in().aside)))
+        except (HistoryError, OSError) as error:
+            return [printable(str(error))]
+    except ImportError as error:  # Also of a driver, which is loaded only here.
         return [f"history: found no {error.name}; expected what setup.sh brings; next: sh setup.sh"]
-    try:
-        return list(map(printable, History(results, url).take_in().aside))
-    except (HistoryError, OSError) as error:
-        return [printable(str(error))]
+
+
+def some(lines: Sequence[str]) -> list[str]:
+    """The first ones, and how many more there are: a wrong folder may hold nothing else."""
+    more = len(lines) - NAMED
+    rest = f"history: found {more} more of that kind; expected none; next: as above, then again"
+    return [*lines[:NAMED], *([rest] if more > 0 else [])]
 
 
 def records_of(result: Result, run_id: str = "", source: str = "") -> tuple[Record, ...]:
     """Of each benchmark of a result two records, pp before tg; none of what was not measured.
 
-    Of several GPUs together a condition is the worst of theirs. Raises ValueError where no calendar
-    has the time.
+    Of several GPUs together a condition is the worst of theirs. Raises ValueError where a figure, a
+    name or the time is none.
     """
     common = {**_build(result), "run_id": run_id, "source": source}
     common |= {"host": result.host, "machine_id": result.machine_id}
@@ -161,7 +177,29 @@ def record_id(record: Record) -> str:
 
 
 def with_id(record: Record) -> Record:
+    """The record, which each database takes. Raises ValueError: none is to be kept of that."""
+    _check(record)
     return replace(record, id=record_id(record))
+
+
+def _check(record: Record) -> None:
+    """What one host sends must not keep those of others out, who are written with it."""
+    for name in ("host", "gpu_uuid"):
+        text = getattr(record, name)
+        if len(text) > LONGEST_KEY:
+            raise ValueError(f"{name} of {len(text)} characters; expected at most {LONGEST_KEY}")
+    for name, value in vars(record).items():
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise ValueError(f"{name} of {value.bit_length()} bits; expected less than 64")
+    for rate in (record.avg_ts, record.median_ts, *record.samples_ts):
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"{rate} tokens per second; expected more than 0")
+    if record.test_time.tzinfo is None:
+        raise ValueError(f"test_time {record.test_time} without a zone; expected one")
+    try:
+        record.test_time.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise ValueError(f"test_time {record.test_time}, which no calendar has in UTC") from error
 
 
 def _time(seconds: float) -> datetime:

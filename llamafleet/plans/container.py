@@ -90,12 +90,8 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
     toolkit: ToolkitPlan | None = None
     capabilities: Sequence[str] = ()
     if settings.accelerator == "cuda":
-        if not settings.compute_capabilities or not settings.toolkit_version:
-            return _untold(settings)
-        capabilities = sorted_capabilities(settings.compute_capabilities)
-        # The image is for drivers that run this version; what built it has none.
-        made_for = replace(snapshot, driver=Driver(cuda=settings.toolkit_version))
-        choice = choose_toolkit(made_for, settings, capabilities, layout, None)
+        capabilities = sorted_capabilities(settings.compute_capabilities or ())
+        choice = _toolkit(settings, snapshot, capabilities, layout)
         if isinstance(choice, Problem):
             return choice
         toolkit = choice
@@ -141,6 +137,16 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
     )
     container = _container(settings, build, libraries, layout)
     return ImagePlan(toolkit, build, libraries, job, container)
+
+
+def _toolkit(
+    settings: Settings, snapshot: HostSnapshot, capabilities: Sequence[str], layout: Layout
+) -> ToolkitPlan | Problem:
+    """As the settings name it, for drivers that run it; what builds the image has no driver."""
+    if not settings.compute_capabilities or not settings.toolkit_version:
+        return _untold(settings)
+    made_for = replace(snapshot, driver=Driver(cuda=settings.toolkit_version))
+    return choose_toolkit(made_for, settings, capabilities, layout, None)
 
 
 def _untold(settings: Settings) -> Problem:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llamafleet.history.llama_bench import COLUMNS
+from llamafleet.history.llama_bench import COLUMNS, OURS
 from llamafleet.history.record import Record
 from llamafleet.history.records import VARIABLE, History
 from llamafleet.history.store import DATABASE, Store
@@ -20,6 +20,7 @@ from tests.cli import run
 from tests.history import OFFLOAD, RESULT, gpu
 from tests.history.test_llama_bench import LINES, REAL
 
+LONG = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
 HOSTILE = "\x1b[2J\u202e=cmd|' /C calc'!A0"
 
 
@@ -95,7 +96,7 @@ def test_json_and_csv_tell_every_field(results: Path) -> None:
 
 def test_what_a_host_says_is_no_formula_and_moves_no_cursor(tmp_path: Path) -> None:
     hostile = replace(gpu(name=HOSTILE), uuid="=1+1")
-    Store(tmp_path).write_result("h", replace(RESULT, host="-h", gpus=(hostile,)))
+    Store(tmp_path).write_result("-h", replace(RESULT, host="-h", gpus=(hostile,)))
     for form in ((), ("--json",), ("--csv",), ("--llama-bench",)):
         out = run("history", "--results", tmp_path, *form).stdout
         assert "\x1b" not in out and "\u202e" not in out
@@ -114,7 +115,48 @@ def test_files_of_llama_bench_come_in_and_go_out(results: Path) -> None:
     assert f"{REAL}: 4 new records" in done.stderr
     assert f"{REAL}: 0 new records" in run(*options, "--import", REAL, "--of", "box").stderr
     ours = run("history", "--results", results, "--host", "gpu-a", "--llama-bench").stdout
-    assert [list(json.loads(line)) for line in ours.splitlines()] == [list(COLUMNS)] * 2
+    assert [list(json.loads(line)) for line in ours.splitlines()] == [[*COLUMNS, OURS]] * 2
+
+
+def test_what_was_exported_comes_back_as_the_same_and_as_busy_as_it_was(results: Path) -> None:
+    """A figure of a GPU that was not free is no baseline because it was in a file."""
+    file = results / "all.jsonl"
+    file.write_text(run("history", "--results", results, "--llama-bench").stdout)
+    before = run("history", "--results", results, "--json").stdout
+    done = run("history", "--results", results, "--json", "--import", file)
+    assert f"{file}: 0 new records" in done.stderr
+    assert done.stdout == before
+    elsewhere = ("history", "--results", results.parent / "none", "--database")
+    there = run(*elsewhere, f"sqlite:///{results}/other.db", "--json", "--import", file)
+    assert f"{file}: 6 new records" in there.stderr
+    assert there.stdout == before
+    assert "BUSY" in before
+
+
+def test_figures_that_are_on_one_line_but_of_other_things_are_told_apart(tmp_path: Path) -> None:
+    two = (gpu(0, name=LONG), replace(gpu(1, name=LONG), model="/models/other.gguf"))
+    Store(tmp_path).write_result(
+        "synthetic-h100-1", replace(RESULT, host="synthetic-h100-1", gpus=two)
+    )
+    deep = {**json.loads(LINES[1]), "n_depth": 4096}
+    (tmp_path / "deep.jsonl").write_text(json.dumps(deep) + f"\n{LINES[3]}\n")
+    done = run("history", "--results", tmp_path, "--import", tmp_path / "deep.jsonl", "--of", "box")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert max(map(columns, lines)) <= 100
+    at = lines.index("")
+    assert [line[18:34].strip() for line in lines[2:6]] == ["synthetic-h100-1"] * 4
+    assert [" GPU-0 " in line for line in lines[2:6]] == [True, True, False, False]
+    assert [" GPU-1 " in line for line in lines[2:6]] == [False, False, True, True]
+    assert [line.split()[-1] for line in lines[:at]] == ["#", "-", "1", "1", "2", "2", "3", "4"]
+    assert {line.split()[4] for line in lines[6:at]} == {"tg8", "tg8@d4096"}
+    name = json.loads(LINES[1])["model_filename"].rpartition("/")[2]
+    assert lines[at + 1 :] == [
+        "# 1: synthetic:7b-q4_0",
+        "# 2: other.gguf",
+        f"# 3: {name}, flash attention off",
+        f"# 4: {name}, flash attention on",
+    ]
 
 
 def test_a_corrupt_result_is_named(results: Path) -> None:
@@ -134,6 +176,14 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     here = ("--results", tmp_path)
     assert "--window: found 'x'; expected FROM:TO" in refused(*here, "--window", "x")
     assert "no regular file" in refused(*here, "--import", tmp_path / "none")
+    said = refused(*here, "--import", REAL)
+    assert f"expected --of; next: llamafleet history --import {REAL} --of HOST" in said
+    assert "--of gpu-a: found no --import" in refused(*here, "--of", "gpu-a")
+    assert History(tmp_path).count() == 0
+    # Bytes that are no UTF-8 come so, and no driver takes them; nor such a number.
+    for option in ("--of", "--host", "--gpu", "--run"):
+        assert "found \\udcff; expected a text of one line" in refused(*here, option, "\udcff")
+    assert "is not in the range" in refused(*here, "--last", 10**30)
     assert "Invalid value for '--test'" in refused(*here, "--test", "xx")
     assert "expected postgresql://" in refused(*here, "--database", "mysql://u:hunter22@h/d")
     monkeypatch.setenv(VARIABLE, "mysql://u:hunter22@h/d")

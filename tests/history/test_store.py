@@ -250,3 +250,14 @@ def test_a_host_of_which_nothing_is_known_is_not_verified_whatever_it_said_befor
 def test_a_red_check_beside_a_good_verdict_is_a_fail_of_a_host_that_is_lost_too() -> None:
     red = replace(RESULT, checks=(Check("offload", "fail", "0 layers", "33", "look"),))
     assert Row.of("gpu-a", red, [], ["lost"], known=False).verdict == "FAIL"
+
+
+def test_a_second_may_have_two_results(tmp_path: Path) -> None:
+    """The first one may not be taken in yet; the same one again is one file."""
+    store, later = Store(tmp_path), replace(RESULT, finished=RESULT.finished + 0.25)
+    paths = [store.write_result("gpu-a", one) for one in (RESULT, later, RESULT, later)]
+    assert paths[0] != paths[1]
+    assert paths[2:] == paths[:2]
+    assert [read_result(path) for path in paths[:2]] == [RESULT, later]
+    paths[0].write_text("{")
+    assert store.write_result("gpu-a", RESULT) == paths[0], "what can't be read is mended"
