@@ -42,9 +42,7 @@ def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
 def _of_comparison(one: Comparison) -> Iterator[str]:
     told = f"  {one.test:<6} {_rates(one)}"
     if one.ratio is not None:
-        told += f"  {100 * (one.ratio - 1):+.1f} %"
-    if one.low is not None and one.high is not None:
-        told += f" ({100 * (one.low - 1):+.1f} to {100 * (one.high - 1):+.1f})"
+        told += f"  {difference(one)}"
     loud = one.answer in ("slower", "faster")
     yield f"{told}  {one.answer.upper() if loud else one.answer}"
     yield f"{'':<9}{_counts(one)}"
@@ -52,6 +50,21 @@ def _of_comparison(one: Comparison) -> Iterator[str]:
         yield f"{'':<9}expected {ENOUGH}"
     for why in one.why:
         yield f"{'':<9}{why}"
+
+
+def difference(one: Comparison) -> str:
+    """As "-3.9 % (-4.1 to -3.8)", in brackets the interval of 95 % confidence; "": not known."""
+    if one.ratio is None:
+        return ""
+    told = f"{_percent(one.ratio)} %"
+    if one.low is not None and one.high is not None:
+        told += f" ({_percent(one.low)} to {_percent(one.high)})"
+    return told
+
+
+def _percent(ratio: float) -> str:
+    """Never as -0.0."""
+    return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f}"
 
 
 def _rates(one: Comparison) -> str:
@@ -112,18 +125,24 @@ def _group(group: Group) -> str:
 
 
 def _of_outlier(one: Outlier) -> Iterator[str]:
+    first, *others = apart(one)
+    yield f"SLOW {one.host} {one.gpu_uuid[:SHORT]} {first}"
+    yield from (f"     {line}" for line in others)
+
+
+def apart(one: Outlier) -> Iterator[str]:
+    """How far a slow GPU is from its peers, by which limits, and why; a line each."""
     yield (
-        f"SLOW {one.host} {one.gpu_uuid[:SHORT]} {one.test}: {one.median_ts:,.1f} t/s, "
-        f"{100 * one.apart:+.1f} % of its {one.peers} peers' {one.peers_median_ts:,.1f}"
+        f"{one.test}: {one.median_ts:,.1f} t/s, {-100 * one.apart:.1f} % below its {one.peers} "
+        f"peers' {one.peers_median_ts:,.1f}"
     )
     yield (
-        f"     z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {LEAST:.0%} of "
+        f"z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {LEAST:.0%} of "
         f"their median{'; its newest run is BUSY' if one.busy else ''}"
     )
-    for reason in one.likely:
-        yield f"     likely: {reason}"
+    yield from (f"likely: {reason}" for reason in one.likely)
     if not one.likely:
-        yield "     nothing in the records tells why"
+        yield "nothing in the records tells why"
 
 
 # -- bands -----------------------------------------------------------------------------------------

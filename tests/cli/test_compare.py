@@ -136,7 +136,7 @@ def test_a_slow_gpu_with_its_reason(tmp_path: Path) -> None:
     assert found.exit_code == 1
     head, z, likely, more, *rest = found.output.splitlines()
     assert head.startswith("SLOW host-2 GPU-00000005 pp512: 8,")
-    assert " of its 7 peers' 12,3" in head
+    assert " below its 7 peers' 12,3" in head
     assert z.endswith(
         "; expected above -12.9, or within 5% of their median; its newest run is BUSY"
     )
