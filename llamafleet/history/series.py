@@ -76,14 +76,15 @@ def changes(records: tuple[Record, ...]) -> tuple[Change, ...]:
 def _changed(before: Record, after: Record) -> tuple[str, ...]:
     pairs = (
         ("driver", before.driver, after.driver),
-        ("toolkit", _toolkit(before), _toolkit(after)),
+        ("toolkit", toolkit(before), toolkit(after)),
         ("llama-cpp-python", before.llama_cpp_python, after.llama_cpp_python),
         ("build", before.fingerprint[:8], after.fingerprint[:8]),
     )
     return tuple(f"{name} {old} -> {new}" for name, old, new in pairs if old and new and old != new)
 
 
-def _toolkit(record: Record) -> str:
+def toolkit(record: Record) -> str:
+    """nvcc's own build, where it is told."""
     return record.nvcc or record.toolkit
 
 

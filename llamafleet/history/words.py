@@ -11,13 +11,12 @@ from llamafleet.history.comparison import ENOUGH, Comparison, Side
 from llamafleet.history.lastupdate import Updated
 from llamafleet.history.outliers import LEAST, PEERS, Group, Outlier, z_limit
 from llamafleet.history.record import Record
+from llamafleet.history.table import short
 from llamafleet.terminal import printable
 
 WARNING = "WARN"
 WIDTH = 100
 """Columns."""
-SHORT = 12
-"""Characters of a UUID: "GPU-" and eight more."""
 
 
 def _fitted(lines: Iterable[str]) -> Iterator[str]:
@@ -126,7 +125,7 @@ def _group(group: Group) -> str:
 
 def _of_outlier(one: Outlier) -> Iterator[str]:
     first, *others = apart(one)
-    yield f"SLOW {one.host} {one.gpu_uuid[:SHORT]} {first}"
+    yield f"SLOW {one.host} {short(one.gpu_uuid)} {first}"
     yield from (f"     {line}" for line in others)
 
 
@@ -161,7 +160,7 @@ def of_bands(records: Sequence[Record], bands: Bands) -> Iterator[str]:
 def _of_gpu(records: Sequence[Record], bands: Bands) -> Iterator[str]:
     one = records[0]
     yield (
-        f"{one.host} {one.gpu_uuid[:SHORT] or f'{one.gpus} GPUs'} {comparable.card(one)}, "
+        f"{one.host} {short(one.gpu_uuid) or f'{one.gpus} GPUs'} {comparable.card(one)}, "
         f"{comparable.model(one)}"
     )
     yield from (f"  {line}" for line in beside(records, bands))

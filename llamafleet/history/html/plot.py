@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from llamafleet.history.comparison import Comparison
 from llamafleet.terminal import printable
 
 WIDTH, HEIGHT = 480, 190
@@ -18,6 +19,10 @@ WIDTH, HEIGHT = 480, 190
 LEFT, RIGHT, TOP, BOTTOM = 70, 10, 24, 26
 LEAST_RANGE = 0.10
 """Of the median: an axis that is narrower would blow up noise to drama."""
+COLOURS = 6
+"""Of the parts of a bar; the page's style has them."""
+LEAST_SCALE = 0.05
+"""Of a difference, to either side: so that a trifle looks like one."""
 MOST_POINTS = 400
 """More than the plot has room for; of a longer history the newest are drawn."""
 
@@ -119,6 +124,25 @@ def sparkline(values: Sequence[float]) -> Markup:
     )
 
 
+def difference(found: Comparison, scale: float) -> Markup:
+    """A bar from end to end of its interval and a dot, 160 by 16, with no difference in the middle
+    and `scale`, a share, or LEAST_SCALE on either side; nothing where it is not known."""
+    if found.ratio is None:
+        return Markup("")
+    widest = max(scale, LEAST_SCALE)
+    across = Axis(-widest, widest, 5, 155)
+    low, at, high = (
+        across.at((ratio if ratio is not None else found.ratio) - 1)
+        for ratio in (found.low, found.ratio, found.high)
+    )
+    kind = found.answer if found.answer in ("slower", "faster") else "same"
+    return Markup(
+        '<svg class="difference" viewBox="0 0 160 16" aria-hidden="true">'
+        f'<path class="grid" d="M0 8H160M80 1v14"/><g class="{kind}">'
+        f'<path d="M{low:g} 5.5H{high:g}v5H{low:g}z"/><circle cx="{at:g}" cy="8" r="4"/></g></svg>'
+    )
+
+
 def distribution(dots: Sequence[Dot], title: str) -> Markup:
     """A dot for each GPU along one axis, with the median; slow ones are diamonds with a name."""
     low, high = value_range([dot.value for dot in dots])
@@ -169,7 +193,7 @@ def phases(parts: Sequence[tuple[int, float]]) -> Markup:
     drawn, at = [], 0.0
     for number, seconds in parts:
         width = round(WIDTH * seconds / total, 1)
-        drawn.append(f'<path class="p{number % 6}" d="M{at:g} 0h{width:g}v14h-{width:g}z"/>')
+        drawn.append(f'<path class="p{number % COLOURS}" d="M{at:g} 0h{width:g}v14h-{width:g}z"/>')
         at += width
     return Markup(
         f'<svg class="bar" viewBox="0 0 {WIDTH} 14" preserveAspectRatio="none" aria-hidden="true">'
