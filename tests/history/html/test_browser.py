@@ -241,10 +241,12 @@ def test_runs_and_the_result_are_shown_as_they_are_kept(opened: Opened, tmp_path
 
 
 def many_page(monkeypatch: pytest.MonkeyPatch, note: str = "") -> str:
-    """Three GPUs, of which the first alone is written out."""
+    """Five GPUs, of which the first alone is written out."""
     monkeypatch.setattr(gpus, "WRITTEN", 1)
-    records = [record(n, host=f"gpu-{k}{note}", gpu_uuid=f"GPU-{k}") for k in "abc" for n in (0, 1)]
-    rows = [row(GpuLine(f"RTX{note}", f"GPU-{k}", "PASS"), host=f"gpu-{k}{note}") for k in "abc"]
+    records = [
+        record(n, host=f"gpu-{k}{note}", gpu_uuid=f"GPU-{k}") for k in "abcde" for n in (0, 1)
+    ]
+    rows = [row(GpuLine(f"RTX{note}", f"GPU-{k}", "PASS"), host=f"gpu-{k}{note}") for k in "abcde"]
     results = {
         one.host: replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid=one.gpus[0].uuid),))
         for one in rows
@@ -256,7 +258,7 @@ def test_the_history_of_a_later_gpu_is_unpacked_when_it_is_opened(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = show(opened, many_page(monkeypatch), tmp_path)
-    last = page.locator("#gpu-3")
+    last = page.locator("#gpu-5")
     assert last.locator("svg").count() == 0
     for _ in range(2):  # The second time the address does not change.
         page.locator("#fleet tbody a").last.click()
@@ -281,11 +283,11 @@ def test_what_hosts_say_runs_nowhere_when_it_is_unpacked(
 ) -> None:
     page = show(opened, many_page(monkeypatch, HOSTILE), tmp_path)
     page.get_by_role("button", name="Open all").click()
-    page.locator("#gpu-3 svg").wait_for()
-    page.locator("#gpu-3 [data-copy]").click()
+    page.locator("#gpu-5 svg").wait_for()
+    page.locator("#gpu-5 [data-copy]").click()
     area = page.locator("textarea")
     area.wait_for()
-    assert json.loads(area.input_value())["gpus"][0]["uuid"] == "GPU-c"
+    assert json.loads(area.input_value())["gpus"][0]["uuid"] == "GPU-e"
     assert page.locator("img").count() == 0
     assert opened.said == []
 
