@@ -30,13 +30,13 @@ def _fitted(lines: Iterable[str]) -> Iterator[str]:
 
 def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
     """One headline for each model of GPU, below it a line or two for each test."""
-    head = ""
+    by_title: dict[str, list[Comparison]] = {}
     for one in found:
-        line = f"{one.card}, {one.model}"
-        if line != head:
-            yield printable(line)
-        head = line
-        yield from _fitted(_of_comparison(one))
+        by_title.setdefault(one.title, []).append(one)
+    for title, several in by_title.items():
+        yield from _fitted([title])
+        for one in several:
+            yield from _fitted(_of_comparison(one))
 
 
 def _of_comparison(one: Comparison) -> Iterator[str]:
@@ -78,7 +78,7 @@ def of_updates(found: Sequence[Updated]) -> Iterator[str]:
         since = f"{one.since:%Y-%m-%d %H:%M} UTC"
         yield printable(f"driver {one.before} -> {one.after}, first measured {since}")
         for also in one.also:
-            yield printable(f"with it changed the {also}")
+            yield from _fitted([f"with it changed the {also}"])
         yield from of_comparisons(one.comparisons)
 
 
@@ -116,8 +116,9 @@ def _of_outlier(one: Outlier) -> Iterator[str]:
         f"SLOW {one.host} {one.gpu_uuid[:SHORT]} {one.test}: {one.median_ts:,.1f} t/s, "
         f"{100 * one.apart:+.1f} % of its {one.peers} peers' {one.peers_median_ts:,.1f}"
     )
+    least = comparable.least(one.kind, one.peers_median_ts, LEAST)
     yield (
-        f"     z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {LEAST:.0%} of "
+        f"     z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {least:.0%} of "
         f"their median{'; its newest run is BUSY' if one.busy else ''}"
     )
     for reason in one.likely:

@@ -74,6 +74,16 @@ def test_too_few_runs_say_how_many_would_do() -> None:
         ({"power_limit_w": 400.0}, "power limit: 700 W and 400 W"),
         ({"power_limit_w": None}, "power limit: 700 W and not told"),
         ({"n_gen": 256}, "test: tg128 and tg256"),
+        (
+            {"llama_bench": {"no_kv_offload": True, "load_mode": "mmap"}},
+            "llama-bench's options: as usual and no_kv_offload True",
+        ),
+        ({"llama_bench": {"n_cpu_moe": 9}}, "llama-bench's options: as usual and n_cpu_moe 9"),
+        (
+            {"llama_bench": {"backends": "Vulkan"}},
+            "llama-bench's options: as usual and backends Vulkan",
+        ),
+        ({"n_gpu_layers": 20}, "n_gpu_layers: not told and 20"),
         ({"fingerprint": "84de9d54601af86b"}, "build: 06ac349343b29ef4 and 84de9d54601af86b"),
         (
             {"busy": ("another process",), "verdict": "BUSY"},
@@ -91,6 +101,88 @@ def test_what_is_not_comparable_is_refused_unless_forced(other: dict[str, Any], 
     assert forced.answer == "slower"
     assert all(one.startswith("forced: ") for one in forced.why)
     assert len(forced.why) == ("test:" not in said)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"n_gpu_layers": 99}, {"n_gpu_layers": -1}),
+        (
+            {},
+            {"llama_bench": {"no_kv_offload": 0, "n_cpu_moe": 0, "tensor_buft_overrides": "none"}},
+        ),
+        ({}, {"llama_bench": {"split_mode": "none", "main_gpu": 3}}),
+        ({"gpus": 2}, {"gpus": 2, "llama_bench": {"split_mode": "layer", "tensor_split": "0.00"}}),
+    ],
+)
+def test_what_versions_of_llama_bench_call_otherwise_is_the_same(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    found = only(compare(before(**one), after(**other), "driver"))
+    assert found.answer == "no difference shown"
+
+
+def test_how_gpus_share_the_work_counts() -> None:
+    split = {"split_mode": "row"}
+    found = only(compare(before(gpus=2), after(gpus=2, llama_bench=split), "driver"))
+    assert found.answer == "no difference shown"  # A GPU alone has nothing to share.
+    a, b = ([replace(r, gpus=2) for r in side] for side in (before(), after(llama_bench=split)))
+    assert only(compare(a, b, "driver")).why == (
+        "llama-bench's options: as usual and split_mode row",
+    )
+
+
+def test_llama_bench_s_commit_is_its_build() -> None:
+    """It tells no fingerprint."""
+    a = before(fingerprint="", build_commit="8cf6b42")
+    b = after(fingerprint="", build_commit="79c1160")
+    assert only(compare(a, b, "driver")).why == ("build: 8cf6b42 and 79c1160",)
+    b = [replace(r, driver=OLD) for r in b]
+    assert only(compare(select(a, "build", "8cf6"), select(b, "build", "79"), "build")).a
+
+
+def test_comparisons_that_look_alike_are_told_apart() -> None:
+    """Of two builds, each under both drivers."""
+    other = {"fingerprint": "84de9d54601af86b"}
+    found = compare(
+        [*before(), *before(**other)], [*after(), *after(factor=0.9, **other)], "driver"
+    )
+    assert [(one.answer, one.under) for one in found] == [
+        ("no difference shown", ("build: 06ac349343b29ef4",)),
+        ("slower", ("build: 84de9d54601af86b",)),
+    ]
+
+
+def test_a_difference_that_is_too_little_says_so() -> None:
+    """Its interval leaves 0 out: without a word it would look like a mistake."""
+    a = [record(driver=OLD, day=n, median_ts=360.0 + n / 10) for n in range(6)]
+    b = [replace(r, driver=NEW, median_ts=r.median_ts * 0.993) for r in a]
+    found = only(compare(a, b, "driver"))
+    assert found.high is not None
+    assert found.high < 1
+    assert (found.answer, found.why) == (
+        "no difference shown",
+        ("less than 1%, by which two runs of one GPU may differ",),
+    )
+    a, b = ([replace(r, median_ts=r.median_ts * f) for r in a] for f in (4.0, 4.4))
+    b = [replace(r, driver=NEW) for r in b]
+    assert only(compare(a, b, "driver")).why == (
+        "less than 20%: above 1,000 t/s it is the launching of kernels that is measured",
+    )
+
+
+def test_what_differs_by_nothing_or_by_chance_has_no_such_word() -> None:
+    assert only(compare(before(), after(), "driver")).why == ()
+
+
+def test_an_interval_that_ends_at_no_difference_shows_none() -> None:
+    """Equal figures: p is 0.03, as the test has them half above, and 0 % is in the interval."""
+    a = [record(driver=OLD, median_ts=rate) for rate in (100.0, 101.0, 102.0, 103.0, 104.0)]
+    b = [record(driver=NEW, median_ts=rate) for rate in (99.0, 100.0, 100.0, 100.0, 100.0)]
+    found = only(compare(a, b, "driver"))
+    assert found.p is not None
+    assert found.p <= ALPHA
+    assert (found.high, found.answer, found.why) == (1.0, "no difference shown", ())
 
 
 def test_busy_runs_are_left_out_and_counted() -> None:
