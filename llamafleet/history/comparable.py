@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llamafleet.history.record import Record, Test
-from llamafleet.protocol.result import CPU_ONLY, PASS
+from llamafleet.protocol.result import BUSY, GOOD
 
 UNTOLD = "not told"
 UNTOLD_VALUES = (None, "")
@@ -22,6 +22,7 @@ HIGH_LEAST = 0.2
 """Such figures must differ by so much before anything is said of them."""
 RATES = (1e-6, 1e12)
 """Tokens per second that no GPU is beyond: a host may write anything."""
+GOOD_OR_UNTOLD = (None, *GOOD)
 MAKER = re.compile(r"^(NVIDIA|Tesla)\s+(?=\S)")
 
 
@@ -155,8 +156,17 @@ def _some(values: Iterable[str]) -> str:
 
 def is_baseline(record: Record) -> bool:
     """A figure of a free and healthy GPU (llama-bench's own gives no verdict)."""
-    good = not record.busy and record.verdict in (None, PASS, CPU_ONLY)
+    good = not record.busy and record.verdict in GOOD_OR_UNTOLD
     return good and has_figure(record)
+
+
+def flaw(record: Record) -> str:
+    """Why it is no baseline; "": it is one."""
+    if is_baseline(record):
+        return ""
+    if record.busy:
+        return BUSY
+    return "no figure" if record.verdict in GOOD_OR_UNTOLD else str(record.verdict)
 
 
 def has_figure(record: Record) -> bool:

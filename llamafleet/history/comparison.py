@@ -64,7 +64,7 @@ class Comparison:
     why: tuple[str, ...] = ()
     """Why it is not comparable, what was forced, or why a difference is not spoken of."""
     under: tuple[str, ...] = ()
-    """What tells it from another one with the same test, card and model, as "power limit: 350 W"."""
+    """What tells it from another with the same test, card and model, as "power limit: 350 W"."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Records that are no baseline, by reason."""
 
@@ -77,7 +77,10 @@ class Comparison:
 def told_apart(
     found: Sequence[Comparison], of: Sequence[Record], traits: Sequence[Trait]
 ) -> tuple[Comparison, ...]:
-    """Those that would look alike, with the traits in which they are not. `of`: a record of each."""
+    """Those that would look alike, with the traits in which they are not.
+
+    `of`: a record of each.
+    """
     alike: dict[tuple[str, ...], list[Record]] = {}
     for one, record in zip(found, of, strict=True):
         alike.setdefault((one.test, one.title), []).append(record)
@@ -190,8 +193,7 @@ def free_of(sides: Sides) -> Sides:
 
 def left_out(sides: Sides) -> dict[str, int]:
     """How many are no baseline, by reason."""
-    rest = [r for side in sides for r in side if not comparable.is_baseline(r)]
-    return dict(Counter("BUSY" if r.busy else r.verdict or "no figure" for r in rest))
+    return dict(Counter(why for side in sides for r in side if (why := comparable.flaw(r))))
 
 
 def _told(sides: Sides, answer: Answer, why: Sequence[str]) -> Comparison:

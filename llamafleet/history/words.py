@@ -156,6 +156,9 @@ def beside(records: Sequence[Record], bands: Bands) -> Iterator[str]:
         yield f"{test} {rate:,.1f} t/s: {_band(record, bands)}"
         if found := roofline(record, bands):
             yield _roofline(found)
+        elif record.test == "tg" and record.gpus == 1:
+            of = "the model's size" if not record.model_size else "the bandwidth of such a GPU"
+            yield f"roofline: {of} is not known"
     for record in records:
         if record.test == "tg" and record.gpus == 1:
             yield from _claims(record, bands)

@@ -277,6 +277,7 @@ def test_figures_that_no_gpu_has_are_left_out(rate: float, force: bool) -> None:
     assert found.answer == "slower"
     assert found.a
     assert found.a.runs == 5
+    assert found.left_out == ({} if force else {"no figure": 2})
     assert only(compare(odd[:1], b, "driver", force=force)).answer == "not comparable"
 
 

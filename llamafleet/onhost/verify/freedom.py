@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llamafleet.onhost.verify.conditions import HELD_MIB, IDLE_UTILISATION
-from llamafleet.protocol.conditions import Conditions, Process
+from llamafleet.protocol.conditions import Conditions, Process, is_capped
 from llamafleet.protocol.result import Rates
 from llamafleet.protocol.throttle import SLOWDOWNS, SOFTWARE_CAP
 
@@ -28,8 +28,6 @@ spread."""
 SAMPLED = 0.1
 """Share of the samples under load with that reason: one of many may be the moment between two
 states."""
-CAPPED = 0.99
-"""Of the default power limit: NVML gives it in milliwatts, and some boards round."""
 AT_CLOCK = 0.97
 """Of the application clock that the card is made for. An H200 kept 1980 of 1980 (2026-11-26)."""
 OF_MAX_CLOCK = 0.75
@@ -139,7 +137,7 @@ def slowdowns(seen: Conditions, gpu: Called) -> Iterator[Finding]:
 def power(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     """A limit below the card's own is a cap; at its own limit a card is as it is sold."""
     limit, default = seen.power_limit_w, seen.power_default_w
-    if limit and default and limit < CAPPED * default:
+    if limit and default and is_capped(limit, default):
         yield Finding(
             "busy",
             f"the power limit of {gpu.name} is {limit:g} W, below its default of {default:g} W",
