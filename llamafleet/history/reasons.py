@@ -10,10 +10,8 @@ from statistics import median
 
 from llamafleet.history.record import Record, Test
 from llamafleet.protocol.conditions import is_capped
+from llamafleet.protocol.throttle import COUNTED
 
-THERMAL = ("thermal", "software thermal", "hardware thermal", "power brake", "sync boost")
-"""Of Record.throttled_s. "power" and "board limit" are none: most cards end a prompt at their own
-power limit, and the other also counts where a card works as it is made."""
 THROTTLED_S = 0.1
 """Seconds more than the peers have."""
 CLOCK = 0.97
@@ -40,7 +38,7 @@ def _processes(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str
 
 
 def _heat(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str]:
-    for reason in THERMAL:
+    for reason in COUNTED:
         seconds = own.throttled_s.get(reason, 0.0)
         usual = median(r.throttled_s.get(reason, 0.0) for r in peers)
         if seconds > usual + THROTTLED_S:

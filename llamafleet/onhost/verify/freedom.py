@@ -16,7 +16,7 @@ from typing import Literal
 from llamafleet.onhost.verify.conditions import HELD_MIB, IDLE_UTILISATION
 from llamafleet.protocol.conditions import Conditions, Process, is_capped
 from llamafleet.protocol.result import Rates
-from llamafleet.protocol.throttle import SLOWDOWNS, SOFTWARE_CAP
+from llamafleet.protocol.throttle import COUNTED, SLOWDOWNS, SOFTWARE_CAP
 
 Weight = Literal["busy", "warn", "note"]
 
@@ -41,9 +41,6 @@ SPREAD = {"pp": 0.05, "tg": 0.02}
 tg 0.1 to 1.2 %; pp 0.1 to 0.8 % with 7B, 0.4 to 2.4 % with 160M, whose prompt takes 4 ms. With a
 load that came in the middle: pp 26 %."""
 
-COUNTED = ("thermal", "software thermal", "hardware thermal", "power brake", "sync boost")
-"""Of conditions.VIOLATIONS and EVENT_FIELDS: alone enough. The board limit also counts where the
-card works as it is made, and needs one of SLOWDOWNS beside it."""
 BROKER = "nvidia-cuda-mps-server"
 """Stands between programs and the GPU; those that use it are listed by themselves."""
 
