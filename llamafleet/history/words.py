@@ -35,7 +35,7 @@ def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
         by_title.setdefault(one.title, []).append(one)
     for title, several in by_title.items():
         yield from _fitted([title])
-        for one in several:
+        for one in sorted(several, key=lambda one: one.kind):
             yield from _fitted(_of_comparison(one))
 
 

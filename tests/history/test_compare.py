@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llamafleet.history.compare import AXES, By, NotFound, compare, select
-from llamafleet.history.comparison import ALPHA, ENOUGH, Comparison
+from llamafleet.history.comparison import ALPHA, ENOUGH, MOST_RUNS, Comparison
 from llamafleet.history.ranks import smallest_p
 from llamafleet.history.record import Record
 from tests.history.made import record, runs
@@ -190,6 +190,15 @@ def test_busy_runs_are_left_out_and_counted() -> None:
     found = only(compare(before(), [*after(), *busy], "driver"))
     assert found.answer == "no difference shown"
     assert found.left_out == {"BUSY": 3}
+
+
+def test_of_many_runs_the_newest_count() -> None:
+    """It was slow in 50 runs, long ago; and 150 are no more than 100."""
+    old = [record(driver=NEW, day=n / 100, median_ts=100.0) for n in range(50)]
+    new = [record(driver=NEW, day=9.0 + n / 100, median_ts=361.0) for n in range(MOST_RUNS)]
+    found = only(compare(before(), [*new, *old], "driver"))
+    assert found.b
+    assert (found.b.runs, found.low and found.low > 0.9) == (MOST_RUNS, True)
 
 
 def test_a_gpu_that_has_runs_of_one_side_alone_is_no_evidence() -> None:
