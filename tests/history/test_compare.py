@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llamafleet.history.comparable import card
 from llamafleet.history.compare import AXES, By, NotFound, compare, select
 from llamafleet.history.comparison import ALPHA, ENOUGH, MOST_RUNS, Comparison
 from llamafleet.history.ranks import smallest_p
@@ -84,6 +85,13 @@ def test_too_few_runs_say_how_many_would_do() -> None:
             "llama-bench's options: as usual and backends Vulkan",
         ),
         ({"n_gpu_layers": 20}, "n_gpu_layers: not told and 20"),
+        (
+            {"llama_bench": {"embeddings": True}},
+            "llama-bench's options: as usual and embeddings True",
+        ),
+        ({"model_size": 4081004224}, "model's size: 3825872896 and 4081004224"),
+        ({"type_k": "q8_0", "type_v": "q8_0"}, "KV type: not told / not told and q8_0 / q8_0"),
+        ({"n_batch": 2048, "n_ubatch": 512}, "n_batch: not told / not told and 2048 / 512"),
         ({"fingerprint": "84de9d54601af86b"}, "build: 06ac349343b29ef4 and 84de9d54601af86b"),
         (
             {"busy": ("another process",), "verdict": "BUSY"},
@@ -235,10 +243,47 @@ def test_hosts_are_compared_over_their_gpus() -> None:
     assert only(compare(a, b, "gpu")).answer == "faster"
 
 
+@pytest.mark.parametrize(
+    ("by", "other", "said"),
+    [
+        ("host", {"gpus": 2}, "number of GPUs: 1 and 2"),
+        ("host", {"driver": OLD}, "driver: 580.95.05 and 570.86.10"),
+        ("host", {"fingerprint": "84de9d54"}, "build: 06ac349343b29ef4 and 84de9d54"),
+        ("host", {"power_limit_w": 500.0}, "power limit: 700 W and 500 W"),
+        ("gpu", {"power_limit_w": 500.0}, "power limit: 700 W and 500 W"),
+        ("toolkit", {"driver": OLD}, "driver: 580.95.05 and 570.86.10"),
+        (
+            "toolkit",
+            {"llama_cpp_python": "0.3.37"},
+            "llama-cpp-python: 0.3.36 and 0.3.37",
+        ),
+        ("build", {"driver": OLD}, "driver: 580.95.05 and 570.86.10"),
+    ],
+)
+def test_what_must_be_the_same_beside(by: By, other: dict[str, Any], said: str) -> None:
+    a, b = list(runs(1, 1, 5)), [replace(r, **other) for r in runs(2, 1, 5)]
+    assert only(compare(a, b, by)).why == (said,)
+    assert only(compare(a, list(runs(2, 1, 5)), by)).answer == "no difference shown"
+
+
+def test_a_build_and_a_toolkit_may_bring_one_another() -> None:
+    a, b = list(runs(1, 1, 5)), list(runs(2, 1, 5, toolkit="13.1", fingerprint="84de9d54"))
+    for by in ("build", "toolkit"):
+        assert only(compare(a, b, by)).answer == "no difference shown"
+
+
+@pytest.mark.parametrize("name", ["P40", "Tesla P40", "NVIDIA P40", "NVIDIA Tesla P40", " P40 "])
+def test_a_card_has_one_name_whatever_the_driver_puts_before_it(name: str) -> None:
+    assert card(record(gpu_info=name)) == "P40"
+
+
 def test_what_launches_kernels_must_differ_by_more() -> None:
     """One H200 gave 106,114 and 122,110 t/s with the 160M model."""
     a = [replace(r, median_ts=106_114.0 + n) for n, r in enumerate(before(test="pp"))]
     b = [replace(r, median_ts=122_110.0 + n) for n, r in enumerate(after(test="pp"))]
+    assert only(compare(a, b, "driver")).answer == "no difference shown"
+    a = [replace(r, median_ts=49_000.0 + n) for n, r in enumerate(a)]
+    b = [replace(r, median_ts=52_000.0 + n) for n, r in enumerate(b)]  # One side is enough.
     assert only(compare(a, b, "driver")).answer == "no difference shown"
     b = [replace(r, median_ts=140_000.0 + n) for n, r in enumerate(b)]
     assert only(compare(a, b, "driver")).answer == "faster"
