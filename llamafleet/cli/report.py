@@ -179,10 +179,10 @@ def _example(how: Wanted) -> int:
 def _judged(records: Sequence[Record]) -> list[str]:
     """What `llamafleet compare --last-update` and `llamafleet outliers` say of them."""
     from llamafleet.history.lastupdate import last_updates
-    from llamafleet.history.outliers import find_outliers
+    from llamafleet.history.outliers import AGE, find_outliers
     from llamafleet.history.words import of_groups, of_updates
 
-    return ["", *of_updates(last_updates(records)), "", *of_groups(find_outliers(records))]
+    return ["", *of_updates(last_updates(records)), "", *of_groups(find_outliers(records, AGE))]
 
 
 def _page(run: Run, results: Path, notes: list[str]) -> str:

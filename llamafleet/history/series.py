@@ -64,23 +64,31 @@ def series(records: Iterable[Record]) -> tuple[Series, ...]:
 
 
 def changes(records: tuple[Record, ...]) -> tuple[Change, ...]:
-    """Where driver, toolkit or build are not those of the record before; what is not told in one
-    of both has not changed."""
+    """Where driver, toolkit, build or power limit are not what was told last; a record that does
+    not tell changes nothing."""
     found = []
-    for at in range(1, len(records)):
-        if what := _changed(records[at - 1], records[at]):
+    last: dict[str, str] = {}
+    for at, record in enumerate(records):
+        told = {name: value for name, value in _traits(record).items() if value}
+        pairs = [(name, last.get(name), value) for name, value in told.items()]
+        if what := tuple(
+            f"{name} {old} -> {new}" for name, old, new in pairs if old and old != new
+        ):
             found.append(Change(at, what))
+        last |= told
     return tuple(found)
 
 
-def _changed(before: Record, after: Record) -> tuple[str, ...]:
-    pairs = (
-        ("driver", before.driver, after.driver),
-        ("toolkit", toolkit(before), toolkit(after)),
-        ("llama-cpp-python", before.llama_cpp_python, after.llama_cpp_python),
-        ("build", before.fingerprint[:8], after.fingerprint[:8]),
-    )
-    return tuple(f"{name} {old} -> {new}" for name, old, new in pairs if old and new and old != new)
+def _traits(record: Record) -> dict[str, str]:
+    """By what may change along a line; empty: not told."""
+    limit = comparable.POWER.of(record)
+    return {
+        "driver": record.driver,
+        "toolkit": toolkit(record),
+        "llama-cpp-python": record.llama_cpp_python,
+        "build": comparable.build(record)[:8],
+        comparable.POWER.name: str(limit or ""),
+    }
 
 
 def toolkit(record: Record) -> str:

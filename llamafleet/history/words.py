@@ -29,13 +29,13 @@ def _fitted(lines: Iterable[str]) -> Iterator[str]:
 
 def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
     """One headline for each model of GPU, below it a line or two for each test."""
-    head = ""
+    by_title: dict[str, list[Comparison]] = {}
     for one in found:
-        line = f"{one.card}, {one.model}"
-        if line != head:
-            yield printable(line)
-        head = line
-        yield from _fitted(_of_comparison(one))
+        by_title.setdefault(one.title, []).append(one)
+    for title, several in by_title.items():
+        yield from _fitted([title])
+        for one in sorted(several, key=lambda one: one.kind):
+            yield from _fitted(_of_comparison(one))
 
 
 def _of_comparison(one: Comparison) -> Iterator[str]:
@@ -90,7 +90,7 @@ def of_updates(found: Sequence[Updated]) -> Iterator[str]:
         since = f"{one.since:%Y-%m-%d %H:%M} UTC"
         yield printable(f"driver {one.before} -> {one.after}, first measured {since}")
         for also in one.also:
-            yield printable(f"with it changed the {also}")
+            yield from _fitted([f"with it changed the {also}"])
         yield from of_comparisons(one.comparisons)
 
 
@@ -135,8 +135,9 @@ def apart(one: Outlier) -> Iterator[str]:
         f"{one.test}: {one.median_ts:,.1f} t/s, {-100 * one.apart:.1f} % below its {one.peers} "
         f"peers' {one.peers_median_ts:,.1f}"
     )
+    least = comparable.least(one.kind, one.peers_median_ts, LEAST)
     yield (
-        f"z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {LEAST:.0%} of "
+        f"z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {least:.0%} of "
         f"their median{'; its newest run is BUSY' if one.busy else ''}"
     )
     yield from (f"likely: {reason}" for reason in one.likely)
@@ -173,6 +174,9 @@ def beside(records: Sequence[Record], bands: Bands) -> Iterator[str]:
         yield f"{test} {rate:,.1f} t/s: {_band(record, bands)}"
         if found := roofline(record, bands):
             yield _roofline(found)
+        elif record.test == "tg" and record.gpus == 1:
+            of = "the model's size" if not record.model_size else "the bandwidth of such a GPU"
+            yield f"roofline: {of} is not known"
     for record in records:
         if record.test == "tg" and record.gpus == 1:
             yield from _claims(record, bands)
