@@ -20,6 +20,7 @@ from llamafleet.history.html import gpus
 from llamafleet.history.html.gather import page
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
+from llamafleet.history.lastupdate import last_updates
 from llamafleet.history.outliers import find_outliers
 from llamafleet.history.record import Record
 from llamafleet.history.store import Built, GpuLine, Row
@@ -285,14 +286,15 @@ def test_who_is_slow_is_what_the_command_says_however_old_the_figures_are() -> N
 
 
 def test_each_gpu_s_update_is_what_the_command_says_of_it() -> None:
-    """Not what changed last on its plot: there another build cuts the runs of one driver in two."""
+    """Not what lies next to the change on its plot: there another toolkit cuts the runs in two."""
     records = tuple(
-        record(n, median_ts=150.0 + n / 10, driver="1" if n < 4 else "2", fingerprint="abc"[n // 3])
+        record(n, median_ts=150.0 + n / 10, driver="1" if n < 4 else "2", nvcc=f"1{n // 3}")
         for n in range(8)
     )
     shown = page(Material(MADE, (row(),), records), NOTHING)
     ((_, update, found),) = shown.updated
     assert (update.before, update.after) == ("1", "2")
+    assert (found,) == last_updates(records)[0].comparisons
     assert found.a and found.b
     assert (found.a.runs, found.b.runs) == (4, 4)
 
