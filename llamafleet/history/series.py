@@ -4,7 +4,7 @@ and what changed between them."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
@@ -96,10 +96,12 @@ def toolkit(record: Record) -> str:
     return record.nvcc or record.toolkit
 
 
-def around(records: tuple[Record, ...], at: int) -> tuple[list[Record], list[Record]]:
+def around(
+    records: tuple[Record, ...], found: Sequence[Change], at: int
+) -> tuple[list[Record], list[Record]]:
     """The records between the change at `at` and the one before it, and between it and the next
-    one; what is no baseline is in neither."""
-    edges = [0, *(one.at for one in changes(records)), len(records)]
+    one of `found`, all changes; what is no baseline is in neither."""
+    edges = [0, *(one.at for one in found), len(records)]
     place = edges.index(at, 1)
     before, after = records[edges[place - 1] : at], records[at : edges[place + 1]]
     a, b = ([r for r in side if comparable.is_baseline(r)] for side in (before, after))

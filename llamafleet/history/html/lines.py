@@ -9,7 +9,7 @@ from llamafleet.history.comparison import judged
 from llamafleet.history.html import plot
 from llamafleet.history.html.view import ChangeView, SeriesView, rate
 from llamafleet.history.record import Record, Test
-from llamafleet.history.series import Series, around, changes, middle
+from llamafleet.history.series import Change, Series, around, changes, middle
 
 SHOWN = ("flash attention", "KV type", "n_batch")
 """Of comparable.MEASURED, beside model and test."""
@@ -20,10 +20,8 @@ TESTS: Mapping[Test, str] = {"pp": "prompt processing", "tg": "generation"}
 def line_of(id: str, one: Series) -> SeriesView:
     records = one.records[-plot.MOST_POINTS :]
     points = [plot.Point(r.test_time, r.median_ts, not comparable.is_baseline(r)) for r in records]
-    found = tuple(
-        _change(number, records, change.at, change.what)
-        for number, change in enumerate(changes(records), 1)
-    )
+    changed = changes(records)
+    found = tuple(_change(number, records, changed) for number in range(1, len(changed) + 1))
     title = title_of(one.last)
     rings = sum(point.busy for point in points)
     said = _said(title, records, found, rings)
@@ -42,8 +40,10 @@ def line_of(id: str, one: Series) -> SeriesView:
     )
 
 
-def _change(number: int, records: tuple[Record, ...], at: int, what: tuple[str, ...]) -> ChangeView:
-    before, after = around(records, at)
+def _change(number: int, records: tuple[Record, ...], found: Sequence[Change]) -> ChangeView:
+    """`number` counts from 1."""
+    at, what = found[number - 1].at, found[number - 1].what
+    before, after = around(records, found, at)
     return ChangeView(
         number=number,
         time=records[at].test_time,
