@@ -113,7 +113,7 @@ def test_dots_of_many_gpus_are_smaller_so_that_the_plot_stays_low(gpus: int, rad
 
 def test_no_number_below_a_distribution_is_cut_by_the_edge() -> None:
     """As 12,000 was below these: its tick is the plot's first unit."""
-    dots = [plot.Dot(value, "g", False) for value in (12_600.0, 12_700.0)]
+    dots = [plot.Dot(value, "g", False) for value in (12_610.0, 12_640.0)]
     svg = ElementTree.fromstring(plot.distribution(dots, "t"))
     at = {one.text: float(one.get("x", "")) for one in svg.iter("text")}
     assert "12,000" in at
