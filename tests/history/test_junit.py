@@ -70,6 +70,16 @@ def test_a_run_without_hosts_fails() -> None:
     assert read().get("failures") == "1"
 
 
+@pytest.mark.parametrize(("allowed", "names"), [(False, ["host", "g GPU-1"]), (True, [])])
+def test_a_busy_gpu_fails_unless_the_settings_allow_it(allowed: bool, names: list[str]) -> None:
+    gpu = GpuLine("g", "GPU-1", "BUSY", busy=True)
+    row = Row("gpu-a", "BUSY", gpus=(gpu,), busy=("GPU-1: in use", "GPU-2: hot"), allowed=allowed)
+    suites = read(row)
+    assert failed(suites) == names
+    texts = [one.text for one in suites.iter("failure")]
+    assert texts == ["GPU-1: in use\nGPU-2: hot", "GPU-1: in use"][: len(names)]
+
+
 ALLOWED = {
     "testsuites": {"name", "tests", "failures"},
     "testsuite": {"name", "tests", "failures", "timestamp"},

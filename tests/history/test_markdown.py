@@ -39,6 +39,14 @@ def test_a_driver_update_is_told_below_the_table() -> None:
     assert "-10.0 %, SLOWER" in text
 
 
+def test_gpus_that_are_left_out_are_told() -> None:
+    row = Row("gpu-a", "PASS", left_out=("H100 GPU-2", "H100 GPU-3"))
+    assert (
+        "- **gpu-a**: `not verified, as the setting gpus says: H100 GPU-2, H100 GPU-3`"
+        in markdown.render(run(row)).splitlines()
+    )
+
+
 def test_no_hosts_prove_nothing_and_a_cut_off_run_says_so() -> None:
     assert "nothing is proven" in markdown.render(run())
     assert "**INTERRUPTED" in markdown.render(run(Row("a", "PASS"), state="interrupted"))

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from llamafleet import terminal
 from llamafleet.history.bands import Bands, Bandwidth
 from llamafleet.history.example import NOTES, example
-from llamafleet.history.html import gpus
+from llamafleet.history.html import gpus, plot
+from llamafleet.history.html import render as html_render
 from llamafleet.history.html.gather import page
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
@@ -357,6 +359,71 @@ def test_a_slow_gpu_that_is_busy_stands_among_its_peers() -> None:
     (group,) = page(Material(MADE, (), records), NOTHING).groups
     assert (group.gpus, group.low) == (6, 100.0)
     assert "◆ gpu-a GPU-1" in group.svg
+
+
+def test_no_secret_is_on_the_page_nor_packed_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "_secrets", {"hunter2-hunter2"})
+    for written in (0, 9):
+        monkeypatch.setattr(gpus, "WRITTEN", written)
+        text = of_words(" hunter2-hunter2")
+        assert "hunter2-" not in text
+        assert "hunter2-" not in json.dumps(data(text))
+
+
+def test_what_needs_a_look_is_open_and_what_is_green_is_not() -> None:
+    red = Check("offload", "fail", "17", "33", "deploy")
+    result = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-a", checks=(red,)),))
+    rows = rows_of(("a", "PASS"), ("b", "PASS"), ("c", "BUSY"), ("d", "PASS"), ("e", "PASS"))
+    shown = page(Material(MADE, rows, (), {"a": result}), NOTHING)
+    assert {gpu.host for gpu in shown.gpus if gpu.opened} == {"a", "c"}
+    text = render(Material(MADE, rows, (), {"a": result}), NOTHING)
+    assert len(re.findall('<details class="gpu" id="gpu-.*" open>', text)) == 2
+
+
+def test_what_is_below_the_expected_is_marked_and_changes_no_verdict() -> None:
+    bandwidth = Bandwidth("GeForce RTX 4090", None, 1008.0, "recalled")
+    bands = replace(NOTHING, bandwidths=(bandwidth,), roofline_low=0.6)
+    text = made(record(model_size=3825872896), bands=bands)
+    (gpu,) = page(Material(MADE, (row(),), (record(model_size=3825872896),)), bands).gpus
+    assert (gpu.warned, gpu.verdict, gpu.opened) == (True, "PASS", False)
+    assert '<span class="v v-busy">WARN</span>' in text
+    assert "WARN below: 57% of the 263.5 t/s" in text
+
+
+def test_of_a_long_history_the_newest_are_drawn_and_it_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plot, "MOST_POINTS", 3)
+    text = made(*(record(n, median_ts=100.0 + n) for n in range(5)))
+    (series,) = data(text)["series"].values()
+    assert series["rate"] == [102.0, 103.0, 104.0]
+    assert "; 2 older runs are not drawn" in text
+
+
+def test_the_trend_is_that_of_the_newest_free_figures() -> None:
+    records = [record(n, median_ts=100.0 + n) for n in range(gpus.TREND + 9)]
+    records += [record(99, busy=("in use",), median_ts=1.0)]
+    (gpu,) = page(Material(MADE, (row(),), tuple(records)), NOTHING).gpus
+    assert gpu.spark == plot.sparkline([100.0 + n for n in range(9, gpus.TREND + 9)])
+
+
+def test_of_many_updates_it_says_how_many_lines_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = [record(n, gpu_uuid=f"GPU-{k}", driver=str(n)) for k in range(3) for n in range(2)]
+    assert "more lines are left out" not in made(*records)
+    monkeypatch.setattr(html_render, "MOST_UPDATED", 2)
+    assert "1 more lines are left out here" in made(*records)
+
+
+def test_evidence_of_the_host_stands_at_its_only_gpu_or_at_all_of_them_together() -> None:
+    two = replace(RESULT, gpus=tuple(replace(RESULT.gpus[0], uuid=f"GPU-{n}") for n in range(2)))
+    one_row = row(GpuLine("g", "GPU-0", "PASS"))
+    two_row = row(*(GpuLine("g", f"GPU-{n}", "PASS") for n in range(2)))
+    alone = page(Material(MADE, (one_row,), (), {"gpu-a": RESULT}), NOTHING)
+    several = page(Material(MADE, (two_row,), (), {"gpu-a": two}), NOTHING)
+    names = [[check.name for check in gpu.checks] for gpu in (*alone.gpus, *several.gpus)]
+    assert names == [["offload", "library_origin"], ["library_origin"], ["offload"], ["offload"]]
 
 
 def test_a_phase_has_one_colour_in_all_builds() -> None:
