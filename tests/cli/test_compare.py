@@ -58,6 +58,24 @@ def test_two_drivers(
     )
 
 
+def test_two_builds_are_two_headlines_with_both_tests_below_each(tmp_path: Path) -> None:
+    records = [
+        replace(r, fingerprint=build)
+        for build in ("06ac349343b29ef4", "84de9d54601af86b")
+        for test in ("pp", "tg")
+        for side in ({"driver": OLD}, {"driver": NEW, "day": 9.0})
+        for r in runs(1, 1, 5, test=test, **side)  # type: ignore[arg-type]
+    ]
+    found = call(tmp_path, records, "compare", "--by", "driver", OLD, NEW)
+    lines = [line.split("  ")[0] or line[:9].strip() for line in found.output.splitlines()]
+    one = ["pp512", "", "tg128", ""]
+    assert lines == [
+        f"A: driver {OLD}, B: driver {NEW}",
+        *["H200, synthetic:7b-q4_0, build: 06ac349343b29ef4", *one],
+        *["H200, synthetic:7b-q4_0, build: 84de9d54601af86b", *one],
+    ]
+
+
 def test_too_few_runs_are_not_an_answer(tmp_path: Path) -> None:
     found = call(tmp_path, updated(0.5, count=1), "compare", "--last-update")
     assert found.exit_code == 0
@@ -136,7 +154,7 @@ def test_a_slow_gpu_with_its_reason(tmp_path: Path) -> None:
     assert found.exit_code == 1
     head, z, likely, more, *rest = found.output.splitlines()
     assert head.startswith("SLOW host-2 GPU-00000005 pp512: 8,")
-    assert " of its 7 peers' 12,3" in head
+    assert " below its 7 peers' 12,3" in head
     assert z.endswith(
         "; expected above -12.9, or within 5% of their median; its newest run is BUSY"
     )

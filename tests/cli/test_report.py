@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import os
 import pty
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.cli import report
 from llamafleet.history.fleet import newest
-from llamafleet.history.report import render_line, render_run
-from llamafleet.history.runs import Run, Runs
+from llamafleet.history.report import NOTHING, render_line, render_run
+from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import GpuLine, Row, Store
 from llamafleet.protocol.result import Verdict
 from tests.cli import run
@@ -184,9 +186,45 @@ def test_html_holds_the_run_the_history_and_hosts_of_before(tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     assert "<strong>2</strong> hosts" in text
-    assert "<strong>4</strong> measurements kept" in text
+    assert "; 4 measurements kept<br>run 2" in text
     assert text.count('<th scope="row">gpu-b</th>') == 2
-    assert "Of roofline" in text
+    assert "Roofline" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("interrupted", "INTERRUPTED"), ("running", "NO END"), ("complete", "")]
+)
+def test_a_page_says_that_its_run_was_cut_off(state: RunState, said: str, tmp_path: Path) -> None:
+    """Its rows may be all PASS."""
+    rows = [Row(host="gpu-a", verdict="PASS")] if said else []
+    hosts = [row.host for row in rows]
+    Runs(tmp_path).finish(Runs(tmp_path).begin(COMMAND, hosts, 1, [hosts]), state, rows)
+    result = run("report", "--results", tmp_path, "--format", "html")
+    notes = re.findall('<p class="note">([^<]*)', result.stdout)
+    assert result.exit_code == 1
+    assert notes == [note for note in notes if note.startswith(said or NOTHING)] != []
+
+
+def test_a_page_of_an_older_run_names_the_newer_one(tmp_path: Path) -> None:
+    keep(tmp_path, "PASS")
+    error = spoil(tmp_path, keep(tmp_path, "PASS"))
+    result = run("report", "--results", tmp_path, "--format", "html")
+    assert result.exit_code == 2
+    note = error.removeprefix("Error: ").strip()
+    assert f'<p class="note">{note}</p>' in html.unescape(result.stdout)
+
+
+@pytest.mark.parametrize("form", ["text", "html"])
+def test_what_the_history_can_t_take_in_is_said_and_keeps_no_table_waiting(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(tmp_path, "PASS")
+    said: list[str] = []
+    monkeypatch.setattr(report, "_put", lambda text, output: said.append(text))
+    monkeypatch.setattr(report, "keep_up", lambda results: [f"bad after {len(said)}"])
+    result = run("report", "--results", tmp_path, "--format", form)
+    assert result.stderr == f"Warning: bad after {int(form == 'text')}\n"
+    assert ("bad after 0" in said[0]) == (form == "html")
 
 
 def test_a_result_that_can_t_be_read_is_named_on_the_page(tmp_path: Path) -> None:
@@ -293,10 +331,10 @@ def test_the_example_s_text_says_what_the_update_cost_and_who_is_slow() -> None:
 
 def test_on_the_example_s_page_the_planted_slow_gpu_is_found_and_no_other() -> None:
     text = run("report", "--example", "--format", "html").stdout
-    slow = re.findall(r'v-slow">SLOW</span> <strong>([^<]*)<', text)
+    slow = re.findall(r'v-slow">SLOW</span> <strong><a href="#gpu-[0-9]*">([^<]*)<', text)
     assert slow == ["synthetic-capped"]
     assert "its power limit is 350 W, below its default of 700 W" in text
-    assert "Driver 575.57.08 -&gt; 580.159.04" in text
+    assert "Driver 575.57.08 → 580.159.04" in text
 
 
 @pytest.mark.parametrize(
