@@ -204,6 +204,18 @@ def test_apart_as_people_feel_it_is_not_enough() -> None:
     assert not found([record(gpu, median_ts=rate) for gpu, rate in enumerate(rates)])
 
 
+@pytest.mark.parametrize(("slow", "flagged"), [(2, 2), (3, 3), (5, 0)])
+def test_of_several_slow_ones_all_are_found_and_of_most_none(slow: int, flagged: int) -> None:
+    """Of eight; and never one that is well."""
+    few = {record(gpu).gpu_uuid for gpu in range(slow)}
+    records = [
+        replace(r, median_ts=r.median_ts * 0.8) if r.gpu_uuid in few else r for r in fleet(8, 1)
+    ]
+    told = {one.gpu_uuid for one in found(records)}
+    assert len(told) == flagged
+    assert told <= few
+
+
 @pytest.mark.parametrize(("gpus", "judged"), [(PEERS, False), (PEERS + 1, True)])
 def test_too_few_peers_judge_nothing(gpus: int, judged: bool) -> None:
     groups = find_outliers(changed(fleet(gpus), 0.5, 0.5))
