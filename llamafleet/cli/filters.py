@@ -12,7 +12,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.record import Test
-from llamafleet.history.records import VARIABLE, Filter, History, some
+from llamafleet.history.records import VARIABLE, Filter, History, HistoryError, some
 from llamafleet.history.window import WindowError, parse
 from llamafleet.protocol.result import Verdict
 from llamafleet.terminal import printable
@@ -40,8 +40,6 @@ def filtered(command: F) -> F:
 
     @wraps(command)
     def with_history(*args: Any, **options: Any) -> Any:
-        from llamafleet.history.database import HistoryError
-
         wanted = _filter(options)
         history = History(options.pop("results"), options.pop("database"))
         try:

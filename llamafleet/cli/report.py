@@ -16,7 +16,7 @@ import click
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.files import write_text
 from llamafleet.history.record import Record
-from llamafleet.history.records import VARIABLE, History, keep_up
+from llamafleet.history.records import VARIABLE, History, HistoryError, keep_up
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
 from llamafleet.terminal import colours_wanted
@@ -187,7 +187,6 @@ def _judged(records: Sequence[Record]) -> list[str]:
 
 def _page(run: Run, results: Path, notes: list[str]) -> str:
     from llamafleet.cli.page import page_of
-    from llamafleet.history.database import HistoryError
     from llamafleet.history.fleet import newest
 
     fleet = newest(run, results)

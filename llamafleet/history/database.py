@@ -23,9 +23,9 @@ from sqlalchemy.types import TypeDecorator
 
 from llamafleet.history.files import to_set_aside
 from llamafleet.history.record import Record
-from llamafleet.history.records import VARIABLE
+from llamafleet.history.records import VARIABLE, HistoryError
 from llamafleet.history.store import DATABASE
-from llamafleet.terminal import conceal, printable
+from llamafleet.terminal import conceal
 
 HEAD = "0001"
 """The newest form: the last of migrations/versions."""
@@ -59,13 +59,6 @@ the calendar's edge can't be read."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 SCHEMES = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
-
-
-class HistoryError(Exception):
-    """The history can't be used; the text is one printable line."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
 
 
 class Utc(TypeDecorator[datetime]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -78,10 +79,28 @@ class Filter:
 ALL = Filter()
 
 
+class HistoryError(Exception):
+    """The history can't be used; the text is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
+
+
+@contextmanager
+def _loaded() -> Iterator[None]:
+    """A venv of before there was a history lacks its libraries, and maybe a database's driver."""
+    try:
+        yield
+    except ImportError as error:
+        raise HistoryError(
+            f"history: found no {error.name}; expected what setup.sh brings; next: sh setup.sh"
+        ) from error
+
+
 class History:
     """All records that a folder of results and its database hold.
 
-    Everything here raises HistoryError of database.py, where the database can't be used.
+    Everything here raises HistoryError, where the database can't be used.
     """
 
     def __init__(self, results: Path, url: str = "") -> None:
@@ -92,31 +111,35 @@ class History:
     def take_in(self) -> Taken:
         """Keep what is new below the folder of results; it may be asked for as often as one likes,
         by several processes at a time."""
-        from llamafleet.history import database, database_import
+        with _loaded():
+            from llamafleet.history import database, database_import
 
-        with database.opened(self.results, self.url) as engine:
-            return database_import.take_in(engine, self.results)
+            with database.opened(self.results, self.url) as engine:
+                return database_import.take_in(engine, self.results)
 
     def add(self, records: Iterable[Record]) -> int:
         """Keep records from elsewhere; returns how many were not there before."""
-        from llamafleet.history import database, database_import
+        with _loaded():
+            from llamafleet.history import database, database_import
 
-        with database.opened(self.results, self.url) as engine, database.writing(engine) as to:
-            return database_import.put(to, records)
+            with database.opened(self.results, self.url) as engine, database.writing(engine) as to:
+                return database_import.put(to, records)
 
     def records(self, wanted: Filter = ALL) -> Iterator[Record]:
         """Oldest first."""
-        from llamafleet.history import database, database_read
+        with _loaded():
+            from llamafleet.history import database, database_read
 
-        with database.opened(self.results, self.url) as engine:
-            yield from database_read.read(engine, wanted)
+            with database.opened(self.results, self.url) as engine:
+                yield from database_read.read(engine, wanted)
 
     def count(self, wanted: Filter = ALL) -> int:
         """How many records there are, whatever `wanted.last` is."""
-        from llamafleet.history import database, database_read
+        with _loaded():
+            from llamafleet.history import database, database_read
 
-        with database.opened(self.results, self.url) as engine:
-            return database_read.count(engine, wanted)
+            with database.opened(self.results, self.url) as engine:
+                return database_read.count(engine, wanted)
 
 
 def keep_up(results: Path) -> list[str]:
@@ -127,14 +150,9 @@ def keep_up(results: Path) -> list[str]:
     if not os.access(results, os.W_OK if not url else os.R_OK):
         return []
     try:
-        from llamafleet.history.database import HistoryError
-
-        try:
-            return list(map(printable, some(History(results, url).take_in().aside)))
-        except (HistoryError, OSError) as error:
-            return [printable(str(error))]
-    except ImportError as error:  # Also of a driver, which is loaded only here.
-        return [f"history: found no {error.name}; expected what setup.sh brings; next: sh setup.sh"]
+        return list(map(printable, some(History(results, url).take_in().aside)))
+    except (HistoryError, OSError) as error:
+        return [printable(str(error))]
 
 
 def some(lines: Sequence[str]) -> list[str]:

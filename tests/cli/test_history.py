@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from dataclasses import fields, replace
 from io import StringIO
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from llamafleet.history.llama_bench import COLUMNS, OURS
 from llamafleet.history.record import Record
 from llamafleet.history.records import VARIABLE, History
-from llamafleet.history.store import DATABASE, Store
+from llamafleet.history.runs import Runs
+from llamafleet.history.store import DATABASE, Row, Store
 from llamafleet.protocol.result import Check
 from llamafleet.terminal import columns
 from tests.cli import run
@@ -217,3 +220,37 @@ def test_a_report_goes_on_without_a_history(results: Path, monkeypatch: pytest.M
     done = run("report", "--results", results)
     assert (done.exit_code, done.stdout) == (plain.exit_code, plain.stdout)
     assert "Warning: history: found the database mysql://d" in done.stderr
+
+
+WITHOUT = """
+import sys
+sys.modules["sqlalchemy"] = None
+from llamafleet.cli.main import main
+main()
+"""
+"""As in a venv of before there was a history."""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("history",),
+        ("compare", "--last-update"),
+        ("report", "--format", "html"),
+    ],
+)
+def test_without_its_libraries_the_step_is_told(results: Path, command: tuple[str, ...]) -> None:
+    row = Row.of("gpu-a", RESULT, (), ())
+    runs = Runs(results)
+    runs.finish(runs.begin(["pyinfra"], ["gpu-a"], 1, []), "complete", [row])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *command, "--results", results],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    *warnings, error = done.stderr.splitlines()
+    told = "history: found no sqlalchemy; expected what setup.sh brings; next: sh setup.sh"
+    assert error == f"Error: {told}"
+    assert warnings in ([], [f"Warning: {told}"])

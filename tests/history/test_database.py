@@ -493,7 +493,8 @@ def test_keeping_up_never_fails(
         [line] = keep_up(tmp_path)
         assert line.startswith("history: found no psycopg; ") and line.endswith("sh setup.sh")
     # A venv of before there was a history.
-    monkeypatch.setitem(sys.modules, "llamafleet.history.database", None)
+    monkeypatch.delattr("llamafleet.history.database")
+    monkeypatch.delitem(sys.modules, "llamafleet.history.database")
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     [line] = keep_up(tmp_path)
     assert line.startswith("history: found no ") and line.endswith("; next: sh setup.sh")
