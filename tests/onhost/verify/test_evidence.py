@@ -12,7 +12,6 @@ from llamafleet.protocol.job import Retry, write_json
 from llamafleet.protocol.result import BuildSummary
 from tests.onhost.llama import stamped
 
-
 RETRY = Retry(signature="oom", line="Killed signal terminated program cc1plus", before=8, jobs=2)
 
 
