@@ -175,6 +175,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "found no such folder" in refused("--results", tmp_path / "none")
     here = ("--results", tmp_path)
     assert "--window: found 'x'; expected FROM:TO" in refused(*here, "--window", "x")
+    # As of a variable that is not set: no window is not all there is.
+    assert "--window: found ''; expected FROM:TO" in refused(*here, "--window", "")
     assert "no regular file" in refused(*here, "--import", tmp_path / "none")
     said = refused(*here, "--import", REAL)
     assert f"expected --of; next: llamafleet history --import {REAL} --of HOST" in said
