@@ -476,6 +476,11 @@ def test_a_folder_that_nobody_may_write_keeps_nothing(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert keep_up(tmp_path) == []
     assert not (tmp_path / DATABASE).exists()
+    # A history elsewhere is another's to write.
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    monkeypatch.setenv(VARIABLE, url)
+    assert keep_up(tmp_path) == []
+    assert History(tmp_path, url).count() == 2
 
 
 def test_keeping_up_never_fails(
