@@ -73,7 +73,7 @@ def _options() -> list[Callable[[Any], Any]]:
                      help="Prompt processing or generation alone."),
         click.option("--verdict", "verdicts", type=click.Choice(get_args(Verdict)), multiple=True,
                      help="Figures of GPUs with that verdict."),
-        click.option("--window", metavar="FROM:TO", default="",
+        click.option("--window", metavar="FROM:TO",
                      help="As now-7d:now, or with dates in UTC; an empty end is open."),
         click.option("--busy/--free", "busy", default=None,
                      help="Figures of GPUs that were not free, or of free ones alone."),
@@ -105,7 +105,9 @@ def _filter(options: dict[str, Any]) -> Filter:
     """Raises BadInput."""
     window = options.pop("window")
     try:
-        since, until = parse(window, datetime.now(timezone.utc)) if window else (None, None)
+        since, until = (
+            parse(window, datetime.now(timezone.utc)) if window is not None else (None, None)
+        )
     except WindowError as error:
         raise BadInput(f"--window: {error}; next: --window now-7d:now") from error
     named = {field: options.pop(field) for field, _ in PATTERNS.values()}

@@ -20,7 +20,7 @@ from llamafleet.history.store import DATABASE, Row, Store
 from llamafleet.protocol.result import Check
 from llamafleet.terminal import columns
 from tests.cli import run
-from tests.history import OFFLOAD, RESULT, gpu
+from tests.history import OFFLOAD, RESULT, benchmark, gpu
 from tests.history.test_llama_bench import LINES, REAL
 
 LONG = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
@@ -58,6 +58,19 @@ def test_long_names_fit_the_terminal(tmp_path: Path) -> None:
     lines = run("history", "--results", tmp_path).stdout.splitlines()
     assert len(lines) == 4
     assert max(map(columns, lines)) <= 100
+
+
+def test_what_several_gpus_did_is_before_what_each_did(tmp_path: Path) -> None:
+    both = replace(RESULT, gpus=(gpu(0), gpu(1)), benchmark=benchmark(pp=2e7))
+    Store(tmp_path).write_result("gpu-a", both)
+    lines = run("history", "--results", tmp_path).stdout.splitlines()[2:]
+    assert ["2x GeForce RTX 4090 " in line for line in lines] == [True] * 2 + [False] * 4
+    assert [line.split()[-4] for line in lines[:2]] == ["2e+07", "150.5"]
+    row = {**json.loads(LINES[1]), "build_commit": "abc123456789"}
+    (tmp_path / "one.jsonl").write_text(json.dumps(row))
+    done = run("history", "--results", tmp_path, "--import", tmp_path / "one.jsonl", "--of", "box",
+               "--host", "box")  # fmt: skip
+    assert done.stdout.splitlines()[2].split()[-2:] == ["abc12345", "-"]
 
 
 def test_filters_and_the_newest(results: Path) -> None:
@@ -178,6 +191,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "found no such folder" in refused("--results", tmp_path / "none")
     here = ("--results", tmp_path)
     assert "--window: found 'x'; expected FROM:TO" in refused(*here, "--window", "x")
+    # As of a variable that is not set: no window is not all there is.
+    assert "--window: found ''; expected FROM:TO" in refused(*here, "--window", "")
     assert "no regular file" in refused(*here, "--import", tmp_path / "none")
     said = refused(*here, "--import", REAL)
     assert f"expected --of; next: llamafleet history --import {REAL} --of HOST" in said

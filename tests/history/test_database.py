@@ -112,11 +112,15 @@ def test_filters(history: History) -> None:
 
 
 def test_the_newest_are_the_last_and_all_are_counted(history: History) -> None:
-    records = [with_id(replace(TG, test_time=TG.test_time + timedelta(days=d))) for d in (3, 1, 2)]
-    history.add(records)
-    found = [r.test_time.day - TG.test_time.day for r in history.records(Filter(last=2))]
-    assert found == [2, 3], "oldest first, of the newest two"
-    assert history.count(Filter(last=2)) == 3
+    days = [3, 1, 6, 2, 5, 4, 0]
+    history.add(with_id(replace(TG, test_time=TG.test_time + timedelta(days=d))) for d in days)
+
+    def told(wanted: Filter) -> list[int]:
+        return [(r.test_time - TG.test_time).days for r in history.records(wanted)]
+
+    assert told(Filter(last=5)) == [2, 3, 4, 5, 6], "oldest first, of the newest ones"
+    assert told(Filter()) == sorted(days)
+    assert history.count(Filter(last=2)) == len(days)
 
 
 # -- taking in -------------------------------------------------------------------------------------
@@ -472,6 +476,11 @@ def test_a_folder_that_nobody_may_write_keeps_nothing(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert keep_up(tmp_path) == []
     assert not (tmp_path / DATABASE).exists()
+    # A history elsewhere is another's to write.
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    monkeypatch.setenv(VARIABLE, url)
+    assert keep_up(tmp_path) == []
+    assert History(tmp_path, url).count() == 2
 
 
 def test_keeping_up_never_fails(

@@ -12,6 +12,7 @@ import pytest
 
 from llamafleet.history.llama_bench import (
     COLUMNS,
+    LARGEST,
     OURS,
     BenchFileError,
     line_of,
@@ -197,3 +198,7 @@ def test_a_line_that_was_cut_hides_no_other(tmp_path: Path) -> None:
 def test_a_file_that_cant_be_read(tmp_path: Path) -> None:
     with pytest.raises(BenchFileError, match="no regular file"):
         list(read_file(tmp_path, ""))
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(BenchFileError, match=f"found more than {LARGEST} bytes"):
+        list(read_file(tmp_path / "large", ""))
