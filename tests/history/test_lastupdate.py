@@ -10,6 +10,7 @@ import pytest
 
 from llamafleet.history.lastupdate import Updated, last_updates
 from llamafleet.history.record import Record
+from llamafleet.history.words import of_updates
 from tests.history.made import START, record, runs
 
 OLD, NEW, NEWEST = "570.86.10", "580.95.05", "590.10.01"
@@ -189,6 +190,13 @@ def test_a_record_that_tells_no_driver_is_no_update() -> None:
     untold = [record(gpu, driver="", day=9.0) for gpu in range(6)]
     found = only(last_updates([*updated(), *untold]))
     assert (found.before, found.after) == (OLD, NEW)
+
+
+def test_prompt_processing_comes_before_generation() -> None:
+    tg = updated()
+    pp = [replace(r, test="pp", n_prompt=512, n_gen=0) for r in updated()]
+    lines = list(of_updates(last_updates([*tg, *pp])))
+    assert [line.split()[0] for line in lines[2:]] == ["pp512", "A:", "tg128", "A:"]
 
 
 def test_two_models_of_gpu_are_judged_apart() -> None:
