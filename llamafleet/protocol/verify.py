@@ -17,6 +17,9 @@ STALE = "stale.json"
 """Why there is no verdict."""
 PROM = "llamafleet.prom"
 """The verdict and its figures as a text file for Prometheus' node_exporter."""
+RECORDED = "metrics "
+"""Begins a line of the record of what llamafleet made: where such a file lies that it wrote outside
+its own folders."""
 INSTANCE = "MIG-"
 """Begins the UUID of an instance of a divided GPU."""
 UNIT_S_OWN = ("/tmp", "/var/tmp")

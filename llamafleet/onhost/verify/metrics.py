@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import get_args
 
 from llamafleet.onhost.exposition import Gauge, page
@@ -23,21 +24,30 @@ MHZ, MIB = 1e6, 2**20
 
 
 def keep(config: VerifyConfig, result: Result | None) -> None:
-    """Write the file; None: there is no verdict. That it can't be written changes no verdict."""
-    families = Families()
-    if result is None:
-        families.verdict(NOT_VERIFIED, good=False)
-    else:
-        families.result(result)
+    """Write the file; None: there is no verdict. That it can't be written changes no verdict, and
+    leaves none there."""
     try:
-        write_whole(config.prom, page(families))
+        write_whole(config.prom, page_of(result), public=True)
     except OSError as error:
+        # A full disk takes no new page, and what the old one says is no longer so.
+        with suppress(OSError):
+            config.prom.unlink(missing_ok=True)
         if config.prom.parent.is_dir():  # Else those say it who need the folder for more.
             print(
                 f"metrics: found that {config.prom} can't be written ({error}); expected a file "
                 f"for node_exporter; next: ls -ld {config.prom}",
                 file=sys.stderr,
             )
+
+
+def page_of(result: Result | None) -> bytes:
+    """What is told of a result; None: there is no verdict."""
+    families = Families()
+    if result is None:
+        families.verdict(NOT_VERIFIED, good=False)
+    else:
+        families.result(result)
+    return page(families)
 
 
 class Families:
