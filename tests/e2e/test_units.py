@@ -185,11 +185,11 @@ def test_node_exporter_finds_the_verdict_where_the_setting_says(host: UnitsHost)
     assert passed in host.sh(read), "at once, of the verdict that is there"
     # As a verification does when it starts; then what the account might do to who reads its file.
     forget = f"rm {LAYOUT.results}/latest.json; mv /tmp/new {LAYOUT.results}/llamafleet.prom"
-    host.sh(f"cp {LAYOUT.results}/latest.json /tmp/kept; mkfifo /tmp/new; {forget}")
+    host.sh(f"cp -p {LAYOUT.results}/latest.json /tmp/kept; mkfifo /tmp/new; {forget}")
     shown = f"until grep -q '{{}}' {PAGE}; do sleep 0.2; done"
     host.sh(f"timeout 20 sh -c {shlex.quote(shown.format('NOT VERIFIED.. 1'))}")
     assert passed not in host.sh(read) and host.sh(f"test -f {PAGE} && echo plain") == "plain\n"
-    host.sh(f"cp /tmp/kept {LAYOUT.results}/latest.json; rm {LAYOUT.results}/llamafleet.prom")
+    host.sh(f"cp -p /tmp/kept {LAYOUT.results}/latest.json; rm {LAYOUT.results}/llamafleet.prom")
     host.sh(f"timeout 20 sh -c {shlex.quote(shown.format('PASS.. 1'))}")
     again = host.deploy(metrics_folder=READ_BY_EXPORTER)
     assert again.returncode == 0 and again.unchanged, again.output

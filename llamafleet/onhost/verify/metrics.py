@@ -19,7 +19,8 @@ from llamafleet.protocol.result import NOT_VERIFIED, Benchmark, Check, Result, V
 from llamafleet.protocol.verify import VerifyConfig
 
 ALL, CPU = "all", "cpu"
-"""Of the label gpu, where several GPUs worked together, or none; else it is a UUID."""
+"""Of the label gpu, where several GPUs worked together, or none; else it is a UUID, or the address
+on the bus where a GPU tells none."""
 MHZ, MIB = 1e6, 2**20
 
 
@@ -110,18 +111,20 @@ class Families:
         together = ALL if result.gpus else CPU
         model = result.inputs.model
         self._measured(together, model, result.benchmark, busy=result.measured_busy)
-        for gpu in result.gpus:
+        # By the label `gpu` rules join what is told of one: none is told of twice.
+        by_label = {gpu.uuid or gpu.bus_id: gpu for gpu in reversed(result.gpus)}
+        for label, gpu in reversed(by_label.items()):
             self._gpu.set(
                 1,
-                gpu=gpu.uuid,
+                gpu=label,
                 name=gpu.name,
                 bus_id=gpu.bus_id,
                 compute_capability=gpu.compute_capability,
             )
             for one in get_args(Verdict):
-                self._of_gpu.set(one == gpu.verdict, gpu=gpu.uuid, verdict=one)
-            self._failed(gpu.uuid, gpu.checks)
-            self._measured(gpu.uuid, gpu.model or model, gpu.benchmark, busy=bool(gpu.busy))
+                self._of_gpu.set(one == gpu.verdict, gpu=label, verdict=one)
+            self._failed(label, gpu.checks)
+            self._measured(label, gpu.model or model, gpu.benchmark, busy=bool(gpu.busy))
 
     def _about(self, result: Result) -> None:
         inputs = result.build.inputs or {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -152,8 +154,13 @@ def test_the_cpu_is_named_so() -> None:
 
 def test_gpus_of_one_uuid_are_no_series_twice() -> None:
     """As of an NVML that tells none."""
-    nameless = replace(gpu(0), uuid="")
-    assert of(replace(RESULT, gpus=(nameless, nameless)))[one("gpu_verdict", verdict="PASS")] == 1
+    first = replace(gpu(0), uuid="", bus_id="1")
+    found = of(replace(RESULT, gpus=(first, replace(first, bus_id="2"))))
+    assert found[one("gpu_verdict", gpu="1", verdict="PASS")] == 1
+    # Of two with one label `gpu` no rule of alerts.yaml could tell which is meant: each fails then.
+    assert sum(name == "gpu_info" for name, _ in found) == 2
+    same = of(replace(RESULT, gpus=(gpu(0), replace(gpu(0), bus_id="2", name="another"))))
+    assert sum(name == "gpu_info" for name, _ in same) == 1
 
 
 @pytest.fixture
@@ -175,6 +182,31 @@ def test_any_account_reads_the_file(config: verify_config.VerifyConfig) -> None:
     metrics.keep(config, RESULT)
     assert config.prom.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in config.prom.parent.iterdir()] == [config.prom.name]
+
+
+def test_so_it_does_whatever_the_umask_is(config: verify_config.VerifyConfig) -> None:
+    before = os.umask(0o077)
+    try:
+        metrics.keep(config, RESULT)
+    finally:
+        os.umask(before)
+    assert config.prom.stat().st_mode & 0o777 == 0o644
+
+
+def test_on_a_full_disk_no_old_verdict_is_left(
+    config: verify_config.VerifyConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics.keep(config, RESULT)
+
+    def full(*told: object, **how: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics, "write_whole", full)
+    metrics.keep(config, None)
+    assert not config.prom.exists()
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_a_file_that_can_t_be_written_is_told_and_no_more(
