@@ -337,3 +337,21 @@ def printed(results: Path, *options: str | Path, piped: bool = False, **variable
     os.close(writer)
     assert done.returncode == 1
     return text.removesuffix("$")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_a_character_gets_its_escape(encoding: str, tmp_path: Path) -> None:
+    Runs(tmp_path).finish(
+        Runs(tmp_path).begin(COMMAND, ["gpu"], 1, [["gpu"]]),
+        "complete",
+        [Row(host="gpu-測", verdict="PASS")],
+    )
+    done = subprocess.run(
+        [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gpu-\\u6e2c" in done.stdout
