@@ -15,9 +15,10 @@ from llamafleet.layout import USER, Layout
 Kind = Literal[
     "verify", "driver-check", "metrics", "devices", "build", "packages", "serve", "serve-public"
 ]
-"""metrics: of root, as it writes into another's folder. devices: loads the driver's modules. build: every job of the account, that of a toolkit too.
-packages: every job of root, that is a package manager and what its packages run. serve: a service
-that this host alone can reach; serve-public: one that others can."""
+"""metrics: of root, as it writes into another's folder. devices: loads the driver's modules. build:
+every job of the account, that of a toolkit too. packages: every job of root, that is a package
+manager and what its packages run. serve: a service that this host alone can reach; serve-public:
+one that others can."""
 
 OLDEST = 239
 """systemd of RHEL 8, the oldest one that hosts have."""

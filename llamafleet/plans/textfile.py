@@ -47,9 +47,7 @@ def page_path(settings: Settings) -> str | None:
 
 def pages_made(snapshot: HostSnapshot) -> tuple[str, ...]:
     """By the record."""
-    return tuple(
-        line.removeprefix(RECORDED) for line in snapshot.made if line.startswith(RECORDED)
-    )
+    return tuple(line.removeprefix(RECORDED) for line in snapshot.made if line.startswith(RECORDED))
 
 
 def plan_page(settings: Settings, snapshot: HostSnapshot) -> PagePlan:

@@ -525,9 +525,7 @@ def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> Non
     write_whole(path, text.encode(), durable=durable)
 
 
-def write_whole(
-    path: Path, content: bytes, *, durable: bool = True, public: bool = False
-) -> None:
+def write_whole(path: Path, content: bytes, *, durable: bool = True, public: bool = False) -> None:
     """The same of any content; `public`: any account may read it, whatever the umask is."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
