@@ -20,7 +20,7 @@ _MAKE = (
     'if test -e "$path" || test -L "$path"; then echo "metrics: found $path, which llamafleet did '
     'not make; expected nothing of that name; next: ls -l $path, and move it away" >&2; exit 1; '
     'fi; printf "%s\\n" "$line" >>"$made" || exit 1; fi; '
-    'exec "$python" -I "$zipapp" metrics --results "$results" --record "$made"'
+    'exec "$python" -I "$zipapp" metrics --config "$config" --record "$made"'
 )
 # What stands there by now and is no file is somebody else's.
 _REMOVE = (
@@ -66,6 +66,6 @@ def textfile() -> Generator[PyinfraCommand, None, None]:
             made=layout.made,
             python=plan.build.python,
             zipapp=layout.zipapp,
-            results=layout.results,
+            config=layout.verify_config,
         )
         run.changed(f"{posixpath.basename(wanted.make)} written")

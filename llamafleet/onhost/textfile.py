@@ -5,8 +5,8 @@ with it every figure of the machine, a series of another program's name makes it
 line of any file that it can't read as figures stands in its log. So nothing there is the account's
 own, nor a link to it: what the account wrote is read as data, and the page is made here.
 
-`metrics --results DIR --record FILE`: exit 0 where each page that the record names is written, 1
-where one can't be.
+`metrics --config FILE --record FILE`: exit 0 where each page that the record names is written, 1
+where one can't be, 2 for a bad configuration.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llamafleet.onhost.verify import metrics
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import read_json, write_whole
 from llamafleet.protocol.result import Result
-from llamafleet.protocol.verify import LATEST, RECORDED
+from llamafleet.protocol.verify import LATEST, RECORDED, ConfigError, VerifyConfig, load
 
 LONGEST = 2**20
 """Bytes of a page: what any account can make llamafleet say must not weigh on node_exporter. 16
@@ -31,12 +32,15 @@ TRIES = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Write each page once; the exit status is in the module's docstring."""
     parser = argparse.ArgumentParser(prog="metrics", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     parser.add_argument("--record", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(argv)
-    latest = options.results / LATEST
     try:
+        config = load(options.config)
         pages = recorded(options.record)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     except OSError as error:
         print(
             f"metrics: found that {options.record} can't be read ({error}); expected the record of "
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return max((_show(latest, page) for page in pages), default=0)
+    return max((_show(config, page) for page in pages), default=0)
 
 
 def recorded(record: Path) -> list[Path]:
@@ -53,14 +57,14 @@ def recorded(record: Path) -> list[Path]:
     return [Path(line.removeprefix(RECORDED)) for line in lines if line.startswith(RECORDED)]
 
 
-def _show(latest: Path, page: Path) -> int:
+def _show(config: VerifyConfig, page: Path) -> int:
     """Write one page; again where the verdict changed meanwhile, as nothing else would tell."""
     for _ in range(TRIES):
-        told = read_json(latest)
+        told = read_json(config.latest)
         try:
             if page.parent.is_symlink():
                 raise NotADirectoryError(f"{page.parent} is a link")
-            write_whole(page, _page(told), durable=False, public=True)
+            write_whole(page, _page(config, told), durable=False, public=True)
         except OSError as error:
             print(
                 f"metrics: found that {page} can't be written ({error}); expected the folder that "
@@ -68,16 +72,19 @@ def _show(latest: Path, page: Path) -> int:
                 file=sys.stderr,
             )
             return 1
-        if read_json(latest) == told:
+        if read_json(config.latest) == told:
             break
     return 0
 
 
-def _page(told: dict[str, object] | None) -> bytes:
+def _page(config: VerifyConfig, told: dict[str, object] | None) -> bytes:
     """NOT VERIFIED where there is no verdict, or what stands there is none."""
-    try:
-        made = metrics.page_of(decode(Result, told)) if told is not None else b""
-    except DecodeError as error:
-        print(f"metrics: {LATEST} is no verdict ({error})", file=sys.stderr)
-        made = b""
-    return made if 0 < len(made) <= LONGEST else metrics.page_of(None)
+    made = b""
+    if told is not None:
+        try:
+            # Of the settings of today: they may have changed since it was verified.
+            result = replace(decode(Result, told), allow_busy=config.allow_busy)
+            made = metrics.page_of(config, result)
+        except DecodeError as error:
+            print(f"metrics: {LATEST} is no verdict ({error})", file=sys.stderr)
+    return made if 0 < len(made) <= LONGEST else metrics.page_of(config, None)

@@ -106,6 +106,8 @@ class VerifyConfig:
     """How long a benchmark is tried again until its GPU is free."""
     allow_busy: bool = False
     """A BUSY ends as well as a PASS."""
+    timer: bool = True
+    """A timer verifies again; none does where something is served, unless that is asked for."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that llama.cpp gets beside a few fixed ones; none of the caller's."""
     as_account: tuple[str, ...] = ()

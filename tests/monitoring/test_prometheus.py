@@ -118,7 +118,9 @@ def test_node_exporter_answers_whatever_the_account_puts_in_its_folder(
     read.mkdir()
     record = tmp_path / "made"
     record.write_text(f"metrics {read / 'llamafleet.prom'}\n")
-    assert textfile.main(["--results", str(results), "--record", str(record)]) == 0
+    config = tmp_path / "verify.json"
+    config.write_text(json.dumps(good() | {"results": str(results)}))
+    assert textfile.main(["--config", str(config), "--record", str(record)]) == 0
     with ExitStack() as stack:
         address = exporter(stack, read, "--collector.loadavg")
         page = until(lambda: text_of(f"http://{address}/metrics"))

@@ -11,9 +11,11 @@ import pytest
 
 from llamafleet.onhost import __main__ as zipapp
 from llamafleet.onhost import textfile
+from llamafleet.protocol import verify as verify_config
 from llamafleet.protocol.job import write_json
 from llamafleet.protocol.result import Result
 from tests.history import RESULT, gpu
+from tests.protocol.test_verify import good
 
 NOT_VERIFIED = 'llamafleet_verdict{verdict="NOT VERIFIED"} 1.0\n'
 PASS = 'llamafleet_verdict{verdict="PASS"} 1.0\n'
@@ -29,12 +31,19 @@ class Place:
         self.latest, self.page = self.results / "latest.json", self.read / "llamafleet.prom"
         self.record = root / "made"
         self.record.write_text(f"/opt/llamafleet\nmetrics {self.page}\naccount\n")
+        self.file = root / "verify.json"
+        self.configure()
+
+    def configure(self, **changed: object) -> None:
+        places = {"results": str(self.results), "job": str(self.results / "job")}
+        self.file.write_text(json.dumps(good() | places | changed))
+        self.config = verify_config.load(self.file)
 
     def verdict(self, result: Result) -> None:
         write_json(self.latest, asdict(result))
 
     def show(self) -> int:
-        told = ["--results", str(self.results), "--record", str(self.record)]
+        told = ["--config", str(self.file), "--record", str(self.record)]
         return zipapp.main(["metrics", *told])
 
     @property
@@ -68,6 +77,17 @@ def test_without_one_nothing_is_proven(place: Place) -> None:
     assert NOT_VERIFIED in place.shown and PASS not in place.shown
 
 
+def test_it_is_of_the_settings_of_today(place: Place) -> None:
+    place.verdict(replace(RESULT, verdict="BUSY"))
+    place.show()
+    assert "\nllamafleet_verified 0.0\n" in place.shown
+    assert "\nllamafleet_verification_timer 1.0\n" in place.shown
+    place.configure(allow_busy=True, timer=False)
+    place.show()
+    assert "\nllamafleet_verified 1.0\n" in place.shown
+    assert "\nllamafleet_verification_timer 0.0\n" in place.shown
+
+
 def plant(place: Place, what: str) -> None:
     """In place of latest.json, what the account may put there."""
     place.latest.unlink(missing_ok=True)
@@ -94,7 +114,7 @@ def test_what_is_no_verdict_is_not_shown(what: str, place: Place) -> None:
     place.show()
     plant(place, what)
     assert place.show() == 0
-    assert place.shown == textfile.metrics.page_of(None).decode()
+    assert place.shown == textfile.metrics.page_of(place.config, None).decode()
 
 
 def test_what_lies_in_the_page_s_place_is_replaced_and_not_followed(place: Place) -> None:
@@ -127,6 +147,8 @@ def test_what_can_t_be_read_or_written_is_said(
     assert f"metrics: found that {place.page} can't be written" in capsys.readouterr().err
     place.record.unlink()
     assert place.show() == 1 and "next: deploy again" in capsys.readouterr().err
+    place.file.unlink()
+    assert place.show() == 2 and "deploy writes it" in capsys.readouterr().err
 
 
 def test_a_verdict_that_changes_meanwhile_is_the_one_that_is_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from operations.run import HostRun
 from operations.textfile import textfile
 from tests.operations.fake import FakeHost, fleet
 from tests.operations.shells import LOGIN_SHELLS, run
+from tests.protocol.test_verify import good
 
 LAYOUT = Layout.system()
 FOLDER = "/var/lib/prometheus/node-exporter"
@@ -51,7 +53,7 @@ def test_it_is_made_and_an_old_one_removed(monkeypatch: pytest.MonkeyPatch) -> N
     remove, make = commands
     assert remove.startswith("env path=/old/llamafleet.prom 'line=metrics /old/llamafleet.prom' ")
     assert f"path={PAGE} 'line=metrics {PAGE}' made=/opt/llamafleet/made python=/usr/" in make
-    assert "results=/var/lib/llamafleet/results" in make
+    assert "config=/etc/llamafleet/verify.json" in make
     assert changes == ["llamafleet.prom removed", "llamafleet.prom written"]
 
 
@@ -72,7 +74,8 @@ class Place:
     def __init__(self, root: Path, zipapp: Path) -> None:
         self.made, self.path = root / "made", root / "read/llamafleet.prom"
         self.line = f"metrics {self.path}"
-        self.zipapp = zipapp
+        self.zipapp, self.config = zipapp, root / "verify.json"
+        self.config.write_text(json.dumps(good() | {"results": "/no/such"}))
         self.path.parent.mkdir()
         self.made.write_text("/opt/llamafleet\n")
 
@@ -80,7 +83,7 @@ class Place:
         """What it says where it fails."""
         partial = f"{self.made}.partial"
         values = {"path": self.path, "line": self.line, "made": self.made, "partial": partial}
-        values |= {"python": sys.executable, "zipapp": self.zipapp, "results": "/no/such"}
+        values |= {"python": sys.executable, "zipapp": self.zipapp, "config": self.config}
         told = {name: str(value) for name, value in values.items()}
         done = run(room.script(script, **told), shell)
         return done.stderr or "failed" if done.returncode else ""

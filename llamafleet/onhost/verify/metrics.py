@@ -28,7 +28,7 @@ def keep(config: VerifyConfig, result: Result | None) -> None:
     """Write the file; None: there is no verdict. That it can't be written changes no verdict, and
     leaves none there."""
     try:
-        write_whole(config.prom, page_of(result), public=True)
+        write_whole(config.prom, page_of(config, result), public=True)
     except OSError as error:
         # A full disk takes no new page, and what the old one says is no longer so.
         with suppress(OSError):
@@ -41,9 +41,10 @@ def keep(config: VerifyConfig, result: Result | None) -> None:
             )
 
 
-def page_of(result: Result | None) -> bytes:
+def page_of(config: VerifyConfig, result: Result | None) -> bytes:
     """What is told of a result; None: there is no verdict."""
     families = Families()
+    families.timer(config)
     if result is None:
         families.verdict(NOT_VERIFIED, good=False)
     else:
@@ -60,6 +61,9 @@ class Families:
         )
         self._good = Gauge(
             "llamafleet_verified", "1: the verdict is PASS, or another that the settings allow."
+        )
+        self._timer = Gauge(
+            "llamafleet_verification_timer", "1: a timer verifies again; 0: none does."
         )
         self._ended = Gauge(
             "llamafleet_verification_timestamp_seconds", "When the verification ended."
@@ -95,6 +99,9 @@ class Families:
 
     def __iter__(self) -> Iterator[Gauge]:
         return iter([one for one in vars(self).values() if isinstance(one, Gauge)])
+
+    def timer(self, config: VerifyConfig) -> None:
+        self._timer.set(config.timer)
 
     def verdict(self, verdict: Verdict, *, good: bool) -> None:
         for one in get_args(Verdict):

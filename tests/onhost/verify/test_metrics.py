@@ -173,7 +173,7 @@ def test_without_a_verdict_nothing_is_proven(config: verify_config.VerifyConfig)
     metrics.keep(config, RESULT)
     metrics.keep(config, None)
     found = told(config.prom.read_text())
-    assert {name for name, _ in found} == {"verdict", "verified"}
+    assert {name for name, _ in found} == {"verdict", "verified", "verification_timer"}
     assert found[one("verdict", verdict="NOT VERIFIED")] == 1
     assert found[one("verdict", verdict="PASS")] == 0 and found[one("verified")] == 0
 
