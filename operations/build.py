@@ -200,17 +200,8 @@ def discard_builds() -> Generator[PyinfraCommand, None, None]:
         run.noop("no other build of that fingerprint is there")
         return
     layout = run.layout()
-    yield StringCommand(
-        *jobs.as_account(run),
-        QuoteString(plan.build.python),
-        "-I",
-        QuoteString(layout.zipapp),
-        "discard --versions",
-        QuoteString(layout.versions),
-        "--current",
-        QuoteString(layout.current),
-        "--",
-        *map(QuoteString, plan.discard),
+    yield jobs.discard(
+        run, plan.build.python, layout.versions, plan.discard, current=layout.current
     )
     run.reread()
 

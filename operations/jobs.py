@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict
 
 from pyinfra.api import QuoteString, StringCommand
@@ -19,7 +19,7 @@ from operations.rights import as_account, rights_of
 from operations.run import HostRun
 from operations.watch import watch
 
-__all__ = ["as_account", "carry_out", "forget_last", "start", "upload_config"]
+__all__ = ["as_account", "carry_out", "discard", "forget_last", "start", "upload_config"]
 
 
 def carry_out(
@@ -53,6 +53,16 @@ def forget_last(run: HostRun, job: JobPlan) -> StringCommand:
     """A stamp of an earlier attempt would be read as this one's end."""
     files = (QuoteString(f"{job.folder}/{name}") for name in (STAMP, PROGRESS))
     return StringCommand(*rights_of(run, job), "rm -f --", *files)
+
+
+def discard(
+    run: HostRun, python: str, folder: str, names: Iterable[str], current: str = ""
+) -> StringCommand:
+    """Remove those entries of a folder of the account that nobody uses, nor `current` points to."""
+    program = (QuoteString(python), "-I", QuoteString(run.layout().zipapp), "discard")
+    kept = ("--current", QuoteString(current)) if current else ()
+    of = ("--versions", QuoteString(folder), *kept, "--", *map(QuoteString, names))
+    return StringCommand(*as_account(run), *program, *of)
 
 
 def start(run: HostRun, job: JobPlan) -> StringCommand:

@@ -99,18 +99,9 @@ def discard_models() -> Generator[PyinfraCommand, None, None]:
 
 
 def _discard(run: HostRun, keys: tuple[str, ...]) -> Generator[PyinfraCommand, None, None]:
-    plan, layout = run.plan(), run.layout()
+    plan = run.plan()
     assert plan.models is not None, "it names what goes"
-    yield StringCommand(
-        *as_account(run),
-        QuoteString(plan.models.python),
-        "-I",
-        QuoteString(layout.zipapp),
-        "discard --versions",
-        QuoteString(layout.gguf),
-        "--",
-        *map(QuoteString, keys),
-    )
+    yield jobs.discard(run, plan.models.python, run.layout().gguf, keys)
 
     def look(state: State, host: Host) -> bool:
         before = set(keys)

@@ -15,7 +15,7 @@ from llamafleet.layout import Layout
 from llamafleet.plans.account import record_of
 from llamafleet.plans.compilercache import NO_OTHER_CACHE, plan_cache
 from llamafleet.plans.network import plan_network
-from llamafleet.plans.plan import BuildPlan, JobPlan, SwitchPlan, ToolkitPlan
+from llamafleet.plans.plan import BuildPlan, SwitchPlan, ToolkitPlan, account_job
 from llamafleet.plans.requirements import host_requirements, llama_requirement
 from llamafleet.plans.toolkit.architectures import cuda_architectures
 from llamafleet.plans.toolkit.compatibility import miscompiles
@@ -292,17 +292,15 @@ def plan_build(
     )
     maker = wheel.host if wheel else _shared_from(snapshot, choice)
     reason = f"wheel of {maker}; {choice.reason}" if maker else choice.reason
-    folder = layout.job("build", key)
-    job = JobPlan(
-        kind="build",
-        key=key,
-        folder=folder,
-        config=layout.config("build", key),
+    job = account_job(
+        config.kind,
+        key,
+        layout,
         python=python,
         minutes=settings.build_timeout_minutes,
         start=choice.action == "build",
     )
-    proof = f"{folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
+    proof = f"{job.folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
     return BuildPlan(
         config,
         choice.action,

@@ -15,7 +15,7 @@ from llamafleet.layout import Layout
 from llamafleet.plans.build import plan_build
 from llamafleet.plans.host import choose_python
 from llamafleet.plans.network import plan_network
-from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, ToolkitPlan
+from llamafleet.plans.plan import BuildPlan, JobPlan, Problem, ToolkitPlan, account_job
 from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.supplies import NO_SUPPLIES
 from llamafleet.plans.toolkit.architectures import sorted_capabilities
@@ -90,12 +90,8 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
     toolkit: ToolkitPlan | None = None
     capabilities: Sequence[str] = ()
     if settings.accelerator == "cuda":
-        if not settings.compute_capabilities or not settings.toolkit_version:
-            return _untold(settings)
-        capabilities = sorted_capabilities(settings.compute_capabilities)
-        # The image is for drivers that run this version; what built it has none.
-        made_for = replace(snapshot, driver=Driver(cuda=settings.toolkit_version))
-        choice = choose_toolkit(made_for, settings, capabilities, layout, None)
+        capabilities = sorted_capabilities(settings.compute_capabilities or ())
+        choice = _toolkit(settings, snapshot, capabilities, layout)
         if isinstance(choice, Problem):
             return choice
         toolkit = choice
@@ -131,17 +127,26 @@ def plan_image(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Im
     libraries = plan_libraries(
         settings, layout, network, python=python.path, version=python.version
     )
-    job = JobPlan(
-        kind=libraries.kind,
-        key=libraries.key,
-        folder=layout.job(libraries.kind, libraries.key),
-        config=layout.config(libraries.kind, libraries.key),
+    job = account_job(
+        libraries.kind,
+        libraries.key,
+        layout,
         python=python.path,
         minutes=settings.build_timeout_minutes,
         start=True,
     )
     container = _container(settings, build, libraries, layout)
     return ImagePlan(toolkit, build, libraries, job, container)
+
+
+def _toolkit(
+    settings: Settings, snapshot: HostSnapshot, capabilities: Sequence[str], layout: Layout
+) -> ToolkitPlan | Problem:
+    """As the settings name it, for drivers that run it; what builds the image has no driver."""
+    if not settings.compute_capabilities or not settings.toolkit_version:
+        return _untold(settings)
+    made_for = replace(snapshot, driver=Driver(cuda=settings.toolkit_version))
+    return choose_toolkit(made_for, settings, capabilities, layout, None)
 
 
 def _untold(settings: Settings) -> Problem:

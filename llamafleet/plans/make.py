@@ -130,6 +130,29 @@ class _Draft:
             self.problems.append(Problem(check, str(error), "values that nvcc knows", fix))
             return None
 
+    def judge(self, barred: Barred | None) -> tuple[HoldPlan | None, Acceleration]:
+        """What the host is held by, what it computes with, and what speaks against any plan."""
+        settings, snapshot, layout = self.settings, self.snapshot, self.layout
+        rights = rights_problem(settings, snapshot)
+        for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
+            self.take(found)
+        hold = None if rights else self.take(plan_hold(settings, snapshot))
+        acceleration = _of_chosen(plan_acceleration(settings, snapshot, barred), settings, snapshot)
+        self.problems.extend(acceleration.problems)
+        self.take(model_problem(settings, snapshot))
+        self.take(cpu_problem(settings, snapshot))
+        self.problems.extend(serve_problems(settings, snapshot, layout))
+        self.problems.extend(runtime_problems(settings, snapshot, acceleration.backend))
+        self.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
+        self.problems.extend(account_problems(settings, snapshot, layout))
+        self.take(page_problem(settings, snapshot, layout))
+        return hold, acceleration
+
+    def stopped(self, plan: Plan) -> Plan:
+        """The plan with the problems and nothing to carry out but the hold."""
+        problems = (replace(p, next=as_typed(self.snapshot, p.next)) for p in self.problems)
+        return replace(plan, problems=tuple(problems), reboot=None)
+
     def code(self, acceleration: Acceleration, python: Tool | None) -> _Code:
         """Packages, toolkit and build."""
         packages = self.take(plan_packages(self.snapshot, self.settings))
@@ -284,40 +307,42 @@ def make_plan(
     if unread:
         return _stopped(host, settings, unread)
     draft = _Draft(settings, snapshot, layout, supplies, wheels)
-    rights = rights_problem(settings, snapshot)
-    for found in (rights, machine_problem(snapshot), place_problem(snapshot, layout)):
-        draft.take(found)
-    hold = None if rights else draft.take(plan_hold(settings, snapshot))
-    acceleration = _of_chosen(plan_acceleration(settings, snapshot, barred), settings, snapshot)
-    draft.problems.extend(acceleration.problems)
-    draft.take(model_problem(settings, snapshot))
-    draft.take(cpu_problem(settings, snapshot))
-    draft.problems.extend(serve_problems(settings, snapshot, layout))
-    draft.problems.extend(runtime_problems(settings, snapshot, acceleration.backend))
-    draft.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
-    draft.problems.extend(account_problems(settings, snapshot, layout))
-    draft.take(page_problem(settings, snapshot, layout))
+    hold, acceleration = draft.judge(barred)
     told = (*acceleration.notes, *_notes(settings, snapshot, layout))
     notes = tuple(as_typed(snapshot, note) for note in told)
+    plan = Plan(host, acceleration.backend, notes=notes, hold=hold, reboot=acceleration.reboot)
     if settings.runtime == "container":
-        return _in_container(draft, host, hold, acceleration, notes, sha256=sha256)
+        return _in_container(draft, plan, sha256)
     python = draft.take(choose_python(settings, snapshot, supplies.manifest))
     code = draft.code(acceleration, python)
-    notes += code.build.config.notes if code.build else ()
-    backend, build, toolkit = acceleration.backend, code.build, code.toolkit
-    verify = None
+    return _built(draft, plan, code, python, sha256=sha256, other_code=other_code)
+
+
+def _built(
+    draft: _Draft,
+    plan: Plan,
+    code: _Code,
+    python: Tool | None,
+    *,
+    sha256: Sha256 | None,
+    other_code: bool,
+) -> Plan:
+    """The plan of a host that builds what it serves, or takes what another one built."""
+    settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
+    build, toolkit, verify = code.build, code.toolkit, None
     if build:
-        verify = plan_verify(host, settings, snapshot, layout, build, other_code=other_code)
+        plan = replace(plan, notes=plan.notes + build.config.notes)
+        verify = plan_verify(plan.host, settings, snapshot, layout, build, other_code=other_code)
     proven = verify is not None and verify.proven
 
     # A build that waits for its compiler will come, whatever is there.
     waits = bool(code.packages and code.packages.names)
     building = build.action == "build" if build else snapshot.current is None or waits
-    house = supplies.wheelhouse if building or _takes_wheels(toolkit) else None
+    house = draft.supplies.wheelhouse if building or _takes_wheels(toolkit) else None
     if house:
         draft.problems.extend(misfits(snapshot, house, python))
         draft.problems.extend(in_use(snapshot, house))
-    needs = disk_needs(backend, toolkit, building, _model(verify, snapshot))
+    needs = disk_needs(plan.backend, toolkit, building, _model(verify, snapshot))
     draft.problems.extend(disk_problems(snapshot, needs))
     models = draft.models(python, state_needs(snapshot, needs))
     packages = None
@@ -325,14 +350,9 @@ def make_plan(
         job = plan_packages_job(code.packages, settings, snapshot, layout, python.path)
         packages = draft.take(job)
     if draft.problems or packages is None:
-        problems = (replace(p, next=as_typed(snapshot, p.next)) for p in draft.problems)
-        return Plan(host, backend, tuple(problems), notes, hold)
-    plan = Plan(
-        host,
-        backend,
-        notes=notes,
-        hold=hold,
-        reboot=acceleration.reboot,
+        return draft.stopped(plan)
+    plan = replace(
+        plan,
         packages=packages,
         wheelhouse=plan_wheelhouse(snapshot, layout, house) if house else None,
         toolkit=toolkit,
@@ -376,22 +396,12 @@ def _with_services(plan: Plan, draft: _Draft, python: Tool, sha256: Sha256 | Non
     return replace(plan, serve=serve)
 
 
-def _in_container(
-    draft: _Draft,
-    host: str,
-    hold: HoldPlan | None,
-    acceleration: Acceleration,
-    notes: tuple[str, ...],
-    *,
-    sha256: Sha256 | None,
-) -> Plan:
+def _in_container(draft: _Draft, plan: Plan, sha256: Sha256 | None) -> Plan:
     """The plan of a host that builds nothing: the image holds what it serves."""
     settings, snapshot, layout = draft.settings, draft.snapshot, draft.layout
-    plan = Plan(host, acceleration.backend, notes=notes, hold=hold, reboot=acceleration.reboot)
     models = draft.models(draft.take(choose_python(settings, snapshot, None)), 0)
     if draft.problems or models is None:
-        problems = (replace(p, next=as_typed(snapshot, p.next)) for p in draft.problems)
-        return replace(plan, problems=tuple(problems), reboot=None)
+        return draft.stopped(plan)
     if plan.reboot:
         return plan
     (model,) = models.paths.values()

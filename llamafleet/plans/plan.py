@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llamafleet.layout import serve_unit
+from llamafleet.layout import Layout, serve_unit
 from llamafleet.protocol.job import (
     BuildConfig,
     BuildInputs,
@@ -100,6 +100,21 @@ class JobPlan:
     """False: it runs already, and is attached to."""
     root: bool = False
     """It keeps root's rights."""
+
+
+def account_job(
+    kind: Kind, key: str, layout: Layout, *, python: str, minutes: int, start: bool
+) -> JobPlan:
+    """A job with the account's rights, where the layout has its folder and its configuration."""
+    return JobPlan(
+        kind=kind,
+        key=key,
+        folder=layout.job(kind, key),
+        config=layout.config(kind, key),
+        python=python,
+        minutes=minutes,
+        start=start,
+    )
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
 from llamafleet.plans.plan import (
     FilesPlan,
-    JobPlan,
     LibrariesPlan,
     ModelsPlan,
     Plan,
     Problem,
     Served,
     ServePlan,
+    account_job,
 )
 from llamafleet.plans.verify import gguf_problem
 from llamafleet.protocol import fit
@@ -305,11 +305,10 @@ def _libraries(config: LibrariesConfig, snapshot: HostSnapshot, layout: Layout) 
     if snapshot.servers.get(config.key):
         return LibrariesPlan(config, "all there")
     running = snapshot.job(config.kind, config.key)
-    job = JobPlan(
-        kind=config.kind,
-        key=config.key,
-        folder=layout.job(config.kind, config.key),
-        config=layout.config(config.kind, config.key),
+    job = account_job(
+        config.kind,
+        config.key,
+        layout,
         python=config.python,
         minutes=LIBRARIES_MINUTES,
         start=running is None or not running.alive,

@@ -17,7 +17,7 @@ from llamafleet.facts.host import HostSnapshot, PlacedModel
 from llamafleet.layout import Layout
 from llamafleet.modelsource import ModelSource
 from llamafleet.plans.network import plan_network
-from llamafleet.plans.plan import JobPlan, ModelPlan, ModelsPlan, Problem, SentPart
+from llamafleet.plans.plan import ModelPlan, ModelsPlan, Problem, SentPart, account_job
 from llamafleet.plans.supplies import LocalFile, Supplies
 from llamafleet.protocol.job import ModelConfig
 from llamafleet.protocol.place import ModelInputs, ModelPart, part_name, shown
@@ -151,11 +151,10 @@ class _Host:
             action, why = "none", "it is there, as it was proven"
         folder = f"{self.layout.gguf}/{key}"
         own = source.first if source.kind == "path" else ""
-        job = JobPlan(
-            kind="model",
-            key=key,
-            folder=self.layout.job("model", key),
-            config=self.layout.config("model", key),
+        job = account_job(
+            "model",
+            key,
+            self.layout,
             python=self.python,
             minutes=self.settings.model_timeout_minutes,
             start=action == "bring",

@@ -549,7 +549,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True, public: boo
 
 def remove_partial(folder: Path) -> None:
     """Remove what writers left there that were killed; no other may be at work just now."""
-    for left in (*folder.glob(".*.json.*"), *folder.glob(".*.prom.*")):
+    for left in folder.glob(".*.json.*"):
         left.unlink(missing_ok=True)
 
 

@@ -1,4 +1,5 @@
-"""`python -m tests.gpu.serve OUT`: a service on real GPUs, and every way in which one can fail it.
+"""`python -m tests.gpu.serve OUT [STEP...]`: a service on real GPUs, and every way in which one can
+fail it.
 
 Run by the interpreter of a build for CUDA (also LLAMAFLEET_TEST_PYTHON), with the packages of
 tables/serve-requirements.txt and `openai` on PYTHONPATH. The proof that the gate asks for is made
@@ -9,14 +10,13 @@ of two H100. Exit status 0: all is as expected.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from llamafleet.onhost import driver
 from llamafleet.onhost.verify.gpu import Nvml
 from llamafleet.protocol.result import PASS, GpuRow, Result
 from tests.bench.serve import HEAD, example, measured, plain
+from tests.gpu.fit import holding
 from tests.onhost import llama
 from tests.serving import Service, model, proof
 
-HOLD = Path(__file__).with_name("load.py")
 PLACED = {"n_gpu_layers": -1, "n_ctx": 8192}
+LONG = "w300 " * 600
+"""Some 3000 tokens."""
 
 
 class Told:
@@ -70,28 +72,16 @@ def used_mib(uuid: str) -> float:
     return used
 
 
-@contextmanager
-def held(gpu: int, mib: int) -> Iterator[None]:
-    """Another process has so much of a GPU."""
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
-    other = subprocess.Popen([sys.executable, HOLD, str(mib), "hold"], env=env)
-    time.sleep(5)
-    try:
-        yield
-    finally:
-        other.kill()
-        other.wait()
-
-
 def main() -> int:
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     out = Path(sys.argv[1])
     told = Told(out)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as text:
         folder = Path(text)
         gguf = model(folder, os.environ.get("SHAPE", "1b"), "q4_0")
         made = proven()
-        for name, step in STEPS.items():
-            root = folder / name.replace(" ", "-")
+        for name in sys.argv[2:] or STEPS:
+            step, root = STEPS[name], folder / name.replace(" ", "-")
             root.mkdir()
             try:
                 step(told, root, gguf, made)
@@ -162,8 +152,7 @@ def another_driver(told: Told, root: Path, gguf: Path, made: Result) -> None:
 def no_room(told: Told, root: Path, gguf: Path, made: Result) -> None:
     """Another process leaves too little for the context."""
     placement = {"n_gpu_layers": -1, "n_ctx": 262144}
-    free = made.gpus[0].vram_mib - used_mib(made.gpus[0].uuid)
-    with held(0, int(free - 5000)):
+    with holding(5000):
         service = one(root, gguf, made, placement=placement)
         code = service.start().wait(180)
         reason = service.status()["reason"]
@@ -177,26 +166,24 @@ def no_room(told: Told, root: Path, gguf: Path, made: Result) -> None:
             told.step("no room: reduce", good, reason=status["reason"])
 
 
-def no_room_in_use(told: Told, root: Path, gguf: Path, made: Result) -> None:
-    """The rest of the memory goes to another process after the start; a long prompt follows."""
-    service = one(root, gguf, made)
-    with contextlib.suppress(AssertionError), service.running():
-        free = made.gpus[0].vram_mib - used_mib(made.gpus[0].uuid)
-        with held(0, int(free - 700)):
-            body = {"prompt": "w300 " * 3000, "max_tokens": 8}
-            with contextlib.suppress(OSError):
-                answer = service.ask("/v1/completions", body)[0]
-                told.step("no room in use was none", answer == 200, status=answer)
-                return
-            assert service.process
-            code = service.process.wait(60)
-            reason = service.status()["reason"]
-            told.step("no room in use", code == 1, code=code, reason=reason)
+def no_room_in_use(told: Told, root: Path, _: Path, made: Result) -> None:
+    """Nothing is left after the start, and a long prompt has cuBLAS take what it works with."""
+    placement = {"n_gpu_layers": -1, "n_ctx": 4096}
+    service = one(root, model(root, "160m", "f16"), made, placement=placement)
+    with service.running(), holding(0):
+        answer: object = None
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            answer = service.ask("/v1/completions", {"prompt": LONG, "max_tokens": 8})[:2]
+        assert service.process
+        code = service.process.wait(60)
+        reason = service.status()["reason"]
+        good = code == 1 and "no room for" in reason
+        told.step("no room in use", good, code=code, reason=reason, answer=answer)
 
 
 def killed(told: Told, root: Path, gguf: Path, made: Result) -> None:
     service = one(root, gguf, made)
-    with contextlib.suppress(AssertionError), service.running():
+    with service.running():
         os.kill(service.child(), 6)
         assert service.process
         code = service.process.wait(60)

@@ -100,7 +100,8 @@ def plant(place: Place, what: str) -> None:
     elif what == "folder":
         place.latest.mkdir()
     elif what == "many":
-        place.verdict(replace(RESULT, gpus=tuple(gpu(n) for n in range(1500))))
+        place.verdict(replace(RESULT, gpus=(replace(gpu(), uuid="x" * 200_000),)))
+        assert textfile.read_json(place.latest) is not None
     else:
         place.latest.write_text(what)
 

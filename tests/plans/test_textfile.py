@@ -39,6 +39,7 @@ def host(*made: str, **there: Owner) -> HostSnapshot:
         (Settings(metrics_folder=f"{FOLDER}/"), host(), PagePlan(make=PAGE)),
         (WANTED, host(PAGE), PagePlan(make=PAGE)),
         (WANTED, host(PAGE, page=OURS), PagePlan()),
+        (WANTED, host(page=OURS), PagePlan(make=PAGE)),
         (WANTED, host("/old/llamafleet.prom"), PagePlan(PAGE, ("/old/llamafleet.prom",))),
         (Settings(), host(PAGE), PagePlan(remove=(PAGE,))),
     ],

@@ -35,6 +35,10 @@ class Metrics:
         self._asks: Callable[[], Iterable[Ask]] = tuple
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        self._of_requests(registry)
+        self._of_service(registry)
+
+    def _of_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "llamafleet_requests",
             "Requests that were answered, by route and HTTP status; 499: the client left.",
@@ -63,6 +67,14 @@ class Metrics:
             buckets=_RATES,
             registry=registry,
         )
+        self._waiting = Gauge(
+            "llamafleet_requests_waiting", "Requests in the queue.", registry=registry
+        )
+        self._computing = Gauge(
+            "llamafleet_requests_computing", "1: the model computes.", registry=registry
+        )
+
+    def _of_service(self, registry: CollectorRegistry) -> None:
         self.probes = Counter(
             "llamafleet_probes",
             "Proofs that the model answers a token, by how they ended.",
@@ -93,12 +105,6 @@ class Metrics:
         )
         self._state = Gauge(
             "llamafleet_state", "1 for the state it is in.", ["state"], registry=registry
-        )
-        self._waiting = Gauge(
-            "llamafleet_requests_waiting", "Requests in the queue.", registry=registry
-        )
-        self._computing = Gauge(
-            "llamafleet_requests_computing", "1: the model computes.", registry=registry
         )
 
     def of_line(

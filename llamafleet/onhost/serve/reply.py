@@ -48,7 +48,8 @@ class Reply:
         self._ended = False
         self._taken_whole = False
         self.ending = False
-        """The last message is on its way: a client that goes now has left nothing."""
+        """The last message, or what ends a stream, is on its way: a client that goes now has left
+        nothing. OpenAI's own one goes as soon as it reads that a stream is done."""
         self._last = b""
         self._pump: asyncio.Task[None] | None = None
         self.refused: int | None = None
@@ -133,14 +134,14 @@ class Reply:
                 self._ask.leave()
                 self.cut()
                 return
-            if self.ending:
+            if _last(message):
                 self._taken_whole = True
                 return
 
     async def _taken(self, message: Message) -> bool:
         """Written, and of the last one also taken; False: nothing moved for `send_s`."""
-        last = message["type"] == "http.response.body" and not message.get("more_body")
-        self.ending = last
+        last = _last(message)
+        self.ending = last or message.get("body", b"").startswith(DONE)
         sending = asyncio.ensure_future(self._send(message))
         unsent = self._unsent()
         while not sending.done():
@@ -170,6 +171,10 @@ class Reply:
         """Close the connection: nobody is to take this answer for a whole one."""
         if self._connection:
             self._connection.abort()
+
+
+def _last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body")
 
 
 def event(data: object) -> bytes:

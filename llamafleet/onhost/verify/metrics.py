@@ -15,7 +15,7 @@ from typing import get_args
 from llamafleet.onhost.exposition import Gauge, page
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.job import write_whole
-from llamafleet.protocol.result import NOT_VERIFIED, Benchmark, Check, Result, Verdict
+from llamafleet.protocol.result import NOT_VERIFIED, Benchmark, Check, GpuRow, Result, Verdict
 from llamafleet.protocol.verify import VerifyConfig
 
 ALL, CPU = "all", "cpu"
@@ -119,8 +119,10 @@ class Families:
         model = result.inputs.model
         self._measured(together, model, result.benchmark, busy=result.measured_busy)
         # By the label `gpu` rules join what is told of one: none is told of twice.
-        by_label = {gpu.uuid or gpu.bus_id: gpu for gpu in reversed(result.gpus)}
-        for label, gpu in reversed(by_label.items()):
+        by_label: dict[str, GpuRow] = {}
+        for gpu in result.gpus:
+            by_label.setdefault(gpu.uuid or gpu.bus_id, gpu)
+        for label, gpu in by_label.items():
             self._gpu.set(
                 1,
                 gpu=label,

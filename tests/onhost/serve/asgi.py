@@ -33,6 +33,8 @@ class Client:
     connection: Any = None
     stuck: asyncio.Event | None = None
     """While it is not set, nothing that is sent is taken."""
+    last: bytes | None = None
+    """It leaves when it has got this piece."""
     sent: list[Message] = field(default_factory=list)
 
     async def ask(self, app: App) -> Client:
@@ -51,6 +53,8 @@ class Client:
             if self.stuck:
                 await self.stuck.wait()
             self.sent.append(message)
+            if self.last is not None and message.get("body", b"").startswith(self.last):
+                self.gone.set()
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 self.gone.set()  # uvicorn says "disconnect" from here on
 

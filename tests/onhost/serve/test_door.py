@@ -561,6 +561,29 @@ def test_a_connection_is_kept_for_the_next_request(stub: Stub) -> None:
     assert 'llamafleet_requests_total{route="/v1/completions",status="200"} 3.0' in page
 
 
+async def stream_slow_to_return(body: dict[str, Any], receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for part in (PIECE, DONE):
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0.02)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@pytest.mark.parametrize(("last", "status"), [(DONE, 200), (PIECE, 499)])
+def test_who_goes_once_the_stream_says_that_it_is_done_has_left_nothing(
+    last: bytes, status: int
+) -> None:
+    """As OpenAI's own client does."""
+
+    async def run() -> str:
+        app, _ = door(Stub(stream_slow_to_return))
+        await post({**BODY, "stream": True}, last=last).ask(app)
+        return (await get("/metrics").ask(app)).text.decode()
+
+    line = f'llamafleet_requests_total{{route="/v1/completions",status="{status}"}} 1.0'
+    assert line in asyncio.run(run())
+
+
 def test_a_reader_that_takes_nothing_is_cut_off_and_holds_nobody_up() -> None:
     async def run() -> None:
         app, house = door(stream(*[PIECE] * 50, DONE), limits=Limits(send_s=SHORT))

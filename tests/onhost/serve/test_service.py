@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -145,6 +146,25 @@ def test_a_stream_comes_piece_by_piece(client: openai.OpenAI) -> None:
     ]
     assert len(times) > 50
     assert times[0] < times[-1] / 2
+
+
+def test_streams_that_are_read_to_their_end_are_counted_as_answered(
+    service: Service, client: openai.OpenAI
+) -> None:
+    before = answered(service)
+    for _ in range(20):
+        list(client.completions.create(model=ALIAS, prompt="a", max_tokens=2, stream=True))
+    end = time.monotonic() + 10
+    while (now := answered(service) - before).total() < 20 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert now == Counter({"200": 20})
+
+
+def answered(service: Service) -> Counter[str]:
+    """Completions by status."""
+    page = service.ask("/metrics")[1]["text"]
+    line = r'^llamafleet_requests_total{route="/v1/completions",status="(\d+)"} (\d+)'
+    return Counter({status: int(number) for status, number in re.findall(line, page, re.M)})
 
 
 @pytest.mark.parametrize("token", [BYTE_FF, BYTE_E2])

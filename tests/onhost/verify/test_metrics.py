@@ -110,6 +110,14 @@ def test_a_pass_tells_what_was_proven_and_measured() -> None:
     assert not [key for key in found if key[0] == "check_failed"]
 
 
+def test_what_a_host_does_not_tell_has_no_series() -> None:
+    system = replace(RESULT.system, driver=None, cuda=None)
+    found = of(replace(RESULT, started=0.0, system=system))
+    assert not [key for key in found if key[0] == "verification_duration_seconds"]
+    (info,) = (dict(labels) for name, labels in found if name == "verification_info")
+    assert info["driver"] == RESULT.inputs.driver and "cuda" not in info
+
+
 def test_a_red_check_is_named() -> None:
     broken = replace(RESULT.gpus[0], verdict="FAIL", checks=(UNPROVEN,), benchmark=None)
     origin = replace(ORIGIN, status="fail")
