@@ -72,7 +72,8 @@ def compare(golden: Path, text: str) -> None:
 @pytest.mark.parametrize("scope", ["system", "user"])
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
-    files = rendered(layout, Settings.model_validate({"scope": scope}))
+    told = {"scope": scope, "metrics_folder": "/var/lib/prometheus/node-exporter"}
+    files = rendered(layout, Settings.model_validate(told))
     units = {row.unit for row in rows(layout, "settings") if row.unit}
     assert set(files) == {"llamafleet.env", "verify.json", *units}
     # Of the plan alone: tests/plans/test_verify.py.

@@ -375,3 +375,20 @@ def printed(results: Path, *options: str | Path, piped: bool = False, **variable
     os.close(writer)
     assert done.returncode == 1
     return text.removesuffix("$")
+
+
+def test_a_terminal_that_lacks_a_character_gets_its_escape(tmp_path: Path) -> None:
+    Runs(tmp_path).finish(
+        Runs(tmp_path).begin(COMMAND, ["gpu-測"], 1, [["gpu-測"]]),
+        "complete",
+        [Row(host="gpu-測", verdict="FAIL")],
+    )
+    done = subprocess.run(
+        [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "gpu-\\u6e2c" in done.stdout

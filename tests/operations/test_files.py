@@ -25,7 +25,7 @@ from tests.plans.test_files import UNITS
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 LAYOUT = Layout.system()
-FILES = [row.path(LAYOUT) for row in rows(LAYOUT, "settings")]
+FILES = [row.path(LAYOUT) for row in rows(LAYOUT, "settings") if "metrics" not in row.needs]
 DRIVER_CHECK = (DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
 
