@@ -222,7 +222,15 @@ def test_another_file_by_url(results: Path, tmp_path: Path) -> None:
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
+def keep_run(results: Path) -> None:
+    """A report without a run has nothing to print, and takes in nothing."""
+    runs = Runs(results)
+    row = Row.of("gpu-a", RESULT, (), ())
+    runs.finish(runs.begin(["pyinfra"], ["gpu-a"], 1, []), "complete", [row])
+
+
 def test_a_report_takes_new_results_in(results: Path) -> None:
+    keep_run(results)
     run("report", "--results", results)
     assert History(results).count() == 6
     (results / "gpu-a" / "bad.json").write_text("{")
@@ -230,6 +238,7 @@ def test_a_report_takes_new_results_in(results: Path) -> None:
 
 
 def test_a_report_goes_on_without_a_history(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_run(results)
     plain = run("report", "--results", results)
     monkeypatch.setenv(VARIABLE, "mysql://u:hunter22@h/d")
     done = run("report", "--results", results)
@@ -255,9 +264,7 @@ main()
     ],
 )
 def test_without_its_libraries_the_step_is_told(results: Path, command: tuple[str, ...]) -> None:
-    row = Row.of("gpu-a", RESULT, (), ())
-    runs = Runs(results)
-    runs.finish(runs.begin(["pyinfra"], ["gpu-a"], 1, []), "complete", [row])
+    keep_run(results)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, *command, "--results", results],
         capture_output=True,
