@@ -227,3 +227,10 @@ def test_what_hosts_say_does_not_reach_the_terminal(tmp_path: Path) -> None:
         found = call(tmp_path, evil, *command)
         assert "\x1b" not in found.output
         assert "\x07" not in found.output
+
+
+@pytest.mark.parametrize("command", ["history", "compare", "outliers", "bands"])
+def test_help_tells_what_a_pattern_is(command: str) -> None:
+    told = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
+    assert "--host PATTERN" in told
+    assert told.count("* stands for any text and ? for any sign") == 1
