@@ -76,9 +76,6 @@ def history(
 ) -> None:
     """Print what was measured: a line for each test of each GPU, oldest first.
 
-    PATTERN: a text in which * stands for any text and ? for any sign. Of an option that is repeated
-    one must match.
-
     Results below RESULTS are taken into RESULTS/history.db by themselves; what can't be read is
     named. Exit code 0; 2: bad input, or a history that can't be used.
     """
