@@ -21,7 +21,10 @@ from llamafleet.terminal import printable
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATTERNS = {
-    "--host": ("hosts", "Hosts."),
+    "--host": (
+        "hosts",
+        "Hosts. In a PATTERN * stands for any text and ? for any sign; of several, one must match.",
+    ),
     "--gpu": ("gpus", "GPUs, by UUID or name."),
     "--driver": ("drivers", "Drivers, by version."),
     "--toolkit": ("toolkits", "CUDA Toolkits, by version."),

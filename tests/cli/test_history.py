@@ -118,6 +118,11 @@ def test_what_a_host_says_is_no_formula_and_moves_no_cursor(tmp_path: Path) -> N
         assert "\x1b" not in out and "\u202e" not in out
     [row, _] = csv.DictReader(StringIO(run("history", "--results", tmp_path, "--csv").stdout))
     assert (row["gpu_uuid"], row["host"]) == ("'=1+1", "'-h")
+    for sign in "+@":
+        told = replace(RESULT, host=f"{sign}h", finished=RESULT.finished + 60)
+        Store(tmp_path).write_result(told.host, told)
+    rows = csv.DictReader(StringIO(run("history", "--results", tmp_path, "--csv").stdout))
+    assert {row["host"] for row in rows} == {"'-h", "'+h", "'@h"}
 
 
 def test_files_of_llama_bench_come_in_and_go_out(results: Path) -> None:
@@ -180,6 +185,10 @@ def test_a_corrupt_result_is_named(results: Path) -> None:
     done = run("history", "--results", results)
     assert done.exit_code == 0
     assert f"Warning: {results}/gpu-a/bad.json: found JSONDecodeError" in done.stderr
+    (results / "runs").mkdir()
+    run_file = results / "runs" / "20261125T010203.000004Z-0a1b.json"
+    run_file.write_text("{")
+    assert f"Warning: {run_file} can't be read" in run("history", "--results", results).stderr
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.history.files import write_text
 from llamafleet.history.store import Built, GpuLine, Row, Store, read_result
 from llamafleet.protocol.result import BuildSummary, Check, GpuRow, Result, Verdict
 from llamafleet.received import Unreadable
@@ -261,3 +262,13 @@ def test_a_second_may_have_two_results(tmp_path: Path) -> None:
     assert [read_result(path) for path in paths[:2]] == [RESULT, later]
     paths[0].write_text("{")
     assert store.write_result("gpu-a", RESULT) == paths[0], "what can't be read is mended"
+
+
+def test_a_file_that_cant_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    """And one that can is for all to read, though it is made by one alone."""
+    write_text(tmp_path / "there.json", "{}")
+    assert (tmp_path / "there.json").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(OSError):
+        write_text(tmp_path / "folder.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"there.json", "folder.json"}
