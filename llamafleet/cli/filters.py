@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import wraps
-from inspect import cleandoc
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -35,10 +34,6 @@ PATTERNS = {
 """Options that may be repeated, with * and ? for any text and any sign."""
 
 
-PATTERN = """PATTERN: a text in which * stands for any text and ? for any sign. Of an option that is
-repeated one must match."""
-
-
 def filtered(command: F) -> F:
     """Give a command the options of a filter; it gets `history` and `wanted` for them.
 
@@ -56,7 +51,6 @@ def filtered(command: F) -> F:
         except HistoryError as error:
             raise BadInput(str(error)) from error
 
-    with_history.__doc__ = f"{cleandoc(command.__doc__ or '')}\n\n{PATTERN}"
     decorated: Any = with_history
     for option in reversed(_options()):
         decorated = option(decorated)
