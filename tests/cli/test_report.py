@@ -334,6 +334,9 @@ def test_on_the_example_s_page_the_planted_slow_gpu_is_found_and_no_other() -> N
     slow = re.findall(r'v-slow">SLOW</span> <strong><a href="#gpu-[0-9]*">([^<]*)<', text)
     assert slow == ["synthetic-capped"]
     assert "its power limit is 350 W, below its default of 700 W" in text
+    tiles = text.split('<ul class="tiles">')[1].split("</ul>")[0]
+    assert "the newest driver, from 575.57.08 on <time>2026-10-29</time>" in tiles
+    assert '<span class="v v-slower">slower</span> -3.9 % (-' in tiles
     assert "Driver 575.57.08 → 580.159.04" in text
 
 
