@@ -113,6 +113,7 @@ def of_groups(found: Sequence[Group]) -> Iterator[str]:
         yield printable(f"{_group(group)}: not judged")
     if few:
         yield f"not judged is what has too few peers: expected {PEERS} free and healthy ones"
+        yield "next: llamafleet compare --by gpu A B, or llamafleet bands"
 
 
 def _group(group: Group) -> str:

@@ -167,6 +167,18 @@ def test_a_slow_gpu_with_its_reason(tmp_path: Path) -> None:
     assert [line.rsplit(": ")[-1] for line in rest] == ["1 slow", "none slow"]
 
 
+def test_generation_alone_is_enough_for_the_exit_code(tmp_path: Path) -> None:
+    ill = record(5).gpu_uuid
+    records = [
+        replace(r, median_ts=r.median_ts * 0.7) if r.gpu_uuid == ill and r.test == "tg" else r
+        for r in slow(1.0)
+    ]
+    found = call(tmp_path, records, "outliers")
+    lines = found.output.splitlines()
+    assert [line.rsplit(": ")[-1] for line in lines[-2:]] == ["none slow", "1 slow"]
+    assert found.exit_code == 1
+
+
 def test_a_healthy_fleet_has_none(tmp_path: Path) -> None:
     found = call(tmp_path, slow(1.0), "outliers")
     assert found.exit_code == 0
@@ -181,6 +193,7 @@ def test_too_few_peers_prove_nothing(tmp_path: Path) -> None:
     assert found.output.endswith(
         "tg128: not judged\n"
         "not judged is what has too few peers: expected 4 free and healthy ones\n"
+        "next: llamafleet compare --by gpu A B, or llamafleet bands\n"
     )
 
 

@@ -8,6 +8,7 @@ uninstalling it while it runs.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -66,6 +67,9 @@ def test_the_toolkit_of_the_plan_compiles_llama_cpp_for_sm_89(
     subprocess.run(["cp", "-al", toolkit, folder.parent / "toolkit"], check=True)
 
 
+OBJECT = r"\t(\S+\.cu\.o)\t"
+
+
 def _wait_for_units(
     host: BootedHost, run: subprocess.Popen[str], count: int, limit: float = 900
 ) -> list[Path]:
@@ -76,10 +80,12 @@ def _wait_for_units(
     """
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline and run.poll() is None:
-        for log in (host.tree / "var/lib/llamafleet/build").glob("*/cmake/**/.ninja_log"):
-            found = re.findall(r"\t(\S+\.cu\.o)\t", log.read_text())
+        # CMake removes folders meanwhile, which os.walk passes over.
+        for place, _, names in os.walk(host.tree / "var/lib/llamafleet/build"):
+            log = Path(place, ".ninja_log")
+            found = re.findall(OBJECT, log.read_text()) if log.name in names else []
             if len(found) >= count:
-                return [log.parent / name for name in found[:count]]
+                return [Path(place, name) for name in found[:count]]
         time.sleep(1)
     run.kill()
     raise AssertionError(f"no {count} CUDA units were compiled:\n{run.communicate()[0]}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from llamafleet.history.lastupdate import Updated, last_updates
 from llamafleet.history.record import Record
+from llamafleet.history.words import of_updates
 from tests.history.made import START, record, runs
 
 OLD, NEW, NEWEST = "570.86.10", "580.95.05", "590.10.01"
@@ -165,6 +167,48 @@ def test_of_two_builds_that_both_drivers_have_one_alone_counts() -> None:
     found = only(last_updates(records))
     assert found.also == ()
     assert [one.answer for one in found.comparisons] == ["no difference shown"]
+
+
+def test_of_builds_that_both_drivers_have_the_one_measured_last_counts() -> None:
+    """The build before lost 10 % under the new driver; this one did not."""
+    old = updated(6, 2, factor=0.9, fingerprint="84de9d54601af86b")
+    old = [replace(r, fingerprint="84de9d54601af86b") for r in old]
+    new = [replace(r, test_time=r.test_time + timedelta(days=1)) for r in updated(6, 2)]
+    [one] = only(last_updates(sorted([*old, *new], key=lambda r: r.driver))).comparisons
+    assert (one.answer, one.a and one.a.runs) == ("no difference shown", 12)
+
+
+def test_a_stretch_under_the_same_driver_before_another_one_does_not_count() -> None:
+    """It was 10 % slower then."""
+    long_ago = runs(9, 6, 2, driver=OLD, day=-9.0, factor=0.9)
+    between = runs(8, 6, 2, driver=NEWEST, day=-5.0, factor=0.9)
+    [one] = only(last_updates([*long_ago, *between, *updated()])).comparisons
+    assert (one.answer, one.a and one.a.runs) == ("no difference shown", 12)
+
+
+def test_a_record_that_tells_no_driver_is_no_update() -> None:
+    untold = [record(gpu, driver="", day=9.0) for gpu in range(6)]
+    found = only(last_updates([*updated(), *untold]))
+    assert (found.before, found.after) == (OLD, NEW)
+
+
+def test_prompt_processing_comes_before_generation() -> None:
+    tg = updated()
+    pp = [replace(r, test="pp", n_prompt=512, n_gen=0) for r in updated()]
+    lines = list(of_updates(last_updates([*tg, *pp])))
+    assert [line.split()[0] for line in lines[2:]] == ["pp512", "A:", "tg128", "A:"]
+
+
+def test_two_models_of_gpu_are_judged_apart() -> None:
+    other = [
+        replace(r, gpu_uuid=f"{r.gpu_uuid}-x", gpu_info="NVIDIA H200 NVL")
+        for r in updated(factor=0.9)
+    ]
+    found = only(last_updates([*updated(), *other]))
+    assert {one.card: one.answer for one in found.comparisons} == {
+        "H200": "no difference shown",
+        "H200 NVL": "slower",
+    }
 
 
 def test_a_build_that_changed_on_some_gpus_alone_is_said() -> None:

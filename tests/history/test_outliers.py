@@ -131,6 +131,46 @@ def test_of_peers_only_free_runs_count() -> None:
     assert [one.test for one in slow] == ["pp512", "tg128"]
 
 
+@pytest.mark.parametrize(
+    "usual",
+    [
+        {"throttled_s": {"thermal": 0.09}},
+        {"sm_clock_mhz": 1960.0},
+        {"memory_clock_mhz": 3150.0},
+        {"power_limit_w": 695.0},
+        {"temperature_c": 80.0},
+        {"pcie_width": 16, "pcie_width_max": 32},
+        {"driver": "590.1.1"},  # As one of its peers.
+    ],
+)
+def test_what_is_as_usual_is_no_reason(usual: dict[str, Any]) -> None:
+    newer = record(0).gpu_uuid
+    records = [
+        replace(r, driver="590.1.1") if r.gpu_uuid == newer else r
+        for r in changed(fleet(), 0.8, 0.8, **usual)
+    ]
+    assert [one.likely for one in found(records)] == [(), ()]
+
+
+def test_a_few_degrees_more_are_not_said_beside_a_slowdown() -> None:
+    warm = {"throttled_s": {"thermal": 2.5}, "temperature_c": 50.0}
+    assert [one.likely for one in found(changed(fleet(), 0.8, 0.8, **warm))] == [
+        ("slowed down (thermal) for 2.5 s",)
+    ] * 2
+
+
+def test_a_newest_run_that_was_well_does_not_hide_the_reason() -> None:
+    """Two of three runs were slowed down by heat; the last one was not."""
+    hot: dict[str, Any] = {"throttled_s": {"thermal": 2.5}}
+    records = [
+        replace(r, median_ts=r.median_ts * 0.8, **hot)
+        if r.gpu_uuid == record(SLOW).gpu_uuid and r.test_time.hour < 4
+        else r
+        for r in fleet(count=3)
+    ]
+    assert [one.likely for one in found(records)] == [("slowed down (thermal) for 2.5 s",)] * 2
+
+
 def test_a_reason_that_the_record_does_not_hold_is_not_made_up() -> None:
     assert [one.likely for one in found(changed(fleet(), 0.8, 0.8))] == [(), ()]
 
@@ -162,6 +202,18 @@ def test_apart_as_people_feel_it_is_not_enough() -> None:
     """Peers that differ by 5 % among themselves: 8 % below the middle is one of them."""
     rates = (100, 95, 105, 92, 110, 98, 103, 107, 92.5)
     assert not found([record(gpu, median_ts=rate) for gpu, rate in enumerate(rates)])
+
+
+@pytest.mark.parametrize(("slow", "flagged"), [(2, 2), (3, 3), (5, 0)])
+def test_of_several_slow_ones_all_are_found_and_of_most_none(slow: int, flagged: int) -> None:
+    """Of eight; and never one that is well."""
+    few = {record(gpu).gpu_uuid for gpu in range(slow)}
+    records = [
+        replace(r, median_ts=r.median_ts * 0.8) if r.gpu_uuid in few else r for r in fleet(8, 1)
+    ]
+    told = {one.gpu_uuid for one in found(records)}
+    assert len(told) == flagged
+    assert told <= few
 
 
 @pytest.mark.parametrize(("gpus", "judged"), [(PEERS, False), (PEERS + 1, True)])
@@ -244,6 +296,27 @@ def test_one_that_was_built_anew_is_still_a_peer_of_the_others() -> None:
     """Three of eight were: five others alone would leave four peers to each."""
     new = [r for r in fleet(day=3.0, fingerprint=OTHER_BUILD) if r.gpu_uuid > "GPU-00000005"]
     assert {one.peers for one in found([*changed(fleet(), 0.5, 0.5), *new])} == {7}
+
+
+def test_four_that_were_built_anew_are_three_peers_to_each() -> None:
+    new = fleet(4, day=3.0, fingerprint=OTHER_BUILD)
+    slow = found([*changed(fleet(), 0.5, 0.5), *changed(new, 0.5, 0.5)])
+    assert [(one.test, one.peers) for one in slow] == [("pp512", 7), ("tg128", 7)]
+
+
+def test_a_driver_that_renames_gpus_leaves_no_slow_one_behind() -> None:
+    """Repaired meanwhile."""
+    new = fleet(day=3.0, gpu_info="NVIDIA H200 SXM")
+    assert not found([*changed(fleet(), 0.5, 0.5), *new])
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_what_is_no_single_gpu_is_not_judged(gpus: int) -> None:
+    several = [
+        record(gpu_uuid="", host=f"h{n}", gpus=gpus, median_ts=100.0 if n else 10.0)
+        for n in range(9)
+    ]
+    assert find_outliers(several) == []
 
 
 def test_a_gpu_that_moved_to_another_host_is_no_peer_of_itself() -> None:

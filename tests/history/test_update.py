@@ -46,6 +46,8 @@ def test_what_two_runs_differ_by_is_no_change() -> None:
     # The 160M model on one H200 within a day.
     said = change("pp", Rate(106_114.0, 900.0), Rate(122_110.0, 900.0))
     assert said == "+15.1 %, less than runs of one GPU may differ by"
+    said = change("tg", Rate(950.0, 1.0), Rate(1_050.0, 1.0))  # One side is enough.
+    assert said == "+10.5 %, less than runs of one GPU may differ by"
 
 
 def test_verdict_and_figures_with_their_spread_on_both_sides() -> None:
