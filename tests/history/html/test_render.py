@@ -470,8 +470,8 @@ def test_each_change_has_what_was_before_it_and_after_and_the_answer() -> None:
     cells = [Read(cell).text for cell in re.findall('<td class="wide">(.*?)</td>', table)]
     first, told, second, untold = cells
     assert (first, second) == ("driver 0 → 1", "driver 1 → 2")
-    assert told.startswith("150.2 (4) → 125.5 (4): slower -16.4 % (-")
-    assert untold == "125.5 (4) → - (0): expected a figure of a free and healthy GPU on both sides"
+    assert told.startswith("150.1 (4) → 120.5 (4): slower -19.7 % (-")
+    assert untold == "120.5 (4) → - (0): expected a figure of a free and healthy GPU on both sides"
 
 
 def test_a_phase_has_one_colour_in_all_builds() -> None:
