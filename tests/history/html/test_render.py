@@ -182,6 +182,29 @@ def test_who_is_slow_stands_at_the_top_with_the_reason() -> None:
     assert "likely: 2 other processes used it meanwhile" in top
 
 
+def test_who_is_slow_is_open_and_named_so_in_the_fleet() -> None:
+    rows = (row(), *rows_of(*((f"gpu-{k}", "PASS") for k in "xyz")))
+    material = Material(MADE, rows, tuple(slow_fleet()))
+    assert [gpu.uuid for gpu in page(material, NOTHING).gpus if gpu.opened] == ["GPU-1"]
+    fleet = render(material, NOTHING).split('<section id="fleet"')[1].split("</section>")[0]
+    lines = [line for line in fleet.splitlines() if "v-slow" in line]
+    assert len(lines) == 1
+    assert '<th scope="row">gpu-a</th>' in lines[0]
+
+
+def test_differences_of_one_update_are_drawn_to_one_scale_inside_of_their_plot() -> None:
+    rates = {1: 100.0, 2: 140.0}
+    records = [
+        record(n, gpu_uuid=f"GPU-{k}", gpu_info=f"H{k}", driver="1" if n < 4 else "2",
+               median_ts=(rates[k] if n > 3 else 150.0) + n / 10)
+        for k in rates for n in range(8)
+    ]  # fmt: skip
+    (update,) = page(Material(MADE, (), tuple(records)), NOTHING).updates
+    at = [[float(x) for x in re.findall('cx="([^"]*)"', bar)] for _, bar in update.drawn]
+    assert [5 <= x < 40 for (x,) in at] == [True, False]
+    assert all(5 <= x <= 155 for (x,) in at)
+
+
 def test_of_equal_gpus_none_is_called_slow() -> None:
     shown = page(Material(MADE, (row(),), tuple(slow_fleet()[3:])), NOTHING)
     assert not shown.slow
@@ -200,13 +223,14 @@ def test_a_driver_update_is_first_class_and_another_change_is_not_one() -> None:
 
 
 def test_the_worst_comes_first_then_who_is_slow() -> None:
-    hosts = (("b", "2", "PASS"), ("a", "1", "PASS"), ("c", "3", "BUSY"), ("d", "4", "FAIL"))
+    """GPU-1 is the slow one."""
+    hosts = (("a", "2", "PASS"), ("b", "1", "PASS"), ("c", "3", "BUSY"), ("d", "4", "FAIL"))
     rows = tuple(
         row(GpuLine("g", f"GPU-{n}", verdict, 1.0, 1.0), host=f"gpu-{host}", verdict=verdict)
         for host, n, verdict in hosts
     )
     shown = page(Material(MADE, rows, tuple(slow_fleet())), NOTHING)
-    assert [gpu.host[-1] for gpu in shown.gpus] == ["d", "c", "a", "b", "e", "f"]
+    assert [gpu.host[-1] for gpu in shown.gpus] == ["d", "c", "b", "a", "e", "f"]
     assert shown.hosts == {"FAIL": 1, "BUSY": 1, "PASS": 2}
 
 
@@ -400,6 +424,16 @@ def test_of_a_long_history_the_newest_are_drawn_and_it_says_so(
     assert "; 2 older runs are not drawn" in text
 
 
+def test_driver_toolkit_and_build_are_those_of_the_newest_run_else_of_the_last_figure() -> None:
+    """A run whose verification failed has a new driver and no figure."""
+    told = row(driver="590.1", toolkit="13.1", build="ffffffffffffffff")
+    gone = record(gpu_uuid="GPU-2", host="gpu-b")
+    shown = page(Material(MADE, (told,), (record(), gone)), NOTHING)
+    assert [(gpu.driver, gpu.toolkit, gpu.build[:8]) for gpu in shown.gpus] == [
+        ("590.1", "13.1", "ffffffff"), ("575.57.08", "13.0", "01234567"),
+    ]  # fmt: skip
+
+
 def test_the_trend_is_that_of_the_newest_free_figures() -> None:
     records = [record(n, median_ts=100.0 + n) for n in range(gpus.TREND + 9)]
     records += [record(99, busy=("in use",), median_ts=1.0)]
@@ -424,6 +458,20 @@ def test_evidence_of_the_host_stands_at_its_only_gpu_or_at_all_of_them_together(
     several = page(Material(MADE, (two_row,), (), {"gpu-a": two}), NOTHING)
     names = [[check.name for check in gpu.checks] for gpu in (*alone.gpus, *several.gpus)]
     assert names == [["offload", "library_origin"], ["library_origin"], ["offload"], ["offload"]]
+
+
+def test_each_change_has_what_was_before_it_and_after_and_the_answer() -> None:
+    rates = [150.0] * 4 + [120.0] * 4 + [119.0]
+    records = [
+        record(n, median_ts=rate + n / 10, driver=str(n // 4), busy=("in use",) if n == 8 else ())
+        for n, rate in enumerate(rates)
+    ]
+    table = made(*records).split("What changed")[1].split("</table>")[0]
+    cells = [Read(cell).text for cell in re.findall('<td class="wide">(.*?)</td>', table)]
+    first, told, second, untold = cells
+    assert (first, second) == ("driver 0 → 1", "driver 1 → 2")
+    assert told.startswith("150.1 (4) → 120.5 (4): slower -19.7 % (-")
+    assert untold == "120.5 (4) → - (0): expected a figure of a free and healthy GPU on both sides"
 
 
 def test_a_phase_has_one_colour_in_all_builds() -> None:
