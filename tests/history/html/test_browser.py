@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -198,6 +199,12 @@ def test_the_fleet_is_sorted_and_filtered_by_keyboard(opened: Opened, tmp_path: 
     page.keyboard.press("Enter")
     assert header.get_attribute("aria-sort") == "descending"
     assert hosts.first.text_content() == "gpu-c"
+    empty_last = page.get_by_role("columnheader", name="pp t/s").get_by_role("button")
+    for _ in range(2):
+        page.keyboard.press("Tab")
+        empty_last.press("Enter")
+        assert hosts.first.text_content() == "gpu-a", "the others have no pp"
+    assert empty_last.evaluate("(one) => getComputedStyle(one).outlineStyle") == "solid"
     page.get_by_label("Show lines with").fill("gpu-d 4090")
     assert [host.text_content() for host in hosts.all() if host.is_visible()] == ["gpu-d"]
     assert page.locator("#matches").text_content() == "1 of 6 lines"
@@ -216,6 +223,10 @@ def test_a_plot_is_read_by_arrow_keys(opened: Opened, tmp_path: Path) -> None:
     ):
         page.keyboard.press(key)
         said.get_by_text(wanted).wait_for()
+    box = figure.locator("svg").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.16 * box["width"], box["y"] + 40)
+    said.get_by_text("1 of 4").wait_for()
     page.keyboard.press("End")
     said.get_by_text("not free or healthy: in use").wait_for()
     cursor, ring = figure.locator(".cursor"), figure.locator(".busy")
@@ -235,6 +246,8 @@ def test_runs_and_the_result_are_shown_as_they_are_kept(opened: Opened, tmp_path
     page.locator("[data-copy]").first.click()
     area = page.locator("textarea")
     area.wait_for()
+    page.get_by_text(re.compile("Copied|Press Ctrl-C to copy")).wait_for()
+    assert area.evaluate("(one) => one.selectionEnd - one.selectionStart === one.value.length")
     shown = json.loads(area.input_value())
     wanted = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1"),))
     assert shown == json.loads(json.dumps(asdict(wanted)))
@@ -324,6 +337,9 @@ def test_every_link_leads_somewhere_and_opens_its_gpu(opened: Opened, tmp_path: 
     last.click()
     wanted = page.locator(last.get_attribute("href") or "")
     assert wanted.evaluate("(one) => one.open")
+    page.goto("about:blank")
+    page.goto(f"{(tmp_path / 'report.html').as_uri()}#gpu-5")
+    page.locator("#gpu-5[open] svg").first.wait_for()
 
 
 def test_a_screen_reader_finds_names_for_everything(opened: Opened, tmp_path: Path) -> None:
