@@ -223,7 +223,7 @@ def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> Non
     first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
     assert first == second
     defaults = {"environment": {}, "as_account": [], "gpus": [], "busy_minutes": 5}
-    assert json.loads(first) == good() | defaults | {"allow_busy": False}
+    assert json.loads(first) == good() | defaults | {"allow_busy": False, "timer": True}
 
 
 def test_units_run_the_planned_build_whatever_current_is() -> None:
