@@ -22,6 +22,8 @@ from llamafleet.layout import (
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
+    METRICS_PATH,
+    METRICS_UNIT,
     SERVE_TARGET,
     SERVE_TEMPLATE,
     USER,
@@ -36,10 +38,10 @@ from llamafleet.layout import (
 Group = Literal["tools", "settings", "hold", "serve"]
 """The operation that writes a file."""
 
-Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "venv"]
+Condition = Literal["cuda", "schedule", "hold", "apt", "netrc", "venv", "metrics"]
 """What must hold of a host and its settings for a file to be wanted there: CUDA's backend, a
 schedule of verifications, packages that llamafleet holds, apt, passwords of an index or mirror,
-a build on the host itself."""
+a build on the host itself, a folder that node_exporter reads."""
 
 UnitState = Literal["loaded", "enabled", "active"]
 """loaded: systemd has it; enabled: each boot starts it as well; active: it also runs by now."""
@@ -133,6 +135,8 @@ CATALOGUE = (
     _unit(VERIFY_TIMER, "active", "schedule", "venv"),
     _unit(DRIVER_CHECK_UNIT, "enabled", "cuda", "venv"),
     _unit(DRIVER_CHECK_PATH, "active", "cuda", "venv"),
+    _unit(METRICS_UNIT, "enabled", "metrics", "venv"),
+    _unit(METRICS_PATH, "active", "metrics", "venv"),
     _unit(SERVE_TARGET, "active", group="serve"),
     _of_root(lambda at: at.hold_record, "hold", "held-packages.j2", "hold"),
     _of_root(lambda at: HOLD_APT, "hold", "52llamafleet-hold-driver.j2", "hold", "apt"),

@@ -37,6 +37,8 @@ class Unreadable:
     """Something that can't be understood; the text is one line and holds nothing unprintable."""
 
     reason: str
+    newer: bool = False
+    """It was written by newer code than this."""
 
 
 def plain(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -97,7 +99,8 @@ def received_result(data: object) -> Result | Unreadable:
     version = data.get("version")
     if type(version) is not int or not 1 <= version <= result.VERSION:
         newest = result.VERSION
-        return Unreadable(f"found a result of version {_quoted(version)}, expected 1 to {newest}")
+        reason = f"found a result of version {_quoted(version)}, expected 1 to {newest}"
+        return Unreadable(reason, newer=type(version) is int and version > newest)
     try:
         data = result.upgraded(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -34,7 +34,7 @@ from llamafleet.plans.plan import Plan, Repository, Served, ToolkitPlan, VerifyP
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
 from llamafleet.protocol.job import PATH, Manager, PackagesConfig, ToolkitConfig
 from llamafleet.protocol.serve import CREDENTIAL, ServeConfig
-from llamafleet.protocol.verify import VerifyConfig
+from llamafleet.protocol.verify import PROM, VerifyConfig
 from llamafleet.settings import UNQUOTABLE, Settings
 from llamafleet.zipapps import host_zipapp, pip_zipapp
 
@@ -120,6 +120,8 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
         "cdi_kind": CDI_KIND,
         "cdi_file": CDI_FILE,
         "driver_check_unit": DRIVER_CHECK_UNIT,
+        "metrics_folder": settings.metrics_folder,
+        "prom": PROM,
         "serves": bool(settings.serve),
         "serve_target": SERVE_TARGET,
         "serve_units": serve_unit("*"),
@@ -135,6 +137,7 @@ def _values(plan: Plan, settings: Settings, layout: Layout) -> dict[str, Any]:
         values |= {
             "fingerprint": plan.build.fingerprint,
             "prefix": plan.build.config.prefix,
+            "python": plan.build.python,
             "search_path": PATH,
             # Quoted as the build backend splits it; quotes of this kind stand unchanged in "...".
             "cmake_args": shlex.join(plan.build.config.cmake_args),

@@ -12,10 +12,13 @@ from typing import Literal
 
 from llamafleet.layout import USER, Layout
 
-Kind = Literal["verify", "driver-check", "devices", "build", "packages", "serve", "serve-public"]
-"""devices: loads the driver's modules. build: every job of the account, that of a toolkit too.
-packages: every job of root, that is a package manager and what its packages run. serve: a service
-that this host alone can reach; serve-public: one that others can."""
+Kind = Literal[
+    "verify", "driver-check", "metrics", "devices", "build", "packages", "serve", "serve-public"
+]
+"""metrics: of root, as it writes into another's folder. devices: loads the driver's modules. build:
+every job of the account, that of a toolkit too. packages: every job of root, that is a package
+manager and what its packages run. serve: a service that this host alone can reach; serve-public:
+one that others can."""
 
 OLDEST = 239
 """systemd of RHEL 8, the oldest one that hosts have."""
@@ -137,6 +140,13 @@ _DEVICES = (
 )
 
 
+# The folder may be node_exporter's own; an empty set before it takes nothing away.
+_METRICS = (
+    Property("CapabilityBoundingSet", "CAP_DAC_OVERRIDE"),
+    Property("PrivateDevices", "yes"),
+)
+
+
 def of(kind: Kind, layout: Layout) -> tuple[Property, ...]:
     """What holds for a unit of this kind, in the layout's scope."""
     return tuple(one for one in _of(kind, layout) if one.user or layout.scope == "system")
@@ -147,6 +157,8 @@ def _of(kind: Kind, layout: Layout) -> Iterable[Property]:
         return _DEVICES
     if kind == "packages":
         return (*_ANYONE, *_PACKAGES, *_SYSCALLS, *_NETWORK)
+    if kind == "metrics":
+        return (*_ANYONE, *_ACCOUNT, *_METRICS, _UNSEEN, *_SYSCALLS, *_NO_NETWORK)
     account = (Property("User", USER), *_ANYONE, *_ACCOUNT)
     if kind == "build":
         return (

@@ -262,8 +262,8 @@ class Settings(BaseModel):
     verify_pauses_serving: bool = Field(default=False, description=BOOL)
     """Where something is served, the timer verifies too: the services are stopped meanwhile."""
     metrics_folder: HostPath | None = Field(default=None, description=_HOST_PATH)
-    """Folder on the host that Prometheus' node_exporter reads: the verification's figures are
-    linked there."""
+    """Folder on the host that Prometheus' node_exporter reads: the verdict and its figures are
+    written there."""
     wheelhouse: LocalPath | None = Field(
         default=None, description="a folder on the controller made by `llamafleet wheelhouse build`"
     )

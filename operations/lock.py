@@ -31,7 +31,7 @@ from llamafleet.plans.lock import (
     plan_lock,
 )
 from llamafleet.plans.plan import Problem
-from llamafleet.plans.textfile import plan_link
+from llamafleet.plans.textfile import plan_page
 from llamafleet.protocol.job import start_ticks
 from llamafleet.terminal import printable
 from operations.account import make_folder, make_prefix
@@ -173,7 +173,7 @@ def anything_to_do(run: HostRun) -> bool:
     plan, snapshot = run.plan(), run.snapshot()
     if plan_account(run.settings, snapshot, run.layout()).needed or run.files("tools").needed:
         return True
-    if plan_link(run.settings, snapshot).needed:
+    if plan_page(run.settings, snapshot).needed:
         return True
     return changes_anything(plan)
 

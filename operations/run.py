@@ -282,17 +282,28 @@ class Fleet:
             try:
                 ended = Runs(RESULTS).finish(self.kept, end, rows)
                 text, code = render_run(ended, colours=colours), exit_code_of(ended)
-                text = "\n".join([text, *keep_up(RESULTS), *after_update(RESULTS, rows)])
-                self._prune()
             except OSError as error:
                 click.echo(_not_kept(error), err=True)
         click.echo("\n" + text, err=True)
+        if self.kept is not None:
+            # After the table: no fault of these takes it, or its exit code, away.
+            for line in _history(rows):
+                click.echo(line, err=True)
+            self._prune()
         return code
 
     def _prune(self) -> None:
         """Remove what no run has used for long."""
-        for name in self.sharing.models.prune(time.time()):
-            click.echo(f"{self.sharing.models.folder / name}: removed, unused", err=True)
+        models = self.sharing.models
+        try:
+            for name in models.prune(time.time()):
+                click.echo(f"{models.folder / name}: removed, unused", err=True)
+        except OSError as error:
+            click.echo(
+                f"models: found that {models.folder} can't be tidied ({error}); expected to write "
+                f"there; next: ls -la {models.folder}",
+                err=True,
+            )
         if not any(run.settings.build_sharing == "wheel" for run in self.runs.values()):
             return
         store = self.sharing.store
@@ -392,6 +403,15 @@ def _contain(state: State, run: HostRun, op_hash: str) -> None:
 
 def _fail(state: State, host: Host) -> bool:
     return False
+
+
+def _history(rows: list[Row]) -> list[str]:
+    """Takes the run's results in; what that and a driver update come to, a printable line each."""
+    try:
+        return [*keep_up(RESULTS), *after_update(RESULTS, rows)]
+    except Exception as error:
+        text = f"history: found {type(error).__name__}: {error}; expected the runs so far; next: "
+        return [printable(text + "llamafleet history")]
 
 
 def _not_kept(error: OSError) -> str:

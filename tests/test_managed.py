@@ -37,6 +37,8 @@ def test_where_all_of_it_lies() -> None:
         "/etc/systemd/system/llamafleet-verify.timer",
         "/etc/systemd/system/llamafleet-driver-check.service",
         "/etc/systemd/system/llamafleet-driver-check.path",
+        "/etc/systemd/system/llamafleet-metrics.service",
+        "/etc/systemd/system/llamafleet-metrics.path",
         "/etc/systemd/system/llamafleet-serve.target",
         "/opt/llamafleet/held-packages",
         "/etc/apt/apt.conf.d/52llamafleet-hold-driver",

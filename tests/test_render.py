@@ -72,7 +72,8 @@ def compare(golden: Path, text: str) -> None:
 @pytest.mark.parametrize("scope", ["system", "user"])
 def test_every_file_is_its_golden_copy(scope: str) -> None:
     layout = Layout.system() if scope == "system" else Layout.user("/home/ada")
-    files = rendered(layout, Settings.model_validate({"scope": scope}))
+    told = {"scope": scope, "metrics_folder": "/var/lib/prometheus/node-exporter"}
+    files = rendered(layout, Settings.model_validate(told))
     units = {row.unit for row in rows(layout, "settings") if row.unit}
     assert set(files) == {"llamafleet.env", "verify.json", *units}
     # Of the plan alone: tests/plans/test_verify.py.
@@ -222,7 +223,7 @@ def test_the_verification_settings_are_the_same_bytes_for_the_same_plan() -> Non
     first, second = (rendered(Layout.system(), Settings())["verify.json"] for _ in range(2))
     assert first == second
     defaults = {"environment": {}, "as_account": [], "gpus": [], "busy_minutes": 5}
-    assert json.loads(first) == good() | defaults | {"allow_busy": False}
+    assert json.loads(first) == good() | defaults | {"allow_busy": False, "timer": True}
 
 
 def test_units_run_the_planned_build_whatever_current_is() -> None:

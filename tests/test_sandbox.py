@@ -16,7 +16,7 @@ from llamafleet.sandbox import OLDEST, Kind, Property
 
 SYSTEM, USER = Layout.system(), Layout.user("/home/ada")
 LIMITS: dict[Kind, float] = {
-    **{"verify": 2.5, "driver-check": 2.5, "build": 4.0, "packages": 4.0},
+    **{"verify": 2.5, "driver-check": 2.5, "metrics": 2.5, "build": 4.0, "packages": 4.0},
     **{"serve": 2.5, "serve-public": 2.5},
 }
 """Of systemd-analyze security's exposure, 0 to 10."""

@@ -35,6 +35,9 @@ def test_what_can_t_be_seen_is_escaped(text: str, shown: str) -> None:
         ("１", 2),
         ("🎉", 2),
         ("a\u20dd", 1),
+        # Of combining class 0, and over the one before all the same: wcwidth(3) says 0.
+        ("สวัสดี", 4),
+        ("a\ufe0f", 1),
     ],
 )
 def test_columns_are_those_of_a_terminal(text: str, wide: int) -> None:

@@ -36,6 +36,7 @@ def test_nothing_is_dead() -> None:
         ("llamafleet/settings.py", "import llamafleet.inventory"),
         ("llamafleet/tables/__init__.py", "from llamafleet.layout import Layout"),
         ("llamafleet/history/store.py", "from llamafleet.plans.plan import Plan"),
+        ("llamafleet/history/words.py", "import click"),
         ("llamafleet/render.py", "from operations.run import here"),
     ],
 )

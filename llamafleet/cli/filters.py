@@ -12,7 +12,7 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.record import Test
-from llamafleet.history.records import VARIABLE, Filter, History
+from llamafleet.history.records import VARIABLE, Filter, History, HistoryError, some
 from llamafleet.history.window import WindowError, parse
 from llamafleet.protocol.result import Verdict
 from llamafleet.terminal import printable
@@ -20,7 +20,10 @@ from llamafleet.terminal import printable
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATTERNS = {
-    "--host": ("hosts", "Hosts."),
+    "--host": (
+        "hosts",
+        "Hosts. In a PATTERN * stands for any text and ? for any sign; of several, one must match.",
+    ),
     "--gpu": ("gpus", "GPUs, by UUID or name."),
     "--driver": ("drivers", "Drivers, by version."),
     "--toolkit": ("toolkits", "CUDA Toolkits, by version."),
@@ -40,8 +43,6 @@ def filtered(command: F) -> F:
 
     @wraps(command)
     def with_history(*args: Any, **options: Any) -> Any:
-        from llamafleet.history.database import HistoryError
-
         wanted = _filter(options)
         history = History(options.pop("results"), options.pop("database"))
         try:
@@ -56,9 +57,17 @@ def filtered(command: F) -> F:
     return decorated  # type: ignore[no-any-return]
 
 
+def text_of(context: click.Context, option: click.Parameter, told: Any) -> Any:
+    """What was told, one text or several; a byte that is none of UTF-8 is in no name."""
+    for text in [told] if isinstance(told, str) else told:
+        if not text.isprintable():
+            raise click.BadParameter(f"found {printable(text)}; expected a text of one line")
+    return told
+
+
 def _options() -> list[Callable[[Any], Any]]:
     patterns = [
-        click.option(name, field, metavar="PATTERN", multiple=True, help=text)
+        click.option(name, field, metavar="PATTERN", multiple=True, help=text, callback=text_of)
         for name, (field, text) in PATTERNS.items()
     ]
     return [
@@ -67,7 +76,7 @@ def _options() -> list[Callable[[Any], Any]]:
                      help="Prompt processing or generation alone."),
         click.option("--verdict", "verdicts", type=click.Choice(get_args(Verdict)), multiple=True,
                      help="Figures of GPUs with that verdict."),
-        click.option("--window", metavar="FROM:TO", default="",
+        click.option("--window", metavar="FROM:TO",
                      help="As now-7d:now, or with dates in UTC; an empty end is open."),
         click.option("--busy/--free", "busy", default=None,
                      help="Figures of GPUs that were not free, or of free ones alone."),
@@ -99,7 +108,9 @@ def _filter(options: dict[str, Any]) -> Filter:
     """Raises BadInput."""
     window = options.pop("window")
     try:
-        since, until = parse(window, datetime.now(timezone.utc)) if window else (None, None)
+        since, until = (
+            parse(window, datetime.now(timezone.utc)) if window is not None else (None, None)
+        )
     except WindowError as error:
         raise BadInput(f"--window: {error}; next: --window now-7d:now") from error
     named = {field: options.pop(field) for field, _ in PATTERNS.values()}
@@ -114,7 +125,7 @@ def take_in(history: History) -> None:
     """
     if history.results.is_dir():
         taken = history.take_in()
-        for line in taken.aside + taken.runs_aside:
+        for line in some(taken.aside) + some(taken.runs_aside):
             click.echo(f"Warning: {printable(line)}", err=True)
     elif not history.url:
         raise BadInput(

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 
 from llamafleet.cli.errors import BadInput
-from llamafleet.cli.filters import filtered
+from llamafleet.cli.filters import filtered, text_of
 from llamafleet.history import llama_bench
-from llamafleet.history.record import Record
+from llamafleet.history.record import Record, as_json
 from llamafleet.history.record_table import table
 from llamafleet.history.records import Filter, History
 from llamafleet.terminal import printable
 
 SHOWN = 30
 """Lines of the table, where --last does not say."""
+
+MOST = 10**9
+"""Of --last: a number that each database takes."""
 
 Format = Literal["table", "json", "csv", "jsonl"]
 
@@ -33,14 +37,17 @@ FORMULA = "=+-@"
 @filtered
 @click.option(
     "--last",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST),
     metavar="N",
     help=f"The newest N alone; the table takes {SHOWN}, else all.",
 )
 @click.option("--json", "form", flag_value="json", help="Print all there is of each, as JSON.")
 @click.option("--csv", "form", flag_value="csv", help="The same as CSV.")
 @click.option(
-    "--llama-bench", "form", flag_value="jsonl", help="The same as llama-bench -o jsonl prints it."
+    "--llama-bench",
+    "form",
+    flag_value="jsonl",
+    help="The same as llama-bench -o jsonl prints it, with a column of ours that --import reads.",
 )
 @click.option(
     "--import",
@@ -48,13 +55,14 @@ FORMULA = "=+-@"
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Take in a file of llama-bench -o jsonl before; may be repeated.",
+    help="Take in a file of llama-bench -o jsonl, or of --llama-bench; may be repeated.",
 )
 @click.option(
     "--of",
     "host",
     metavar="HOST",
     default="",
+    callback=text_of,
     help="The host on which the files of --import were measured.",
 )
 def history(
@@ -68,12 +76,11 @@ def history(
 ) -> None:
     """Print what was measured: a line for each test of each GPU, oldest first.
 
-    PATTERN: a text in which * stands for any text and ? for any sign. Of an option that is repeated
-    one must match.
-
     Results below RESULTS are taken into RESULTS/history.db by themselves; what can't be read is
     named. Exit code 0; 2: bad input, or a history that can't be used.
     """
+    if host and not files:
+        raise BadInput(f"--of {host}: found no --import; expected one; next: --import FILE")
     for path in files:
         _take(history, path, host)
     wanted = replace(wanted, last=last or (None if form else SHOWN))
@@ -87,6 +94,11 @@ def _take(history: History, path: Path, host: str) -> None:
         found = list(_records(llama_bench.read_file(path, host), refused))
     except llama_bench.BenchFileError as error:
         raise BadInput(f"--import: {error}; next: llama-bench -o jsonl > FILE") from error
+    if not all(record.host for record in found):
+        raise BadInput(
+            f"--import {path}: found rows of llama-bench, which name no host; expected --of; "
+            f"next: llamafleet history --import {shlex.quote(str(path))} --of HOST"
+        )
     for line in refused:
         click.echo(f"Warning: {printable(line)}", err=True)
     count = history.add(found)
@@ -123,11 +135,6 @@ def _json(history: History, wanted: Filter) -> None:
         click.echo(before + json.dumps(as_json(record)), nl=False)
         before = ",\n"
     click.echo("\n]" if before else "]")
-
-
-def as_json(record: Record) -> dict[str, Any]:
-    """A record in types of JSON: the time as ISO 8601, in UTC."""
-    return {**asdict(record), "test_time": record.test_time.isoformat()}
 
 
 def _csv(history: History, wanted: Filter) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import click
 
 from llamafleet import __version__
@@ -29,6 +32,10 @@ def main() -> None:
     The hosts themselves are provisioned by `llamafleet deploy`, which runs
     pyinfra -y inventory deploy.py
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that has no such character shows its escape, as Python does in errors.
+            stream.reconfigure(errors="backslashreplace")
 
 
 COMMANDS = (

@@ -32,7 +32,7 @@ def outliers(context: click.Context, /, *, as_json: bool, history: History, want
     timed = wanted.since is not None or wanted.until is not None
     if not timed:
         wanted = replace(wanted, since=datetime.now(timezone.utc) - AGE)
-    found = find_outliers(history.records(wanted), None if timed else AGE)
+    found = find_outliers(history.records(wanted))
     if not found:
         raise BadInput(
             f"found no figure of a single GPU in that time ({AGE.days} days without --window); "

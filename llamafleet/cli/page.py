@@ -8,8 +8,8 @@ from datetime import datetime
 from llamafleet.cli.bands import expected
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
-from llamafleet.history.outliers import AGE
 from llamafleet.history.record import Record
+from llamafleet.history.report import head, proves_nothing
 from llamafleet.history.runs import Run
 from llamafleet.history.store import Row
 from llamafleet.protocol.result import Result
@@ -30,8 +30,7 @@ def page_of(
         rows=tuple(rows),
         records=tuple(records),
         results=results,
-        head=f"run {run.id}",
-        judged_since=made - AGE,
-        notes=tuple(notes),
+        head=head(run),
+        notes=(*proves_nothing(run), *notes),
     )
     return render(material, expected())

@@ -16,7 +16,7 @@ import click
 from llamafleet.cli.errors import BadInput
 from llamafleet.history.files import write_text
 from llamafleet.history.record import Record
-from llamafleet.history.records import VARIABLE, History, keep_up
+from llamafleet.history.records import VARIABLE, History, HistoryError, keep_up
 from llamafleet.history.report import exit_code_of, render_line, render_run
 from llamafleet.history.runs import Run, RunError, Runs, as_json
 from llamafleet.terminal import colours_wanted
@@ -88,8 +88,6 @@ def report(
     how = Wanted(_form(form, in_json), output, results)
     _refuse(how, wanted, as_example)
     runs = Runs(results)
-    for line in [] if as_example else keep_up(results):
-        click.echo(f"Warning: {line}", err=True)
     try:
         if as_example:
             code = _example(how)
@@ -101,12 +99,17 @@ def report(
             code = _show(*runs.last(), how)
     except RunError as error:
         raise BadInput(str(error)) from error
+    if not as_example and how.form != "html":
+        _take_in(results)  # After the report: a database that does not answer takes its time.
     context.exit(code)
 
 
 def _form(form: Format | None, in_json: bool) -> Format:
     if in_json and form not in (None, "json"):
-        raise BadInput(f"--json: found --format {form} beside it; expected one of both; next: -h")
+        raise BadInput(
+            f"--json: found --format {form} beside it; expected one of both; "
+            "next: llamafleet report --help"
+        )
     return "json" if in_json else form or "text"
 
 
@@ -132,12 +135,23 @@ def _refuse(how: Wanted, wanted: str | None, as_example: bool) -> None:
         )
 
 
+def _take_in(results: Path) -> list[str]:
+    """What there is to say of it, which is on the screen."""
+    warnings = keep_up(results)
+    for line in warnings:
+        click.echo(f"Warning: {line}", err=True)
+    return warnings
+
+
 def _show(run: Run | None, errors: list[RunError], how: Wanted) -> int:
     """An older run proves nothing about a newer one that can't be read: `errors` decide first."""
     _say(errors)
     if run is None:
         return BadInput.exit_code
-    text = _page(run, how.results) if how.form == "html" else _text(run, how)
+    if how.form == "html":
+        text = _page(run, how.results, [*map(str, errors), *_take_in(how.results)])
+    else:
+        text = _text(run, how)
     _put(text, how.output)
     return BadInput.exit_code if errors else exit_code_of(run)
 
@@ -149,7 +163,7 @@ def _example(how: Wanted) -> int:
     if how.form == "html":
         from llamafleet.cli.page import page_of
 
-        # As on its day: later, its runs would be too old to say who is slow.
+        # As on its day.
         then = made.run.finished or datetime.now(timezone.utc)
         text = page_of(made.run, made.run.rows, made.records, made.results, NOTES, made=then)
     else:
@@ -165,15 +179,14 @@ def _example(how: Wanted) -> int:
 def _judged(records: Sequence[Record]) -> list[str]:
     """What `llamafleet compare --last-update` and `llamafleet outliers` say of them."""
     from llamafleet.history.lastupdate import last_updates
-    from llamafleet.history.outliers import find_outliers
+    from llamafleet.history.outliers import AGE, find_outliers
     from llamafleet.history.words import of_groups, of_updates
 
-    return ["", *of_updates(last_updates(records)), "", *of_groups(find_outliers(records))]
+    return ["", *of_updates(last_updates(records)), "", *of_groups(find_outliers(records, AGE))]
 
 
-def _page(run: Run, results: Path) -> str:
+def _page(run: Run, results: Path, notes: list[str]) -> str:
     from llamafleet.cli.page import page_of
-    from llamafleet.history.database import HistoryError
     from llamafleet.history.fleet import newest
 
     fleet = newest(run, results)
@@ -182,7 +195,8 @@ def _page(run: Run, results: Path) -> str:
     except HistoryError as error:
         raise BadInput(str(error)) from error
     now = datetime.now(timezone.utc)
-    return page_of(run, fleet.rows, records, fleet.results, fleet.unread, made=now)
+    notes = [*notes, *fleet.unread]
+    return page_of(run, fleet.rows, records, fleet.results, notes, made=now)
 
 
 def _text(run: Run, how: Wanted) -> str:

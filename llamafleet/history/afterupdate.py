@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamafleet.history.records import VARIABLE, Filter, History
+from llamafleet.history.records import VARIABLE, Filter, History, HistoryError
 from llamafleet.history.store import Row
 
 UNSAID = frozenset({"too few runs", "not comparable"})
@@ -27,10 +27,6 @@ def after_update(results: Path, rows: Sequence[Row]) -> list[str]:
     from llamafleet.history.lastupdate import last_updates
     from llamafleet.history.words import of_updates
 
-    try:
-        from llamafleet.history.database import HistoryError
-    except ImportError:
-        return []
     try:
         records = list(History(results, os.environ.get(VARIABLE, "")).records(Filter(hosts=named)))
     except (HistoryError, OSError):

@@ -13,13 +13,12 @@ from typing import Literal
 
 from llamafleet.history import comparable
 from llamafleet.history.record import Record
+from llamafleet.protocol.conditions import is_capped
 
 Answer = Literal["within", "above", "below", "not comparable"]
 Met = Literal["met", "not met", "not applicable"]
 Tier = Literal["measured here", "reported", "recalled"]
 
-CAPPED = 0.99
-"""Of the default power limit, below which a figure is that of a capped card."""
 SPREADS = 2.0
 """Above a reference by more of its spreads, and by ABOVE: said, as it is no mistake."""
 ABOVE = 1.05
@@ -27,6 +26,13 @@ ROUNDED_GIB = 0.6
 """What is sold as 12 GB is 11.99, as 96 GB 95.6."""
 LARGE = 1e9
 """Bytes of weights from which reading them is what generation takes; below it is launching."""
+LAYERS = 33
+"""Of the references' model, the output's with them."""
+USUAL: dict[str, tuple[tuple[object, ...], ...]] = {
+    "KV type": (("", "f16"), ("", "f16")),
+    "batch": ((None, 2048), (None, 512)),
+}
+"""What llama-bench takes where it is told nothing, as of the references; or not told."""
 GB = 1e9
 MIB = float(2**20)
 
@@ -142,20 +148,43 @@ def _against(record: Record, reference: Reference, bands: Bands) -> Band:
         return Band("not comparable", reference, trusted, ratio, why)
     low = bands.low_measured if trusted == "measured here" else bands.low_reported
     if ratio < low:
-        return Band("below", reference, trusted, ratio, f"expected at least {low:.0%} of it")
+        untold = "" if record.power_limit_w else f"; its power limit: {comparable.UNTOLD}"
+        why = f"expected at least {low:.0%} of it{untold}"
+        return Band("below", reference, trusted, ratio, why)
     above = ratio > ABOVE and record.median_ts > reference.ts + SPREADS * reference.spread
     return Band("above" if above else "within", reference, trusted, ratio)
 
 
 def _unlike(record: Record, reference: Reference) -> Iterator[str]:
-    if not comparable.is_baseline(record):
-        yield f"the figure is no baseline: {'BUSY' if record.busy else record.verdict}"
+    yield from _flaw(record)
     if record.flash_attn != reference.flash_attention:
         own, other = map(_attention, (record.flash_attn, reference.flash_attention))
         yield f"flash attention: {own}, the reference {other}"
     limit, made = record.power_limit_w, record.power_default_w
-    if limit and made and limit < CAPPED * made:
+    if limit and made and is_capped(limit, made):
         yield f"the power limit is {limit:g} W, the default {made:g} W"
+    for name, told in (("KV type", (record.type_k, record.type_v)), ("batch", _batch(record))):
+        if any(one not in usual for one, usual in zip(told, USUAL[name], strict=True)):
+            yield f"{name}: {comparable.said(told)}, the reference as usual"
+    yield from _offload(record, LAYERS)
+
+
+def _batch(record: Record) -> tuple[int | None, int | None]:
+    return record.n_batch, record.n_ubatch
+
+
+def _offload(record: Record, layers: int) -> Iterator[str]:
+    """Whether anything but the GPU's own CUDA was at work."""
+    told = record.n_gpu_layers
+    if told is not None and 0 <= told < layers:
+        yield f"n_gpu_layers: {told}, so the CPU may have had a part of it"
+    if (odd := comparable.options(record)) != comparable.AS_USUAL:
+        yield f"llama-bench's options: {odd}"
+
+
+def _flaw(record: Record) -> Iterator[str]:
+    if why := comparable.flaw(record):
+        yield f"the figure is no baseline: {why}"
 
 
 def _attention(told: bool | None) -> str:
@@ -173,17 +202,28 @@ def roofline(record: Record, bands: Bands) -> Roofline | None:
     if (row := next(rows, None)) is None:
         return None
     most = row.gb_s * GB / record.model_size
-    share, why = record.median_ts / most, ""
-    answer: Answer = "below" if share < bands.roofline_low else "within"
-    if not comparable.is_baseline(record):
-        why = f"the figure is no baseline: {'BUSY' if record.busy else record.verdict}"
-    elif record.model_size < LARGE:
-        why = "so small a model is launched, not read"
-    elif share > 1:
-        why = "not all weights are read for a token, as in a mixture of experts"
-    elif answer == "below":
-        return Roofline(share, most, row, answer, f"expected {bands.roofline_low:.0%} or more")
-    return Roofline(share, most, row, "not comparable" if why else answer, why)
+    share = record.median_ts / most
+    if why := next(_unread(record, most, share, bands), ""):
+        return Roofline(share, most, row, "not comparable", why)
+    if share < bands.roofline_low:
+        return Roofline(share, most, row, "below", f"expected {bands.roofline_low:.0%} or more")
+    return Roofline(share, most, row, "within")
+
+
+def _unread(record: Record, most: float, share: float, bands: Bands) -> Iterator[str]:
+    """Why reading all weights from the GPU's memory is not what the figure tells of."""
+    low = share < bands.roofline_low
+    yield from _flaw(record)
+    if (record.model_size or 0) < LARGE:
+        yield "so small a model is launched, not read"
+    if share > 1:
+        yield "not all weights are read for a token, as in a mixture of experts"
+    # How many layers the model has is not known: what is in place is not doubted.
+    yield from _offload(record, comparable.ALL_LAYERS if low else 0)
+    if low and record.n_depth:
+        yield f"at a depth of {record.n_depth} tokens the KV cache is read as well"
+    if low and most > comparable.HIGH["tg"]:
+        yield "where so many are allowed it is the launching of kernels that is measured"
 
 
 # -- the guide's claims ----------------------------------------------------------------------------
@@ -197,6 +237,8 @@ def claims(record: Record, bands: Bands) -> tuple[Claim, ...]:
         other = f"it speaks of the {told.gpu}"
     elif not comparable.is_baseline(record):
         other = "the GPU was not free and healthy"
+    else:
+        other = next(_offload(record, LAYERS), "")
     parts = (_speed, _memory, _utilisation, _load)
     found = tuple(part(record, bands) for part in parts)
     if not other:
@@ -227,8 +269,8 @@ def _memory(record: Record, bands: Bands) -> Claim:
     if low <= peak <= high:
         return Claim(name, claimed, found, "met")
     if peak < low:
-        size = (record.model_size or 0) / GB
-        why = f"it depends on the model: this one has {size:.1f} GB of weights"
+        size = f"{record.model_size / GB:.1f} GB" if record.model_size else "an untold size"
+        why = f"it depends on the model: this one has {size} of weights"
         return Claim(name, claimed, found, "not applicable", why)
     return Claim(name, claimed, found, "not met", "it takes more")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from llamafleet.history.record import Record, Test
-from llamafleet.protocol.result import CPU_ONLY, PASS
+from llamafleet.protocol.result import BUSY, GOOD
 
 UNTOLD = "not told"
 UNTOLD_VALUES = (None, "")
@@ -22,7 +22,28 @@ HIGH_LEAST = 0.2
 """Such figures must differ by so much before anything is said of them."""
 RATES = (1e-6, 1e12)
 """Tokens per second that no GPU is beyond: a host may write anything."""
+GOOD_OR_UNTOLD = (None, *GOOD)
 MAKER = re.compile(r"^(NVIDIA|Tesla)\s+(?=\S)")
+
+
+ALL_LAYERS = 99
+"""Of n_gpu_layers: so many and more are all that a model has."""
+AS_USUAL = "as usual"
+USUAL: dict[str, tuple[object, ...]] = {
+    # Of what a record has a field for nothing is kept there, as of the backends CUDA and CPU.
+    "backends": (None,),
+    "n_cpu_moe": (None, 0),
+    "no_kv_offload": (None, False),
+    "no_op_offload": (None, False),
+    "tensor_buft_overrides": (None, "", "none"),
+    "embeddings": (None, False),
+}
+"""llama-bench's own options, each with what is no option: older versions lack some."""
+USUAL_OF_SEVERAL: dict[str, tuple[object, ...]] = {
+    "split_mode": (None, "layer"),
+    "tensor_split": (None, "", "0.00"),
+}
+"""Of several GPUs together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,25 @@ def test_name(record: Record) -> str:
     return f"{record.test}{size}" + (f" @ d{record.n_depth}" if record.n_depth else "")
 
 
+def _layers(record: Record) -> object:
+    """llama-bench's default for all of them was 99 and is -1."""
+    told = record.n_gpu_layers
+    return "all" if told is not None and not 0 <= told < ALL_LAYERS else told
+
+
+def options(record: Record) -> str:
+    """What llama-bench was told beside, which moves the work or a part of the weights."""
+    usual = {**USUAL, **(USUAL_OF_SEVERAL if record.gpus > 1 else {})}
+    told = ((name, record.llama_bench.get(name)) for name in usual)
+    odd = [f"{name} {str(value)[:40]}" for name, value in told if value not in usual[name]]
+    return ", ".join(odd) or AS_USUAL
+
+
+def build(record: Record) -> str:
+    """llama-bench tells no fingerprint, but llama.cpp's commit."""
+    return record.fingerprint or record.build_commit
+
+
 def _gib(record: Record) -> object:
     """Whole: drivers differ in a few MiB."""
     return None if record.vram_mib is None else f"{record.vram_mib / 1024:.0f} GiB"
@@ -63,17 +103,18 @@ MEASURED = (
     Trait("model", model),
     Trait("model's size", lambda r: r.model_size),
     Trait("flash attention", lambda r: r.flash_attn),
-    Trait("n_gpu_layers", lambda r: r.n_gpu_layers),
+    Trait("n_gpu_layers", _layers),
     Trait("n_batch", lambda r: (r.n_batch, r.n_ubatch)),
     Trait("KV type", lambda r: (r.type_k, r.type_v)),
     Trait("number of GPUs", lambda r: r.gpus),
+    Trait("llama-bench's options", options),
 )
 """What was measured."""
 CARD = (Trait("GPU model", card), Trait("GPU memory", _gib))
 POWER = Trait("power limit", _limit)
 DRIVER = Trait("driver", lambda r: r.driver)
 TOOLKIT = Trait("toolkit", lambda r: r.toolkit)
-BUILD = Trait("build", lambda r: r.fingerprint)
+BUILD = Trait("build", build)
 VERSION = Trait("llama-cpp-python", lambda r: r.llama_cpp_python)
 
 
@@ -96,8 +137,14 @@ def differing(a: Sequence[Record], b: Sequence[Record], traits: Iterable[Trait])
     for trait in traits:
         of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
         if not of_a & of_b:
-            found.append(f"{trait.name}: {_some(of_a)} and {_some(of_b)}")
+            found.append(of_both(a, b, trait))
     return found
+
+
+def of_both(a: Sequence[Record], b: Sequence[Record], trait: Trait) -> str:
+    """What either side has, in words."""
+    of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
+    return f"{trait.name}: {_some(of_a)} and {_some(of_b)}"
 
 
 def _some(values: Iterable[str]) -> str:
@@ -109,8 +156,17 @@ def _some(values: Iterable[str]) -> str:
 
 def is_baseline(record: Record) -> bool:
     """A figure of a free and healthy GPU (llama-bench's own gives no verdict)."""
-    good = not record.busy and record.verdict in (None, PASS, CPU_ONLY)
+    good = not record.busy and record.verdict in GOOD_OR_UNTOLD
     return good and has_figure(record)
+
+
+def flaw(record: Record) -> str:
+    """Why it is no baseline; "": it is one."""
+    if is_baseline(record):
+        return ""
+    if record.busy:
+        return BUSY
+    return "no figure" if record.verdict in GOOD_OR_UNTOLD else str(record.verdict)
 
 
 def has_figure(record: Record) -> bool:

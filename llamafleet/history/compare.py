@@ -26,11 +26,13 @@ from llamafleet.history.comparison import (
     Comparison,
     Sides,
     blocks_of,
+    differing,
     free_of,
     judged,
     left_out,
     refused,
     tested,
+    told_apart,
 )
 from llamafleet.history.record import Record, Test
 
@@ -56,7 +58,7 @@ class Axis:
 AXES: dict[By, Axis] = {
     "driver": Axis(lambda r: r.driver, (*MEASURED, *CARD, POWER, BUILD), True, "."),
     "toolkit": Axis(lambda r: r.toolkit, (*MEASURED, *CARD, POWER, DRIVER, VERSION), True, "."),
-    "build": Axis(lambda r: r.fingerprint, (*MEASURED, *CARD, POWER, DRIVER), True, ""),
+    "build": Axis(comparable.build, (*MEASURED, *CARD, POWER, DRIVER), True, ""),
     "host": Axis(lambda r: r.host, (*MEASURED, *CARD, POWER, DRIVER, BUILD), False, None),
     "gpu": Axis(lambda r: r.gpu_uuid, (*MEASURED, *CARD, POWER, DRIVER, BUILD), False, ""),
 }
@@ -127,15 +129,10 @@ def _of_one_test(sides: Sides, axis: Axis) -> list[Comparison]:
             group = groups.setdefault(comparable.key(record, axis.same), ([], []))
             group[number].append(record)
     both = [group for group in groups.values() if all(free_of(group))]
-    if both:
-        return [judged(group, on_one_gpu=axis.on_one_gpu) for group in both]
-    return [refused(sides, _differing(free_of(sides), axis.same))]
-
-
-def _differing(sides: Sides, traits: Sequence[Trait]) -> list[str]:
-    names = ", ".join(trait.name for trait in traits)
-    found = comparable.differing(*sides, traits)
-    return found or [f"no run of A has all of these as one of B has them: {names}"]
+    if not both:
+        return [refused(sides, differing(sides, axis.same))]
+    found = [judged(group, on_one_gpu=axis.on_one_gpu) for group in both]
+    return list(told_apart(found, [a[0] for a, _ in both], axis.same))
 
 
 def _forced(sides: Sides, axis: Axis) -> Comparison:

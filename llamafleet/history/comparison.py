@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
 from llamafleet.history import comparable
+from llamafleet.history.comparable import Trait
 from llamafleet.history.ranks import Block, shift
 from llamafleet.history.record import Record, Test
 
 Answer = Literal["faster", "slower", "no difference shown", "too few runs", "not comparable"]
+
+NOTHING_SHOWN: Answer = "no difference shown"
 
 ALPHA = 0.05
 """One in twenty of what does not differ would be called different, were comparable.LEAST not
@@ -59,9 +62,38 @@ class Comparison:
     high: float | None = None
     p: float | None = None
     why: tuple[str, ...] = ()
-    """Why it is not comparable, or what was forced."""
+    """Why it is not comparable, what was forced, or why a difference is not spoken of."""
+    under: tuple[str, ...] = ()
+    """What tells it from another with the same test, card and model, as "power limit: 350 W"."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Records that are no baseline, by reason."""
+
+    @property
+    def title(self) -> str:
+        """Of what it speaks; only the test is not in it."""
+        return ", ".join((self.card, self.model, *self.under))
+
+
+def told_apart(
+    found: Sequence[Comparison], of: Sequence[Record], traits: Sequence[Trait]
+) -> tuple[Comparison, ...]:
+    """Those that would look alike, with the traits in which they are not.
+
+    `of`: a record of each.
+    """
+    alike: dict[tuple[str, ...], list[Record]] = {}
+    for one, record in zip(found, of, strict=True):
+        alike.setdefault((one.test, one.title), []).append(record)
+    return tuple(
+        replace(one, under=tuple(_apart(record, alike[one.test, one.title], traits)))
+        for one, record in zip(found, of, strict=True)
+    )
+
+
+def _apart(record: Record, others: Sequence[Record], traits: Sequence[Trait]) -> Iterator[str]:
+    for trait in traits:
+        if len({comparable.said(trait.of(one)) for one in others}) > 1:
+            yield f"{trait.name}: {comparable.said(trait.of(record))}"
 
 
 def blocks_of(sides: Sides) -> list[Sides]:
@@ -98,10 +130,23 @@ def tested(blocks: Sequence[Sides], why: Sequence[str] = ()) -> Comparison:
         rough = median(y - x for a, b in figures for x in a for y in b)
         return replace(told, ratio=math.exp(rough))
     ratio, low, high = (math.exp(one) for one in (found.estimate, found.low, found.high))
-    answer: Answer = "no difference shown"
-    if found.p <= ALPHA and abs(ratio - 1) >= _least(told):
-        answer = "faster" if ratio > 1 else "slower"
-    return replace(told, answer=answer, ratio=ratio, low=low, high=high, p=found.p)
+    told = replace(told, answer=NOTHING_SHOWN, ratio=ratio, low=low, high=high, p=found.p)
+    # Where figures are equal p may be below ALPHA and an end of the interval be 1.
+    if found.p > ALPHA or low <= 1 <= high:
+        return told
+    if abs(ratio - 1) < _least(told):
+        return replace(told, why=(*told.why, _too_little(told)))
+    return replace(told, answer="faster" if ratio > 1 else "slower")
+
+
+def _too_little(told: Comparison) -> str:
+    least = _least(told)
+    if least > comparable.LEAST:
+        return (
+            f"less than {least:.0%}: above {comparable.HIGH[told.kind]:,.0f} t/s it is the "
+            "launching of kernels that is measured"
+        )
+    return f"less than {least:.0%}, by which two runs of one GPU may differ"
 
 
 def _newest(records: Iterable[Record]) -> list[Record]:
@@ -134,6 +179,13 @@ def refused(sides: Sides, why: Sequence[str]) -> Comparison:
     return replace(_told(sides, "not comparable", missing or why), left_out=left_out(sides))
 
 
+def differing(sides: Sides, traits: Sequence[Trait]) -> list[str]:
+    """Why no free run of A is as one of B; never empty."""
+    found = comparable.differing(*free_of(sides), traits)
+    names = ", ".join(trait.name for trait in traits)
+    return found or [f"no run of A has all of these as one of B has them: {names}"]
+
+
 def free_of(sides: Sides) -> Sides:
     a, b = ([r for r in side if comparable.is_baseline(r)] for side in sides)
     return a, b
@@ -141,8 +193,7 @@ def free_of(sides: Sides) -> Sides:
 
 def left_out(sides: Sides) -> dict[str, int]:
     """How many are no baseline, by reason."""
-    rest = [r for side in sides for r in side if not comparable.is_baseline(r)]
-    return dict(Counter("BUSY" if r.busy else r.verdict or "no figure" for r in rest))
+    return dict(Counter(why for side in sides for r in side if (why := comparable.flaw(r))))
 
 
 def _told(sides: Sides, answer: Answer, why: Sequence[str]) -> Comparison:

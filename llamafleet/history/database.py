@@ -6,6 +6,8 @@ is used, not by every command.
 
 from __future__ import annotations
 
+import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -19,10 +21,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
 from sqlalchemy.types import TypeDecorator
 
+from llamafleet.history.files import to_set_aside
 from llamafleet.history.record import Record
-from llamafleet.history.records import VARIABLE
+from llamafleet.history.records import VARIABLE, HistoryError
 from llamafleet.history.store import DATABASE
-from llamafleet.terminal import conceal, printable
+from llamafleet.terminal import conceal
 
 HEAD = "0001"
 """The newest form: the last of migrations/versions."""
@@ -33,17 +36,29 @@ VERSION_TABLE = "benchmark_version"
 BUSY_S = 60
 """How long a writer waits for another one."""
 
+CONNECT_S = 10
+"""How long a server is waited for: it may be down at the end of each run."""
+
 LOCK = 0x6C6C616D61
-"""Of PostgreSQL's advisory locks the one of a change of form: "llama"."""
+"""Of PostgreSQL's advisory locks the one of who writes: "llama"."""
+
+SERVER = {
+    "connect_timeout": CONNECT_S,
+    # A network that was cut says nothing: it is noticed within a minute, not within two hours.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": BUSY_S * 1000,
+}
+"""Of libpq, unless the URL tells them."""
+
+SESSION = f"SET LOCAL lock_timeout = '{BUSY_S}s'; SET LOCAL TIME ZONE 'UTC'"
+"""Who holds a lock and goes away must not hold a run's end as well; and in another zone a moment at
+the calendar's edge can't be read."""
+
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 SCHEMES = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
-
-
-class HistoryError(Exception):
-    """The history can't be used; the text is one printable line."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
 
 
 class Utc(TypeDecorator[datetime]):
@@ -129,19 +144,24 @@ def url_of(results: Path, told: str) -> URL:
     if not told:
         return URL.create(SCHEMES["sqlite"], database=str(results / DATABASE))
     try:
-        url = make_url(told)
+        url = make_url(told if told.isprintable() else "")
     except (sa.exc.ArgumentError, ValueError) as error:
         raise HistoryError(_unknown("one that is no URL")) from error
     conceal([str(url.password)] if url.password else [])
     name = url.get_backend_name()
-    if name not in SCHEMES or (name == "sqlite" and not url.database):
+    if name not in SCHEMES or (name == "sqlite" and not _is_file(url)):
         raise HistoryError(_unknown(f"{name}://{url.database or ''}"))
     return url.set(drivername=SCHEMES[name])
 
 
+def _is_file(url: URL) -> bool:
+    """Of SQLite: neither in memory, where nothing is kept, nor with words of the driver's."""
+    return bool(url.database) and url.database != ":memory:" and not url.query
+
+
 def _unknown(found: str) -> str:
     return (
-        f"history: found the database {found}; expected postgresql://USER@HOST/NAME or "
+        f"history: found the database {found}; expected postgresql://HOST/NAME or "
         f"sqlite:///FILE; next: export {VARIABLE}=URL"
     )
 
@@ -163,20 +183,45 @@ def opened(results: Path, told: str) -> Iterator[Engine]:
 def _failed(url: URL, error: sa.exc.SQLAlchemyError) -> str:
     """A driver's own words, without the statement and its values."""
     said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
-    shown = url.render_as_string()
+    name = url.get_backend_name()
+    # As it was told: how we reach it is no part of it.
+    shown = url.set(drivername=name).render_as_string()
+    return (
+        f"history: found that {shown} can't be used ({said}); expected a database; "
+        f"next: {_step(url, said)}"
+    )
+
+
+def _step(url: URL, said: str) -> str:
     if url.get_backend_name() == "postgresql":
-        step = f'psql "${VARIABLE}"'
-    elif "not a database" in said or "malformed" in said:
+        told = os.environ.get(VARIABLE)
+        return f'psql "${VARIABLE}"' if told else "psql URL, as it was told with --database"
+    if "not a database" in said or "malformed" in said:
         # Results are taken in again from their files.
-        step = f"mv {url.database} {url.database}.unreadable"
-    else:
-        step = f"ls -la {Path(str(url.database)).parent}"
-    return f"history: found that {shown} can't be used ({said}); expected a database; next: {step}"
+        return to_set_aside(url.database)
+    folder = Path(str(url.database)).parent
+    if "full" in said or "I/O error" in said:  # Which of both, is by chance.
+        return f"df -h {shlex.quote(str(folder))}"
+    return f"ls -la {shlex.quote(str(folder))}"
 
 
 def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, connect_args={"connect_timeout": BUSY_S})
+    if url.get_backend_name() == "sqlite":
+        return _sqlite(url)
+    told = {name: value for name, value in SERVER.items() if name not in url.query}
+    engine = sa.create_engine(url, connect_args=told)
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(SESSION)
+        if _writes(connection):
+            # Two that write the same records in another order would wait for each other.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+
+    return engine
+
+
+def _sqlite(url: URL) -> Engine:
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
 
     @sa.event.listens_for(engine, "connect")
@@ -189,16 +234,19 @@ def _engine(url: URL) -> Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes")
         # Two that read and then write would wait for each other.
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if _writes(connection) else "BEGIN")
 
     return engine
 
 
+def _writes(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get("writes"))
+
+
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes."""
+    """A transaction that writes: one at a time, whoever else does."""
     with engine.connect().execution_options(writes=True) as connection, connection.begin():
         yield connection
 
@@ -215,8 +263,6 @@ def _prepare(engine: Engine) -> None:
         with engine.connect() as connection:
             _write_ahead(connection.connection.driver_connection)
     with writing(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
         # Another process may have done it meanwhile.
         found = _form(connection)
         if found != HEAD:
@@ -254,7 +300,8 @@ def _upgrade(connection: Connection, found: str) -> None:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # A folder may have a % in its name, which stands for something there.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from llamafleet.history.database import RECORDS, SOURCES, writing
+from llamafleet.history.files import to_look_at, to_set_aside
 from llamafleet.history.record import Record
 from llamafleet.history.records import records_of
 from llamafleet.history.runs import Run, RunError, Runs
-from llamafleet.history.store import VERIFIED, Row, read_result
+from llamafleet.history.store import VERIFIED, Row, Store, read_result
+from llamafleet.protocol.result import Result
+from llamafleet.protocol.verify import LATEST
 from llamafleet.received import Unreadable, plain
 
 T = TypeVar("T")
@@ -58,6 +61,8 @@ class Source:
     """Below the folder of results."""
     size: int
     mtime_ns: int
+    before: bool
+    """It was taken in before it changed."""
 
 
 def take_in(engine: Engine, results: Path) -> Taken:
@@ -66,15 +71,18 @@ def take_in(engine: Engine, results: Path) -> Taken:
     folder = f"{socket.gethostname()}:{results.resolve()}"
     with engine.connect() as connection:
         known = _known(connection, folder)
+    store = Store(results)
     # Runs are listed first: one that ends meanwhile is read again when its results are here.
     runs = list(_new(results, results.glob("runs/*.json"), known, taken.runs_aside))
-    found = (path for path in results.glob("*/*.json") if path.parent.name != "runs")
-    for batch in _batches(_new(results, sorted(found), known, taken.aside), BATCH):
-        read = [(source, _records(source, taken)) for source in batch]
+    for batch in _batches(_new(results, _stored(results, taken), known, taken.aside), BATCH):
+        read = [(source, _records(store, source, taken)) for source in batch]
         good = [(source, records) for source, records in read if records is not None]
         with writing(engine) as connection:
             rows = [record for _, records in good for record in records]
             taken.records += put(connection, rows)
+            for source, records in good:
+                if source.before and source.path.name != LATEST:
+                    _forget(connection, source, records)
             _mark(connection, folder, [source for source, _ in good])
         taken.files += len(good)
     for source in runs:
@@ -106,6 +114,13 @@ def put(connection: Connection, records: Iterable[Record]) -> int:
     return len(rows) - before
 
 
+def _forget(connection: Connection, source: Source, records: Iterable[Record]) -> None:
+    """Of a file that was changed: what it told before and does not tell any more."""
+    told = [record.id for record in records]
+    c = RECORDS.c
+    connection.execute(sa.delete(RECORDS).where(c.source == source.name, c.id.not_in(told)))
+
+
 def _as_row(record: Record) -> dict[str, Any]:
     return {column.name: getattr(record, column.name) for column in RECORDS.columns}
 
@@ -113,38 +128,62 @@ def _as_row(record: Record) -> dict[str, Any]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _known(connection: Connection, folder: str) -> set[tuple[str, int, int]]:
+Known = dict[str, tuple[int, int]]
+"""Size and time of change of a file when it was read, by its name."""
+
+
+def _known(connection: Connection, folder: str) -> Known:
     columns = (SOURCES.c.path, SOURCES.c.size, SOURCES.c.mtime_ns)
     wanted = sa.select(*columns).where(SOURCES.c.folder == folder)
-    return {(path, size, mtime) for path, size, mtime in connection.execute(wanted)}
+    return {path: (size, mtime) for path, size, mtime in connection.execute(wanted)}
 
 
-def _new(
-    results: Path, paths: Iterable[Path], known: set[tuple[str, int, int]], aside: list[str]
-) -> Iterator[Source]:
+def _stored(results: Path, taken: Taken) -> Iterator[Path]:
+    """Files of results; a folder that can't be read is named."""
+    for folder in sorted(results.iterdir()):
+        if folder.name == "runs" or not folder.is_dir():
+            continue
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+        except OSError as error:
+            taken.aside.append(_aside(folder, error.strerror or str(error), to_look_at(folder)))
+            continue
+        yield from paths
+
+
+def _new(results: Path, paths: Iterable[Path], known: Known, aside: list[str]) -> Iterator[Source]:
     for path in paths:
         name = plain(str(path.relative_to(results)))
         try:
             stat = path.stat()
         except OSError as error:
-            aside.append(_aside(path, error.strerror or str(error)))
+            aside.append(_aside(path, error.strerror or str(error), to_look_at(path)))
             continue
         if not S_ISREG(stat.st_mode):  # A pipe would be waited for.
-            aside.append(_aside(path, "no regular file"))
-        elif (name, stat.st_size, stat.st_mtime_ns) not in known:
-            yield Source(path, name, stat.st_size, stat.st_mtime_ns)
+            aside.append(_aside(path, "no regular file", to_set_aside(path)))
+        elif known.get(name) != (stat.st_size, stat.st_mtime_ns):
+            yield Source(path, name, stat.st_size, stat.st_mtime_ns, name in known)
 
 
-def _records(source: Source, taken: Taken) -> tuple[Record, ...] | None:
+def _records(store: Store, source: Source, taken: Taken) -> tuple[Record, ...] | None:
     """None, and named: it can't be read."""
+    try:
+        source.path.open("rb").close()
+    except OSError as error:
+        found = error.strerror or str(error)
+        taken.aside.append(_aside(source.path, found, to_look_at(source.path)))
+        return None
     result = read_result(source.path)
     try:
-        if not isinstance(result, Unreadable):
-            return records_of(result, source=source.name)
-        reason = result.reason
+        if isinstance(result, Result):
+            own = replace(result, host=store.host_of(source.path, result))
+            return records_of(own, source=source.name)
+        found = result.reason.removeprefix("found ")
     except ValueError as error:
-        reason = str(error)
-    taken.aside.append(_aside(source.path, reason))
+        found = str(error)
+    newer = isinstance(result, Unreadable) and result.newer
+    step = "git pull" if newer else to_set_aside(source.path)
+    taken.aside.append(_aside(source.path, found, step))
     return None
 
 
@@ -157,8 +196,8 @@ def _run(results: Path, source: Source, taken: Taken) -> Run | None:
         return None
 
 
-def _aside(path: Path, found: str) -> str:
-    return f"{path}: found {found}; expected a result; next: mv {path} {path}.unreadable"
+def _aside(path: Path, found: str, step: str) -> str:
+    return f"{path}: found {found}; expected a result; next: {step}"
 
 
 def _mark(connection: Connection, folder: str, sources: Sequence[Source]) -> None:

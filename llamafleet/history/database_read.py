@@ -27,7 +27,7 @@ def read(engine: Engine, wanted: Filter) -> Iterator[Record]:
     else:
         query = query.order_by(c.test_time, c.id)
     with engine.connect() as connection:
-        for row in connection.execution_options(yield_per=AT_ONCE).execute(query):
+        for row in connection.execute(query, execution_options={"yield_per": AT_ONCE}):
             yield Record(*row)
 
 

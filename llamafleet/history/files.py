@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
 
 from llamafleet.terminal import masked_data
+
+
+def to_set_aside(*paths: object) -> str:
+    """The command that lets a file be what nobody reads, and keeps it."""
+    names = [(shlex.quote(str(path)), shlex.quote(f"{path}.unreadable")) for path in paths]
+    return "; ".join(f"mv {name} {other}" for name, other in names)
+
+
+def to_look_at(path: object) -> str:
+    """The command that says why a file can't be opened."""
+    return f"ls -ld {shlex.quote(str(path))}"
 
 
 def write_json(path: Path, data: object) -> None:

@@ -29,15 +29,9 @@ def newest(run: Run, root: Path) -> Fleet:
     for path in sorted(root.glob(f"*/{LATEST}")):
         result = read_result(path)
         if isinstance(result, Result):
-            results[_name(store, path, result)] = result
+            results[store.host_of(path, result)] = result
         else:
             unread.append(printable(f"{path} can't be read: {result.reason}"))
     asked = {row.host for row in run.rows}
     others = [Row.of(host, one, (), ()) for host, one in results.items() if host not in asked]
     return Fleet((*run.rows, *others), results, tuple(unread))
-
-
-def _name(store: Store, path: Path, result: Result) -> str:
-    """The host in pyinfra, where its folder is that host's; else the folder's own name: a result
-    that somebody copied there speaks of another host."""
-    return result.host if store.folder(result.host) == path.parent else path.parent.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from llamafleet.history.report import ENDS
+from llamafleet.history.report import proves_nothing
 from llamafleet.history.runs import Run
 from llamafleet.history.store import GpuLine, Row
 from llamafleet.protocol.result import BUSY, GOOD, Verdict
@@ -15,22 +15,22 @@ def render(run: Run) -> str:
     """A verdict that is not good is a failure. A run without hosts, or without an end, is one
     too: readers of JUnit take an empty file for a success."""
     suites = ElementTree.Element("testsuites", name=f"llamafleet {printable(run.id)}")
-    if run.started:
-        suites.set("timestamp", run.started.isoformat())
-    if not run.rows or run.state in ENDS:
-        _whole(suites, run)
+    if why := proves_nothing(run):
+        _whole(suites, run, why)
     for row in run.rows:
         _suite(suites, row)
+    if run.started:
+        for suite in suites:  # Jenkins' schema has it of a suite alone.
+            suite.set("timestamp", run.started.isoformat())
     _count(suites)
     ElementTree.indent(suites)
     return ElementTree.tostring(suites, encoding="unicode", xml_declaration=False)
 
 
-def _whole(suites: ElementTree.Element, run: Run) -> None:
+def _whole(suites: ElementTree.Element, run: Run, why: list[str]) -> None:
     suite = ElementTree.SubElement(suites, "testsuite", name="run")
     case = ElementTree.SubElement(suite, "testcase", classname="run", name=printable(run.id))
-    text = ENDS.get(run.state, "no host was in this run: nothing is proven")
-    ElementTree.SubElement(case, "failure", type="run", message=text)
+    ElementTree.SubElement(case, "failure", type="run", message="; ".join(why))
     _count(suite)
 
 

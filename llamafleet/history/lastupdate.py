@@ -1,22 +1,34 @@
 """What the last driver update of each GPU cost or brought: all runs before it and since.
 
-A driver that came back to an older version is an update as well. What an update brings along, as
-another build, is said beside; another model, power limit or flash attention makes it no comparison.
+A driver that came back to an older version is an update as well. One under which the GPU never was
+free is passed over, as nothing can be held against it. Runs of one build are compared where both
+drivers have some; else it is said which build came along. Another model, power limit or flash
+attention makes it no comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from llamafleet.history import comparable
-from llamafleet.history.comparable import BUILD, CARD, MEASURED, POWER, TOOLKIT
-from llamafleet.history.comparison import Comparison, Sides, judged, refused
+from llamafleet.history.comparable import BUILD, CARD, MEASURED, POWER, TOOLKIT, Trait
+from llamafleet.history.comparison import (
+    Comparison,
+    Sides,
+    differing,
+    free_of,
+    judged,
+    refused,
+    told_apart,
+)
 from llamafleet.history.record import Record
 
 SAME = (*MEASURED, POWER)
 """Of one GPU: its name may change with the driver."""
+BESIDE = (BUILD, TOOLKIT)
+"""What an update may bring along."""
 Key = tuple[object, ...]
 
 
@@ -31,7 +43,7 @@ class Updated:
     """When the first of them was measured after it."""
     comparisons: tuple[Comparison, ...]
     also: tuple[str, ...] = ()
-    """What else changed with it on all of them."""
+    """What else changed with it, and on how many of them where not on all."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +52,16 @@ class _Change:
 
     drivers: tuple[str, str]
     sides: Sides
+    parts: tuple[Sides, ...]
+    """Those of `sides` that may be compared, each for itself; each has free runs on both."""
 
     @property
     def since(self) -> datetime:
         return self.sides[1][0].test_time
+
+    @property
+    def place(self) -> Key:
+        return comparable.place(self.sides[1][0])
 
 
 def last_updates(records: Iterable[Record]) -> list[Updated]:
@@ -55,7 +73,7 @@ def last_updates(records: Iterable[Record]) -> list[Updated]:
     return sorted(found, key=lambda one: one.since, reverse=True)
 
 
-def _changes(records: Iterable[Record]) -> Iterable[_Change]:
+def _changes(records: Iterable[Record]) -> Iterator[_Change]:
     """One for each GPU and test of which both drivers have figures."""
     histories: dict[Key, list[Record]] = {}
     for record in records:
@@ -63,10 +81,23 @@ def _changes(records: Iterable[Record]) -> Iterable[_Change]:
             histories.setdefault((record.test, *comparable.place(record)), []).append(record)
     for history in histories.values():
         history.sort(key=lambda one: one.test_time)
-        after = _tail(history)
-        before = _tail(history[: -len(after)])
+        before, after = sides = _sides(history)
         if before:
-            yield _Change((before[-1].driver, after[-1].driver), (before, after))
+            yield _Change((before[-1].driver, after[-1].driver), sides, tuple(_parts(sides)))
+
+
+def _sides(history: Sequence[Record]) -> Sides:
+    """The runs under the driver before, and under that of now; of no update the first are none."""
+    newest = _tail(history)
+    earlier = history[: len(history) - len(newest)]
+    free = [one for one in earlier if comparable.is_baseline(one)]
+    line = [*(free or earlier), *newest]
+    after = _tail(line)
+    before = _tail(line[: len(line) - len(after)])
+    if before and free:
+        since, driver = before[0].test_time, before[0].driver
+        before = [one for one in earlier if one.driver == driver and one.test_time >= since]
+    return before, after
 
 
 def _tail(history: Sequence[Record]) -> list[Record]:
@@ -77,39 +108,61 @@ def _tail(history: Sequence[Record]) -> list[Record]:
     return list(history[at:])
 
 
+def _parts(sides: Sides) -> Iterator[Sides]:
+    """One for each thing that was measured under both drivers; of several builds that both have,
+    the one that was measured last."""
+    for part in _by(sides, SAME):
+        of_one_build = _by(part, BESIDE)
+        yield max(of_one_build, key=lambda one: one[1][-1].test_time, default=part)
+
+
+def _by(sides: Sides, traits: Sequence[Trait]) -> list[Sides]:
+    """Parted by traits; those without a free run on either side are left out."""
+    found: dict[Key, Sides] = {}
+    for number, side in enumerate(sides):
+        for record in side:
+            found.setdefault(comparable.key(record, traits), ([], []))[number].append(record)
+    return [part for part in found.values() if all(free_of(part))]
+
+
 def _updated(changes: Sequence[_Change]) -> Updated:
     before, after = changes[0].drivers
-    groups: dict[Key, list[_Change]] = {}
+    groups: dict[Key, list[Sides]] = {}
     for change in changes:
-        newest = change.sides[1][-1]
-        groups.setdefault(comparable.key(newest, (*SAME, *CARD)), []).append(change)
+        # What can't be compared is told apart, or it would be lost in what can.
+        for part in change.parts or (change.sides,):
+            newest = part[1][-1]
+            key = (bool(change.parts), *comparable.key(newest, (*SAME, *CARD)))
+            groups.setdefault(key, []).append(part)
+    joined = [(able, _joined(parts)) for (able, *_), parts in groups.items()]
+    found = [_compared(sides, able=bool(able)) for able, sides in joined]
     return Updated(
         before=before,
         after=after,
         since=min(change.since for change in changes),
-        comparisons=tuple(map(_compared, groups.values())),
-        also=tuple(comparable.differing(*_joined(changes), (BUILD, TOOLKIT))),
+        comparisons=told_apart(found, [sides[1][-1] for _, sides in joined], SAME),
+        also=tuple(_also(changes)),
     )
 
 
-def _compared(changes: Sequence[_Change]) -> Comparison:
-    """Of each GPU the runs that are as its newest one."""
-    same = [_alike(change.sides) for change in changes]
-    sides = [r for a, _ in same for r in a], [r for _, b in same for r in b]
-    if not sides[0]:
-        every = _joined(changes)
-        return refused(every, comparable.differing(*every, SAME))
-    return judged(sides, on_one_gpu=True)
+def _compared(sides: Sides, *, able: bool) -> Comparison:
+    return judged(sides, on_one_gpu=True) if able else refused(sides, differing(sides, SAME))
 
 
-def _alike(sides: Sides) -> Sides:
-    wanted = comparable.key(sides[1][-1], SAME)
-    a, b = ([r for r in side if comparable.key(r, SAME) == wanted] for side in sides)
-    return a, b
+def _also(changes: Sequence[_Change]) -> Iterator[str]:
+    for trait in BESIDE:
+        moved: dict[Key, Sides] = {}
+        for change in changes:
+            sides = _joined(change.parts or (change.sides,))
+            if comparable.differing(*sides, (trait,)):
+                old = moved.get(change.place, ([], []))
+                moved[change.place] = _joined((old, sides))
+        if moved:
+            gpus = len({change.place for change in changes})
+            some = f" (on {len(moved)} of {gpus} GPUs)" if len(moved) < gpus else ""
+            yield comparable.of_both(*_joined(moved.values()), trait) + some
 
 
-def _joined(changes: Sequence[_Change]) -> Sides:
-    return (
-        [r for change in changes for r in change.sides[0]],
-        [r for change in changes for r in change.sides[1]],
-    )
+def _joined(parts: Iterable[Sides]) -> Sides:
+    several = list(parts)
+    return [r for a, _ in several for r in a], [r for _, b in several for r in b]

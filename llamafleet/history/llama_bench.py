@@ -15,9 +15,9 @@ from pathlib import Path, PureWindowsPath
 from statistics import median
 from typing import Any
 
-from llamafleet.history.record import Record, Test
+from llamafleet.history.record import Record, Test, as_json
 from llamafleet.history.records import with_id
-from llamafleet.received import Unreadable, received, received_json
+from llamafleet.received import Unreadable, plain, received, received_json
 
 COLUMNS = (
     *("build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename"),
@@ -29,6 +29,13 @@ COLUMNS = (
     *("stddev_ns", "avg_ts", "stddev_ts", "samples_ns", "samples_ts"),
 )
 """In its order."""
+
+OURS = "llamafleet"
+"""A column beside them, of records of a verification: the whole record.
+
+Without it the figure of a GPU that was not free would come back as one of a free GPU, and as
+another measurement.
+"""
 
 AUTO = -1
 """Of flash_attn: as llama.cpp thinks best, which a verification takes, too."""
@@ -100,18 +107,33 @@ def record_of(line: str, host: str, source: str = "") -> Record | Unreadable:
     data = told if isinstance(told, Unreadable) else received(dict[str, Any], told)
     if isinstance(data, Unreadable):
         return Unreadable(f"found no row of llama-bench ({data.reason})")
+    if OURS in data:
+        return _ours(data[OURS])
     # null is what an export of ours does not know.
     row = received(_Row, {name: value for name, value in data.items() if value is not None})
     if isinstance(row, Unreadable):
         return Unreadable(f"found no row of llama-bench ({row.reason})")
     try:
-        record = _record(row, host, source)
+        record = with_id(_record(row, host, source))
     except ValueError as error:
-        return Unreadable(str(error))
+        return Unreadable(f"found {error}")
     # What comes out again is what came in, be it newer than this code.
     known = row_of(record)
     rest = {name: value for name, value in data.items() if not _same(known.get(name), value)}
-    return with_id(replace(record, llama_bench=rest))
+    return replace(record, llama_bench=rest)
+
+
+def _ours(told: object) -> Record | Unreadable:
+    """A record as an export of ours keeps it."""
+    record = received(Record, told)
+    try:
+        if isinstance(record, Unreadable):
+            raise ValueError(record.reason)
+        if with_id(record) != record:
+            raise ValueError(f"the id {record.id}, which is not that of its figures")
+    except ValueError as error:
+        return Unreadable(f"found {error} in the column {OURS}; expected it as it was written")
+    return record
 
 
 def _same(told: object, value: object) -> bool:
@@ -123,11 +145,11 @@ def _record(row: _Row, host: str, source: str) -> Record:
     tokens = row.n_prompt + row.n_gen
     if min(row.n_prompt, row.n_gen) != 0 or tokens <= 0:
         raise ValueError(
-            f"found n_prompt {row.n_prompt} and n_gen {row.n_gen}; expected one of them, as of "
+            f"n_prompt {row.n_prompt} and n_gen {row.n_gen}; expected one of them, as of "
             "llama-bench -p or -n"
         )
-    if min(row.samples_ns, default=1) <= 0 or row.avg_ts < 0:
-        raise ValueError("found a test that took no time")
+    if min(row.samples_ns, default=1) <= 0:
+        raise ValueError("a test that took no time")
     # Those in samples_ts are rounded to six digits.
     samples = tuple(NS * tokens / ns for ns in row.samples_ns) or row.samples_ts
     gpus, names = _gpus(row)
@@ -140,7 +162,7 @@ def _record(row: _Row, host: str, source: str) -> Record:
         median_ts=median(samples) if samples else row.avg_ts,
         stddev_ts=row.stddev_ts,
         samples_ts=samples,
-        host=host,
+        host=plain(host),
         gpu_info=names,
         gpus=gpus,
         n_prompt=row.n_prompt,
@@ -161,7 +183,7 @@ def _record(row: _Row, host: str, source: str) -> Record:
         # As of a build outside of git.
         build_number=row.build_number or None,
         build_commit="" if row.build_commit == "unknown" else row.build_commit,
-        source=source,
+        source=plain(source),
     )
 
 
@@ -170,11 +192,9 @@ def _time(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(re.sub("Z$", "+00:00", text))
     except ValueError as error:
-        raise ValueError(
-            f"found test_time {text!r}; expected one as 2026-11-26T12:00:00Z"
-        ) from error
+        raise ValueError(f"test_time {text!r}; expected one as 2026-11-26T12:00:00Z") from error
     if time.tzinfo is None:
-        raise ValueError(f"found test_time {text!r} without a zone; expected a Z behind it")
+        raise ValueError(f"test_time {text!r} without a zone; expected a Z behind it")
     return time
 
 
@@ -207,7 +227,8 @@ def row_of(record: Record) -> dict[str, Any]:
         "samples_ns": samples_ns,
         "samples_ts": list(record.samples_ts),
     }
-    return {**known, **record.llama_bench}
+    ours = {OURS: as_json(record)} if record.verdict is not None else {}
+    return {**known, **record.llama_bench, **ours}
 
 
 def line_of(record: Record) -> str:

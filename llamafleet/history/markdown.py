@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from llamafleet.history.report import ENDS
+from llamafleet.history.report import ENDS, NOTHING
 from llamafleet.history.runs import Run
 from llamafleet.history.store import GpuLine, Row
 from llamafleet.history.update import describe
@@ -15,15 +15,17 @@ from llamafleet.terminal import printable
 
 HEADERS = ("host", "GPU", "driver", "toolkit", "build", "verdict", "pp t/s", "tg t/s")
 RIGHT = ("pp t/s", "tg t/s")
-SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~&@:])")
-"""What makes anything of a text but a text: a link, a mention, a table's cell, HTML."""
+SPECIAL = re.compile(r"([\\`*_{}\[\]()<>+!|~&:])")
+"""What makes anything of a text but a text: a table's cell, emphasis, HTML."""
+LINKED = re.compile(r"[@#]|//|www\.|\bGH-", re.IGNORECASE)
+"""What GitHub makes a link or a mention of, though it is escaped: all but in code."""
 
 
 def render(run: Run) -> str:
     """A table with a line for each GPU, and below it why hosts are not good."""
     parts = [f"### llamafleet: run {text(run.id)}", _head(run)]
     if not run.rows:
-        return "\n\n".join([*parts, "No host was in this run: nothing is proven."])
+        return "\n\n".join([*parts, f"**{NOTHING}**"])
     lines = [_line(HEADERS), _line(["---:" if one in RIGHT else "---" for one in HEADERS])]
     lines += [_line(cells) for row in run.rows for cells in _cells(row)]
     parts.append("\n".join(lines))
@@ -34,7 +36,9 @@ def render(run: Run) -> str:
 
 
 def text(value: str) -> str:
-    """A text that is nothing but that, wherever it stands."""
+    """A text that is nothing but that, wherever it stands, also in a table."""
+    if LINKED.search(value):
+        return code(value).replace("|", r"\|")
     return SPECIAL.sub(r"\\\1", printable(value))
 
 

@@ -104,11 +104,15 @@ class _Gpu:
         return median(r.median_ts for r in self.free)
 
 
-def find_outliers(records: Iterable[Record], age: timedelta | None = AGE) -> list[Group]:
-    """Every group of peers, with those of its GPUs that are slow. `age` None: however old."""
+def find_outliers(records: Iterable[Record], age: timedelta | None = None) -> list[Group]:
+    """Every group of peers, with those of its GPUs that are slow.
+
+    `age`: of what counts, before the newest of all, which may be of a host whose clock is wrong;
+    None: all count.
+    """
     groups = _groups(_recent(records, age))
-    slow = {key: _slow(gpus) for key, gpus in groups.items()}
-    found = [_group(key, gpus, slow) for key, gpus in groups.items()]
+    slow = {key: _slow(groups[key], places) for key, places in _current(groups).items()}
+    found = [_group(key, groups[key], slow) for key in slow]
     return sorted(found, key=lambda one: (one.card, one.model, one.build, one.test))
 
 
@@ -130,10 +134,33 @@ def _groups(records: Sequence[Record]) -> dict[Key, dict[Place, _Gpu]]:
     for r in records:
         if r.gpus == 1 and comparable.has_figure(r):
             group = found.setdefault((r.test, *comparable.key(r, SAME)), {})
-            group.setdefault(comparable.place(r), []).append(r)
+            # One that moved to another host is no peer of itself.
+            place = (r.gpu_uuid,) if r.gpu_uuid else comparable.place(r)
+            group.setdefault(place, []).append(r)
     return {
         key: {place: _gpu(runs) for place, runs in group.items()} for key, group in found.items()
     }
+
+
+def _current(groups: dict[Key, dict[Place, _Gpu]]) -> dict[Key, set[Place]]:
+    """Which GPUs are judged in which group: each where it was measured last, as it may have been
+    slow under the build before and be repaired; where that has too few peers, the one before."""
+    several: dict[tuple[Place, Key], list[Key]] = {}
+    peers: dict[Key, int] = {}
+    for key, gpus in groups.items():
+        peers[key] = sum(bool(one.free) for one in gpus.values())
+        for place in gpus:
+            several.setdefault((place, key[: 1 + len(MEASURED)]), []).append(key)
+    found: dict[Key, set[Place]] = {}
+    for (place, _), keys in several.items():
+        keys.sort(key=lambda one: groups[one][place].newest.test_time, reverse=True)
+        enough = (one for one in keys if peers[one] - bool(groups[one][place].free) >= PEERS)
+        found.setdefault(next(enough, keys[0]), set()).add(place)
+    return found
+
+
+def _peers(gpus: dict[Place, _Gpu], place: Place) -> tuple[_Gpu, ...]:
+    return tuple(one for other, one in gpus.items() if other != place and one.free)
 
 
 def _gpu(runs: Sequence[Record]) -> _Gpu:
@@ -158,14 +185,10 @@ class _Judged:
         )
 
 
-def _slow(gpus: dict[Place, _Gpu]) -> dict[Place, _Judged]:
-    """How each GPU stands; empty where there are too few peers."""
-    found = {}
-    for place, gpu in gpus.items():
-        peers = tuple(one for other, one in gpus.items() if other != place and one.free)
-        if len(peers) >= PEERS:
-            found[place] = _judged(gpu, peers)
-    return found
+def _slow(gpus: dict[Place, _Gpu], places: Iterable[Place]) -> dict[Place, _Judged]:
+    """How each of `places` stands; empty where there are too few peers."""
+    found = {place: _peers(gpus, place) for place in gpus if place in places}
+    return {p: _judged(gpus[p], peers) for p, peers in found.items() if len(peers) >= PEERS}
 
 
 def _judged(gpu: _Gpu, peers: tuple[_Gpu, ...]) -> _Judged:
@@ -187,7 +210,7 @@ def _group(key: Key, gpus: dict[Place, _Gpu], slow: dict[Key, dict[Place, _Judge
         gpus=len(gpus),
         median_ts=median(gpu.value for gpu in gpus.values()),
         outliers=tuple(
-            _outlier(gpus[place], found, _by_test(place, slow))
+            _outlier(gpus[place], found, _by_test(place, key, slow))
             for place, found in judged.items()
             if found.flagged
         ),
@@ -195,13 +218,13 @@ def _group(key: Key, gpus: dict[Place, _Gpu], slow: dict[Key, dict[Place, _Judge
     )
 
 
-def _by_test(place: Place, slow: dict[Key, dict[Place, _Judged]]) -> Slow:
-    """How far below its peers this GPU is in each test; 0 where it is not flagged."""
+def _by_test(place: Place, key: Key, slow: dict[Key, dict[Place, _Judged]]) -> Slow:
+    """How far below its peers this GPU is, in each test of the same model and build."""
     found: Slow = {}
-    for judged in slow.values():
-        if one := judged.get(place):
+    for other, judged in slow.items():
+        if other[2:] == key[2:] and (one := judged.get(place)):
             kind = one.peers[0].newest.test
-            found[kind] = max(found.get(kind, 0.0), -one.apart if one.flagged else 0.0)
+            found[kind] = max(found.get(kind, -one.apart), -one.apart)
     return found
 
 

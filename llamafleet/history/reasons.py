@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from llamafleet.history.record import Record, Test
+from llamafleet.protocol.conditions import is_capped
+from llamafleet.protocol.throttle import COUNTED
 
-CAPPED = 0.99
-"""Of the default power limit, or of the peers': some boards round."""
-THERMAL = ("thermal", "software thermal", "hardware thermal", "power brake")
-"""Of Record.throttled_s. "power" is none: most cards end a prompt at their own power limit."""
 THROTTLED_S = 0.1
 """Seconds more than the peers have."""
 CLOCK = 0.97
@@ -21,8 +19,11 @@ CLOCK = 0.97
 COLD = 10.0
 """Degrees above the peers', said beside a slowdown by heat or a low clock."""
 
+HOLDS = 0.02
+"""Below the peers' generation: by so much a free card's own may differ (verify/freedom.py)."""
+
 Slow = dict[Test, float]
-"""How far below the peers, as a share, by test; 0 and less: it is not slow there."""
+"""How far below the peers, as a share, by test; none of what was not judged."""
 
 
 def reasons(own: Record, peers: Sequence[Record], slow: Slow) -> tuple[str, ...]:
@@ -31,12 +32,13 @@ def reasons(own: Record, peers: Sequence[Record], slow: Slow) -> tuple[str, ...]
 
 
 def _processes(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str]:
-    if own.processes:
+    # A desktop has one on each GPU.
+    if own.processes and own.processes > (_usual(peers, lambda r: r.processes) or 0):
         yield f"{_counted(own.processes, 'other process', 'es')} used it meanwhile"
 
 
 def _heat(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str]:
-    for reason in THERMAL:
+    for reason in COUNTED:
         seconds = own.throttled_s.get(reason, 0.0)
         usual = median(r.throttled_s.get(reason, 0.0) for r in peers)
         if seconds > usual + THROTTLED_S:
@@ -56,11 +58,11 @@ def _power(own: Record, peers: Sequence[Record], slow: Slow) -> Iterator[str]:
     if limit is None:
         return
     text = ""
-    if made and limit < CAPPED * made and not (usual and usual <= limit):
+    if made and is_capped(limit, made) and not (usual and usual <= limit):
         text = f"its power limit is {limit:g} W, below its default of {made:g} W"
-    elif usual and limit < CAPPED * usual:
+    elif usual and is_capped(limit, usual):
         text = f"its power limit is {limit:g} W, that of its peers {usual:g} W"
-    if text and slow.get("pp", 0) > 0 >= slow.get("tg", 0):
+    if text and "tg" in slow and slow["tg"] <= HOLDS < slow.get("pp", 0):
         text += " (prompt processing is slow and generation holds, as a power limit does it)"
     if text:
         yield text

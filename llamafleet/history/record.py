@@ -7,8 +7,8 @@ same; the others are beside them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from llamafleet.protocol.result import Verdict
@@ -110,3 +110,8 @@ class Record:
     """Of deploy.py, where one is known; "": by a timer, or from a file."""
     source: str = ""
     """The file it was imported from, below the results' folder."""
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """A record in types of JSON: the time as ISO 8601, in UTC."""
+    return {**asdict(record), "test_time": record.test_time.astimezone(timezone.utc).isoformat()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamafleet.history.record import Record, Test
 from llamafleet.protocol.conditions import Conditions
+from llamafleet.protocol.decode import LARGEST
 from llamafleet.protocol.result import Benchmark, GpuRow, Rates, Result, Verdict
 from llamafleet.terminal import printable
 
@@ -23,6 +25,13 @@ VARIABLE = "LLAMAFLEET_HISTORY"
 
 ID_DIGITS = 32
 """Hexadecimal digits of a record's id: 128 bits."""
+
+NAMED = 10
+"""How many files that can't be read are named at a time."""
+
+LONGEST_KEY = 500
+"""Characters of a host or UUID. An index of PostgreSQL takes 2,704 bytes (a third of a page), and a
+character has up to four; names of the DNS have 253, UUIDs of NVIDIA 40."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,28 @@ class Filter:
 ALL = Filter()
 
 
+class HistoryError(Exception):
+    """The history can't be used; the text is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(" ".join(message.split())))
+
+
+@contextmanager
+def _loaded() -> Iterator[None]:
+    """A venv of before there was a history lacks its libraries, and maybe a database's driver."""
+    try:
+        yield
+    except ImportError as error:
+        raise HistoryError(
+            f"history: found no {error.name}; expected what setup.sh brings; next: sh setup.sh"
+        ) from error
+
+
 class History:
     """All records that a folder of results and its database hold.
 
-    Everything here raises HistoryError of database.py, where the database can't be used.
+    Everything here raises HistoryError, where the database can't be used.
     """
 
     def __init__(self, results: Path, url: str = "") -> None:
@@ -84,31 +111,35 @@ class History:
     def take_in(self) -> Taken:
         """Keep what is new below the folder of results; it may be asked for as often as one likes,
         by several processes at a time."""
-        from llamafleet.history import database, database_import
+        with _loaded():
+            from llamafleet.history import database, database_import
 
-        with database.opened(self.results, self.url) as engine:
-            return database_import.take_in(engine, self.results)
+            with database.opened(self.results, self.url) as engine:
+                return database_import.take_in(engine, self.results)
 
     def add(self, records: Iterable[Record]) -> int:
         """Keep records from elsewhere; returns how many were not there before."""
-        from llamafleet.history import database, database_import
+        with _loaded():
+            from llamafleet.history import database, database_import
 
-        with database.opened(self.results, self.url) as engine, database.writing(engine) as to:
-            return database_import.put(to, records)
+            with database.opened(self.results, self.url) as engine, database.writing(engine) as to:
+                return database_import.put(to, records)
 
     def records(self, wanted: Filter = ALL) -> Iterator[Record]:
         """Oldest first."""
-        from llamafleet.history import database, database_read
+        with _loaded():
+            from llamafleet.history import database, database_read
 
-        with database.opened(self.results, self.url) as engine:
-            yield from database_read.read(engine, wanted)
+            with database.opened(self.results, self.url) as engine:
+                yield from database_read.read(engine, wanted)
 
     def count(self, wanted: Filter = ALL) -> int:
         """How many records there are, whatever `wanted.last` is."""
-        from llamafleet.history import database, database_read
+        with _loaded():
+            from llamafleet.history import database, database_read
 
-        with database.opened(self.results, self.url) as engine:
-            return database_read.count(engine, wanted)
+            with database.opened(self.results, self.url) as engine:
+                return database_read.count(engine, wanted)
 
 
 def keep_up(results: Path) -> list[str]:
@@ -119,20 +150,23 @@ def keep_up(results: Path) -> list[str]:
     if not os.access(results, os.W_OK if not url else os.R_OK):
         return []
     try:
-        from llamafleet.history.database import HistoryError
-    except ImportError as error:
-        return [f"history: found no {error.name}; expected what setup.sh brings; next: sh setup.sh"]
-    try:
-        return list(map(printable, History(results, url).take_in().aside))
+        return list(map(printable, some(History(results, url).take_in().aside)))
     except (HistoryError, OSError) as error:
         return [printable(str(error))]
+
+
+def some(lines: Sequence[str]) -> list[str]:
+    """The first ones, and how many more there are: a wrong folder may hold nothing else."""
+    more = len(lines) - NAMED
+    rest = f"history: found {more} more of that kind; expected none; next: as above, then again"
+    return [*lines[:NAMED], *([rest] if more > 0 else [])]
 
 
 def records_of(result: Result, run_id: str = "", source: str = "") -> tuple[Record, ...]:
     """Of each benchmark of a result two records, pp before tg; none of what was not measured.
 
-    Of several GPUs together a condition is the worst of theirs. Raises ValueError where no calendar
-    has the time.
+    Of several GPUs together a condition is the worst of theirs. Raises ValueError where a figure, a
+    name or the time is none.
     """
     common = {**_build(result), "run_id": run_id, "source": source}
     common |= {"host": result.host, "machine_id": result.machine_id}
@@ -161,7 +195,29 @@ def record_id(record: Record) -> str:
 
 
 def with_id(record: Record) -> Record:
+    """The record, which each database takes. Raises ValueError: none is to be kept of that."""
+    _check(record)
     return replace(record, id=record_id(record))
+
+
+def _check(record: Record) -> None:
+    """What one host sends must not keep those of others out, who are written with it."""
+    for name in ("host", "gpu_uuid"):
+        text = getattr(record, name)
+        if len(text) > LONGEST_KEY:
+            raise ValueError(f"{name} of {len(text)} characters; expected at most {LONGEST_KEY}")
+    for name, value in vars(record).items():
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise ValueError(f"{name} of {value.bit_length()} bits; expected less than 64")
+    for rate in (record.avg_ts, record.median_ts, *record.samples_ts):
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"{rate} tokens per second; expected more than 0")
+    if record.test_time.tzinfo is None:
+        raise ValueError(f"test_time {record.test_time} without a zone; expected one")
+    try:
+        record.test_time.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise ValueError(f"test_time {record.test_time}, which no calendar has in UTC") from error
 
 
 def _time(seconds: float) -> datetime:

@@ -20,14 +20,27 @@ ENDS: dict[RunState, str] = {
 """What is said of a run that is not complete."""
 
 
+NOTHING = "no host was in this run: nothing is proven"
+
+
 def render_run(run: Run, *, colours: bool = False) -> str:
     """Which run it is, and what it came to."""
+    return f"{head(run)}\n{render(run.rows, colours=colours)}"
+
+
+def head(run: Run) -> str:
+    """Which run it is, in a line."""
     if run.started is None:
         parts = [f"run {run.id}", "of before runs were kept: start, command and limit are unknown"]
     else:
         command = f"started {_started(run)} as: {shlex.join(run.command)}"
         parts = [f"run {run.id}", _hosts(run), *_end(run), command]
-    return f"{printable(', '.join(parts))}\n{render(run.rows, colours=colours)}"
+    return printable(", ".join(parts))
+
+
+def proves_nothing(run: Run) -> list[str]:
+    """Why a run is no success, be its rows all PASS; empty: it is one."""
+    return [*_end(run), *([] if run.rows else [NOTHING])]
 
 
 def render_line(run: Run) -> str:
@@ -55,7 +68,7 @@ def render(rows: Sequence[Row], *, colours: bool = False) -> str:
     were left out, what is served, changes that the table has no room for, what a driver update
     changed, and what builds cost."""
     if not rows:
-        return "no host was in this run: nothing is proven"
+        return NOTHING
     shown, whole = table(rows, colours=colours)
     lines = [line for row in rows for line in _reasons(row)]
     lines += [f"{row.host} {_left_out(row)}" for row in rows if row.left_out]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ from typing import Any, Literal, cast
 
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 
-from llamafleet.history.files import write_json
+from llamafleet.history.files import to_look_at, to_set_aside, write_json
 from llamafleet.history.store import Row
 from llamafleet.protocol.result import NOT_VERIFIED
 from llamafleet.received import bounded
@@ -280,8 +279,7 @@ def _open(host: str) -> Row:
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:
-    name = shlex.quote(str(path))
-    step = f"ls -ld {name}" if isinstance(error, OSError) else f"mv {name} {name}.unreadable"
+    step = to_look_at(path) if isinstance(error, OSError) else to_set_aside(path)
     return _error(
         f"{path} can't be read: found {_brief(error)}; expected what a run wrote; next: {step}"
     )

@@ -4,7 +4,7 @@ and what changed between them."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
@@ -64,33 +64,44 @@ def series(records: Iterable[Record]) -> tuple[Series, ...]:
 
 
 def changes(records: tuple[Record, ...]) -> tuple[Change, ...]:
-    """Where driver, toolkit or build are not those of the record before; what is not told in one
-    of both has not changed."""
+    """Where driver, toolkit, build or power limit are not what was told last; a record that does
+    not tell changes nothing."""
     found = []
-    for at in range(1, len(records)):
-        if what := _changed(records[at - 1], records[at]):
+    last: dict[str, str] = {}
+    for at, record in enumerate(records):
+        told = {name: value for name, value in _traits(record).items() if value}
+        pairs = [(name, last.get(name), value) for name, value in told.items()]
+        if what := tuple(
+            f"{name} {old} -> {new}" for name, old, new in pairs if old and old != new
+        ):
             found.append(Change(at, what))
+        last |= told
     return tuple(found)
 
 
-def _changed(before: Record, after: Record) -> tuple[str, ...]:
-    pairs = (
-        ("driver", before.driver, after.driver),
-        ("toolkit", _toolkit(before), _toolkit(after)),
-        ("llama-cpp-python", before.llama_cpp_python, after.llama_cpp_python),
-        ("build", before.fingerprint[:8], after.fingerprint[:8]),
-    )
-    return tuple(f"{name} {old} -> {new}" for name, old, new in pairs if old and new and old != new)
+def _traits(record: Record) -> dict[str, str]:
+    """By what may change along a line; empty: not told."""
+    limit = comparable.POWER.of(record)
+    return {
+        "driver": record.driver,
+        "toolkit": toolkit(record),
+        "llama-cpp-python": record.llama_cpp_python,
+        "build": comparable.build(record)[:8],
+        comparable.POWER.name: str(limit or ""),
+    }
 
 
-def _toolkit(record: Record) -> str:
+def toolkit(record: Record) -> str:
+    """nvcc's own build, where it is told."""
     return record.nvcc or record.toolkit
 
 
-def around(records: tuple[Record, ...], at: int) -> tuple[list[Record], list[Record]]:
+def around(
+    records: tuple[Record, ...], found: Sequence[Change], at: int
+) -> tuple[list[Record], list[Record]]:
     """The records between the change at `at` and the one before it, and between it and the next
-    one; what is no baseline is in neither."""
-    edges = [0, *(one.at for one in changes(records)), len(records)]
+    one of `found`, all changes; what is no baseline is in neither."""
+    edges = [0, *(one.at for one in found), len(records)]
     place = edges.index(at, 1)
     before, after = records[edges[place - 1] : at], records[at : edges[place + 1]]
     a, b = ([r for r in side if comparable.is_baseline(r)] for side in (before, after))

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from llamafleet.history.files import write_json
 from llamafleet.history.update import Update, find_update
@@ -238,12 +239,29 @@ class Store:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", host.removeprefix("@"))
         return self.root / (name if name.strip(".") else "_" * max(len(name), 1))
 
+    def host_of(self, path: Path, result: Result) -> str:
+        """The host that a stored result is of, by its folder: what it says itself may be another's,
+        by a copy or by a lie."""
+        folder = path.parent
+        if folder in (self.folder(result.host), self._folder_before(result.host)):
+            return result.host
+        return LOCAL if folder == self.folder(LOCAL) else unquote(folder.name)
+
     def write_result(self, host: str, result: Result) -> Path:
         """Keep a result as <time>-<fingerprint>.json and as latest.json; returns the former."""
-        name = f"{_timestamp(result.finished)}-{result.fingerprint}.json"
-        path = self.folder(host) / re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        name = f"{_timestamp(result.finished)}-{result.fingerprint}"
+        path = self._free(self.folder(host), re.sub(r"[^A-Za-z0-9._-]", "_", name), result)
         write_json(path, asdict(result))
         write_json(path.with_name(LATEST), asdict(result))
+        return path
+
+    def _free(self, folder: Path, name: str, result: Result) -> Path:
+        """Where no other result is: a second may have two."""
+        for number in count(1):
+            path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+            there = read_result(path)
+            if isinstance(there, Unreadable) or there.finished == result.finished:
+                break
         return path
 
     def update(self, host: str, result: Result) -> Update | None:

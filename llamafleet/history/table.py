@@ -80,6 +80,11 @@ def _gpus(row: Row) -> str:
     return f"{counted_gpus(row)} {counted}"
 
 
+def short(uuid: str) -> str:
+    """A GPU's UUID, where there is no room for it."""
+    return uuid[:UUID_SHOWN]
+
+
 def counted_gpus(row: Row) -> str:
     """How many of the host's GPUs were verified, as "1 of 2"."""
     return f"{len(row.gpus)} of {len(row.gpus) + len(row.left_out)}"
@@ -92,7 +97,7 @@ def _listed(row: Row) -> tuple[GpuLine, ...]:
 
 def _gpu_cells(gpu: GpuLine) -> Cells:
     """Name, beginning of the UUID, verdict and rates."""
-    named = (MAKER.sub("", gpu.name), gpu.uuid[:UUID_SHOWN])
+    named = (MAKER.sub("", gpu.name), short(gpu.uuid))
     return tuple(map(printable, (*named, gpu.verdict, *_rates(gpu, gpu.busy))))
 
 

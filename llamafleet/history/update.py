@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llamafleet.history.comparable import LEAST
+from llamafleet.history.comparable import LEAST, least
+from llamafleet.history.record import Test
 from llamafleet.protocol.result import Result
 
 SAME = ("model", "bench", "context")
@@ -88,9 +89,13 @@ def describe(update: Update) -> list[str]:
         return [f"{lines[0]}; not compared: {', '.join(reasons)}"]
     if update.passed_over:
         lines[0] += f"; {update.passed_over} BUSY since then, no baseline"
-    for name, old, new in (("pp", before.pp, after.pp), ("tg", before.tg, after.tg)):
+    pairs: tuple[tuple[Test, Rate | None, Rate | None], ...] = (
+        ("pp", before.pp, after.pp),
+        ("tg", before.tg, after.tg),
+    )
+    for test, old, new in pairs:
         if old and new:
-            lines.append(f"{name} {old} -> {new} t/s: {change(old, new)}")
+            lines.append(f"{test} {old} -> {new} t/s: {change(test, old, new)}")
     return lines
 
 
@@ -101,8 +106,8 @@ def _why_not_compared(update: Update) -> list[str]:
     return reasons + ([f"the GPU was BUSY {' and '.join(when)}"] if when else [])
 
 
-def change(old: Rate, new: Rate) -> str:
-    """The change in percent, and whether it is more than both spreads and LEAST explain.
+def change(test: Test, old: Rate, new: Rate) -> str:
+    """The change in percent, and whether it is more than both spreads and comparable.least explain.
 
     A run on either side is no proof: `llamafleet compare --last-update` takes all there are.
     """
@@ -110,7 +115,7 @@ def change(old: Rate, new: Rate) -> str:
     percent = f"{100 * difference / old.median:+.1f} %" if old.median else "no rate before"
     if abs(difference) <= old.spread + new.spread:
         return f"{percent}, within the spread"
-    if abs(difference) < LEAST * old.median:
+    if abs(difference) < least(test, max(old.median, new.median), LEAST) * old.median:
         return f"{percent}, less than runs of one GPU may differ by"
     return f"{percent}, {'FASTER' if difference > 0 else 'SLOWER'} than the spread explains"
 

@@ -11,13 +11,12 @@ from llamafleet.history.comparison import ENOUGH, Comparison, Side
 from llamafleet.history.lastupdate import Updated
 from llamafleet.history.outliers import LEAST, PEERS, Group, Outlier, z_limit
 from llamafleet.history.record import Record
+from llamafleet.history.table import short
 from llamafleet.terminal import printable
 
 WARNING = "WARN"
 WIDTH = 100
 """Columns."""
-SHORT = 12
-"""Characters of a UUID: "GPU-" and eight more."""
 
 
 def _fitted(lines: Iterable[str]) -> Iterator[str]:
@@ -30,21 +29,19 @@ def _fitted(lines: Iterable[str]) -> Iterator[str]:
 
 def of_comparisons(found: Sequence[Comparison]) -> Iterator[str]:
     """One headline for each model of GPU, below it a line or two for each test."""
-    head = ""
+    by_title: dict[str, list[Comparison]] = {}
     for one in found:
-        line = f"{one.card}, {one.model}"
-        if line != head:
-            yield printable(line)
-        head = line
-        yield from _fitted(_of_comparison(one))
+        by_title.setdefault(one.title, []).append(one)
+    for title, several in by_title.items():
+        yield from _fitted([title])
+        for one in sorted(several, key=lambda one: one.kind):
+            yield from _fitted(_of_comparison(one))
 
 
 def _of_comparison(one: Comparison) -> Iterator[str]:
     told = f"  {one.test:<6} {_rates(one)}"
     if one.ratio is not None:
-        told += f"  {100 * (one.ratio - 1):+.1f} %"
-    if one.low is not None and one.high is not None:
-        told += f" ({100 * (one.low - 1):+.1f} to {100 * (one.high - 1):+.1f})"
+        told += f"  {difference(one)}"
     loud = one.answer in ("slower", "faster")
     yield f"{told}  {one.answer.upper() if loud else one.answer}"
     yield f"{'':<9}{_counts(one)}"
@@ -52,6 +49,21 @@ def _of_comparison(one: Comparison) -> Iterator[str]:
         yield f"{'':<9}expected {ENOUGH}"
     for why in one.why:
         yield f"{'':<9}{why}"
+
+
+def difference(one: Comparison) -> str:
+    """As "-3.9 % (-4.1 to -3.8)", in brackets the interval of 95 % confidence; "": not known."""
+    if one.ratio is None:
+        return ""
+    told = f"{_percent(one.ratio)} %"
+    if one.low is not None and one.high is not None:
+        told += f" ({_percent(one.low)} to {_percent(one.high)})"
+    return told
+
+
+def _percent(ratio: float) -> str:
+    """Never as -0.0."""
+    return f"{round(100 * (ratio - 1), 1) + 0.0:+.1f}"
 
 
 def _rates(one: Comparison) -> str:
@@ -78,7 +90,7 @@ def of_updates(found: Sequence[Updated]) -> Iterator[str]:
         since = f"{one.since:%Y-%m-%d %H:%M} UTC"
         yield printable(f"driver {one.before} -> {one.after}, first measured {since}")
         for also in one.also:
-            yield printable(f"with it changed the {also}")
+            yield from _fitted([f"with it changed the {also}"])
         yield from of_comparisons(one.comparisons)
 
 
@@ -101,6 +113,7 @@ def of_groups(found: Sequence[Group]) -> Iterator[str]:
         yield printable(f"{_group(group)}: not judged")
     if few:
         yield f"not judged is what has too few peers: expected {PEERS} free and healthy ones"
+        yield "next: llamafleet compare --by gpu A B, or llamafleet bands"
 
 
 def _group(group: Group) -> str:
@@ -112,18 +125,25 @@ def _group(group: Group) -> str:
 
 
 def _of_outlier(one: Outlier) -> Iterator[str]:
+    first, *others = apart(one)
+    yield f"SLOW {one.host} {short(one.gpu_uuid)} {first}"
+    yield from (f"     {line}" for line in others)
+
+
+def apart(one: Outlier) -> Iterator[str]:
+    """How far a slow GPU is from its peers, by which limits, and why; a line each."""
     yield (
-        f"SLOW {one.host} {one.gpu_uuid[:SHORT]} {one.test}: {one.median_ts:,.1f} t/s, "
-        f"{100 * one.apart:+.1f} % of its {one.peers} peers' {one.peers_median_ts:,.1f}"
+        f"{one.test}: {one.median_ts:,.1f} t/s, {-100 * one.apart:.1f} % below its {one.peers} "
+        f"peers' {one.peers_median_ts:,.1f}"
     )
+    least = comparable.least(one.kind, one.peers_median_ts, LEAST)
     yield (
-        f"     z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {LEAST:.0%} of "
+        f"z {one.z:.1f}; expected above {z_limit(one.peers):.1f}, or within {least:.0%} of "
         f"their median{'; its newest run is BUSY' if one.busy else ''}"
     )
-    for reason in one.likely:
-        yield f"     likely: {reason}"
+    yield from (f"likely: {reason}" for reason in one.likely)
     if not one.likely:
-        yield "     nothing in the records tells why"
+        yield "nothing in the records tells why"
 
 
 # -- bands -----------------------------------------------------------------------------------------
@@ -142,7 +162,7 @@ def of_bands(records: Sequence[Record], bands: Bands) -> Iterator[str]:
 def _of_gpu(records: Sequence[Record], bands: Bands) -> Iterator[str]:
     one = records[0]
     yield (
-        f"{one.host} {one.gpu_uuid[:SHORT] or f'{one.gpus} GPUs'} {comparable.card(one)}, "
+        f"{one.host} {short(one.gpu_uuid) or f'{one.gpus} GPUs'} {comparable.card(one)}, "
         f"{comparable.model(one)}"
     )
     yield from (f"  {line}" for line in beside(records, bands))
@@ -155,6 +175,9 @@ def beside(records: Sequence[Record], bands: Bands) -> Iterator[str]:
         yield f"{test} {rate:,.1f} t/s: {_band(record, bands)}"
         if found := roofline(record, bands):
             yield _roofline(found)
+        elif record.test == "tg" and record.gpus == 1:
+            of = "the model's size" if not record.model_size else "the bandwidth of such a GPU"
+            yield f"roofline: {of} is not known"
     for record in records:
         if record.test == "tg" and record.gpus == 1:
             yield from _claims(record, bands)

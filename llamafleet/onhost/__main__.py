@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from llamafleet.onhost import build, detach, discard, driver_check, fit, job, pack, place
+from llamafleet.onhost import build, detach, discard, driver_check, fit, job, pack, place, textfile
 from llamafleet.onhost.serve import check, gate, libraries
 from llamafleet.onhost.toolkit import compiler
 from llamafleet.onhost.toolkit import install as toolkit
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return detach.main(rest)
     if command == "driver-check":
         return driver_check.main(rest)
+    if command == "metrics":
+        return textfile.main(rest)
     if command == "discard":
         return discard.main(rest)
     if command == "pack":
@@ -91,6 +93,7 @@ def _dispatch(args: list[str]) -> int:
     commands.add_parser("discard", help="remove builds; see discard --help")
     commands.add_parser("pack", help="make the wheel of a build; see pack --help")
     commands.add_parser("driver-check", help="see driver-check --help")
+    commands.add_parser("metrics", help="show the verdict to node_exporter; see metrics --help")
     commands.add_parser("serve-gate", help="may a service start now; see serve-gate --help")
     commands.add_parser("serve-check", help="ask a service for a token; see serve-check --help")
     commands.add_parser("container", help="what starts in a container; see container --help")

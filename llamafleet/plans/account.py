@@ -1,6 +1,6 @@
 """The account and the folders of a host: what is missing or differs, piece by piece.
 
-llamafleet keeps a record of what it made there (`layout.made`): a path, ACCOUNT, GROUP or a link
+llamafleet keeps a record of what it made there (`layout.made`): a path, ACCOUNT, GROUP or a page
 (plans/textfile.py) a line.
 Uninstall removes no other account and no other folder. A deployment of before that record is told
 by its zipapp: what is there beside it is llamafleet's.

@@ -189,6 +189,7 @@ def _container(
         # A container shares its GPU with whom the host gave it to as well: that is no fault of it.
         busy_minutes=0,
         allow_busy=True,
+        timer=False,
         environment=variables(build, layout),
     )
     return ContainerConfig(

@@ -36,6 +36,7 @@ def conditions(
         "apt": snapshot.package_manager == "apt",
         "netrc": settings.netrc is not None,
         "venv": settings.runtime == "venv",
+        "metrics": settings.metrics_folder is not None,
     }
     return frozenset(name for name, true in holds.items() if true)
 

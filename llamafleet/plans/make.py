@@ -56,7 +56,7 @@ from llamafleet.plans.serve_libraries import plan_libraries
 from llamafleet.plans.served_models import model_lines, plan_models
 from llamafleet.plans.share import cpu_problem
 from llamafleet.plans.supplies import NO_SUPPLIES, Supplies
-from llamafleet.plans.textfile import link_of, link_problem, plan_link
+from llamafleet.plans.textfile import page_path, page_problem, plan_page
 from llamafleet.plans.toolkit.architectures import capabilities_of, undetected
 from llamafleet.plans.toolkit.choice import choose_toolkit, nothing_to_choose
 from llamafleet.plans.toolkit.compiler import (
@@ -99,8 +99,8 @@ def to_read(
     paths = (*chosen, *models)
     own = tuple(dict.fromkeys(path for path in paths if path and path.startswith("/")))
     ports = tuple(sorted({one.port for one in served}))
-    link = link_of(settings)
-    seen = (posixpath.dirname(link), link) if link else ()
+    page = page_path(settings)
+    seen = (posixpath.dirname(page), page) if page else ()
     return layout, tuple(by_path(layout)), own, (*folders(layout), *seen), ports
 
 
@@ -145,7 +145,7 @@ class _Draft:
         self.problems.extend(runtime_problems(settings, snapshot, acceleration.backend))
         self.problems.extend(masked_units(acceleration.backend, settings, snapshot, layout))
         self.problems.extend(account_problems(settings, snapshot, layout))
-        self.take(link_problem(settings, snapshot, layout))
+        self.take(page_problem(settings, snapshot, layout))
         return hold, acceleration
 
     def stopped(self, plan: Plan) -> Plan:
@@ -377,7 +377,7 @@ def _notes(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Iterat
     yield from network_note(settings, snapshot)
     yield from serve_notes(settings)
     yield from dropin_notes(snapshot)
-    yield from plan_link(settings, snapshot).reasons
+    yield from plan_page(settings, snapshot).reasons
     yield from plan_account(settings, snapshot, layout).reasons
 
 

@@ -1,7 +1,7 @@
-"""The link by which Prometheus' node_exporter finds a verification's figures.
+"""The page in which Prometheus' node_exporter finds a verification's figures.
 
-The account writes below its own folders alone; a link in the folder that node_exporter reads is
-root's. It stands in the record of what llamafleet made: no other one is ever removed.
+METRICS_UNIT writes it at each change of the verdict: see onhost/textfile.py. It stands in the
+record of what llamafleet made, by which it is written and removed: no other file is.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import posixpath
 from dataclasses import dataclass
 
 from llamafleet.facts.host import HostSnapshot
-from llamafleet.layout import Layout
+from llamafleet.layout import USER, Layout
 from llamafleet.managed import roots
 from llamafleet.plans.plan import Problem
-from llamafleet.protocol.verify import PROM
+from llamafleet.protocol.verify import PROM, RECORDED, UNIT_S_OWN
 from llamafleet.settings import Settings
 
-LINK = "link "
-"""Begins a line of the record; the path follows."""
 SETTING = "metrics_folder"
 
 
 @dataclass(frozen=True)
-class LinkPlan:
-    """What is to be done for the link."""
+class PagePlan:
+    """What is to be done for the page."""
 
     make: str = ""
     """Its path."""
@@ -32,72 +30,81 @@ class LinkPlan:
 
     @property
     def needed(self) -> bool:
-        return self != LinkPlan()
+        return self != PagePlan()
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        made = [f"link {self.make} (found none)"] if self.make else []
+        made = [f"write {self.make} (found none)"] if self.make else []
         return (*made, *(f"remove {path} (not wanted)" for path in self.remove))
 
 
-def link_of(settings: Settings) -> str | None:
-    """Its path; None: none is wanted."""
+def page_path(settings: Settings) -> str | None:
+    """None: none is wanted."""
     if settings.metrics_folder is None:
         return None
     return posixpath.join(posixpath.normpath(settings.metrics_folder), PROM)
 
 
-def links_made(snapshot: HostSnapshot) -> tuple[str, ...]:
+def pages_made(snapshot: HostSnapshot) -> tuple[str, ...]:
     """By the record."""
-    return tuple(line.removeprefix(LINK) for line in snapshot.made if line.startswith(LINK))
+    return tuple(line.removeprefix(RECORDED) for line in snapshot.made if line.startswith(RECORDED))
 
 
-def plan_link(settings: Settings, snapshot: HostSnapshot) -> LinkPlan:
+def plan_page(settings: Settings, snapshot: HostSnapshot) -> PagePlan:
     """What is recorded and was then not made, or was removed by somebody, is made."""
-    wanted, recorded = link_of(settings), links_made(snapshot)
+    wanted, recorded = page_path(settings), pages_made(snapshot)
     there = wanted in recorded and wanted in snapshot.owners
-    return LinkPlan(
+    return PagePlan(
         make=wanted if wanted and not there else "",
         remove=tuple(dict.fromkeys(path for path in recorded if path != wanted)),
     )
 
 
-def link_problem(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Problem | None:
-    """A folder in which no link can be, or may be: said before a build begins."""
-    path = link_of(settings)
+def page_problem(settings: Settings, snapshot: HostSnapshot, layout: Layout) -> Problem | None:
+    """Why no page can be written there, or may be: said before a build begins."""
+    path = page_path(settings)
     if path is None:
         return None
+    without = f"set none, and start node_exporter with {layout.results}: docs/monitoring.md"
+    if settings.runtime != "venv":
+        found, expected = f"runtime {settings.runtime}", "runtime venv, whose units write there"
+    elif snapshot.init != "systemd":
+        found, expected = "no systemd that answers", "one, whose units write there"
+    else:
+        return _folder_problem(path, snapshot, layout, without)
+    return Problem(SETTING, found=found, expected=expected, next=without)
+
+
+def _folder_problem(
+    path: str, snapshot: HostSnapshot, layout: Layout, without: str
+) -> Problem | None:
     folder = posixpath.dirname(path)
-    if any(folder == root or folder.startswith(f"{root}/") for root in roots(layout)):
-        # There root would write by way of what the account can change; and it is not needed.
-        return Problem(
-            SETTING,
-            found=f"{folder}, a folder of llamafleet",
-            expected="the one that node_exporter reads, elsewhere",
-            next=f"set another, or none and start node_exporter with {layout.results}: "
-            "docs/monitoring.md",
-        )
-    owner = snapshot.owners.get(folder)
+    owner, there = snapshot.owners.get(folder), snapshot.owners.get(path)
+    mine = "the one that node_exporter reads, elsewhere"
+    named = "the one that node_exporter reads, as --collector.textfile.directory names it"
+    look = "pgrep -af node.exporter on the host; then set what it says, or none"
+    if _within(folder, roots(layout)):
+        return Problem(SETTING, f"{folder}, a folder of llamafleet", mine, without)
+    if layout.scope == "system" and _within(folder, UNIT_S_OWN):
+        return Problem(SETTING, f"{folder}, of which each unit has its own", mine, look)
     if owner is None or owner.kind != "folder":
-        return Problem(
-            SETTING,
-            found=f"{folder} is no folder but a {owner.kind}" if owner else f"no folder {folder}",
-            expected="the one that node_exporter reads, as --collector.textfile.directory names it",
-            next="pgrep -af node.exporter on the host; then set what it says, or none",
-        )
+        found = f"{folder} is no folder but a {owner.kind}" if owner else f"no folder {folder}"
+        return Problem(SETTING, found, named, look)
     if layout.scope == "user" and owner.user != snapshot.user:
-        return Problem(
-            SETTING,
-            found=f"{folder} of {owner.user}",
-            expected=f"a folder of {snapshot.user}, as scope is user",
-            next=f"set none, and start node_exporter with {layout.results}: docs/monitoring.md",
-        )
-    there = snapshot.owners.get(path)
-    if there is not None and (there.kind != "link" or path not in links_made(snapshot)):
+        wanted = f"a folder of {snapshot.user}, as scope is user"
+        return Problem(SETTING, f"{folder} of {owner.user}", wanted, without)
+    if layout.scope == "system" and owner.user == USER:
+        # There root would write by way of what the account can change.
+        return Problem(SETTING, f"{folder} of the account {USER}", "another's", look)
+    if there is not None and (there.kind != "file" or path not in pages_made(snapshot)):
         return Problem(
             SETTING,
             found=f"{path}, a {there.kind} that llamafleet did not make",
-            expected="nothing of that name, or its own link",
+            expected="nothing of that name, or its own file",
             next=f"ls -l {path}, and move it away",
         )
     return None
+
+
+def _within(folder: str, others: tuple[str, ...]) -> bool:
+    return any(folder == other or folder.startswith(f"{other}/") for other in others)

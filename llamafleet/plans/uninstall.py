@@ -20,7 +20,7 @@ from llamafleet.managed import (
 )
 from llamafleet.plans.account import ACCOUNT, GROUP, record_of
 from llamafleet.plans.serve import profiles_there
-from llamafleet.plans.textfile import links_made
+from llamafleet.plans.textfile import pages_made
 
 PACKAGE_MANAGER_S = 1800
 """How long a job of root is waited for: a package manager is let end."""
@@ -167,10 +167,10 @@ def _processes(snapshot: HostSnapshot, layout: Layout) -> Iterator[Process]:
 
 def _files(ours: list[Managed], snapshot: HostSnapshot, layout: Layout) -> Iterator[str]:
     """All files that may be there of these rows, whether or not they were seen."""
-    # What is seen to be no link by now is somebody else's.
+    # What is seen to be no file by now is somebody else's.
     there = snapshot.owners
     yield from (
-        one for one in links_made(snapshot) if one not in there or there[one].kind == "link"
+        one for one in pages_made(snapshot) if one not in there or there[one].kind == "file"
     )
     for row in ours:
         path = row.path(layout)

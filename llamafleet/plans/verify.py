@@ -145,6 +145,7 @@ def plan_verify(
         gpus=_named(settings, snapshot, backend),
         busy_minutes=settings.busy_minutes,
         allow_busy=settings.allow_busy,
+        timer=settings.schedule is not None,
         environment=variables(build, layout),
         as_account=AS_ACCOUNT if layout.scope == "system" else (),
     )

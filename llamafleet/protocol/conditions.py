@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+CAPPED = 0.99
+"""Of the default power limit: NVML gives it in milliwatts, and some boards round."""
+
+
+def is_capped(limit_w: float, usual_w: float) -> bool:
+    """Whether a power limit is below the default, or below that of other GPUs of its kind."""
+    return limit_w < CAPPED * usual_w
+
 
 @dataclass(frozen=True)
 class Process:

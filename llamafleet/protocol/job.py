@@ -525,14 +525,16 @@ def write_json(path: Path, data: dict[str, Any], *, durable: bool = True) -> Non
     write_whole(path, text.encode(), durable=durable)
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """The same of any content."""
+def write_whole(path: Path, content: bytes, *, durable: bool = True, public: bool = False) -> None:
+    """The same of any content; `public`: any account may read it, whatever the umask is."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     # Made anew: nothing that lies there under that name is written to.
     made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(made, "wb") as file:
+            if public:
+                os.fchmod(made, 0o644)
             file.write(content)
             file.flush()
             if durable:

@@ -105,10 +105,12 @@ def judge(backend: Backend, checks: Iterable[Check], names: Iterable[str]) -> Ve
     return BUSY if "busy" in status.values() else PASS
 
 
+WORST_FIRST: tuple[Verdict, ...] = (FAIL, NOT_VERIFIED, BUSY, CPU_ONLY, PASS)
+
+
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """A host's verdict is the worst of its GPUs' verdicts and its own; of none: NOT VERIFIED."""
-    order = (FAIL, NOT_VERIFIED, BUSY, CPU_ONLY, PASS)
-    return min(verdicts, key=order.index, default=NOT_VERIFIED)
+    return min(verdicts, key=WORST_FIRST.index, default=NOT_VERIFIED)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ THROTTLE_REASONS = {
 SOFTWARE_CAP = "sw_power_cap"
 SLOWDOWNS = ("hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 """None of a card that works as it is made."""
+COUNTED = ("thermal", "software thermal", "hardware thermal", "power brake", "sync boost")
+"""Of NVML's counters (Conditions.throttled_s): alone enough. "power" is none, as most cards end a
+prompt at their own power limit. The board limit also counts where the card works as it is made, and
+needs one of SLOWDOWNS beside it."""
 
 
 def decode_throttle(bits: int) -> list[str]:

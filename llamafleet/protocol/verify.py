@@ -17,6 +17,9 @@ STALE = "stale.json"
 """Why there is no verdict."""
 PROM = "llamafleet.prom"
 """The verdict and its figures as a text file for Prometheus' node_exporter."""
+RECORDED = "metrics "
+"""Begins a line of the record of what llamafleet made: where such a file lies that it wrote outside
+its own folders."""
 INSTANCE = "MIG-"
 """Begins the UUID of an instance of a divided GPU."""
 UNIT_S_OWN = ("/tmp", "/var/tmp")
@@ -103,6 +106,8 @@ class VerifyConfig:
     """How long a benchmark is tried again until its GPU is free."""
     allow_busy: bool = False
     """A BUSY ends as well as a PASS."""
+    timer: bool = True
+    """A timer verifies again; none does where something is served, unless that is asked for."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables that llama.cpp gets beside a few fixed ones; none of the caller's."""
     as_account: tuple[str, ...] = ()

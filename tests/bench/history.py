@@ -8,11 +8,12 @@ The figures are made up; their number and shape are those of 100 hosts of 8 GPUs
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.history import RESULT, gpu
 from tests.history.postgres import serving
 
 HOSTS, GPUS = 100, 8
+FILES = 5_000
 ROUNDS = 3
 AT_ONCE = 20_000
 NOW = datetime(2026, 11, 26, tzinfo=timezone.utc)
@@ -88,6 +90,16 @@ def one_more(history: History) -> int:
     return history.take_in().records
 
 
+def many(history: History) -> None:
+    """Results of a fleet, a file each, as deploy.py leaves them."""
+    for number in range(FILES):
+        host = f"host-{number % HOSTS}"
+        told = asdict(replace(RESULT, host=host, finished=RESULT.finished + number))
+        path = history.results / host / f"{number}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(told))
+
+
 def measure(history: History, count: int) -> None:
     print("| | s | records |\n|---|---:|---:|")
 
@@ -100,7 +112,9 @@ def measure(history: History, count: int) -> None:
         row(name, lambda wanted=wanted: sum(1 for _ in history.records(wanted)))  # type: ignore[misc]
     row("counted", history.count)
     row("a new result is taken in", lambda: one_more(history), 1)
-    row("nothing new is taken in", lambda: history.take_in().records)
+    many(history)
+    row(f"{FILES:,} results are taken in", lambda: history.take_in().records, 1)
+    row("nothing new is taken in, of as many files", lambda: history.take_in().records)
 
 
 def main() -> None:

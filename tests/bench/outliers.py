@@ -26,6 +26,10 @@ APART = (0.005, 0.01, 0.02, 0.03)
 FLAT = (-2.0, -3.5)
 """Limits of z that are the same for any number of peers, to compare with."""
 SLOWER = (0.04, 0.06, 0.08, 0.12, 0.2)
+SMALL = (5, 8, 16)
+OF_SMALL = (0.06, 0.08, 0.12, 0.16, 0.2, 0.3)
+SEVERAL = ((5, 2), (6, 2), (6, 3), (8, 2), (8, 3), (8, 4), (8, 5), (16, 4), (16, 8), (16, 9))
+"""GPUs, and how many of them are 20 % slower; 0.5 % apart."""
 PLANTED: dict[str, dict[str, object]] = {
     "its power limit": {"power_limit_w": 450.0, "busy": ("capped",), "verdict": "BUSY"},
     "other process": {"processes": 1, "busy": ("in use",), "verdict": "BUSY"},
@@ -122,10 +126,42 @@ def ill(fleets: int) -> None:
         print(f"| {reason} | {' | '.join(cells)} |", flush=True)
 
 
+def small(fleets: int) -> None:
+    """One slow GPU by the size of the fleet: what few peers can't tell."""
+    print("| GPUs | apart | " + " | ".join(f"{100 * s:g} % slower" for s in OF_SMALL) + " |")
+    print("|---|---|" + "---|" * len(OF_SMALL))
+    reason = next(iter(PLANTED))
+    for gpus in SMALL:
+        for apart in APART[:3]:
+            rights = [planted(s, reason, Fleet(gpus, apart)) for s in OF_SMALL]
+            counts = [sum(right(random.Random(seed)) for seed in range(fleets)) for right in rights]
+            cells = [share(count, fleets) for count in counts]
+            print(f"| {gpus} | {100 * apart:g} % | {' | '.join(cells)} |", flush=True)
+
+
+def several(fleets: int) -> None:
+    """In how many fleets all slow GPUs are found and no other."""
+    print("| GPUs | slow ones | all found, and no other |\n|---|---|---|")
+    for gpus, slow in SEVERAL:
+        ill = {record(gpu).gpu_uuid for gpu in range(slow)}
+        right = 0
+        for seed in range(fleets):
+            records = [
+                replace(r, median_ts=r.median_ts * 0.8) if r.gpu_uuid in ill else r
+                for r in Fleet(gpus, APART[0]).records(random.Random(seed))
+            ]
+            right += {one.gpu_uuid for one in found(records)} == ill
+        print(f"| {gpus} | {slow} | {share(right, fleets)} |", flush=True)
+
+
 def main(fleets: str = str(FLEETS)) -> int:
     healthy(int(fleets))
     print()
     ill(int(fleets))
+    print()
+    small(int(fleets))
+    print()
+    several(int(fleets))
     return 0
 
 

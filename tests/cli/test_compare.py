@@ -58,6 +58,24 @@ def test_two_drivers(
     )
 
 
+def test_two_builds_are_two_headlines_with_both_tests_below_each(tmp_path: Path) -> None:
+    records = [
+        replace(r, fingerprint=build)
+        for build in ("06ac349343b29ef4", "84de9d54601af86b")
+        for test in ("pp", "tg")
+        for side in ({"driver": OLD}, {"driver": NEW, "day": 9.0})
+        for r in runs(1, 1, 5, test=test, **side)  # type: ignore[arg-type]
+    ]
+    found = call(tmp_path, records, "compare", "--by", "driver", OLD, NEW)
+    lines = [line.split("  ")[0] or line[:9].strip() for line in found.output.splitlines()]
+    one = ["pp512", "", "tg128", ""]
+    assert lines == [
+        f"A: driver {OLD}, B: driver {NEW}",
+        *["H200, synthetic:7b-q4_0, build: 06ac349343b29ef4", *one],
+        *["H200, synthetic:7b-q4_0, build: 84de9d54601af86b", *one],
+    ]
+
+
 def test_too_few_runs_are_not_an_answer(tmp_path: Path) -> None:
     found = call(tmp_path, updated(0.5, count=1), "compare", "--last-update")
     assert found.exit_code == 0
@@ -136,7 +154,7 @@ def test_a_slow_gpu_with_its_reason(tmp_path: Path) -> None:
     assert found.exit_code == 1
     head, z, likely, more, *rest = found.output.splitlines()
     assert head.startswith("SLOW host-2 GPU-00000005 pp512: 8,")
-    assert " of its 7 peers' 12,3" in head
+    assert " below its 7 peers' 12,3" in head
     assert z.endswith(
         "; expected above -12.9, or within 5% of their median; its newest run is BUSY"
     )
@@ -147,6 +165,18 @@ def test_a_slow_gpu_with_its_reason(tmp_path: Path) -> None:
     assert more.startswith(" " * 13)
     assert max(map(len, found.output.splitlines())) <= 100
     assert [line.rsplit(": ")[-1] for line in rest] == ["1 slow", "none slow"]
+
+
+def test_generation_alone_is_enough_for_the_exit_code(tmp_path: Path) -> None:
+    ill = record(5).gpu_uuid
+    records = [
+        replace(r, median_ts=r.median_ts * 0.7) if r.gpu_uuid == ill and r.test == "tg" else r
+        for r in slow(1.0)
+    ]
+    found = call(tmp_path, records, "outliers")
+    lines = found.output.splitlines()
+    assert [line.rsplit(": ")[-1] for line in lines[-2:]] == ["none slow", "1 slow"]
+    assert found.exit_code == 1
 
 
 def test_a_healthy_fleet_has_none(tmp_path: Path) -> None:
@@ -163,6 +193,7 @@ def test_too_few_peers_prove_nothing(tmp_path: Path) -> None:
     assert found.output.endswith(
         "tg128: not judged\n"
         "not judged is what has too few peers: expected 4 free and healthy ones\n"
+        "next: llamafleet compare --by gpu A B, or llamafleet bands\n"
     )
 
 
@@ -196,3 +227,10 @@ def test_what_hosts_say_does_not_reach_the_terminal(tmp_path: Path) -> None:
         found = call(tmp_path, evil, *command)
         assert "\x1b" not in found.output
         assert "\x07" not in found.output
+
+
+@pytest.mark.parametrize("command", ["history", "compare", "outliers", "bands"])
+def test_help_tells_what_a_pattern_is(command: str) -> None:
+    told = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
+    assert "--host PATTERN" in told
+    assert told.count("* stands for any text and ? for any sign") == 1

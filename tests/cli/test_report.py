@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import os
 import pty
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.cli import report
 from llamafleet.history.fleet import newest
-from llamafleet.history.report import render_line, render_run
-from llamafleet.history.runs import Run, Runs
+from llamafleet.history.report import NOTHING, render_line, render_run
+from llamafleet.history.runs import Run, Runs, RunState
 from llamafleet.history.store import GpuLine, Row, Store
 from llamafleet.protocol.result import Verdict
 from tests.cli import run
@@ -184,9 +186,45 @@ def test_html_holds_the_run_the_history_and_hosts_of_before(tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     text = " ".join(result.stdout.split())
     assert "<strong>2</strong> hosts" in text
-    assert "<strong>4</strong> measurements kept" in text
+    assert "; 4 measurements kept<br>run 2" in text
     assert text.count('<th scope="row">gpu-b</th>') == 2
-    assert "Of roofline" in text
+    assert "Roofline" in text
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("interrupted", "INTERRUPTED"), ("running", "NO END"), ("complete", "")]
+)
+def test_a_page_says_that_its_run_was_cut_off(state: RunState, said: str, tmp_path: Path) -> None:
+    """Its rows may be all PASS."""
+    rows = [Row(host="gpu-a", verdict="PASS")] if said else []
+    hosts = [row.host for row in rows]
+    Runs(tmp_path).finish(Runs(tmp_path).begin(COMMAND, hosts, 1, [hosts]), state, rows)
+    result = run("report", "--results", tmp_path, "--format", "html")
+    notes = re.findall('<p class="note">([^<]*)', result.stdout)
+    assert result.exit_code == 1
+    assert notes == [note for note in notes if note.startswith(said or NOTHING)] != []
+
+
+def test_a_page_of_an_older_run_names_the_newer_one(tmp_path: Path) -> None:
+    keep(tmp_path, "PASS")
+    error = spoil(tmp_path, keep(tmp_path, "PASS"))
+    result = run("report", "--results", tmp_path, "--format", "html")
+    assert result.exit_code == 2
+    note = error.removeprefix("Error: ").strip()
+    assert f'<p class="note">{note}</p>' in html.unescape(result.stdout)
+
+
+@pytest.mark.parametrize("form", ["text", "html"])
+def test_what_the_history_can_t_take_in_is_said_and_keeps_no_table_waiting(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(tmp_path, "PASS")
+    said: list[str] = []
+    monkeypatch.setattr(report, "_put", lambda text, output: said.append(text))
+    monkeypatch.setattr(report, "keep_up", lambda results: [f"bad after {len(said)}"])
+    result = run("report", "--results", tmp_path, "--format", form)
+    assert result.stderr == f"Warning: bad after {int(form == 'text')}\n"
+    assert ("bad after 0" in said[0]) == (form == "html")
 
 
 def test_a_result_that_can_t_be_read_is_named_on_the_page(tmp_path: Path) -> None:
@@ -243,7 +281,7 @@ def test_json_is_json_by_either_name(tmp_path: Path) -> None:
         (("--run", "2026", "--format", "html"), "expected none, as the page holds the whole"),
         (("--run", "2026", "--example"), "--example: found --run beside it"),
         (("-o", "/nowhere/at/all"), "next: mkdir -p /nowhere/at"),
-        (("-o", "/dev/null"), "found no file that could be written there"),
+        (("-o", "PIPE"), "found no file that could be written there"),
         (("--format", "pdf"), "'pdf' is not one of"),
     ],
 )
@@ -251,9 +289,13 @@ def test_what_can_t_be_had_is_refused_and_nothing_printed(
     arguments: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     keep(tmp_path, "PASS")
-    result = run("report", "--results", tmp_path, *arguments)
+    # No device of this machine: were it not refused, root's would be replaced.
+    os.mkfifo(pipe := tmp_path / "pipe")
+    told = [str(pipe) if one == "PIPE" else one for one in arguments]
+    result = run("report", "--results", tmp_path, *told)
     assert (result.exit_code, result.stdout) == (2, "")
     assert said in result.stderr
+    assert pipe.is_fifo()
 
 
 def test_a_file_that_can_t_be_written_leaves_the_old_one(
@@ -293,10 +335,13 @@ def test_the_example_s_text_says_what_the_update_cost_and_who_is_slow() -> None:
 
 def test_on_the_example_s_page_the_planted_slow_gpu_is_found_and_no_other() -> None:
     text = run("report", "--example", "--format", "html").stdout
-    slow = re.findall(r'v-slow">SLOW</span> <strong>([^<]*)<', text)
+    slow = re.findall(r'v-slow">SLOW</span> <strong><a href="#gpu-[0-9]*">([^<]*)<', text)
     assert slow == ["synthetic-capped"]
     assert "its power limit is 350 W, below its default of 700 W" in text
-    assert "Driver 575.57.08 -&gt; 580.159.04" in text
+    tiles = text.split('<ul class="tiles">')[1].split("</ul>")[0]
+    assert "the newest driver, from 575.57.08 on <time>2026-10-29</time>" in tiles
+    assert '<span class="v v-slower">slower</span> -3.9 % (-' in tiles
+    assert "Driver 575.57.08 → 580.159.04" in text
 
 
 @pytest.mark.parametrize(
@@ -337,3 +382,20 @@ def printed(results: Path, *options: str | Path, piped: bool = False, **variable
     os.close(writer)
     assert done.returncode == 1
     return text.removesuffix("$")
+
+
+def test_a_terminal_that_lacks_a_character_gets_its_escape(tmp_path: Path) -> None:
+    Runs(tmp_path).finish(
+        Runs(tmp_path).begin(COMMAND, ["gpu-測"], 1, [["gpu-測"]]),
+        "complete",
+        [Row(host="gpu-測", verdict="FAIL")],
+    )
+    done = subprocess.run(
+        [Path(sys.executable).with_name("llamafleet"), "report", "--results", tmp_path],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "gpu-\\u6e2c" in done.stdout

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.history.records import History
+from llamafleet.history.runs import Runs
 from llamafleet.layout import Layout
 from llamafleet.protocol.job import BUILD, read_json
 from tests.compiled import OPTIONS, URL, VARIABLE
@@ -57,6 +59,16 @@ def test_first_run_ends_in_cpu_only_with_a_measured_tg(first: Run, folder: Path)
     assert len(samples) == 5 and min(samples) > 0
     control = next(c for c in result["checks"] if c["name"] == "control")
     assert control["status"] == "pass", control
+
+
+def test_a_run_keeps_its_figures_in_the_history(first: Run, folder: Path) -> None:
+    """Nothing but the run itself took them in: no command was called since."""
+    found = list(History(folder / "results").records())
+    assert sorted(record.test for record in found) == ["pp", "tg"]
+    [run] = Runs(folder / "results").ids()
+    assert {(one.host, one.run_id, one.verdict) for one in found} == {("@local", run, "CPU ONLY")}
+    measured = latest(folder, "local")["benchmark"]["tg"]["median_ts"]
+    assert [one.median_ts for one in found if one.test == "tg"] == [measured]
 
 
 @pytest.mark.skipif(not (URL and llama.PYTHON), reason=f"no {VARIABLE} that a build has filled")

@@ -5,6 +5,7 @@ Driver and build are planted as for the driver's updates: see tests/e2e/test_dri
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ pytestmark = [
 ]
 HOST = "gpu-u"
 READ_BY_EXPORTER = "/var/lib/prometheus/node-exporter"
-LINK = f"{READ_BY_EXPORTER}/llamafleet.prom"
+PAGE = f"{READ_BY_EXPORTER}/llamafleet.prom"
 
 
 class UnitsHost:
@@ -173,14 +174,23 @@ def test_a_masked_unit_stops_the_host_and_stays_masked(host: UnitsHost) -> None:
 
 
 def test_node_exporter_finds_the_verdict_where_the_setting_says(host: UnitsHost) -> None:
-    """It runs as an account of its own; uninstall, below, takes the link away."""
+    """It runs as an account of its own; uninstall, below, takes the page away."""
     missing = host.deploy("-y", metrics_folder=READ_BY_EXPORTER)
     assert missing.returncode == 1 and f"no folder {READ_BY_EXPORTER}" in missing.output
     host.sh(f"mkdir -p {READ_BY_EXPORTER}")
     run = host.deploy(metrics_folder=READ_BY_EXPORTER)
-    assert run.returncode == 0 and "llamafleet.prom linked" in run.output, run.output
-    page = host.sh(f"cd / && setpriv --reuid=65534 --clear-groups cat {LINK}")
-    assert page.startswith("# HELP llamafleet_verdict ")
+    assert run.returncode == 0 and "llamafleet.prom written" in run.output, run.output
+    read = f"cd / && setpriv --reuid=65534 --clear-groups cat {PAGE}"
+    passed = 'llamafleet_verdict{verdict="PASS"} 1.0\n'
+    assert passed in host.sh(read), "at once, of the verdict that is there"
+    # As a verification does when it starts; then what the account might do to who reads its file.
+    forget = f"rm {LAYOUT.results}/latest.json; mv /tmp/new {LAYOUT.results}/llamafleet.prom"
+    host.sh(f"cp -p {LAYOUT.results}/latest.json /tmp/kept; mkfifo /tmp/new; {forget}")
+    shown = f"until grep -q '{{}}' {PAGE}; do sleep 0.2; done"
+    host.sh(f"timeout 20 sh -c {shlex.quote(shown.format('NOT VERIFIED.. 1'))}")
+    assert passed not in host.sh(read) and host.sh(f"test -f {PAGE} && echo plain") == "plain\n"
+    host.sh(f"cp -p /tmp/kept {LAYOUT.results}/latest.json; rm {LAYOUT.results}/llamafleet.prom")
+    host.sh(f"timeout 20 sh -c {shlex.quote(shown.format('PASS.. 1'))}")
     again = host.deploy(metrics_folder=READ_BY_EXPORTER)
     assert again.returncode == 0 and again.unchanged, again.output
 

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "onhost.product": "its own child's words, and libraries by their hash or onhost.elf",
     "onhost.serve.check": "its own service's answers, in bounds of its own: test_check.py",
     "onhost.serve.memory": "the kernel's /proc and /sys",
+    "onhost.textfile": "a verdict by protocol.decode, and root's own record",
     "onhost.toolkit.account": "what a program of the account prints, in bounds of its own",
     "onhost.toolkit.repository": "a key, by onhost.toolkit.openpgp",
     "onhost.verify.bench": "the kernel's /sys",

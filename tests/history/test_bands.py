@@ -49,6 +49,34 @@ def of_4090(rate: float = 186.0, test: Any = "tg", **fields: Any) -> Record:
         ),
         (of_4090(busy=("x",)), "not comparable", "the figure is no baseline: BUSY"),
         (of_4090(verdict="FAIL"), "not comparable", "the figure is no baseline: FAIL"),
+        (
+            of_4090(20.0, n_gpu_layers=10),
+            "not comparable",
+            "n_gpu_layers: 10, so the CPU may have had a part of it",
+        ),
+        (of_4090(n_gpu_layers=33), "within", ""),
+        (of_4090(n_gpu_layers=-1), "within", ""),
+        (
+            of_4090(150.0, type_k="q8_0", type_v="f16"),
+            "not comparable",
+            "KV type: q8_0 / f16, the reference as usual",
+        ),
+        (of_4090(type_k="f16", type_v="f16", n_batch=2048, n_ubatch=512), "within", ""),
+        (
+            of_4090(9000.0, "pp", n_batch=2048, n_ubatch=128),
+            "not comparable",
+            "batch: 2048 / 128, the reference as usual",
+        ),
+        (
+            of_4090(120.0, llama_bench={"backends": "Vulkan"}),
+            "not comparable",
+            "llama-bench's options: backends Vulkan",
+        ),
+        (
+            of_4090(100.0, power_limit_w=None),
+            "below",
+            "expected at least 80% of it; its power limit: not told",
+        ),
         (record(flash_attn=None), "within", ""),
         (
             record(flash_attn=None, median_ts=320.0),
@@ -114,6 +142,33 @@ def test_how_true_a_reference_is() -> None:
             "not comparable",
             "not all weights are read for a token, as in a mixture of experts",
         ),
+        (
+            of_4090(40.0, n_gpu_layers=20),
+            0.152,
+            "not comparable",
+            "n_gpu_layers: 20, so the CPU may have had a part of it",
+        ),
+        (of_4090(186.21, n_gpu_layers=33), 0.707, "within", ""),
+        (
+            of_4090(100.0, llama_bench={"n_cpu_moe": 4}),
+            0.380,
+            "not comparable",
+            "llama-bench's options: n_cpu_moe 4",
+        ),
+        (
+            of_4090(40.0, n_depth=32768),
+            0.152,
+            "not comparable",
+            "at a depth of 32768 tokens the KV cache is read as well",
+        ),
+        (of_4090(100.0, n_depth=32768), 0.380, "within", ""),
+        (
+            record(median_ts=500.0, model_size=1_200_000_000),
+            0.125,
+            "not comparable",
+            "where so many are allowed it is the launching of kernels that is measured",
+        ),
+        (record(median_ts=361.0), 0.288, "within", ""),
     ],
 )
 def test_the_share_of_the_bandwidth(one: Record, share: float, answer: str, why: str) -> None:
@@ -176,10 +231,16 @@ def test_each_claim(number: int, fields: dict[str, Any], answer: str) -> None:
     [
         ({"gpu_info": "NVIDIA H200"}, "it speaks of the GeForce RTX 4090"),
         ({"busy": ("x",)}, "the GPU was not free and healthy"),
+        ({"n_gpu_layers": 10}, "n_gpu_layers: 10, so the CPU may have had a part of it"),
     ],
 )
 def test_claims_that_do_not_apply_say_why(fields: dict[str, Any], why: str) -> None:
     assert answers(of_4090(**fields)) == [("not applicable", why)] * 4
+
+
+def test_a_size_that_is_not_told_is_not_called_nothing() -> None:
+    told = claims(of_4090(model_size=None), BANDS)[1]
+    assert told.why == "it depends on the model: this one has an untold size of weights"
 
 
 def test_the_newest_figure_of_each_gpu_counts() -> None:
@@ -203,7 +264,10 @@ def test_as_text() -> None:
         "guide: GPU utilisation 90 % and more: met: 95 % "
         "guide: load time 5-15 s: met: 0.5 s; faster than it promises"
     )
-    [_, unknown, guide] = of_bands([of_4090(gpu_info="\x1b[31mEvil")], BANDS)
+    [_, unknown, roof, guide] = of_bands([of_4090(gpu_info="\x1b[31mEvil")], BANDS)
+    assert roof == "  roofline: the bandwidth of such a GPU is not known"
+    [*_, roof, _] = of_bands([of_4090(gpu_info="Other", model_size=None)], BANDS)
+    assert roof == "  roofline: the model's size is not known"
     assert unknown == "  tg128 186.0 t/s: no figure of such a GPU with this model is known"
     assert guide == "  guide: not applicable: it speaks of the GeForce RTX 4090"
     assert not any("\x1b" in one for one in of_bands([of_4090(gpu_info="\x1b[31mEvil")], BANDS))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from llamafleet.history.comparable import card
 from llamafleet.history.compare import AXES, By, NotFound, compare, select
-from llamafleet.history.comparison import ALPHA, ENOUGH, Comparison
+from llamafleet.history.comparison import ALPHA, ENOUGH, MOST_RUNS, Comparison
 from llamafleet.history.ranks import smallest_p
 from llamafleet.history.record import Record
 from tests.history.made import record, runs
@@ -74,6 +75,23 @@ def test_too_few_runs_say_how_many_would_do() -> None:
         ({"power_limit_w": 400.0}, "power limit: 700 W and 400 W"),
         ({"power_limit_w": None}, "power limit: 700 W and not told"),
         ({"n_gen": 256}, "test: tg128 and tg256"),
+        (
+            {"llama_bench": {"no_kv_offload": True, "load_mode": "mmap"}},
+            "llama-bench's options: as usual and no_kv_offload True",
+        ),
+        ({"llama_bench": {"n_cpu_moe": 9}}, "llama-bench's options: as usual and n_cpu_moe 9"),
+        (
+            {"llama_bench": {"backends": "Vulkan"}},
+            "llama-bench's options: as usual and backends Vulkan",
+        ),
+        ({"n_gpu_layers": 20}, "n_gpu_layers: not told and 20"),
+        (
+            {"llama_bench": {"embeddings": True}},
+            "llama-bench's options: as usual and embeddings True",
+        ),
+        ({"model_size": 4081004224}, "model's size: 3825872896 and 4081004224"),
+        ({"type_k": "q8_0", "type_v": "q8_0"}, "KV type: not told / not told and q8_0 / q8_0"),
+        ({"n_batch": 2048, "n_ubatch": 512}, "n_batch: not told / not told and 2048 / 512"),
         ({"fingerprint": "84de9d54601af86b"}, "build: 06ac349343b29ef4 and 84de9d54601af86b"),
         (
             {"busy": ("another process",), "verdict": "BUSY"},
@@ -93,11 +111,102 @@ def test_what_is_not_comparable_is_refused_unless_forced(other: dict[str, Any], 
     assert len(forced.why) == ("test:" not in said)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"n_gpu_layers": 99}, {"n_gpu_layers": -1}),
+        (
+            {},
+            {"llama_bench": {"no_kv_offload": 0, "n_cpu_moe": 0, "tensor_buft_overrides": "none"}},
+        ),
+        ({}, {"llama_bench": {"split_mode": "none", "main_gpu": 3}}),
+        ({"gpus": 2}, {"gpus": 2, "llama_bench": {"split_mode": "layer", "tensor_split": "0.00"}}),
+    ],
+)
+def test_what_versions_of_llama_bench_call_otherwise_is_the_same(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    found = only(compare(before(**one), after(**other), "driver"))
+    assert found.answer == "no difference shown"
+
+
+def test_how_gpus_share_the_work_counts() -> None:
+    split = {"split_mode": "row"}
+    found = only(compare(before(gpus=2), after(gpus=2, llama_bench=split), "driver"))
+    assert found.answer == "no difference shown"  # A GPU alone has nothing to share.
+    a, b = ([replace(r, gpus=2) for r in side] for side in (before(), after(llama_bench=split)))
+    assert only(compare(a, b, "driver")).why == (
+        "llama-bench's options: as usual and split_mode row",
+    )
+
+
+def test_llama_bench_s_commit_is_its_build() -> None:
+    """It tells no fingerprint."""
+    a = before(fingerprint="", build_commit="8cf6b42")
+    b = after(fingerprint="", build_commit="79c1160")
+    assert only(compare(a, b, "driver")).why == ("build: 8cf6b42 and 79c1160",)
+    b = [replace(r, driver=OLD) for r in b]
+    assert only(compare(select(a, "build", "8cf6"), select(b, "build", "79"), "build")).a
+
+
+def test_comparisons_that_look_alike_are_told_apart() -> None:
+    """Of two builds, each under both drivers."""
+    other = {"fingerprint": "84de9d54601af86b"}
+    found = compare(
+        [*before(), *before(**other)], [*after(), *after(factor=0.9, **other)], "driver"
+    )
+    assert [(one.answer, one.under) for one in found] == [
+        ("no difference shown", ("build: 06ac349343b29ef4",)),
+        ("slower", ("build: 84de9d54601af86b",)),
+    ]
+
+
+def test_a_difference_that_is_too_little_says_so() -> None:
+    """Its interval leaves 0 out: without a word it would look like a mistake."""
+    a = [record(driver=OLD, day=n, median_ts=360.0 + n / 10) for n in range(6)]
+    b = [replace(r, driver=NEW, median_ts=r.median_ts * 0.993) for r in a]
+    found = only(compare(a, b, "driver"))
+    assert found.high is not None
+    assert found.high < 1
+    assert (found.answer, found.why) == (
+        "no difference shown",
+        ("less than 1%, by which two runs of one GPU may differ",),
+    )
+    a, b = ([replace(r, median_ts=r.median_ts * f) for r in a] for f in (4.0, 4.4))
+    b = [replace(r, driver=NEW) for r in b]
+    assert only(compare(a, b, "driver")).why == (
+        "less than 20%: above 1,000 t/s it is the launching of kernels that is measured",
+    )
+
+
+def test_what_differs_by_nothing_or_by_chance_has_no_such_word() -> None:
+    assert only(compare(before(), after(), "driver")).why == ()
+
+
+def test_an_interval_that_ends_at_no_difference_shows_none() -> None:
+    """Equal figures: p is 0.03, as the test has them half above, and 0 % is in the interval."""
+    a = [record(driver=OLD, median_ts=rate) for rate in (100.0, 101.0, 102.0, 103.0, 104.0)]
+    b = [record(driver=NEW, median_ts=rate) for rate in (99.0, 100.0, 100.0, 100.0, 100.0)]
+    found = only(compare(a, b, "driver"))
+    assert found.p is not None
+    assert found.p <= ALPHA
+    assert (found.high, found.answer, found.why) == (1.0, "no difference shown", ())
+
+
 def test_busy_runs_are_left_out_and_counted() -> None:
     busy = [replace(r, busy=("x",), verdict="BUSY", median_ts=1.0) for r in after(count=3)]
     found = only(compare(before(), [*after(), *busy], "driver"))
     assert found.answer == "no difference shown"
     assert found.left_out == {"BUSY": 3}
+
+
+def test_of_many_runs_the_newest_count() -> None:
+    """It was slow in 50 runs, long ago; and 150 are no more than 100."""
+    old = [record(driver=NEW, day=n / 100, median_ts=100.0) for n in range(50)]
+    new = [record(driver=NEW, day=9.0 + n / 100, median_ts=361.0) for n in range(MOST_RUNS)]
+    found = only(compare(before(), [*new, *old], "driver"))
+    assert found.b
+    assert (found.b.runs, found.low and found.low > 0.9) == (MOST_RUNS, True)
 
 
 def test_a_gpu_that_has_runs_of_one_side_alone_is_no_evidence() -> None:
@@ -134,10 +243,47 @@ def test_hosts_are_compared_over_their_gpus() -> None:
     assert only(compare(a, b, "gpu")).answer == "faster"
 
 
+@pytest.mark.parametrize(
+    ("by", "other", "said"),
+    [
+        ("host", {"gpus": 2}, "number of GPUs: 1 and 2"),
+        ("host", {"driver": OLD}, "driver: 580.95.05 and 570.86.10"),
+        ("host", {"fingerprint": "84de9d54"}, "build: 06ac349343b29ef4 and 84de9d54"),
+        ("host", {"power_limit_w": 500.0}, "power limit: 700 W and 500 W"),
+        ("gpu", {"power_limit_w": 500.0}, "power limit: 700 W and 500 W"),
+        ("toolkit", {"driver": OLD}, "driver: 580.95.05 and 570.86.10"),
+        (
+            "toolkit",
+            {"llama_cpp_python": "0.3.37"},
+            "llama-cpp-python: 0.3.36 and 0.3.37",
+        ),
+        ("build", {"driver": OLD}, "driver: 580.95.05 and 570.86.10"),
+    ],
+)
+def test_what_must_be_the_same_beside(by: By, other: dict[str, Any], said: str) -> None:
+    a, b = list(runs(1, 1, 5)), [replace(r, **other) for r in runs(2, 1, 5)]
+    assert only(compare(a, b, by)).why == (said,)
+    assert only(compare(a, list(runs(2, 1, 5)), by)).answer == "no difference shown"
+
+
+def test_a_build_and_a_toolkit_may_bring_one_another() -> None:
+    a, b = list(runs(1, 1, 5)), list(runs(2, 1, 5, toolkit="13.1", fingerprint="84de9d54"))
+    for by in ("build", "toolkit"):
+        assert only(compare(a, b, by)).answer == "no difference shown"
+
+
+@pytest.mark.parametrize("name", ["P40", "Tesla P40", "NVIDIA P40", "NVIDIA Tesla P40", " P40 "])
+def test_a_card_has_one_name_whatever_the_driver_puts_before_it(name: str) -> None:
+    assert card(record(gpu_info=name)) == "P40"
+
+
 def test_what_launches_kernels_must_differ_by_more() -> None:
     """One H200 gave 106,114 and 122,110 t/s with the 160M model."""
     a = [replace(r, median_ts=106_114.0 + n) for n, r in enumerate(before(test="pp"))]
     b = [replace(r, median_ts=122_110.0 + n) for n, r in enumerate(after(test="pp"))]
+    assert only(compare(a, b, "driver")).answer == "no difference shown"
+    a = [replace(r, median_ts=49_000.0 + n) for n, r in enumerate(a)]
+    b = [replace(r, median_ts=52_000.0 + n) for n, r in enumerate(b)]  # One side is enough.
     assert only(compare(a, b, "driver")).answer == "no difference shown"
     b = [replace(r, median_ts=140_000.0 + n) for n, r in enumerate(b)]
     assert only(compare(a, b, "driver")).answer == "faster"
@@ -185,6 +331,7 @@ def test_figures_that_no_gpu_has_are_left_out(rate: float, force: bool) -> None:
     assert found.answer == "slower"
     assert found.a
     assert found.a.runs == 5
+    assert found.left_out == ({} if force else {"no figure": 2})
     assert only(compare(odd[:1], b, "driver", force=force)).answer == "not comparable"
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,7 +21,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from llamafleet.history.database import HEAD, KINDS, METADATA, HistoryError, opened, url_of
+from llamafleet.history import database
+from llamafleet.history.database import (
+    HEAD,
+    KINDS,
+    METADATA,
+    HistoryError,
+    opened,
+    url_of,
+    writing,
+)
 from llamafleet.history.database_read import read
 from llamafleet.history.record import Record
 from llamafleet.history.records import (
@@ -30,7 +43,8 @@ from llamafleet.history.records import (
 )
 from llamafleet.history.runs import Runs
 from llamafleet.history.store import DATABASE, VERIFIED, Row, Store
-from llamafleet.protocol.result import Result
+from llamafleet.protocol.conditions import Conditions
+from llamafleet.protocol.result import Benchmark, Rates, Result
 from llamafleet.terminal import masked
 from tests.history import RESULT, benchmark, gpu
 from tests.history.test_records import KNOWN, PP, TG, WANTED
@@ -98,11 +112,15 @@ def test_filters(history: History) -> None:
 
 
 def test_the_newest_are_the_last_and_all_are_counted(history: History) -> None:
-    records = [with_id(replace(TG, test_time=TG.test_time + timedelta(days=d))) for d in (3, 1, 2)]
-    history.add(records)
-    found = [r.test_time.day - TG.test_time.day for r in history.records(Filter(last=2))]
-    assert found == [2, 3], "oldest first, of the newest two"
-    assert history.count(Filter(last=2)) == 3
+    days = [3, 1, 6, 2, 5, 4, 0]
+    history.add(with_id(replace(TG, test_time=TG.test_time + timedelta(days=d))) for d in days)
+
+    def told(wanted: Filter) -> list[int]:
+        return [(r.test_time - TG.test_time).days for r in history.records(wanted)]
+
+    assert told(Filter(last=5)) == [2, 3, 4, 5, 6], "oldest first, of the newest ones"
+    assert told(Filter()) == sorted(days)
+    assert history.count(Filter(last=2)) == len(days)
 
 
 # -- taking in -------------------------------------------------------------------------------------
@@ -159,7 +177,8 @@ def test_a_corrupt_file_is_named_and_hides_no_other(
     assert line.startswith(f"{bad}: found ")
 
     assert re.search(said, line), line
-    assert f"next: mv {bad} {bad}.unreadable" in line
+    newer = said == "version 9"
+    assert line.endswith("next: git pull" if newer else f"next: mv {bad} {bad}.unreadable")
     assert history.take_in().aside == found.aside, "it is named until it is gone"
     bad.rename(f"{bad}.unreadable")
     assert history.take_in().aside == []
@@ -188,6 +207,182 @@ def test_a_pipe_and_a_time_that_no_calendar_has_are_named(tmp_path: Path) -> Non
     said = "\n".join(history.take_in().aside)
     assert "no regular file" in said
     assert "since 1970" in said
+
+
+WIDE = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FFF), k=3000)))
+"""Nothing of it can be packed."""
+MANY = 2**63 - 5
+LIES: dict[str, Result] = {
+    "vram_mib of 64 bits": replace(
+        RESULT,
+        benchmark=benchmark(),
+        gpus=tuple(replace(gpu(n), vram_mib=MANY) for n in range(2)),
+    ),
+    "processes of 64 bits": replace(
+        RESULT,
+        benchmark=replace(
+            benchmark(),
+            conditions=tuple(Conditions(f"GPU-{n}", others_unnamed=MANY) for n in range(2)),
+        ),
+        gpus=(gpu(0), gpu(1)),
+    ),
+    "gpu_uuid of 3000 characters": replace(RESULT, gpus=(replace(gpu(), uuid=WIDE),)),
+    "-5.0 tokens per second": replace(RESULT, gpus=(gpu(tg=-5.0),)),
+    "0.0 tokens per second": replace(RESULT, gpus=(gpu(tg=0.0),)),
+}
+
+
+def test_what_one_host_sends_keeps_no_other_out(history: History) -> None:
+    """No database takes all of these, and all files of a batch are written at once."""
+    good = replace(RESULT, host="z")
+    for host, result in (*((f"h{n}", lie) for n, lie in enumerate(LIES.values())), ("z", good)):
+        Store(history.results).write_result(host, result)
+    found = history.take_in()
+    told = [said for said in LIES for _ in range(2)]
+    assert len(found.aside) == len(told), found
+    for line, said in zip(found.aside, told, strict=True):
+        assert f": found {said}; expected" in line
+    assert {record.id for record in history.records()} == {r.id for r in records_of(good)}
+
+
+def test_names_of_the_longest_that_are_taken(history: History) -> None:
+    whole = replace(RESULT, gpus=(replace(gpu(), uuid=WIDE[:500]),))
+    assert history.add(records_of(replace(whole, host=WIDE[-500:]))) == 2
+    assert len(list(history.records(Filter(gpus=(WIDE[:500],))))) == 2
+
+
+def test_moments_at_the_calendars_edges_in_every_zone(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the database's session, which takes it from its role or from this process."""
+    edges = [with_id(replace(TG, test_time=at)) for at in (
+        datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc),
+    )]  # fmt: skip
+    history.add(edges)
+    for zone in ("Pacific/Kiritimati", "America/Los_Angeles"):
+        monkeypatch.setenv("PGTZ", zone)
+        assert list(history.records()) == edges
+
+
+def test_a_host_speaks_for_itself_alone(history: History) -> None:
+    """By the folder that the controller chose, not by what a result says."""
+    for folder, name in (
+        ("gpu-a", "gpu-b"),
+        ("@local", "gpu-b"),
+        ("gpu/c", "gpu-b"),
+        ("x y", "x y"),
+    ):
+        Store(history.results).write_result(folder, replace(RESULT, host=name))
+    (history.results / "gpu_d").mkdir()  # As it was named before.
+    old = Store(history.results).write_result("gpu/d", replace(RESULT, host="gpu/d"))
+    old.rename(history.results / "gpu_d" / old.name)
+    old.with_name("latest.json").unlink()
+    assert history.take_in().aside == []
+    assert {r.host for r in history.records()} == {"gpu-a", "@local", "gpu/c", "x y", "gpu/d"}
+
+
+def test_a_result_that_is_changed_leaves_nothing_behind(history: History) -> None:
+    [result] = fill(history.results, 1, 1)
+    history.take_in()
+    keeps = replace(result, finished=AT + 60)
+    Store(history.results).write_result("gpu-0", keeps)
+    history.take_in()
+    path = next(history.results.glob(f"gpu-0/2*{'0320'}*.json"))
+    before = path.stat().st_mtime_ns
+    path.write_text(path.read_text().replace("150.5", "149.25"))
+    os.utime(path, ns=(before, before))  # By its size, as on a disk that counts whole seconds.
+    assert history.take_in().records == 1, "the other test is the same"
+    rates = sorted((r.test, r.median_ts) for r in history.records())
+    assert rates == [("pp", 11536.25), ("pp", 11536.25), ("tg", 149.25), ("tg", 150.5)]
+    # The newest one is told by its own file as well: it goes when that goes.
+    Store(history.results).write_result("gpu-0", replace(result, finished=AT + 120))
+    history.take_in()
+    assert history.count() == 6
+    path.write_text("{")
+    assert len(history.take_in().aside) == 1
+    assert history.count() == 6, "a file that can't be read takes nothing away"
+
+
+def test_what_the_newest_result_told_stays(history: History) -> None:
+    """Its own file may be gone; latest.json is written anew each time."""
+    for later in (0, 60):
+        one = replace(RESULT, finished=AT + later)
+        Store(history.results).write_result("gpu-a", one).unlink()
+        assert history.take_in().records == 2
+    assert history.count() == 4
+
+
+def test_two_folders_are_two_though_their_files_look_alike(history: History) -> None:
+    """Of two controllers that keep one history."""
+    for folder, tg in (("a", 150.5), ("b", 149.5)):
+        results = history.results / "of" / folder
+        path = Store(results).write_result("gpu-a", replace(RESULT, gpus=(gpu(tg=tg),)))
+        for each in path.parent.iterdir():
+            os.utime(each, (AT, AT))
+        url = history.url or f"sqlite:///{history.results}/both.db"
+        assert History(results, url).take_in().files == 2
+    assert {r.median_ts for r in History(results, url).records(Filter(tests=("tg",)))} == {
+        150.5, 149.5,
+    }  # fmt: skip
+
+
+def test_what_may_not_be_read_is_named() -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o777)
+        fill(folder, 3, 1)
+        (folder / "gpu-0").chmod(0)
+        for path in (folder / "gpu-1").iterdir():
+            path.chmod(0)
+        with as_nobody():
+            taken = History(folder).take_in()
+        assert taken.records == 2
+        assert taken.aside[0].startswith(f"{folder}/gpu-0: found Permission denied; expected ")
+        for line, path in zip(
+            taken.aside, [folder / "gpu-0", *sorted(folder.glob("gpu-1/*"))], strict=True
+        ):
+            assert line.endswith(f"next: ls -ld {path}")
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read all there is."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_command_to_type_is_one_in_every_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "my fleet's"
+    fill(folder, 1, 1)
+    bad = folder / "gpu-0" / "bad.json"
+    bad.write_text("{")
+    [line] = History(folder).take_in().aside
+    (folder / DATABASE).write_text("not a database, but longer than its header is" * 100)
+    with pytest.raises(HistoryError) as error:
+        History(folder).count()
+    for said in (line, str(error.value)):
+        subprocess.run(said.partition("next: ")[2], shell=True, check=True)
+    assert History(folder).take_in().aside == []
+    assert History(folder).count() == 2
+    assert bad.with_name("bad.json.unreadable").exists()
+
+
+def test_a_wrong_folder_is_no_flood(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(30):
+        (tmp_path / "a" / f"{number}.json").write_text("[]")
+    lines = keep_up(tmp_path)
+    assert len(lines) == 11
+    assert lines[-1].startswith("history: found 20 more of that kind; expected none; next: ")
+    assert "found list, expected an object" in lines[0]
 
 
 TAKE_IN = """
@@ -232,6 +427,48 @@ def test_imports_at_the_same_time_lose_nothing(history: History) -> None:
     assert history.take_in().files == 0
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from llamafleet.history import database_import
+from llamafleet.history.records import History
+database_import.BATCH = 5
+mark, done = database_import._mark, []
+def killed(*told):
+    mark(*told)
+    done.append(told)
+    if len(done) == 3:
+        os.kill(os.getpid(), 9)
+database_import._mark = killed
+History(Path(sys.argv[1]), sys.argv[2]).take_in()
+"""
+
+
+def test_an_import_that_is_killed_is_gone_on_with(history: History) -> None:
+    results = fill(history.results, 5, 5)
+    argv = [sys.executable, "-c", KILLED, str(history.results), history.url]
+    assert subprocess.run(argv, check=False).returncode == -9
+    kept = history.count()
+    assert 0 < kept < 2 * len(results), "whole batches"
+    found = history.take_in()
+    assert (found.records, found.aside) == (2 * len(results) - kept, [])
+    assert history.count() == 2 * len(results)
+
+
+def test_who_writes_is_waited_for_but_not_for_ever(
+    tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time: two that write the same records in another order wait for each other."""
+    history = History(tmp_path, postgres)
+    history.add([PP])
+    monkeypatch.setattr(database, "SESSION", database.SESSION.replace("60s", "50ms"))
+    with opened(tmp_path, postgres) as engine, writing(engine):
+        with pytest.raises(HistoryError, match="lock timeout"):
+            history.add([TG])
+        assert history.count(Filter(tests=("pp",))) >= 1, "who reads need not wait"
+    assert history.add([TG]) <= 1
+
+
 def test_a_folder_that_nobody_may_write_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +476,11 @@ def test_a_folder_that_nobody_may_write_keeps_nothing(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert keep_up(tmp_path) == []
     assert not (tmp_path / DATABASE).exists()
+    # A history elsewhere is another's to write.
+    url = f"sqlite:///{tmp_path}/elsewhere.db"
+    monkeypatch.setenv(VARIABLE, url)
+    assert keep_up(tmp_path) == []
+    assert History(tmp_path, url).count() == 2
 
 
 def test_keeping_up_never_fails(
@@ -254,8 +496,14 @@ def test_keeping_up_never_fails(
     assert f"next: mv {tmp_path / DATABASE} " in line
     monkeypatch.setenv(VARIABLE, postgres)
     assert "bad.json" in "".join(keep_up(tmp_path))
+    # Of the driver alone: it is loaded where a server is asked.
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "psycopg", None)
+        [line] = keep_up(tmp_path)
+        assert line.startswith("history: found no psycopg; ") and line.endswith("sh setup.sh")
     # A venv of before there was a history.
-    monkeypatch.setitem(sys.modules, "llamafleet.history.database", None)
+    monkeypatch.delattr("llamafleet.history.database")
+    monkeypatch.delitem(sys.modules, "llamafleet.history.database")
     monkeypatch.setitem(sys.modules, "sqlalchemy", None)
     [line] = keep_up(tmp_path)
     assert line.startswith("history: found no ") and line.endswith("; next: sh setup.sh")
@@ -294,14 +542,29 @@ def test_a_run_tells_the_records_that_it_measured(history: History) -> None:
     other_time = replace(several, finished=several.finished - 3 * 86400)
     slower = replace(gpu(0), benchmark=benchmark(pp=9000.0, tg=99.0))
     other_rates = replace(several, finished=several.finished - 7, gpus=(slower,), benchmark=None)
-    for one in (several, taken_as_it_was, other_time, other_rates):
+    other_build = replace(several, finished=several.finished - 9, fingerprint="f" * 16)
+    turned = Benchmark(Rates(512, 150.5, 0.0), Rates(128, 11536.25, 0.0))
+    other_tests = replace(
+        several, finished=several.finished - 11, gpus=(replace(gpu(0), benchmark=turned),),
+        benchmark=None,
+    )  # fmt: skip
+    other_gpu = replace(several, finished=several.finished - 13, gpus=(gpu(5),), benchmark=None)
+    # Its clock is wrong, but not by a day.
+    slow_clock = now("gpu-c", finished=several.finished - 20 * 3600)
+    for one in (
+        *(several, taken_as_it_was, other_time, other_rates, other_build, other_tests),
+        *(other_gpu, slow_clock),
+    ):
         Store(history.results).write_result(one.host, one)
     history.take_in()
-    rows = [row_of(several, "toolkit", VERIFIED), row_of(taken_as_it_was)]
+    rows = [
+        *(row_of(several, "toolkit", VERIFIED), row_of(taken_as_it_was)),
+        row_of(slow_clock, VERIFIED),
+    ]
     run_id = run_of(history.results, rows)
     assert history.take_in().aside == []
     mine = {record.id for record in history.records(Filter(runs=(run_id,)))}
-    assert mine == {record.id for record in records_of(several)}
+    assert mine == {record.id for one in (several, slow_clock) for record in records_of(one)}
     # Nobody takes them over, also not a run that finds the same result again.
     run_of(history.results, rows)
     history.take_in()
@@ -354,6 +617,36 @@ def test_alembic_is_asked_only_where_the_form_is_older(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 0
 
 
+SECOND = """
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision = "0002", "0001"
+branch_labels = depends_on = None
+def upgrade():
+    op.add_column("benchmark_records", sa.Column("new", sa.String(), server_default="x"))
+    {then}
+"""
+
+
+def test_an_older_form_is_brought_to_todays_or_stays_whole(
+    history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a folder whose name has a % in it."""
+    history.add(KNOWN.values())
+    folder = tmp_path / "50% off"
+    shutil.copytree(database.MIGRATIONS, folder)
+    monkeypatch.setattr(database, "MIGRATIONS", folder)
+    monkeypatch.setattr(database, "HEAD", "0002")
+    second = folder / "versions" / "v0002.py"
+    second.write_text(SECOND.format(then="op.execute('no SQL')"))
+    with pytest.raises(HistoryError, match="syntax error"):
+        history.count()
+    second.write_text(SECOND.format(then=""))
+    assert {r.id for r in history.records()} == {r.id for r in KNOWN.values()}
+    with opened(history.results, history.url) as engine, engine.connect() as connection:
+        assert {*connection.execute(sa.text("SELECT new FROM benchmark_records"))} == {("x",)}
+
+
 def test_a_newer_form_is_refused(history: History) -> None:
     with opened(history.results, history.url) as engine, engine.begin() as connection:
         connection.execute(sa.text("UPDATE benchmark_version SET version_num = '9999'"))
@@ -368,6 +661,27 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     assert f"next: mv {tmp_path / DATABASE} {tmp_path / DATABASE}.unreadable" in str(error.value)
 
 
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from llamafleet.history.records import keep_up
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+print(*keep_up(Path(sys.argv[1])))
+"""
+
+
+def test_a_disk_without_room_is_named_and_goes_on_later(tmp_path: Path) -> None:
+    fill(tmp_path, 2, 2)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, tmp_path],
+        capture_output=True, text=True, check=True,
+        env={key: value for key, value in os.environ.items() if key != VARIABLE},
+    )  # fmt: skip
+    assert re.search(f"(full|I/O error).*next: df -h {tmp_path}$", done.stdout), done.stdout
+    taken = History(tmp_path).take_in()
+    assert (taken.aside, History(tmp_path).count()) == ([], 8)
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(HistoryError, match="unable to open database file"):
         History(tmp_path / "none").count()
@@ -378,6 +692,10 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     [
         ("mysql://fleet:hunter22@db/x", "the database mysql://x; expected postgresql://"),
         ("sqlite://", "the database sqlite://"),
+        ("sqlite:///:memory:", "the database sqlite://:memory:; expected postgresql://HOST/NAME"),
+        ("sqlite:///h.db?timeout=hunter22", "the database sqlite://h.db"),
+        ("sqlite:///h\0.db", "one that is no URL"),
+        ("sqlite:///h\udcff.db", "one that is no URL"),
         ("results/history.db", "one that is no URL"),
         ("postgresql://fleet:hunter22@db:port/x", "one that is no URL"),
     ],
@@ -389,10 +707,15 @@ def test_a_url_of_something_else_is_refused_without_its_password(url: str, said:
     assert "hunter22" not in str(error.value)
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"postgresql://fleet:hunter22@/fleet?host={tmp_path}"
     with pytest.raises(HistoryError) as error:
         History(tmp_path, url).count()
+    assert "next: psql URL, as it was told with --database" in str(error.value)
+    monkeypatch.setenv(VARIABLE, url)
+    with pytest.raises(HistoryError) as error:
+        History(tmp_path, url).count()
     assert 'next: psql "$LLAMAFLEET_HISTORY"' in str(error.value)
+    assert "found that postgresql://" in str(error.value), "as it was told"
     assert "hunter22" not in str(error.value)
     assert "hunter22" not in masked("FATAL: hunter22")

@@ -53,6 +53,10 @@ def test_what_was_planted_is_there() -> None:
     capped = figures(CAPPED, "pp")[-1]
     assert capped.median_ts < 0.8 * peers
     assert capped.power_limit_w == 350.0
+    assert (capped.verdict, capped.busy) == (
+        "BUSY",
+        ("benchmark: the power limit of GPU 0 is 350 W, below its default of 700 W",),
+    ), "as a verification judges a limit below the card's own"
     assert [bool(r.busy) for r in figures(SHARED, "tg")].count(True) == 1
     broken = next(row for row in example().run.rows if row.host == BROKEN)
     assert broken.verdict == "FAIL"

@@ -70,6 +70,45 @@ def test_a_run_without_hosts_fails() -> None:
     assert read().get("failures") == "1"
 
 
+@pytest.mark.parametrize(("allowed", "names"), [(False, ["host", "g GPU-1"]), (True, [])])
+def test_a_busy_gpu_fails_unless_the_settings_allow_it(allowed: bool, names: list[str]) -> None:
+    gpu = GpuLine("g", "GPU-1", "BUSY", busy=True)
+    row = Row("gpu-a", "BUSY", gpus=(gpu,), busy=("GPU-1: in use", "GPU-2: hot"), allowed=allowed)
+    suites = read(row)
+    assert failed(suites) == names
+    texts = [one.text for one in suites.iter("failure")]
+    assert texts == ["GPU-1: in use\nGPU-2: hot", "GPU-1: in use"][: len(names)]
+
+
+ALLOWED = {
+    "testsuites": {"name", "tests", "failures"},
+    "testsuite": {"name", "tests", "failures", "timestamp"},
+    "properties": set(),
+    "property": {"name", "value"},
+    "testcase": {"classname", "name"},
+    "failure": {"type", "message"},
+}
+"""Of what Jenkins' xunit-plugin allows in its junit-10.xsd."""
+
+
+def test_it_has_nothing_that_jenkins_schema_has_not() -> None:
+    rows = (
+        Row("a", "FAIL", driver="580", reason=("why",), gpus=(GpuLine("g", "GPU-1", "PASS"),)),
+        Row("b", "PASS"),
+    )
+    suites = read(*rows, state="interrupted")
+    for one in suites.iter():
+        assert set(one.keys()) <= ALLOWED[one.tag], one.tag
+    times = {suite.get("timestamp") for suite in suites.iter("testsuite")}
+    assert times == {"2026-11-26T22:00:00+00:00"}
+
+
+def test_a_run_that_was_cut_off_before_any_host_says_both() -> None:
+    (failure,) = read(state="interrupted").iter("failure")
+    assert "INTERRUPTED" in failure.get("message", "")
+    assert "nothing is proven" in failure.get("message", "")
+
+
 def test_no_host_can_break_the_file() -> None:
     hostile = "]]><failure/>&\x00\x1b\ufffe\ud800\"'"
     row = Row(host=hostile, verdict="FAIL", reason=(hostile,), driver=hostile,

@@ -12,6 +12,8 @@ import pytest
 
 from llamafleet.history.llama_bench import (
     COLUMNS,
+    LARGEST,
+    OURS,
     BenchFileError,
     line_of,
     read_file,
@@ -19,7 +21,7 @@ from llamafleet.history.llama_bench import (
     row_of,
 )
 from llamafleet.history.record import Record
-from llamafleet.history.records import records_of
+from llamafleet.history.records import records_of, with_id
 from llamafleet.received import Unreadable
 from tests.history import RESULT
 
@@ -113,8 +115,11 @@ def test_what_an_older_one_lacks_and_a_newer_one_adds() -> None:
 
 def test_a_record_of_ours_as_a_row() -> None:
     _, tg = records_of(RESULT)
-    row = row_of(replace(tg, samples_ts=(100.0, 200.0)))
-    assert list(row) == list(COLUMNS)
+    tg = with_id(
+        replace(tg, samples_ts=(100.0, 200.0), busy=("pid 7",), throttled_s={"power": 1.0})
+    )
+    row = row_of(tg)
+    assert list(row) == [*COLUMNS, OURS]
     assert (row["n_gen"], row["avg_ts"], row["backends"], row["flash_attn"]) == (
         128, 150.5, "CUDA", -1,
     )  # fmt: skip
@@ -122,9 +127,31 @@ def test_a_record_of_ours_as_a_row() -> None:
     assert row["avg_ns"] == 960_000_000
     assert row["test_time"] == "2026-11-25T00:03:20Z"
     assert row["cpu_info"] is None, "a result does not tell it"
+    assert record_of(json.dumps(row), "box") == tg, "the same measurement, BUSY as it was"
+    del row[OURS]
     again = record_of(json.dumps(row), "gpu-a")
     assert isinstance(again, Record)
     assert (again.median_ts, again.gpu_info) == (150.0, tg.gpu_info)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"busy": "no"}, "found busy: found"),
+        ({"median_ts": 1e6}, "which is not that of its figures in the column llamafleet"),
+        ({"host": "h" * 501}, "found host of 501 characters"),
+        (
+            {"test_time": "2026-11-26T12:00:00"},
+            "found test_time 2026-11-26 12:00:00 without a zone",
+        ),
+        ({"id": None}, "found id: found nothing|found id: found null"),
+    ],
+)
+def test_a_column_of_ours_that_is_none(changes: dict[str, Any], said: str) -> None:
+    row = row_of(records_of(RESULT)[1])
+    found = record_of(json.dumps({**row, OURS: {**row[OURS], **changes}}), "")
+    assert isinstance(found, Unreadable)
+    assert re.search(said, found.reason), found.reason
 
 
 @pytest.mark.parametrize(
@@ -136,7 +163,11 @@ def test_a_record_of_ours_as_a_row() -> None:
         ({"n_gen": "8"}, "n_gen"),
         ({"n_gen": 2**64}, "bits"),
         ({"avg_ts": None}, "avg_ts: found nothing"),
-        ({"avg_ts": -1.0}, "took no time"),
+        ({"avg_ts": -1.0}, "-1.0 tokens per second; expected more than 0"),
+        ({"samples_ns": [], "samples_ts": [5.0, -1.0]}, "-1.0 tokens per second"),
+        ({"samples_ns": [], "samples_ts": [0.0]}, "0.0 tokens per second"),
+        ({"test_time": "9999-12-31T23:59:59-14:00"}, "which no calendar has in UTC"),
+        ({"test_time": "0001-01-01T00:00:00+14:00"}, "which no calendar has in UTC"),
         ({"samples_ns": [0]}, "took no time"),
         ({"test_time": "yesterday"}, "found test_time 'yesterday'"),
         ({"test_time": "2026-11-26T12:00:00"}, "without a zone"),
@@ -167,3 +198,7 @@ def test_a_line_that_was_cut_hides_no_other(tmp_path: Path) -> None:
 def test_a_file_that_cant_be_read(tmp_path: Path) -> None:
     with pytest.raises(BenchFileError, match="no regular file"):
         list(read_file(tmp_path, ""))
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(BenchFileError, match=f"found more than {LARGEST} bytes"):
+        list(read_file(tmp_path / "large", ""))

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llamafleet.history import outliers
-from llamafleet.history.outliers import LEAST, PEERS, Outlier, find_outliers, z_limit
+from llamafleet.history.outliers import AGE, LEAST, PEERS, Outlier, find_outliers, z_limit
 from llamafleet.history.record import Record, Test
+from llamafleet.history.words import of_groups
 from tests.history.made import record, runs
 
 SLOW = 3
@@ -44,6 +45,13 @@ CAP = {"power_limit_w": 450.0, "busy": ("capped",), "verdict": "BUSY"}
         (0.8, 1.0, CAP, ["pp512"], "below its default of 700 W (prompt processing is slow and"),
         (0.8, 0.9, CAP, ["pp512", "tg128"], "its power limit is 450 W, below its default of 700 W"),
         (0.8, 0.8, {"processes": 2, "busy": ("x",)}, ["pp512", "tg128"], "2 other processes used"),
+        (
+            0.8,
+            0.8,
+            {"throttled_s": {"sync boost": 0.9}},
+            ["pp512", "tg128"],
+            "(sync boost) for 0.9",
+        ),
         (
             *(0.7, 0.9),
             {"throttled_s": {"thermal": 2.5}, "temperature_c": 88.0},
@@ -79,6 +87,23 @@ def test_generation_that_is_slow_too_is_not_said_to_hold() -> None:
         assert one.likely == ("its power limit is 450 W, below its default of 700 W",)
 
 
+@pytest.mark.parametrize(("tg", "holds"), [(1.0, True), (0.96, False), (None, False)])
+def test_generation_holds_only_where_it_was_seen_to(tg: float | None, holds: bool) -> None:
+    """4 % below is not called slow, and does not hold either; nor does what was not measured."""
+    records = changed(fleet(spread=0.0, apart=0.0), 0.8, tg or 1.0, **CAP)
+    told = found([r for r in records if tg or r.test == "pp"])
+    assert [one.test for one in told] == ["pp512"]
+    assert ("generation holds" in told[0].likely[0]) == holds
+
+
+def test_generation_of_another_model_says_nothing_of_this_one() -> None:
+    other = [replace(r, model_filename="other.gguf") for r in changed(fleet(), 0.8, 0.8, **CAP)]
+    [one] = [
+        o for o in found([*changed(fleet(), 0.8, 1.0, **CAP), *other]) if o.likely[0][-1] == ")"
+    ]
+    assert one.test == "pp512"
+
+
 def test_the_reason_is_that_of_the_slow_runs() -> None:
     """Capped since the third of its five runs."""
     capped = changed(fleet(count=5), 0.7, 0.7, **CAP)
@@ -106,6 +131,46 @@ def test_of_peers_only_free_runs_count() -> None:
     assert [one.test for one in slow] == ["pp512", "tg128"]
 
 
+@pytest.mark.parametrize(
+    "usual",
+    [
+        {"throttled_s": {"thermal": 0.09}},
+        {"sm_clock_mhz": 1960.0},
+        {"memory_clock_mhz": 3150.0},
+        {"power_limit_w": 695.0},
+        {"temperature_c": 80.0},
+        {"pcie_width": 16, "pcie_width_max": 32},
+        {"driver": "590.1.1"},  # As one of its peers.
+    ],
+)
+def test_what_is_as_usual_is_no_reason(usual: dict[str, Any]) -> None:
+    newer = record(0).gpu_uuid
+    records = [
+        replace(r, driver="590.1.1") if r.gpu_uuid == newer else r
+        for r in changed(fleet(), 0.8, 0.8, **usual)
+    ]
+    assert [one.likely for one in found(records)] == [(), ()]
+
+
+def test_a_few_degrees_more_are_not_said_beside_a_slowdown() -> None:
+    warm = {"throttled_s": {"thermal": 2.5}, "temperature_c": 50.0}
+    assert [one.likely for one in found(changed(fleet(), 0.8, 0.8, **warm))] == [
+        ("slowed down (thermal) for 2.5 s",)
+    ] * 2
+
+
+def test_a_newest_run_that_was_well_does_not_hide_the_reason() -> None:
+    """Two of three runs were slowed down by heat; the last one was not."""
+    hot: dict[str, Any] = {"throttled_s": {"thermal": 2.5}}
+    records = [
+        replace(r, median_ts=r.median_ts * 0.8, **hot)
+        if r.gpu_uuid == record(SLOW).gpu_uuid and r.test_time.hour < 4
+        else r
+        for r in fleet(count=3)
+    ]
+    assert [one.likely for one in found(records)] == [("slowed down (thermal) for 2.5 s",)] * 2
+
+
 def test_a_reason_that_the_record_does_not_hold_is_not_made_up() -> None:
     assert [one.likely for one in found(changed(fleet(), 0.8, 0.8))] == [(), ()]
 
@@ -115,6 +180,7 @@ def test_what_all_peers_have_is_no_reason() -> None:
     common: dict[str, Any] = {
         **{"power_limit_w": 500.0, "pcie_width": 8, "persistence": False},
         **{"throttled_s": {"thermal": 3.0}, "temperature_c": 85.0, "sm_clock_mhz": 1500.0},
+        **{"memory_clock_mhz": 2000.0, "pcie_generation": 3, "processes": 1},
     }
     assert [one.likely for one in found(changed(fleet(**common), 0.8, 0.8))] == [(), ()]
 
@@ -136,6 +202,18 @@ def test_apart_as_people_feel_it_is_not_enough() -> None:
     """Peers that differ by 5 % among themselves: 8 % below the middle is one of them."""
     rates = (100, 95, 105, 92, 110, 98, 103, 107, 92.5)
     assert not found([record(gpu, median_ts=rate) for gpu, rate in enumerate(rates)])
+
+
+@pytest.mark.parametrize(("slow", "flagged"), [(2, 2), (3, 3), (5, 0)])
+def test_of_several_slow_ones_all_are_found_and_of_most_none(slow: int, flagged: int) -> None:
+    """Of eight; and never one that is well."""
+    few = {record(gpu).gpu_uuid for gpu in range(slow)}
+    records = [
+        replace(r, median_ts=r.median_ts * 0.8) if r.gpu_uuid in few else r for r in fleet(8, 1)
+    ]
+    told = {one.gpu_uuid for one in found(records)}
+    assert len(told) == flagged
+    assert told <= few
 
 
 @pytest.mark.parametrize(("gpus", "judged"), [(PEERS, False), (PEERS + 1, True)])
@@ -184,8 +262,70 @@ def test_a_gpu_that_was_replaced_is_slow_no_more() -> None:
         else r
         for r in changed(fleet(), 0.5, 0.5)
     ]
-    assert not found(records)
-    assert [len(group.outliers) for group in find_outliers(records, None)] == [1, 1]
+    assert not [one for group in find_outliers(records, AGE) for one in group.outliers]
+    assert [len(group.outliers) for group in find_outliers(records)] == [1, 1]
+
+
+def test_a_clock_in_the_future_does_not_make_the_others_old() -> None:
+    """Of one host; the command takes the age by the controller's clock."""
+    future = record(20, day=9000.0)
+    assert [one.test for one in found([*changed(fleet(), 0.5, 0.5), future])] == ["pp512", "tg128"]
+
+
+OTHER_BUILD = "84de9d54601af86b"
+
+
+def test_one_that_was_slow_under_the_build_before_is_slow_no_more() -> None:
+    """Repaired, and all were built anew."""
+    new = fleet(day=3.0, fingerprint=OTHER_BUILD)
+    groups = find_outliers([*changed(fleet(), 0.5, 0.5), *new])
+    assert [(g.build, g.judged, g.outliers) for g in groups] == [(OTHER_BUILD, True, ())] * 2
+
+
+def test_what_has_no_peers_yet_is_judged_by_its_build_before() -> None:
+    """It alone was built anew; and its old figures are peers of the others."""
+    slow = changed(fleet(), 0.8, 0.8)
+    own = [r for r in slow if r.gpu_uuid == record(SLOW).gpu_uuid]
+    new = [
+        replace(r, test_time=r.test_time + timedelta(days=3), fingerprint=OTHER_BUILD) for r in own
+    ]
+    assert [(one.test, one.peers) for one in found([*slow, *new])] == [("pp512", 7), ("tg128", 7)]
+
+
+def test_one_that_was_built_anew_is_still_a_peer_of_the_others() -> None:
+    """Three of eight were: five others alone would leave four peers to each."""
+    new = [r for r in fleet(day=3.0, fingerprint=OTHER_BUILD) if r.gpu_uuid > "GPU-00000005"]
+    assert {one.peers for one in found([*changed(fleet(), 0.5, 0.5), *new])} == {7}
+
+
+def test_four_that_were_built_anew_are_three_peers_to_each() -> None:
+    new = fleet(4, day=3.0, fingerprint=OTHER_BUILD)
+    slow = found([*changed(fleet(), 0.5, 0.5), *changed(new, 0.5, 0.5)])
+    assert [(one.test, one.peers) for one in slow] == [("pp512", 7), ("tg128", 7)]
+
+
+def test_a_driver_that_renames_gpus_leaves_no_slow_one_behind() -> None:
+    """Repaired meanwhile."""
+    new = fleet(day=3.0, gpu_info="NVIDIA H200 SXM")
+    assert not found([*changed(fleet(), 0.5, 0.5), *new])
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_what_is_no_single_gpu_is_not_judged(gpus: int) -> None:
+    several = [
+        record(gpu_uuid="", host=f"h{n}", gpus=gpus, median_ts=100.0 if n else 10.0)
+        for n in range(9)
+    ]
+    assert find_outliers(several) == []
+
+
+def test_a_gpu_that_moved_to_another_host_is_no_peer_of_itself() -> None:
+    """It was slow there, and is not here."""
+    there = [r for r in changed(fleet(), 0.5, 0.5) if r.gpu_uuid == record(SLOW).gpu_uuid]
+    there = [replace(r, host="host-9") for r in there]
+    groups = find_outliers([*there, *fleet(day=2.0, count=5)])
+    assert [(group.gpus, group.outliers) for group in groups] == [(8, ())] * 2
+    assert not find_outliers([*there, *fleet(4, day=2.0, count=5)])[0].judged
 
 
 @pytest.mark.parametrize(
@@ -231,3 +371,9 @@ def test_healthy_fleets_raise_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alarms() == 0
     monkeypatch.setattr(outliers, "z_limit", lambda peers: -2.0)
     assert alarms() > 5
+
+
+@pytest.mark.parametrize(("rate", "least"), [(361.0, "5%"), (2000.0, "20%")])
+def test_the_limit_that_is_told_is_the_one_that_counts(rate: float, least: str) -> None:
+    groups = find_outliers(changed([record(gpu, median_ts=rate) for gpu in range(20)], tg=0.7))
+    assert f"or within {least} of their median" in " ".join(" ".join(of_groups(groups)).split())

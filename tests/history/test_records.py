@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 
 import pytest
 
+from llamafleet.history.record import Record
 from llamafleet.history.records import Filter, records_of, with_id
 from llamafleet.protocol.conditions import Conditions, Process
 from llamafleet.protocol.result import Benchmark, BuildSummary, Check, Rates
@@ -43,6 +45,34 @@ def test_the_id_is_of_what_was_measured_and_not_of_where_it_is_read() -> None:
         assert records_of(other)[1].id != one[1].id
 
 
+OTHER = {
+    "host": "x", "gpu_uuid": "x", "gpu_info": "x", "gpus": 2, "test": "pp", "model_filename": "x",
+    "test_time": WHEN.replace(hour=1), "n_prompt": 1, "n_gen": 1, "n_depth": 1, "median_ts": 1.0,
+    "samples_ts": (1.0,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [one.name for one in fields(Record) if one.name != "id"])
+def test_a_measurement_is_another_by_each_of_these_and_by_nothing_else(name: str) -> None:
+    one = records_of(RESULT)[1]
+    other = with_id(replace(one, **{name: OTHER.get(name, getattr(full(), name))}))
+    assert (other.id != one.id) == (name in OTHER)
+
+
+def full() -> Record:
+    """One that tells all there is; its own id is of no use."""
+    known = {
+        "str": "x",
+        "int": 7,
+        "float": 7.0,
+        "bool": True,
+        "tuple": ("x",),
+        "Mapping": {"x": 1.0},
+    }
+    kinds = {one.name: re.split(r"[ \[]", str(one.type))[0] for one in fields(Record)}
+    return replace(TG, **{name: known[kind] for name, kind in kinds.items() if kind in known})
+
+
 def test_what_was_not_measured_has_none() -> None:
     failed = replace(gpu(), benchmark=None, verdict="FAIL")
     assert records_of(replace(RESULT, verdict="FAIL", gpus=(failed,))) == ()
@@ -70,6 +100,7 @@ def test_of_several_gpus_together_a_condition_is_the_worst() -> None:
     assert (pp.pcie_width, pp.persistence, pp.processes) == (8, False, 2)
     assert pp.throttled_s == {"power": 0.5, "thermal": 2.0}
     assert pp.vram_mib == 2 * 24564
+    assert (pp.load_s, pp.peak_vram_mib) == (0.5, 5280)
     assert pp.busy == (), "one GPU's check speaks of that GPU"
     assert [len(r.busy) for r in found[2:]] == [0, 0, 1, 1]
     assert found[5].verdict == "BUSY"
@@ -77,7 +108,8 @@ def test_of_several_gpus_together_a_condition_is_the_worst() -> None:
 
 def test_a_cpu_has_no_gpu() -> None:
     inputs = {"backend": "cpu", "cmake_options": ["GGML_NATIVE=on"]}
-    result = replace(RESULT, verdict="CPU ONLY", gpus=(), benchmark=benchmark(),
+    idle = replace(gpu(), benchmark=None)  # It is there, and had no part in it.
+    result = replace(RESULT, verdict="CPU ONLY", gpus=(idle,), benchmark=benchmark(),
                      build=BuildSummary(inputs))  # fmt: skip
     for one in records_of(result):
         assert (one.gpus, one.gpu_info, one.vram_mib, one.processes) == (0, "", None, None)
@@ -87,7 +119,14 @@ def test_a_cpu_has_no_gpu() -> None:
 def test_the_models_hash_is_of_the_model_that_was_measured() -> None:
     other = replace(gpu(), model="synthetic:160m-q4_0")
     pp, _ = records_of(replace(RESULT, gpus=(other,)))
-    assert (pp.model_filename, pp.model_size) == ("synthetic:160m-q4_0", None)
+    assert (pp.model_filename, pp.model_size, pp.model_sha256) == ("synthetic:160m-q4_0", None, "")
+    assert RESULT.model is not None
+    file = replace(RESULT.model, path="/models/7b.gguf", sha256="a" * 64)
+    for name in (file.path, file.name):
+        _, tg = records_of(replace(RESULT, model=file, gpus=(replace(gpu(), model=name),)))
+        assert (tg.model_filename, tg.model_size, tg.model_sha256) == (
+            name.rpartition("/")[2], 1, "a" * 64,
+        )  # fmt: skip
 
 
 def test_a_time_that_no_calendar_has_is_no_record() -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llamafleet.history.series import around, changes, middle, series
+from llamafleet.history.series import Change, around, changes, middle, series
 from tests.history.html.fleets import record
 
 
@@ -55,6 +55,26 @@ def test_changes_are_told_where_both_sides_tell_them() -> None:
     assert only.what == ("driver 575.57.08 -> 580.95.05", "build 01234567 -> fedcba98")
 
 
+def test_a_change_is_told_across_a_record_that_does_not_tell() -> None:
+    records = (record(0), record(1, driver="", fingerprint=""), record(2, driver="580.95.05"))
+    assert changes(records) == (Change(2, ("driver 575.57.08 -> 580.95.05",)),)
+
+
+def test_a_power_limit_that_changes_is_a_change() -> None:
+    """What a driver did can't be told from it otherwise."""
+    limits = (450.0, 450.2, None, 480.0)
+    records = tuple(record(n, power_limit_w=limit) for n, limit in enumerate(limits))
+    assert changes(records) == (Change(3, ("power limit 450 W -> 480 W",)),)
+
+
+def test_llama_bench_s_commit_is_a_build() -> None:
+    commits = ("8cf6b42", "79c1160")
+    records = tuple(
+        record(n, fingerprint="", build_commit=commit) for n, commit in enumerate(commits)
+    )
+    assert changes(records) == (Change(1, ("build 8cf6b42 -> 79c1160",)),)
+
+
 def test_around_a_change_stand_the_runs_up_to_the_next_one_that_were_free() -> None:
     drivers = ["1", "1", "2", "2", "2", "3"]
     records = tuple(
@@ -62,8 +82,8 @@ def test_around_a_change_stand_the_runs_up_to_the_next_one_that_were_free() -> N
         for n, driver in enumerate(drivers)
     )
     first, second = changes(records)
-    before, after = around(records, first.at)
+    before, after = around(records, (first, second), first.at)
     assert ([r.median_ts for r in before], [r.median_ts for r in after]) == ([1, 2], [3, 5])
-    before, after = around(records, second.at)
+    before, after = around(records, (first, second), second.at)
     assert ([r.median_ts for r in before], [r.median_ts for r in after]) == ([3, 5], [6])
     assert (middle(before), middle([])) == (4, None)

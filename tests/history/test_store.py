@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llamafleet.history.files import write_text
 from llamafleet.history.store import Built, GpuLine, Row, Store, read_result
 from llamafleet.protocol.result import BuildSummary, Check, GpuRow, Result, Verdict
 from llamafleet.received import Unreadable
@@ -250,3 +251,24 @@ def test_a_host_of_which_nothing_is_known_is_not_verified_whatever_it_said_befor
 def test_a_red_check_beside_a_good_verdict_is_a_fail_of_a_host_that_is_lost_too() -> None:
     red = replace(RESULT, checks=(Check("offload", "fail", "0 layers", "33", "look"),))
     assert Row.of("gpu-a", red, [], ["lost"], known=False).verdict == "FAIL"
+
+
+def test_a_second_may_have_two_results(tmp_path: Path) -> None:
+    """The first one may not be taken in yet; the same one again is one file."""
+    store, later = Store(tmp_path), replace(RESULT, finished=RESULT.finished + 0.25)
+    paths = [store.write_result("gpu-a", one) for one in (RESULT, later, RESULT, later)]
+    assert paths[0] != paths[1]
+    assert paths[2:] == paths[:2]
+    assert [read_result(path) for path in paths[:2]] == [RESULT, later]
+    paths[0].write_text("{")
+    assert store.write_result("gpu-a", RESULT) == paths[0], "what can't be read is mended"
+
+
+def test_a_file_that_cant_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    """And one that can is for all to read, though it is made by one alone."""
+    write_text(tmp_path / "there.json", "{}")
+    assert (tmp_path / "there.json").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(OSError):
+        write_text(tmp_path / "folder.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"there.json", "folder.json"}

@@ -38,9 +38,16 @@ OLD = result("570.86.10")
 
 def test_what_two_runs_differ_by_is_no_change() -> None:
     """One H200, one build, 40 seconds apart (2026-11-26): 12,281.9 ± 9.4 and 12,331.2 ± 31.5."""
-    said = change(Rate(12_281.9, 9.4), Rate(12_331.2, 31.5))
+    said = change("pp", Rate(12_281.9, 9.4), Rate(12_331.2, 31.5))
     assert said == "+0.4 %, less than runs of one GPU may differ by"
-    assert change(Rate(361.5, 0.3), Rate(357.0, 0.3)).endswith("SLOWER than the spread explains")
+    assert change("tg", Rate(361.5, 0.3), Rate(357.0, 0.3)).endswith(
+        "SLOWER than the spread explains"
+    )
+    # The 160M model on one H200 within a day.
+    said = change("pp", Rate(106_114.0, 900.0), Rate(122_110.0, 900.0))
+    assert said == "+15.1 %, less than runs of one GPU may differ by"
+    said = change("tg", Rate(950.0, 1.0), Rate(1_050.0, 1.0))  # One side is enough.
+    assert said == "+10.5 %, less than runs of one GPU may differ by"
 
 
 def test_verdict_and_figures_with_their_spread_on_both_sides() -> None:
@@ -63,7 +70,7 @@ def test_verdict_and_figures_with_their_spread_on_both_sides() -> None:
     ],
 )
 def test_what_the_spread_explains(new: float, said: str) -> None:
-    assert change(Rate(350.0, 2.5), Rate(new, 2.0)) == said
+    assert change("tg", Rate(350.0, 2.5), Rate(new, 2.0)) == said
 
 
 def test_the_newest_result_of_another_driver_is_the_one_before() -> None:

@@ -4,6 +4,7 @@ the dashboard asks."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,14 +13,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamafleet.onhost import textfile
 from llamafleet.onhost.verify import metrics
 from llamafleet.protocol import verify as verify_config
+from llamafleet.protocol.job import write_json
 from llamafleet.protocol.result import Check, Result
 from tests.history import RESULT, benchmark, gpu
 from tests.monitoring import ALERTS, questions
@@ -60,7 +63,7 @@ def text_of(url: str) -> str:
     return text
 
 
-def exporter(stack: ExitStack, folder: Path) -> str:
+def exporter(stack: ExitStack, folder: Path, *more: str) -> str:
     """node_exporter over that folder; its address."""
     address = f"127.0.0.1:{free_port()}"
     stack.enter_context(
@@ -70,6 +73,7 @@ def exporter(stack: ExitStack, folder: Path) -> str:
             "--collector.disable-defaults",
             "--collector.textfile",
             f"--collector.textfile.directory={folder}",
+            *more,
         )
     )
     return address
@@ -96,6 +100,32 @@ def test_node_exporter_shows_what_a_verification_wrote(tmp_path: Path) -> None:
     assert 'llamafleet_verdict{verdict="PASS"} 1\n' in page
     assert "node_textfile_scrape_error 0\n" in page
     assert 'name="gpu\\"\\\\\\n\x1b[2J?"' in page
+
+
+@pytest.mark.parametrize("planted", ["pipe", "# TYPE node_load1 gauge\nnode_load1 7\n"])
+def test_node_exporter_answers_whatever_the_account_puts_in_its_folder(
+    planted: str, tmp_path: Path
+) -> None:
+    """With a link to the account's file it answers nothing, or 500 (measured, 1.5.0)."""
+    results, read = tmp_path / "results", tmp_path / "read"
+    keep(results, None)
+    (results / "llamafleet.prom").unlink()
+    if planted == "pipe":
+        os.mkfifo(results / "llamafleet.prom")
+    else:
+        (results / "llamafleet.prom").write_text(planted)
+    write_json(results / "latest.json", asdict(RESULT))
+    read.mkdir()
+    record = tmp_path / "made"
+    record.write_text(f"metrics {read / 'llamafleet.prom'}\n")
+    config = tmp_path / "verify.json"
+    config.write_text(json.dumps(good() | {"results": str(results)}))
+    assert textfile.main(["--config", str(config), "--record", str(record)]) == 0
+    with ExitStack() as stack:
+        address = exporter(stack, read, "--collector.loadavg")
+        page = until(lambda: text_of(f"http://{address}/metrics"))
+    assert 'llamafleet_verdict{verdict="PASS"} 1\n' in page
+    assert "node_textfile_scrape_error 0\n" in page and "\nnode_load1 " in page
 
 
 def test_the_dashboard_s_questions_have_answers(tmp_path: Path) -> None:

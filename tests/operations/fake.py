@@ -226,7 +226,8 @@ def rendered(run: HostRun, group: Group) -> dict[str, str]:
     return {
         row.path(layout): content_sha256(row, plan, run.settings, layout, run.supplies)
         for row in rows(layout, group)
-        if run.supplies.netrc or not row.secret
+        if (run.supplies.netrc or not row.secret)
+        and (run.settings.metrics_folder or "metrics" not in row.needs)
     }
 
 

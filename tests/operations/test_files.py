@@ -25,7 +25,7 @@ from tests.plans.test_files import UNITS
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 LAYOUT = Layout.system()
-FILES = [row.path(LAYOUT) for row in rows(LAYOUT, "settings")]
+FILES = [row.path(LAYOUT) for row in rows(LAYOUT, "settings") if "metrics" not in row.needs]
 DRIVER_CHECK = (DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH)
 
 
@@ -41,9 +41,10 @@ def deployed(
     units: Mapping[str, Unit] = UNITS,
     without: tuple[str, ...] = (),
     changed: tuple[str, ...] = (),
+    **data: object,
 ) -> FakeHost:
     """A host as a deploy leaves it, but for these units, and files with other content."""
-    host = FakeHost(recorded)
+    host = FakeHost(recorded, **data)
     with fleet(monkeypatch, {"a": host}) as run:
         files = rendered(run.runs["a"], "settings")
     files |= dict.fromkeys(changed, "0" * 64)
@@ -140,14 +141,17 @@ def test_without_a_gpu_the_driver_check_goes(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_a_schedule_the_timer_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     host = deployed(monkeypatch)
     host.data["verify_schedule"] = None
-    sent, changes = carry_out(monkeypatch, host, deployed(monkeypatch, without=(VERIFY_TIMER,)))
+    after = deployed(monkeypatch, without=(VERIFY_TIMER,), verify_schedule=None)
+    sent, changes = carry_out(monkeypatch, host, after)
     assert sent == [
+        # Which says that there is none: onhost/verify/metrics.py.
+        *written(LAYOUT.verify_config),
         f"systemctl stop {VERIFY_TIMER} || true",
         f"systemctl disable --quiet {VERIFY_TIMER} || true",
         f"rm -f {of(VERIFY_TIMER)}",
         "systemctl daemon-reload",
     ]
-    assert changes == [f"{VERIFY_TIMER} removed"]
+    assert changes == ["settings verify.json", f"{VERIFY_TIMER} removed"]
 
 
 def test_a_plan_with_problems_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from llamafleet.layout import (
     DRIVER_CHECK_PATH,
     DRIVER_CHECK_UNIT,
     HOLD_APT,
+    METRICS_PATH,
+    METRICS_UNIT,
     VERIFY_TIMER,
     VERIFY_UNIT,
     Layout,
@@ -32,6 +34,7 @@ UNITS = {
     DRIVER_CHECK_PATH: Unit("loaded", "active", "waiting", "enabled"),
 }
 """As a deploy leaves them on a GPU host."""
+ENABLED = Unit("loaded", "inactive", "dead", "enabled")
 
 
 def sha256(row: Managed, plan: Plan) -> str:
@@ -47,7 +50,11 @@ def deployed(
     host: HostSnapshot = GPU_HOST, layout: Layout = LAYOUT, **changed: Unit
 ) -> HostSnapshot:
     """A host after a deploy; `changed`: some of its units, as their names' last two parts."""
-    files = {row.path(layout): sha256(row, Plan("", "cuda")) for row in rows(layout, "settings")}
+    files = {
+        row.path(layout): sha256(row, Plan("", "cuda"))
+        for row in rows(layout, "settings")
+        if "metrics" not in row.needs
+    }
     units = {name: changed.get(short(name), unit) for name, unit in UNITS.items()}
     return replace(host, files=files, units=units)
 
@@ -75,6 +82,18 @@ def test_a_first_run_writes_enables_and_starts_all_and_needs_no_reason() -> None
         enable=(VERIFY_TIMER, DRIVER_CHECK_UNIT, DRIVER_CHECK_PATH),
         restart=(VERIFY_TIMER, DRIVER_CHECK_PATH),
     )
+
+
+def test_a_folder_that_node_exporter_reads_brings_its_units() -> None:
+    made = planned(deployed(), metrics_folder="/srv/read")
+    assert made.write == (of(METRICS_UNIT), of(METRICS_PATH))
+    assert (made.enable, made.restart) == ((METRICS_UNIT, METRICS_PATH), (METRICS_PATH,))
+    there = deployed()
+    units = {METRICS_UNIT: ENABLED, METRICS_PATH: Unit("loaded", "active", "waiting", "enabled")}
+    files = dict.fromkeys(map(of, units), "")
+    without = planned(replace(there, files=there.files | files, units=there.units | units))
+    assert without.remove == tuple(files)
+    assert {*without.disable} == {*units} and METRICS_PATH in without.stop
 
 
 def test_after_it_nothing_is_needed() -> None:

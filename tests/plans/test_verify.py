@@ -108,6 +108,14 @@ def test_a_busy_gpu_is_good_where_the_settings_say_so() -> None:
     assert verify(busy_minutes=0).config.busy_minutes == 0
 
 
+def test_it_is_told_whether_a_timer_verifies_again() -> None:
+    assert verify().config.timer
+    assert not verify(verify_schedule=None).config.timer
+    served = {"chat": {"model": "/srv/a.gguf"}}
+    assert not verify(serve=served).config.timer
+    assert verify(serve=served, verify_pauses_serving=True).config.timer
+
+
 def test_busy_is_no_verdict_of_a_cpu() -> None:
     build = build_of(CPU_HOST, accelerator="auto")
     host = with_builds(CPU_HOST, there(build))

@@ -195,14 +195,22 @@ def _capped(gpu: GpuRow) -> GpuRow:
         replace(one, power_limit_w=CAP_W, throttled_s={**one.throttled_s, "power": 1.9})
         for one in made.conditions
     )
-    return replace(gpu, benchmark=replace(made, conditions=conditions))
+    made = replace(made, conditions=conditions)
+    (own,) = (one.power_default_w for one in conditions)
+    return _busy(
+        gpu, made, f"the power limit of GPU 0 is {CAP_W:g} W, below its default of {own:g} W"
+    )
 
 
 def _shared(gpu: GpuRow) -> GpuRow:
     assert gpu.benchmark
-    why = "GPU 0 was in use by pid 4242 (made up, compute)"
-    made = replace(_scaled(gpu.benchmark, 0.9, BUSY_LEFT), busy=(why,))
-    return replace(gpu, verdict="BUSY", benchmark=made)
+    made = _scaled(gpu.benchmark, 0.9, BUSY_LEFT)
+    return _busy(gpu, made, "GPU 0 was in use by pid 4242 (made up, compute)")
+
+
+def _busy(gpu: GpuRow, made: Benchmark, why: str) -> GpuRow:
+    """As a verification takes it: offload is proven, the figures are no baseline."""
+    return replace(gpu, verdict="BUSY", benchmark=replace(made, busy=(why,)))
 
 
 def _broken(result: Result) -> Result:

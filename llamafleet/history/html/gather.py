@@ -17,20 +17,21 @@ from llamafleet.history.html import plot
 from llamafleet.history.html.gpus import gpus_of
 from llamafleet.history.html.lines import settings, title_of
 from llamafleet.history.html.view import (
-    WORST_FIRST,
+    ORDER,
     BuildView,
-    ChangeView,
     GpuView,
     GroupView,
     Material,
     Page,
-    SeriesView,
+    UpdatedGpu,
+    UpdateView,
     rate,
 )
-from llamafleet.history.lastupdate import last_updates
+from llamafleet.history.lastupdate import Updated, last_updates
 from llamafleet.history.record import Record, Test
-from llamafleet.history.series import series
+from llamafleet.history.series import GpuKey, gpu_key, series
 from llamafleet.history.store import Row
+from llamafleet.history.table import short
 
 TIMES = (datetime(1971, 1, 1, tzinfo=timezone.utc), datetime(9000, 1, 1, tzinfo=timezone.utc))
 """Of a measurement: beyond, calendars end."""
@@ -45,9 +46,9 @@ def page(material: Material, bands: Bands) -> Page:
         gpus=gpus,
         hosts=_counted(row.verdict for row in material.rows),
         counted=_counted(gpu.verdict for gpu in gpus if gpu.single and gpu.verdict),
-        attention=tuple(row for row in material.rows if not row.good),
-        updates=tuple(last_updates(material.records)),
-        updated=tuple(_updated(gpus)),
+        attention=_attention(material.rows, gpus),
+        updates=tuple(map(_update, last_updates(material.records))),
+        updated=_updated(material.records, gpus),
         groups=_groups(material.records, gpus),
         builds=tuple(_builds(material.rows)),
     )
@@ -72,26 +73,49 @@ def _is_sound(record: Record) -> bool:
 
 def _counted(verdicts: Iterable[str]) -> dict[str, int]:
     counts = Counter(verdicts)
-    return {verdict: counts[verdict] for verdict in WORST_FIRST if counts[verdict]}
+    return {verdict: counts[verdict] for verdict in ORDER if counts[verdict]}
 
 
-def _updated(gpus: Iterable[GpuView]) -> Iterable[tuple[GpuView, SeriesView, ChangeView]]:
-    """Of each GPU the newest change of driver, in the newest series of each test."""
+def _attention(rows: Iterable[Row], gpus: Iterable[GpuView]) -> tuple[tuple[Row, str], ...]:
+    """`gpus`: the worst first."""
+    worst: dict[str, str] = {}
     for gpu in gpus:
-        told: set[str] = set()
-        for one in gpu.series:
-            test = one.records[-1].test
-            last = next((c for c in reversed(one.changes) if c.driver), None)
-            if last and test not in told:
-                told.add(test)
-                yield gpu, one, last
+        worst.setdefault(gpu.host, gpu.id)
+    bad = sorted((r for r in rows if not r.good), key=lambda r: ORDER.index(r.verdict))
+    return tuple((row, worst[row.host]) for row in bad)
+
+
+def _update(update: Updated) -> UpdateView:
+    """All differences of one update are drawn to one scale."""
+    ends = [end for one in update.comparisons for end in (one.ratio, one.low, one.high) if end]
+    scale = max((abs(end - 1) for end in ends), default=0.0)
+    drawn = tuple((one, plot.difference(one, scale)) for one in update.comparisons)
+    return UpdateView(update, drawn)
+
+
+def _updated(records: Iterable[Record], gpus: Iterable[GpuView]) -> tuple[UpdatedGpu, ...]:
+    by_key: dict[GpuKey, list[Record]] = defaultdict(list)
+    for record in records:
+        by_key[gpu_key(record)].append(record)
+    found = [
+        UpdatedGpu(gpu, update, one)
+        for gpu in gpus
+        for update in last_updates(by_key.get(gpu.key, ()))
+        for one in update.comparisons
+    ]
+    # No comparison, or one without an answer, after all that lost or gained.
+    return tuple(sorted(found, key=lambda one: (one.found.p is None, one.found.ratio or 0.0)))
 
 
 def _groups(records: Sequence[Record], gpus: Iterable[GpuView]) -> tuple[GroupView, ...]:
-    """GPUs of one model and test by their last figure that is a baseline."""
+    """GPUs of one model and test by their last figure that is a baseline; of a slow one by its
+    last: most that makes a GPU slow makes it BUSY."""
     slow = {(gpu.uuid, one.kind) for gpu in gpus for one in gpu.slow}
+    shown = (r for r in records if r.gpu_uuid)
     found: dict[tuple[object, ...], list[Record]] = defaultdict(list)
-    for one in series(r for r in records if r.gpu_uuid and comparable.is_baseline(r)):
+    for one in series(
+        r for r in shown if comparable.is_baseline(r) or (r.gpu_uuid, r.test) in slow
+    ):
         key = comparable.key(one.last, (*comparable.CARD, *comparable.MEASURED))
         found[key].append(one.last)
     several = [some for some in found.values() if len(some) > 1]
@@ -103,7 +127,7 @@ def _group(some: Sequence[Record], slow: Container[tuple[str, Test]]) -> GroupVi
     dots = [
         plot.Dot(
             value=r.median_ts,
-            label=f"{r.host} {r.gpu_uuid[:12]}",
+            label=f"{r.host} {short(r.gpu_uuid)}",
             slow=(r.gpu_uuid, r.test) in slow,
         )
         for r in some
@@ -123,6 +147,9 @@ def _builds(rows: Iterable[Row]) -> Iterable[BuildView]:
     built = [(row, row.built) for row in rows if row.built and row.built.wall_s is not None]
     names = list(dict.fromkeys(name for _, one in built for name in one.phases))
     for row, one in built:
-        parts = [(names.index(name), seconds) for name, seconds in one.phases.items()]
-        drawn = plot.phases(parts) if parts else Markup("")
-        yield BuildView(row.host, row.build, one, drawn)
+        parts = tuple(
+            (names.index(name) % plot.COLOURS, name, seconds)
+            for name, seconds in one.phases.items()
+        )
+        drawn = plot.phases([(n, s) for n, _, s in parts]) if parts else Markup("")
+        yield BuildView(row.host, row.build, one, parts, drawn)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from typing import NamedTuple
+
+from markupsafe import Markup
 
 from llamafleet.history import comparable
 from llamafleet.history.bands import Bands, roofline
 from llamafleet.history.html import plot
 from llamafleet.history.html.lines import line_of
-from llamafleet.history.html.view import WORST_FIRST, GpuView, Material
+from llamafleet.history.html.view import ORDER, WRITTEN, GpuView, Material
 from llamafleet.history.outliers import Outlier, find_outliers
 from llamafleet.history.record import Record, Test
 from llamafleet.history.series import GpuKey, Series, series
 from llamafleet.history.store import Row
+from llamafleet.history.table import MAKER
 from llamafleet.history.words import beside
-from llamafleet.protocol.result import Check, Result
+from llamafleet.protocol.result import CPU_ONLY, Check, Result
+
+TREND = 30
+"""Figures, the newest ones."""
 
 
 class _Place(NamedTuple):
@@ -28,33 +35,29 @@ class _Place(NamedTuple):
     verdict: str
     row: Row | None
     checks: tuple[Check, ...]
+    proven: datetime | None
 
 
 def gpus_of(material: Material, bands: Bands) -> tuple[GpuView, ...]:
     by_gpu: dict[GpuKey, list[Series]] = defaultdict(list)
     for one in series(material.records):
         by_gpu[one.gpu].append(one)
-    slow = _slow(_recent(material))
+    slow = _slow(material.records)
     places = [place for row in material.rows for place in _places(row, material.results)]
     told = {place.key for place in places}
     places += [_gone(key, some) for key, some in by_gpu.items() if key not in told]
     places.sort(
         key=lambda one: (
-            WORST_FIRST.index(one.verdict),
+            ORDER.index(one.verdict),
             not slow.get(one.key),
             one.host,
             one.key,
         )
     )
     return tuple(
-        _gpu(f"gpu-{number}", place, by_gpu.get(place.key, []), slow.get(place.key, []), bands)
+        _gpu(number, place, by_gpu.get(place.key, []), slow.get(place.key, []), bands)
         for number, place in enumerate(places, 1)
     )
-
-
-def _recent(material: Material) -> list[Record]:
-    since = material.judged_since
-    return [r for r in material.records if since is None or r.test_time >= since]
 
 
 def _slow(records: Iterable[Record]) -> Mapping[GpuKey, list[Outlier]]:
@@ -71,32 +74,46 @@ def _places(row: Row, results: Mapping[str, Result]) -> list[_Place]:
     result = results.get(row.host)
     checks = {gpu.uuid: gpu.checks for gpu in result.gpus} if result else {}
     own = result.checks if result else ()
+    proven = _time(result.finished) if result else None
     found = [
         _Place(
             key=GpuKey(gpu.uuid, "", 1),
             host=row.host,
-            name=gpu.name,
+            name=MAKER.sub("", gpu.name),
             verdict=gpu.verdict,
             row=row,
             checks=checks.get(gpu.uuid, ()) + (own if len(row.gpus) == 1 else ()),
+            proven=proven,
         )
         for gpu in row.gpus
     ]
     if len(found) == 1:
         return found
-    name = f"all {len(found)} GPUs together" if found else row.gpu or "no GPU"
-    together = _Place(GpuKey("", row.host, len(found)), row.host, name, row.verdict, row, own)
-    return [*found, together]
+    unknown = "no GPU" if row.verdict == CPU_ONLY else "GPUs not known"
+    name = f"all {len(found)} GPUs together" if found else MAKER.sub("", row.gpu) or unknown
+    key = GpuKey("", row.host, len(found))
+    return [*found, _Place(key, row.host, name, row.verdict, row, own, proven)]
+
+
+def _time(seconds: float) -> datetime | None:
+    """None: no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        return None
 
 
 def _gone(key: GpuKey, some: list[Series]) -> _Place:
     """Of a GPU that has a history and that no host's newest row speaks of."""
     last = some[0].last
-    name = last.gpu_info or ("CPU" if not last.gpus else "GPU")
-    return _Place(key, last.host, name, "", None, ())
+    name = comparable.card(last) or ("CPU" if not last.gpus else "GPU")
+    return _Place(key, last.host, name, "", None, (), None)
 
 
-def _gpu(id: str, place: _Place, some: list[Series], slow: list[Outlier], bands: Bands) -> GpuView:
+def _gpu(
+    number: int, place: _Place, some: list[Series], slow: list[Outlier], bands: Bands
+) -> GpuView:
+    id = f"gpu-{number}"
     newest: dict[Test, Record] = {}
     for one in some:
         newest.setdefault(one.last.test, one.last)
@@ -104,25 +121,30 @@ def _gpu(id: str, place: _Place, some: list[Series], slow: list[Outlier], bands:
     last = pp or tg
     found = roofline(tg, bands) if tg else None
     row = place.row
-    main = next((one for one in some if one.last.test == "tg"), None)
-    free = [r.median_ts for r in main.records if comparable.is_baseline(r)] if main else []
     return GpuView(
         id=id,
+        key=place.key,
         host=place.host,
         name=place.name,
-        uuid=place.key.uuid,
         verdict=place.verdict,
         driver=(row.driver if row else "") or (last.driver if last else ""),
         toolkit=(row.toolkit if row else "") or (last.toolkit if last else ""),
         build=(row.build if row else "") or (last.fingerprint if last else ""),
-        pp=pp.median_ts if pp else None,
-        tg=tg.median_ts if tg else None,
-        busy=bool(last and last.busy),
+        pp=pp,
+        tg=tg,
         series=tuple(line_of(f"{id}-{n}", one) for n, one in enumerate(some, 1)),
         checks=place.checks,
+        proven=place.proven,
         slow=tuple(slow),
         roofline=found.share if found and found.answer != "not comparable" else None,
         bands=tuple(line for one in (pp, tg) if one for line in beside([one], bands)),
-        spark=plot.sparkline(free[-30:]),
-        single=place.key.gpus == 1,
+        spark=_trend(some),
+        written=number <= WRITTEN,
     )
+
+
+def _trend(some: list[Series]) -> Markup:
+    """Of the newest generation."""
+    main = next((one for one in some if one.last.test == "tg"), None)
+    free = [r.median_ts for r in main.records if comparable.is_baseline(r)] if main else []
+    return plot.sparkline(free[-TREND:])

@@ -9,7 +9,7 @@ from llamafleet.history.comparison import judged
 from llamafleet.history.html import plot
 from llamafleet.history.html.view import ChangeView, SeriesView, rate
 from llamafleet.history.record import Record, Test
-from llamafleet.history.series import Series, around, changes, middle
+from llamafleet.history.series import Change, Series, around, changes, middle
 
 SHOWN = ("flash attention", "KV type", "n_batch")
 """Of comparable.MEASURED, beside model and test."""
@@ -20,12 +20,11 @@ TESTS: Mapping[Test, str] = {"pp": "prompt processing", "tg": "generation"}
 def line_of(id: str, one: Series) -> SeriesView:
     records = one.records[-plot.MOST_POINTS :]
     points = [plot.Point(r.test_time, r.median_ts, not comparable.is_baseline(r)) for r in records]
-    found = tuple(
-        _change(number, records, change.at, change.what)
-        for number, change in enumerate(changes(records), 1)
-    )
+    changed = changes(records)
+    found = tuple(_change(number, records, changed) for number in range(1, len(changed) + 1))
     title = title_of(one.last)
-    said = _said(title, records, found)
+    rings = sum(point.busy for point in points)
+    said = _said(title, records, found, rings)
     return SeriesView(
         id=id,
         test=comparable.test_name(one.last),
@@ -33,6 +32,7 @@ def line_of(id: str, one: Series) -> SeriesView:
         settings=settings(one.last),
         records=records,
         left_out=len(one.records) - len(records),
+        rings=rings,
         svg=plot.history(points, [(change.time, change.number) for change in found], said),
         axes=plot.axes(points),
         changes=found,
@@ -40,8 +40,10 @@ def line_of(id: str, one: Series) -> SeriesView:
     )
 
 
-def _change(number: int, records: tuple[Record, ...], at: int, what: tuple[str, ...]) -> ChangeView:
-    before, after = around(records, at)
+def _change(number: int, records: tuple[Record, ...], found: Sequence[Change]) -> ChangeView:
+    """`number` counts from 1."""
+    at, what = found[number - 1].at, found[number - 1].what
+    before, after = around(records, found, at)
     return ChangeView(
         number=number,
         time=records[at].test_time,
@@ -54,7 +56,7 @@ def _change(number: int, records: tuple[Record, ...], at: int, what: tuple[str, 
     )
 
 
-def _said(title: str, records: Sequence[Record], found: Sequence[ChangeView]) -> str:
+def _said(title: str, records: Sequence[Record], found: Sequence[ChangeView], rings: int) -> str:
     figures = [record.median_ts for record in records]
     last = records[-1]
     parts = [
@@ -63,11 +65,18 @@ def _said(title: str, records: Sequence[Record], found: Sequence[ChangeView]) ->
         f"lowest {rate(min(figures))}, highest {rate(max(figures))}, "
         f"last {rate(last.median_ts)} tokens per second",
     ]
-    if busy := sum(bool(record.busy) for record in records):
-        parts.append(f"{busy} of a GPU that was not free")
+    if rings:
+        parts.append(f"{rings} of a GPU that was not free and healthy")
     if found:
-        parts.append(f"{len(found)} changes, told below")
+        parts.append(f"{len(found)} {'change' if len(found) == 1 else 'changes'}, told below")
     return "; ".join(parts)
+
+
+def why_ring(record: Record) -> str:
+    """Why a figure is no baseline; "": it is one."""
+    if comparable.is_baseline(record):
+        return ""
+    return "; ".join(record.busy) or record.verdict or "no verdict"
 
 
 def title_of(record: Record) -> str:

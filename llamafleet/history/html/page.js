@@ -1,6 +1,7 @@
 "use strict";
 // Everything is on the page without this script but: sorting, filtering, reading a plot point by
-// point, its runs as a table, and results as JSON. Texts are set by textContent alone.
+// point, its runs as a table, results as JSON, and the history of all but the first GPUs. What is
+// unpacked as HTML was made and escaped with the page; all other texts are set by textContent.
 document.documentElement.classList.add("js");
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const one = (selector, root = document) => root.querySelector(selector);
@@ -13,6 +14,14 @@ function load() {
     return new Response(stream).json();
   })();
   return unpacked;
+}
+async function told(place, show) {
+  // What can't be unpacked is said in that place.
+  try {
+    await show(await load());
+  } catch (error) {
+    place.textContent = `This browser can't unpack it (${error.message}); expected one of 2023 or later`;
+  }
 }
 
 // -- the fleet's table ----------------------------------------------------------------------------
@@ -66,19 +75,22 @@ const spoken = (series, i) =>
   `${i + 1} of ${series.rate.length}: ${day(series.time[i])}: ${series.rate[i].toFixed(1)} ± ` +
   `${series.spread[i].toFixed(1)} t/s, driver ${series.texts[series.driver[i]]}, toolkit ` +
   `${series.texts[series.toolkit[i]]}, build ${series.texts[series.build[i]]}` +
-  (series.texts[series.busy[i]] ? `, not free: ${series.texts[series.busy[i]]}` : "");
+  (series.texts[series.busy[i]] ? `, not free or healthy: ${series.texts[series.busy[i]]}` : "");
 
-async function point(figure, choose) {
-  const series = (await load()).series[figure.dataset.series];
-  const last = series.rate.length - 1;
-  const at = choose(series, Number(figure.dataset.at ?? last + 1), last);
-  if (at === undefined || String(at) === figure.dataset.at) return;
-  figure.dataset.at = at;
-  const cursor = one(".cursor", figure);
-  cursor.classList.add("on");
-  cursor.setAttribute("cx", place(series.axes[0], series.time[at]));
-  cursor.setAttribute("cy", place(series.axes[1], series.rate[at]));
-  one("output", figure.parentElement).textContent = spoken(series, at);
+function point(figure, choose) {
+  const said = one("output", figure.parentElement);
+  return told(said, (data) => {
+    const series = data.series[figure.dataset.series];
+    const last = series.rate.length - 1;
+    const at = choose(series, Number(figure.dataset.at ?? last + 1), last);
+    if (at === undefined || String(at) === figure.dataset.at) return;
+    figure.dataset.at = at;
+    const cursor = one(".cursor", figure);
+    cursor.classList.add("on");
+    cursor.setAttribute("cx", place(series.axes[0], series.time[at]));
+    cursor.setAttribute("cy", place(series.axes[1], series.rate[at]));
+    said.textContent = spoken(series, at);
+  });
 }
 const KEYS = {
   ArrowLeft: (series, at) => Math.max(0, at - 1),
@@ -86,26 +98,26 @@ const KEYS = {
   Home: () => 0,
   End: (series, at, last) => last,
 };
-all("figure.history").forEach((figure) => {
-  one("output", figure.parentElement).textContent = "Arrow keys or the pointer read its runs.";
-  figure.addEventListener("keydown", (event) => {
-    if (!KEYS[event.key]) return;
-    event.preventDefault();
-    point(figure, KEYS[event.key]);
-  });
-  figure.addEventListener("pointermove", (event) => {
-    const box = one("svg", figure).getBoundingClientRect();
-    const view = one("svg", figure).viewBox.baseVal;
-    const x = ((event.clientX - box.left) / box.width) * view.width;
-    point(figure, (series) => {
-      let best = 0;
-      let least = Infinity;
-      series.time.forEach((time, i) => {
-        const far = Math.abs(place(series.axes[0], time) - x);
-        if (far < least) [best, least] = [i, far];
-      });
-      return best;
+document.addEventListener("keydown", (event) => {
+  const figure = event.target.closest("figure.history");
+  if (!figure || !KEYS[event.key]) return;
+  event.preventDefault();
+  point(figure, KEYS[event.key]);
+});
+document.addEventListener("pointermove", (event) => {
+  const figure = event.target.closest("figure.history");
+  if (!figure) return;
+  const box = one("svg", figure).getBoundingClientRect();
+  const view = one("svg", figure).viewBox.baseVal;
+  const x = ((event.clientX - box.left) / box.width) * view.width;
+  point(figure, (series) => {
+    let best = 0;
+    let least = Infinity;
+    series.time.forEach((time, i) => {
+      const far = Math.abs(place(series.axes[0], time) - x);
+      if (far < least) [best, least] = [i, far];
     });
+    return best;
   });
 });
 
@@ -127,62 +139,71 @@ function put(button, names, rows) {
   const box = document.createElement("div");
   box.className = "scroll";
   box.tabIndex = 0;
-  box.setAttribute("role", "region");
+  box.setAttribute("role", "group");
   box.setAttribute("aria-label", button.dataset.label);
   box.append(table);
   button.replaceWith(box);
   box.focus();
 }
-async function runs(button) {
-  const series = (await load()).series[button.dataset.runs];
-  const names = ["driver", "toolkit", "build", "busy"];
-  const told = (i) => names.map((name) => series.texts[series[name][i]]);
-  const rows = series.rate.map((rate, i) => [
-    day(series.time[i]), rate.toFixed(1), series.spread[i].toFixed(1), ...told(i),
-  ]);
-  put(button, ["time", "t/s", "±", "driver", "toolkit", "build", "not free"], rows);
+function runs(button) {
+  return told(button, (data) => {
+    const series = data.series[button.dataset.runs];
+    const names = ["driver", "toolkit", "build", "busy"];
+    const texts = (i) => names.map((name) => series.texts[series[name][i]]);
+    const rows = series.rate.map((rate, i) => [
+      day(series.time[i]), rate.toFixed(1), series.spread[i].toFixed(1), ...texts(i),
+    ]);
+    put(button, ["time", "t/s", "±", "driver", "toolkit", "build", "not free or healthy"], rows);
+  });
 }
-async function evidence(button) {
-  const result = (await load()).results[button.dataset.evidence];
-  const gpu = result.gpus.find((one) => one.uuid === button.dataset.gpu);
-  const host = !gpu || result.gpus.length === 1 ? result.checks : [];
-  const names = ["name", "status", "found", "expected", "next"];
-  const checks = [...(gpu ? gpu.checks : []), ...host];
-  put(button, ["check", ...names.slice(1)], checks.map((one) => names.map((name) => one[name])));
+function copy(button) {
+  return told(button, async (data) => {
+    const text = JSON.stringify(data.results[button.dataset.copy], null, 1);
+    const area = document.createElement("textarea");
+    area.readOnly = true;
+    area.value = text;
+    area.setAttribute("aria-label", button.dataset.label);
+    button.after(area);
+    button.disabled = true;
+    area.select();
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Press Ctrl-C to copy"; // A browser may forbid it to a local file.
+    }
+  });
 }
-async function copy(button) {
-  const text = JSON.stringify((await load()).results[button.dataset.copy], null, 1);
-  const area = document.createElement("textarea");
-  area.readOnly = true;
-  area.value = text;
-  area.setAttribute("aria-label", `Result of ${button.dataset.copy} as JSON`);
-  button.after(area);
-  area.select();
-  try {
-    await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
-  } catch {
-    button.textContent = "Press Ctrl-C to copy"; // A browser may forbid it to a local file.
-  }
-  button.disabled = true;
+function fill(gpu) {
+  // The history of a GPU that is opened.
+  const box = one("[data-gpu]", gpu);
+  if (!box) return undefined;
+  const id = box.dataset.gpu;
+  delete box.dataset.gpu;
+  return told(box, (data) => {
+    box.innerHTML = data.gpus[id];
+  });
 }
+// A toggle does not bubble.
+document.addEventListener("toggle", (event) => event.target.open && fill(event.target), true);
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   if (button.dataset.runs) runs(button);
   if (button.dataset.copy) copy(button);
-  if (button.dataset.evidence) evidence(button);
   if (button.dataset.open) {
     const open = button.dataset.open === "yes";
     all("details.gpu").forEach((gpu) => (gpu.open = open));
   }
 });
-function reveal() {
-  const wanted = location.hash && document.getElementById(location.hash.slice(1));
-  if (wanted instanceof HTMLDetailsElement) {
-    wanted.open = true;
-    wanted.scrollIntoView();
-  }
+async function reveal(hash) {
+  const wanted = hash && document.getElementById(hash.slice(1));
+  if (!(wanted instanceof HTMLDetailsElement)) return;
+  wanted.open = true;
+  await fill(wanted);
+  wanted.scrollIntoView();
 }
-window.addEventListener("hashchange", reveal);
-reveal();
+// Also of a link that was followed before: the hash does not change then.
+document.addEventListener("click", (event) => reveal(event.target.closest("a[href^='#gpu-']")?.hash));
+window.addEventListener("hashchange", () => reveal(location.hash));
+reveal(location.hash);

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from llamafleet.history.comparison import Comparison
 from llamafleet.terminal import printable
 
 WIDTH, HEIGHT = 480, 190
@@ -18,6 +19,14 @@ WIDTH, HEIGHT = 480, 190
 LEFT, RIGHT, TOP, BOTTOM = 70, 10, 24, 26
 LEAST_RANGE = 0.10
 """Of the median: an axis that is narrower would blow up noise to drama."""
+STACK = 120.0
+"""The most height of dots over each other."""
+RADII = (4.0, 3.0, 2.0, 1.5, 1.0)
+"""Of a dot, the largest that fits."""
+COLOURS = 6
+"""Of the parts of a bar; the page's style has them."""
+LEAST_SCALE = 0.05
+"""Of a difference, to either side: so that a trifle looks like one."""
 MOST_POINTS = 400
 """More than the plot has room for; of a longer history the newest are drawn."""
 
@@ -119,14 +128,33 @@ def sparkline(values: Sequence[float]) -> Markup:
     )
 
 
+def difference(found: Comparison, scale: float) -> Markup:
+    """A bar from end to end of its interval and a dot, 160 by 16, with no difference in the middle
+    and `scale`, a share, or LEAST_SCALE on either side; nothing where it is not known."""
+    if found.ratio is None:
+        return Markup("")
+    widest = max(scale, LEAST_SCALE)
+    across = Axis(-widest, widest, 5, 155)
+    low, at, high = (
+        across.at((ratio if ratio is not None else found.ratio) - 1)
+        for ratio in (found.low, found.ratio, found.high)
+    )
+    kind = found.answer if found.answer in ("slower", "faster") else "same"
+    return Markup(
+        '<svg class="difference" viewBox="0 0 160 16" aria-hidden="true">'
+        f'<path class="grid" d="M0 8H160M80 1v14"/><g class="{kind}">'
+        f'<path d="M{low:g} 5.5H{high:g}v5H{low:g}z"/><circle cx="{at:g}" cy="8" r="4"/></g></svg>'
+    )
+
+
 def distribution(dots: Sequence[Dot], title: str) -> Markup:
     """A dot for each GPU along one axis, with the median; slow ones are diamonds with a name."""
     low, high = value_range([dot.value for dot in dots])
     across = Axis(low, high, 14, WIDTH - 14)
     middle = across.at(median(dot.value for dot in dots))
-    placed = _stacked([(across.at(dot.value), dot) for dot in dots])
+    radius, placed = _fitted([(across.at(dot.value), dot) for dot in dots])
     rows = max(row for _, row, _ in placed) + 1
-    step = min(9.0, 90 / rows)
+    step = min(2 * radius + 1, STACK / rows)
     named = [dot for dot in dots if dot.slow]
     base = 30 + 14 * len(named) + step * rows
     parts = [f'<path class="middle" d="M{middle:g} 16V{base:g}"/>']
@@ -134,29 +162,39 @@ def distribution(dots: Sequence[Dot], title: str) -> Markup:
     for tick in ticks(low, high, 5):
         x = across.at(tick)
         parts.append(f'<path class="grid" d="M{x:g} {base:g}v4"/>')
-        parts.append(f'<text x="{x:g}" y="{base + 17:g}" class="mid">{_number(tick)}</text>')
+        parts.append(f'<text x="{_inside(x)}" y="{base + 17:g}" class="mid">{_number(tick)}</text>')
     parts.append(f'<path class="grid" d="M8 {base:g}H{WIDTH - 8}"/>')
     for x, row, dot in placed:
-        parts.append(_dot(x, base - 6 - row * step, dot))
+        parts.append(_dot(x, base - 6 - row * step, radius, dot))
     for number, dot in enumerate(sorted(named, key=lambda one: one.value)):
         y = 28 + 14 * number
         parts.append(f'<text class="slow" x="8" y="{y}">◆ {_text(dot.label)}</text>')
     return _svg("".join(parts), round(base + 24), title)
 
 
-def _dot(x: float, y: float, dot: Dot) -> str:
+def _dot(x: float, y: float, radius: float, dot: Dot) -> str:
     told = f"<title>{_text(dot.label)}: {_number(dot.value)} t/s</title>"
     if dot.slow:
         return f'<path class="slow" d="M{x:g} {y - 6:g}l6 6-6 6-6-6z">{told}</path>'
-    return f'<circle class="dot" cx="{x:g}" cy="{y:g}" r="4">{told}</circle>'
+    return f'<circle class="dot" cx="{x:g}" cy="{y:g}" r="{radius:g}">{told}</circle>'
 
 
-def _stacked(dots: list[tuple[float, Dot]]) -> list[tuple[float, int, Dot]]:
+def _fitted(dots: list[tuple[float, Dot]]) -> tuple[float, list[tuple[float, int, Dot]]]:
+    """The largest radius with which they are no higher than STACK, and each with its row; of the
+    smallest they may cover each other."""
+    for radius in RADII:
+        placed = _stacked(dots, 2 * radius + 1)
+        if (max(row for _, row, _ in placed) + 1) * (2 * radius + 1) <= STACK:
+            break
+    return radius, placed
+
+
+def _stacked(dots: list[tuple[float, Dot]], apart: float) -> list[tuple[float, int, Dot]]:
     """Each dot in the lowest row where it covers no other."""
     ends: list[float] = []
     placed = []
     for x, dot in sorted(dots, key=lambda one: one[0]):
-        row = next((n for n, end in enumerate(ends) if x - end >= 9), len(ends))
+        row = next((n for n, end in enumerate(ends) if x - end >= apart), len(ends))
         ends[row : row + 1] = [x]
         placed.append((x, row, dot))
     return placed
@@ -169,7 +207,7 @@ def phases(parts: Sequence[tuple[int, float]]) -> Markup:
     drawn, at = [], 0.0
     for number, seconds in parts:
         width = round(WIDTH * seconds / total, 1)
-        drawn.append(f'<path class="p{number % 6}" d="M{at:g} 0h{width:g}v14h-{width:g}z"/>')
+        drawn.append(f'<path class="p{number % COLOURS}" d="M{at:g} 0h{width:g}v14h-{width:g}z"/>')
         at += width
     return Markup(
         f'<svg class="bar" viewBox="0 0 {WIDTH} 14" preserveAspectRatio="none" aria-hidden="true">'
@@ -236,8 +274,8 @@ def _marks(axis: Axis, marks: Sequence[tuple[datetime, int]]) -> list[str]:
 
 
 def _inside(x: float) -> str:
-    """So that a short word about it is not cut by the edge."""
-    return f"{min(max(x, 24), WIDTH - 24):g}"
+    """So that a short word about it, or a number of six digits, is not cut by the edge."""
+    return f"{min(max(x, 30), WIDTH - 30):g}"
 
 
 def _number(value: float) -> str:

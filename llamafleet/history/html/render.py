@@ -15,9 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from llamafleet.history.bands import Bands
-from llamafleet.history.html import words
 from llamafleet.history.html.gather import page
-from llamafleet.history.html.view import Material, Page, SeriesView, rate
+from llamafleet.history.html.lines import why_ring
+from llamafleet.history.html.view import MOST_UPDATED, Material, Page, SeriesView, rate
+from llamafleet.history.series import toolkit
+from llamafleet.history.table import short
+from llamafleet.history.words import apart, difference
 from llamafleet.terminal import masked_data, printable
 
 HERE = Path(__file__).parent
@@ -33,16 +36,23 @@ def render(material: Material, bands: Bands) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters |= {"rate": rate, "difference": words.difference, "slow": words.slow}
+    environment.filters |= {"rate": rate, "difference": difference, "apart": apart, "short": short}
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     shown = page(material, bands)
+    body = environment.get_template("gpu.html.j2")
+    # By number: a host's name is not on the page as it is.
+    numbers = {host: number for number, host in enumerate(material.results)}
+    bodies = {gpu.id: body.render(gpu=gpu, number=numbers.get(gpu.host)) for gpu in shown.gpus}
+    written = {gpu.id: Markup(bodies.pop(gpu.id)) for gpu in shown.gpus if gpu.written}
     return environment.get_template("page.html.j2").render(
         page=shown,
+        written=written,
+        most=MOST_UPDATED,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        data=Markup(_packed(_data(shown))),
+        data=Markup(_packed({**_data(shown), "gpus": bodies})),
     )
 
 
@@ -58,18 +68,15 @@ def _hash(text: str) -> Markup:
 
 def _packed(data: object) -> str:
     """In letters that need no escape in HTML; a tenth of the text."""
-    text = json.dumps(masked_data(data), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
-def _data(shown: Page) -> Mapping[str, Any]:
+def _data(shown: Page) -> Mapping[str, object]:
     """What the script shows when it is asked: the runs of each plot, and results as they came."""
-    drawn = [one for gpu in shown.gpus for one in gpu.series]
-    results = shown.material.results
-    return {
-        "series": {one.id: _columns(one) for one in drawn},
-        "results": {host: asdict(result) for host, result in results.items()},
-    }
+    series = {one.id: _columns(one) for gpu in shown.gpus for one in gpu.series}
+    results = [asdict(result) for result in shown.material.results.values()]
+    return {"series": masked_data(series), "results": masked_data(results)}
 
 
 def _columns(one: SeriesView) -> Mapping[str, Any]:
@@ -86,9 +93,9 @@ def _columns(one: SeriesView) -> Mapping[str, Any]:
             name: [texts.setdefault(text, len(texts)) for text in column]
             for name, column in (
                 ("driver", [record.driver for record in records]),
-                ("toolkit", [record.nvcc or record.toolkit for record in records]),
+                ("toolkit", [toolkit(record) for record in records]),
                 ("build", [record.fingerprint[:8] for record in records]),
-                ("busy", ["; ".join(record.busy) for record in records]),
+                ("busy", [why_ring(record) for record in records]),
             )
         },
         "texts": list(texts),

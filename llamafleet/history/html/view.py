@@ -9,16 +9,22 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from llamafleet.history import comparable
 from llamafleet.history.comparison import Comparison
 from llamafleet.history.html import plot
 from llamafleet.history.lastupdate import Updated
 from llamafleet.history.outliers import Outlier
 from llamafleet.history.record import Record
+from llamafleet.history.series import GpuKey
 from llamafleet.history.store import Built, Row
 from llamafleet.history.words import WARNING
-from llamafleet.protocol.result import FAIL, NOT_VERIFIED, PASS, Check, Result
+from llamafleet.protocol.result import PASS, WORST_FIRST, Check, Result
 
-WORST_FIRST: tuple[str, ...] = (FAIL, NOT_VERIFIED, "BUSY", "CPU ONLY", PASS, "")
+ORDER: tuple[str, ...] = (*WORST_FIRST, "")
+"""Of verdicts; "": nothing is said."""
+WRITTEN = 30
+"""So many GPUs, the worst first, have their history in the page as it is; that of the others a
+script unpacks: written out it is 15 times as large."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,7 @@ class Material:
     results: Mapping[str, Result] = field(default_factory=dict)
     """The newest of each host, by its name."""
     head: str = ""
-    """Which run it is."""
-    judged_since: datetime | None = None
-    """Older figures say nothing of who is slow now; None: all count."""
+    """Which run it is, and what became of it."""
     notes: tuple[str, ...] = ()
     """What is to be known before anything else, as which hosts are made up."""
 
@@ -55,10 +59,6 @@ class ChangeView(NamedTuple):
     judged: Comparison | None
     """None: on one side there is nothing to compare."""
 
-    @property
-    def driver(self) -> bool:
-        return any(one.startswith("driver ") for one in self.what)
-
 
 class SeriesView(NamedTuple):
     """One plot."""
@@ -72,6 +72,8 @@ class SeriesView(NamedTuple):
     records: tuple[Record, ...]
     left_out: int
     """Older ones that are not drawn."""
+    rings: int
+    """Figures of a GPU that was not free and healthy."""
     svg: Markup
     axes: plot.Axes
     changes: tuple[ChangeView, ...]
@@ -84,26 +86,52 @@ class GpuView:
     """A GPU; or all of a host together, its CPU, or a host of which no GPU is known."""
 
     id: str
+    key: GpuKey
     host: str
     name: str
-    uuid: str
     verdict: str
     driver: str
     toolkit: str
     build: str
-    pp: float | None
-    tg: float | None
-    busy: bool
+    pp: Record | None
+    """The newest of prompt processing."""
+    tg: Record | None
     series: tuple[SeriesView, ...]
     checks: tuple[Check, ...]
+    proven: datetime | None
+    """When the result of those checks was made, which need not be that of the verdict."""
     slow: tuple[Outlier, ...]
     roofline: float | None
     """Share of the rate that its memory's bandwidth allows."""
     bands: tuple[str, ...]
     """Its figures beside what is expected of its kind, in lines."""
     spark: Markup
-    single: bool
-    """One GPU, not several together."""
+    written: bool
+    """Its history stands in the page as it is."""
+
+    @property
+    def uuid(self) -> str:
+        return self.key.uuid
+
+    @property
+    def single(self) -> bool:
+        """One GPU, not several together."""
+        return self.key.gpus == 1
+
+    @property
+    def measured(self) -> datetime | None:
+        """When its newest figure was."""
+        return max((one.test_time for one in (self.pp, self.tg) if one), default=None)
+
+    @property
+    def models(self) -> str:
+        """Of its figures."""
+        return ", ".join(dict.fromkeys(comparable.model(one) for one in (self.pp, self.tg) if one))
+
+    @property
+    def rank(self) -> int:
+        """Of its verdict: 0 is the worst."""
+        return ORDER.index(self.verdict)
 
     @property
     def warned(self) -> bool:
@@ -111,15 +139,14 @@ class GpuView:
         return any(f"{WARNING} " in line for line in self.bands)
 
     @property
-    def needs_look(self) -> bool:
-        """Its evidence stands on the page; that of others, which is much and all green, a script
-        unpacks."""
-        return bool(self.slow) or any(check.status != "pass" for check in self.checks)
+    def red(self) -> bool:
+        """Of its evidence something is not green."""
+        return any(check.status != "pass" for check in self.checks)
 
     @property
     def opened(self) -> bool:
         """Shown at once."""
-        return self.needs_look or self.verdict not in (PASS, "")
+        return self.written and (bool(self.slow) or self.red or self.verdict not in (PASS, ""))
 
 
 class GroupView(NamedTuple):
@@ -139,7 +166,29 @@ class BuildView(NamedTuple):
     host: str
     build: str
     built: Built
+    phases: tuple[tuple[int, str, float], ...]
+    """Number of the colour, name and seconds."""
     svg: Markup
+
+
+MOST_UPDATED = 100
+"""Lines of a table of GPUs that were updated."""
+
+
+class UpdateView(NamedTuple):
+    """GPUs that went from one driver to another."""
+
+    update: Updated
+    drawn: tuple[tuple[Comparison, Markup], ...]
+    """Each comparison with its difference as a bar."""
+
+
+class UpdatedGpu(NamedTuple):
+    """One GPU's last update in one test."""
+
+    gpu: GpuView
+    update: Updated
+    found: Comparison
 
 
 @dataclass(frozen=True)
@@ -152,12 +201,12 @@ class Page:
     """Number of hosts by verdict."""
     counted: Mapping[str, int]
     """Number of GPUs by verdict."""
-    attention: tuple[Row, ...]
-    """Rows of hosts that are not good."""
-    updates: tuple[Updated, ...]
-    """The last one of each GPU, equal ones together."""
-    updated: tuple[tuple[GpuView, SeriesView, ChangeView], ...]
-    """The same for each GPU by itself."""
+    attention: tuple[tuple[Row, str], ...]
+    """Rows of hosts that are not good, the worst first, each with the id of its worst GPU."""
+    updates: tuple[UpdateView, ...]
+    """The last one of each GPU, equal ones together, the newest first."""
+    updated: tuple[UpdatedGpu, ...]
+    """The same for each GPU by itself, the largest loss first."""
     groups: tuple[GroupView, ...]
     builds: tuple[BuildView, ...]
 

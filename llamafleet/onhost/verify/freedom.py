@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llamafleet.onhost.verify.conditions import HELD_MIB, IDLE_UTILISATION
-from llamafleet.protocol.conditions import Conditions, Process
+from llamafleet.protocol.conditions import Conditions, Process, is_capped
 from llamafleet.protocol.result import Rates
-from llamafleet.protocol.throttle import SLOWDOWNS, SOFTWARE_CAP
+from llamafleet.protocol.throttle import COUNTED, SLOWDOWNS, SOFTWARE_CAP
 
 Weight = Literal["busy", "warn", "note"]
 
@@ -28,8 +28,6 @@ spread."""
 SAMPLED = 0.1
 """Share of the samples under load with that reason: one of many may be the moment between two
 states."""
-CAPPED = 0.99
-"""Of the default power limit: NVML gives it in milliwatts, and some boards round."""
 AT_CLOCK = 0.97
 """Of the application clock that the card is made for. An H200 kept 1980 of 1980 (2026-11-26)."""
 OF_MAX_CLOCK = 0.75
@@ -43,9 +41,6 @@ SPREAD = {"pp": 0.05, "tg": 0.02}
 tg 0.1 to 1.2 %; pp 0.1 to 0.8 % with 7B, 0.4 to 2.4 % with 160M, whose prompt takes 4 ms. With a
 load that came in the middle: pp 26 %."""
 
-COUNTED = ("thermal", "software thermal", "hardware thermal", "power brake", "sync boost")
-"""Of conditions.VIOLATIONS and EVENT_FIELDS: alone enough. The board limit also counts where the
-card works as it is made, and needs one of SLOWDOWNS beside it."""
 BROKER = "nvidia-cuda-mps-server"
 """Stands between programs and the GPU; those that use it are listed by themselves."""
 
@@ -139,7 +134,7 @@ def slowdowns(seen: Conditions, gpu: Called) -> Iterator[Finding]:
 def power(seen: Conditions, gpu: Called) -> Iterator[Finding]:
     """A limit below the card's own is a cap; at its own limit a card is as it is sold."""
     limit, default = seen.power_limit_w, seen.power_default_w
-    if limit and default and limit < CAPPED * default:
+    if limit and default and is_capped(limit, default):
         yield Finding(
             "busy",
             f"the power limit of {gpu.name} is {limit:g} W, below its default of {default:g} W",

@@ -9,35 +9,47 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import get_args
 
 from llamafleet.onhost.exposition import Gauge, page
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.job import write_whole
-from llamafleet.protocol.result import NOT_VERIFIED, Benchmark, Check, Result, Verdict
+from llamafleet.protocol.result import NOT_VERIFIED, Benchmark, Check, GpuRow, Result, Verdict
 from llamafleet.protocol.verify import VerifyConfig
 
 ALL, CPU = "all", "cpu"
-"""Of the label gpu, where several GPUs worked together, or none; else it is a UUID."""
+"""Of the label gpu, where several GPUs worked together, or none; else it is a UUID, or the address
+on the bus where a GPU tells none."""
 MHZ, MIB = 1e6, 2**20
 
 
 def keep(config: VerifyConfig, result: Result | None) -> None:
-    """Write the file; None: there is no verdict. That it can't be written changes no verdict."""
-    families = Families()
-    if result is None:
-        families.verdict(NOT_VERIFIED, good=False)
-    else:
-        families.result(result)
+    """Write the file; None: there is no verdict. That it can't be written changes no verdict, and
+    leaves none there."""
     try:
-        write_whole(config.prom, page(families))
+        write_whole(config.prom, page_of(config, result), public=True)
     except OSError as error:
+        # A full disk takes no new page, and what the old one says is no longer so.
+        with suppress(OSError):
+            config.prom.unlink(missing_ok=True)
         if config.prom.parent.is_dir():  # Else those say it who need the folder for more.
             print(
                 f"metrics: found that {config.prom} can't be written ({error}); expected a file "
                 f"for node_exporter; next: ls -ld {config.prom}",
                 file=sys.stderr,
             )
+
+
+def page_of(config: VerifyConfig, result: Result | None) -> bytes:
+    """What is told of a result; None: there is no verdict."""
+    families = Families()
+    families.timer(config)
+    if result is None:
+        families.verdict(NOT_VERIFIED, good=False)
+    else:
+        families.result(result)
+    return page(families)
 
 
 class Families:
@@ -49,6 +61,9 @@ class Families:
         )
         self._good = Gauge(
             "llamafleet_verified", "1: the verdict is PASS, or another that the settings allow."
+        )
+        self._timer = Gauge(
+            "llamafleet_verification_timer", "1: a timer verifies again; 0: none does."
         )
         self._ended = Gauge(
             "llamafleet_verification_timestamp_seconds", "When the verification ended."
@@ -85,6 +100,9 @@ class Families:
     def __iter__(self) -> Iterator[Gauge]:
         return iter([one for one in vars(self).values() if isinstance(one, Gauge)])
 
+    def timer(self, config: VerifyConfig) -> None:
+        self._timer.set(config.timer)
+
     def verdict(self, verdict: Verdict, *, good: bool) -> None:
         for one in get_args(Verdict):
             self._verdict.set(one == verdict, verdict=one)
@@ -100,18 +118,22 @@ class Families:
         together = ALL if result.gpus else CPU
         model = result.inputs.model
         self._measured(together, model, result.benchmark, busy=result.measured_busy)
+        # By the label `gpu` rules join what is told of one: none is told of twice.
+        by_label: dict[str, GpuRow] = {}
         for gpu in result.gpus:
+            by_label.setdefault(gpu.uuid or gpu.bus_id, gpu)
+        for label, gpu in by_label.items():
             self._gpu.set(
                 1,
-                gpu=gpu.uuid,
+                gpu=label,
                 name=gpu.name,
                 bus_id=gpu.bus_id,
                 compute_capability=gpu.compute_capability,
             )
             for one in get_args(Verdict):
-                self._of_gpu.set(one == gpu.verdict, gpu=gpu.uuid, verdict=one)
-            self._failed(gpu.uuid, gpu.checks)
-            self._measured(gpu.uuid, gpu.model or model, gpu.benchmark, busy=bool(gpu.busy))
+                self._of_gpu.set(one == gpu.verdict, gpu=label, verdict=one)
+            self._failed(label, gpu.checks)
+            self._measured(label, gpu.model or model, gpu.benchmark, busy=bool(gpu.busy))
 
     def _about(self, result: Result) -> None:
         inputs = result.build.inputs or {}

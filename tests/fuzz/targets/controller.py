@@ -137,6 +137,7 @@ def kept(record: Record) -> bool:
 
 
 BENCH_ROWS = [json.loads(line) for line in BENCH_FILE.read_text("utf-8").splitlines()]
+BENCH_ROWS += [plain(row_of(one)) for one in records_of(RESULT)]
 
 
 def _benched(text: str, folder: Path) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from llamafleet.history.html import gpus
 from llamafleet.history.html.render import render
 from llamafleet.history.html.view import Material
+from llamafleet.history.store import GpuLine
 from tests.history import RESULT
 from tests.history.html.fleets import NOTHING, record, slow_fleet
 from tests.history.html.test_render import HOSTILE, MADE, of_words, row
@@ -196,6 +199,12 @@ def test_the_fleet_is_sorted_and_filtered_by_keyboard(opened: Opened, tmp_path: 
     page.keyboard.press("Enter")
     assert header.get_attribute("aria-sort") == "descending"
     assert hosts.first.text_content() == "gpu-c"
+    empty_last = page.get_by_role("columnheader", name="pp t/s").get_by_role("button")
+    for _ in range(2):
+        page.keyboard.press("Tab")
+        empty_last.press("Enter")
+        assert hosts.first.text_content() == "gpu-a", "the others have no pp"
+    assert empty_last.evaluate("(one) => getComputedStyle(one).outlineStyle") == "solid"
     page.get_by_label("Show lines with").fill("gpu-d 4090")
     assert [host.text_content() for host in hosts.all() if host.is_visible()] == ["gpu-d"]
     assert page.locator("#matches").text_content() == "1 of 6 lines"
@@ -214,8 +223,12 @@ def test_a_plot_is_read_by_arrow_keys(opened: Opened, tmp_path: Path) -> None:
     ):
         page.keyboard.press(key)
         said.get_by_text(wanted).wait_for()
+    box = figure.locator("svg").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.16 * box["width"], box["y"] + 40)
+    said.get_by_text("1 of 4").wait_for()
     page.keyboard.press("End")
-    said.get_by_text("not free: in use").wait_for()
+    said.get_by_text("not free or healthy: in use").wait_for()
     cursor, ring = figure.locator(".cursor"), figure.locator(".busy")
     for name in ("cx", "cy"):
         assert float(cursor.get_attribute(name) or "") == pytest.approx(
@@ -226,29 +239,92 @@ def test_a_plot_is_read_by_arrow_keys(opened: Opened, tmp_path: Path) -> None:
 def test_runs_and_the_result_are_shown_as_they_are_kept(opened: Opened, tmp_path: Path) -> None:
     page = show(opened, fleet_page(), tmp_path)
     page.get_by_role("button", name="Its 4 runs as a table").first.click()
-    table = page.get_by_role("region", name="Runs, generation (tg128)")
+    table = page.get_by_role("group", name="Runs, generation (tg128)")
     table.wait_for()
     assert table.locator("tbody tr").count() == 4
     assert "60.0" in (table.locator("tbody tr").last.text_content() or "")
     page.locator("[data-copy]").first.click()
     area = page.locator("textarea")
     area.wait_for()
+    page.get_by_text(re.compile("Copied|Press Ctrl-C to copy")).wait_for()
+    assert area.evaluate("(one) => one.selectionEnd - one.selectionStart === one.value.length")
     shown = json.loads(area.input_value())
     wanted = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1"),))
     assert shown == json.loads(json.dumps(asdict(wanted)))
 
 
-def test_evidence_of_a_green_gpu_is_unpacked(opened: Opened, tmp_path: Path) -> None:
-    records = tuple(record(n) for n in range(2))
-    result = replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid="GPU-1"),))
-    text = render(Material(MADE, (row(),), records, {"gpu-a": result}), NOTHING)
-    page = show(opened, text, tmp_path)
-    page.get_by_role("button", name="Evidence: 2 checks, all green").click()
-    table = page.get_by_role("region", name="Evidence of gpu-a NVIDIA GeForce RTX 4090")
-    table.wait_for()
-    assert table.locator("tbody tr").all_text_contents() == [
-        "offloadpass33 of 33 layers33 of 33", "library_originpass4 librariesthis build",
-    ]  # fmt: skip
+def many_page(monkeypatch: pytest.MonkeyPatch, note: str = "") -> str:
+    """Five GPUs, of which the first alone is written out."""
+    monkeypatch.setattr(gpus, "WRITTEN", 1)
+    records = [
+        record(n, host=f"gpu-{k}{note}", gpu_uuid=f"GPU-{k}") for k in "abcde" for n in (0, 1)
+    ]
+    rows = [row(GpuLine(f"RTX{note}", f"GPU-{k}", "PASS"), host=f"gpu-{k}{note}") for k in "abcde"]
+    results = {
+        one.host: replace(RESULT, gpus=(replace(RESULT.gpus[0], uuid=one.gpus[0].uuid),))
+        for one in rows
+    }
+    return render(Material(MADE, tuple(rows), tuple(records), results), NOTHING)
+
+
+def test_the_history_of_a_later_gpu_is_unpacked_when_it_is_opened(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = show(opened, many_page(monkeypatch), tmp_path)
+    last = page.locator("#gpu-5")
+    assert last.locator("svg").count() == 0
+    for _ in range(2):  # The second time the address does not change.
+        page.locator("#fleet tbody a").last.click()
+        figure = last.locator("figure.history")
+        figure.wait_for()
+        last.locator("summary").first.click()
+        assert not figure.is_visible()
+    page.get_by_role("button", name="Open all").click()
+    figure.focus()
+    page.keyboard.press("End")
+    last.get_by_text("2 of 2: 2026-03-08 00:00 UTC: 150.0").wait_for()
+    last.get_by_role("button", name="Its 2 runs as a table").click()
+    assert last.get_by_role("group", name="Runs, generation (tg128)").locator("tr").count() == 3
+    last.get_by_text("Evidence of 2026-11-25: 2 checks, all green").click()
+    assert last.get_by_text("33 of 33 layers").is_visible()
+    page.locator("#gpu-2 svg").wait_for()
+    assert opened.said == []
+
+
+def test_what_hosts_say_runs_nowhere_when_it_is_unpacked(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = show(opened, many_page(monkeypatch, HOSTILE), tmp_path)
+    page.get_by_role("button", name="Open all").click()
+    page.locator("#gpu-5 svg").wait_for()
+    page.locator("#gpu-5 [data-copy]").click()
+    area = page.locator("textarea")
+    area.wait_for()
+    assert json.loads(area.input_value())["gpus"][0]["uuid"] == "GPU-e"
+    assert page.locator("img").count() == 0
+    assert opened.said == []
+
+
+def test_a_browser_that_can_t_unpack_says_so(opened: Opened, tmp_path: Path) -> None:
+    opened.page.add_init_script("delete window.DecompressionStream")
+    page = show(opened, fleet_page(), tmp_path)
+    page.get_by_role("button", name="Its 4 runs as a table").first.click()
+    page.get_by_text("This browser can't unpack it").wait_for()
+    assert opened.said == []
+
+
+def test_verdicts_are_sorted_by_how_bad_they_are(opened: Opened, tmp_path: Path) -> None:
+    rows = tuple(
+        row(GpuLine("g", f"GPU-{n}", verdict), host=f"gpu-{n}", verdict=verdict)
+        for n, verdict in enumerate(("PASS", "BUSY", "NOT VERIFIED", "FAIL"))
+    )
+    page = show(opened, render(Material(MADE, rows, ()), NOTHING), tmp_path)
+    header = page.get_by_role("columnheader", name="Verdict").get_by_role("button")
+    header.click()
+    verdicts = page.locator("#fleet tbody td:first-child")
+    assert verdicts.all_text_contents() == ["FAIL", "NOT VERIFIED", "BUSY", "PASS"]
+    header.click()
+    assert verdicts.first.text_content() == "PASS"
 
 
 def test_every_link_leads_somewhere_and_opens_its_gpu(opened: Opened, tmp_path: Path) -> None:
@@ -261,6 +337,9 @@ def test_every_link_leads_somewhere_and_opens_its_gpu(opened: Opened, tmp_path: 
     last.click()
     wanted = page.locator(last.get_attribute("href") or "")
     assert wanted.evaluate("(one) => one.open")
+    page.goto("about:blank")
+    page.goto(f"{(tmp_path / 'report.html').as_uri()}#gpu-5")
+    page.locator("#gpu-5[open] svg").first.wait_for()
 
 
 def test_a_screen_reader_finds_names_for_everything(opened: Opened, tmp_path: Path) -> None:

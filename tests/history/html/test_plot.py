@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llamafleet.history.comparison import Answer, Comparison
 from llamafleet.history.html import plot
 
 START = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -96,6 +97,43 @@ def test_a_distribution_has_a_dot_for_each_gpu_none_over_another() -> None:
     slow = [one for one in svg.iter("path") if one.get("class") == "slow"]
     assert len(slow) == 1
     assert "◆ slow" in "".join(svg.itertext())
+
+
+@pytest.mark.parametrize(("gpus", "radius"), [(4, 4.0), (40, 1.0), (500, 1.0)])
+def test_dots_of_many_gpus_are_smaller_so_that_the_plot_stays_low(gpus: int, radius: float) -> None:
+    svg = ElementTree.fromstring(
+        plot.distribution([plot.Dot(100.0, f"gpu-{n}", False) for n in range(gpus)], "t")
+    )
+    dots = [one for one in svg.iter("circle")]
+    assert {float(one.get("r", "")) for one in dots} == {radius}
+    at = sorted(float(one.get("cy", "")) for one in dots)
+    assert at[-1] - at[0] <= plot.STACK
+    assert gpus > 40 or all(b - a >= 2 * radius for a, b in pairwise(at))
+
+
+def test_no_number_below_a_distribution_is_cut_by_the_edge() -> None:
+    """As 12,000 was below these: its tick is the plot's first unit."""
+    dots = [plot.Dot(value, "g", False) for value in (12_610.0, 12_640.0)]
+    svg = ElementTree.fromstring(plot.distribution(dots, "t"))
+    at = {one.text: float(one.get("x", "")) for one in svg.iter("text")}
+    assert "12,000" in at
+    assert all(30 <= x <= plot.WIDTH - 30 for x in at.values())
+
+
+def test_a_difference_is_drawn_to_its_scale_and_a_trifle_is_small() -> None:
+    def drawn(ratio: float, scale: float, answer: Answer = "slower") -> tuple[float, str]:
+        found = Comparison("tg128", "tg", "H100", "m", answer, None, None, ratio, ratio, 1.0)
+        svg = ElementTree.fromstring(plot.difference(found, scale))
+        (dot,), (group,) = svg.iter("circle"), svg.iter("g")
+        (bar,) = group.iter("path")
+        assert (bar.get("d") or "").startswith(f"M{dot.get('cx')} 5.5H80v")
+        return float(dot.get("cx", "")), group.get("class", "")
+
+    assert drawn(0.9, 0.1) == (5.0, "slower")
+    assert drawn(1.1, 0.1, "faster") == (155.0, "faster")
+    assert drawn(0.999, 0.001, "no difference shown") == (78.5, "same")
+    none = Comparison("tg128", "tg", "H100", "m", "not comparable")
+    assert plot.difference(none, 0.1) == ""
 
 
 def test_a_name_from_a_host_stays_a_text() -> None:
