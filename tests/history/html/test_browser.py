@@ -223,10 +223,12 @@ def test_a_plot_is_read_by_arrow_keys(opened: Opened, tmp_path: Path) -> None:
     ):
         page.keyboard.press(key)
         said.get_by_text(wanted).wait_for()
+    page.keyboard.press("Home")
+    said.get_by_text("1 of 4").wait_for()
     box = figure.locator("svg").bounding_box()
     assert box
-    page.mouse.move(box["x"] + 0.16 * box["width"], box["y"] + 40)
-    said.get_by_text("1 of 4").wait_for()
+    page.mouse.move(box["x"] + 0.70 * box["width"], box["y"] + 40)
+    said.get_by_text("3 of 4").wait_for()
     page.keyboard.press("End")
     said.get_by_text("not free or healthy: in use").wait_for()
     cursor, ring = figure.locator(".cursor"), figure.locator(".busy")
