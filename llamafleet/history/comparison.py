@@ -40,6 +40,7 @@ class Side:
 
     runs: int
     gpus: int
+    """0: the CPU's."""
     median_ts: float
 
 
@@ -201,7 +202,7 @@ def _told(sides: Sides, answer: Answer, why: Sequence[str]) -> Comparison:
     return Comparison(
         test=_one(map(comparable.test_name, every)),
         kind=every[0].test,
-        card=_one(map(comparable.card, every)),
+        card=_one(map(comparable.cards, every)),
         model=_one(map(comparable.model, every)),
         answer=answer,
         a=_side(sides[0]),
@@ -217,5 +218,6 @@ def _one(values: Iterable[str]) -> str:
 def _side(records: Sequence[Record]) -> Side | None:
     if not records:
         return None
-    gpus = len({comparable.place(record) for record in records})
+    # Of a place, as each of its runs tells it: several GPUs that worked together are as many.
+    gpus = sum({comparable.place(record): record.gpus for record in records}.values())
     return Side(len(records), gpus, median(record.median_ts for record in records))

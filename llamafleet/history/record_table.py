@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llamafleet.history import comparable
 from llamafleet.history.record import Record
-from llamafleet.history.table import MAKER, UUID_SHOWN, WIDTH
+from llamafleet.history.table import UUID_SHOWN, WIDTH
 from llamafleet.terminal import columns, cut, printable
 
 GAP = "  "
@@ -86,15 +87,9 @@ def _gpu(record: Record, width: int) -> str:
 
     A host may have several of a name, so it is the name that is cut.
     """
-    if record.gpus == 0:
-        return "CPU"
-    names = MAKER.sub("", record.gpu_info)
-    each = set(names.split(", "))
-    if record.gpus > 1 and len(each) == 1:
-        names = f"{record.gpus}x {each.pop()}"
     uuid = record.gpu_uuid[:UUID_SHOWN]
-    left = width - columns(uuid) - 1
-    return f"{cut(names, left) if left > 0 else ''} {uuid}".strip()
+    left = width - columns(uuid) - 1 if uuid else width
+    return f"{cut(comparable.cards(record), left) if left > 0 else ''} {uuid}".strip()
 
 
 def _narrowed(widths: list[int]) -> list[int]:

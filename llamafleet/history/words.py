@@ -79,9 +79,9 @@ def _counts(one: Comparison) -> str:
 def _side(name: str, side: Side | None) -> str:
     if side is None:
         return f"{name}: none"
-    gpus = "GPU" if side.gpus == 1 else "GPUs"
+    gpus = "the CPU" if not side.gpus else "1 GPU" if side.gpus == 1 else f"{side.gpus} GPUs"
     runs = "run" if side.runs == 1 else "runs"
-    return f"{name}: {side.runs} {runs} on {side.gpus} {gpus}"
+    return f"{name}: {side.runs} {runs} on {gpus}"
 
 
 def of_updates(found: Sequence[Updated]) -> Iterator[str]:
@@ -161,10 +161,8 @@ def of_bands(records: Sequence[Record], bands: Bands) -> Iterator[str]:
 
 def _of_gpu(records: Sequence[Record], bands: Bands) -> Iterator[str]:
     one = records[0]
-    yield (
-        f"{one.host} {short(one.gpu_uuid) or f'{one.gpus} GPUs'} {comparable.card(one)}, "
-        f"{comparable.model(one)}"
-    )
+    place = (one.host, short(one.gpu_uuid), comparable.cards(one))
+    yield f"{' '.join(filter(None, place))}, {comparable.model(one)}"
     yield from (f"  {line}" for line in beside(records, bands))
 
 

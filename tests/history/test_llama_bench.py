@@ -27,6 +27,9 @@ from tests.history import RESULT
 
 REAL = Path(__file__).with_name("data") / "llama-bench-0.3.36-cpu.jsonl"
 """Of llama-bench of llama-cpp-python 0.3.36 on a CPU: -p 32 -n 8 -fa 0,1, then -pg 16,4."""
+ON_GPU = REAL.with_name("llama-bench-0.3.36-h100.jsonl")
+"""Of the same program on the CUDA libraries of a verified build: -ngl 99 -p 512 -n 128 -r 5 with
+-fa 0 and 1, the synthetic models 160m, 1b and 7b in Q4_0 (driver 580.159.04, CUDA 13.0)."""
 LINES = REAL.read_text("utf-8").splitlines()
 ROW: dict[str, Any] = json.loads(LINES[1])
 
@@ -48,6 +51,22 @@ def of(**changes: Any) -> Record:
 
 def test_every_column_that_it_prints_is_known() -> None:
     assert tuple(ROW) == COLUMNS
+
+
+def test_a_file_of_a_gpu_comes_in_and_goes_out_as_it_was() -> None:
+    found = list(read_file(ON_GPU, "box"))
+    records = [one for one in found if isinstance(one, Record)]
+    assert len(records) == len(found) == 12
+    assert {(r.gpu_info, r.gpus, r.gpu_uuid) for r in records} == {("NVIDIA H100 80GB HBM3", 1, "")}
+    assert [r.flash_attn for r in records] == [False, False, True, True] * 3
+    rates = {(r.test, r.flash_attn): round(r.median_ts) for r in records[-4:]}
+    assert rates == {
+        ("pp", False): 10774, ("tg", False): 294, ("pp", True): 12517, ("tg", True): 345,
+    }  # fmt: skip
+    rows = [row_of(one) for one in records]
+    assert [{name: row[name] for name in COLUMNS} for row in rows] == [
+        json.loads(line) for line in ON_GPU.read_text("utf-8").splitlines()
+    ]
 
 
 def test_a_real_file_comes_in_and_goes_out_as_it_was() -> None:
