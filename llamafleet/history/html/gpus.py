@@ -90,7 +90,7 @@ def _places(row: Row, results: Mapping[str, Result]) -> list[_Place]:
     if len(found) == 1:
         return found
     unknown = "no GPU" if row.verdict == CPU_ONLY else "GPUs not known"
-    name = f"all {len(found)} GPUs together" if found else MAKER.sub("", row.gpu) or unknown
+    name = f"{len(found)} GPUs together" if found else MAKER.sub("", row.gpu) or unknown
     key = GpuKey("", row.host, len(found))
     return [*found, _Place(key, row.host, name, row.verdict, row, own, proven)]
 

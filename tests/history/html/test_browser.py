@@ -240,7 +240,7 @@ def test_a_plot_is_read_by_arrow_keys(opened: Opened, tmp_path: Path) -> None:
 
 def test_runs_and_the_result_are_shown_as_they_are_kept(opened: Opened, tmp_path: Path) -> None:
     page = show(opened, fleet_page(), tmp_path)
-    page.get_by_role("button", name="Its 4 runs as a table").first.click()
+    page.get_by_role("button", name="Its runs as a table (4)").first.click()
     table = page.get_by_role("group", name="Runs, generation (tg128)")
     table.wait_for()
     assert table.locator("tbody tr").count() == 4
@@ -285,7 +285,7 @@ def test_the_history_of_a_later_gpu_is_unpacked_when_it_is_opened(
     figure.focus()
     page.keyboard.press("End")
     last.get_by_text("2 of 2: 2026-03-08 00:00 UTC: 150.0").wait_for()
-    last.get_by_role("button", name="Its 2 runs as a table").click()
+    last.get_by_role("button", name="Its runs as a table (2)").click()
     assert last.get_by_role("group", name="Runs, generation (tg128)").locator("tr").count() == 3
     last.get_by_text("Evidence of 2026-11-25: 2 checks, all green").click()
     assert last.get_by_text("33 of 33 layers").is_visible()
@@ -310,7 +310,7 @@ def test_what_hosts_say_runs_nowhere_when_it_is_unpacked(
 def test_a_browser_that_can_t_unpack_says_so(opened: Opened, tmp_path: Path) -> None:
     opened.page.add_init_script("delete window.DecompressionStream")
     page = show(opened, fleet_page(), tmp_path)
-    page.get_by_role("button", name="Its 4 runs as a table").first.click()
+    page.get_by_role("button", name="Its runs as a table (4)").first.click()
     page.get_by_text("This browser can't unpack it").wait_for()
     assert opened.said == []
 

@@ -250,7 +250,7 @@ def test_of_several_gpus_each_has_a_line_and_all_together_one() -> None:
     gpus = [GpuLine("g", f"GPU-{n}", "PASS", 1.0, 1.0) for n in range(2)]
     together = record(gpu_uuid="", gpus=2)
     shown = page(Material(MADE, (row(*gpus),), (together,)), NOTHING)
-    assert [gpu.name for gpu in shown.gpus] == ["all 2 GPUs together", "g", "g"]
+    assert [gpu.name for gpu in shown.gpus] == ["2 GPUs together", "g", "g"]
     assert shown.gpus[0].tg and shown.gpus[0].tg.median_ts == 150.0
     assert sum(shown.counted.values()) == 2
 
