@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -294,28 +294,11 @@ class Fleet:
 
     def _prune(self) -> None:
         """Remove what no run has used for long."""
-        models = self.sharing.models
-        try:
-            for name in models.prune(time.time()):
-                click.echo(f"{models.folder / name}: removed, unused", err=True)
-        except OSError as error:
-            click.echo(
-                f"models: found that {models.folder} can't be tidied ({error}); expected to write "
-                f"there; next: ls -la {models.folder}",
-                err=True,
-            )
-        if not any(run.settings.build_sharing == "wheel" for run in self.runs.values()):
-            return
-        store = self.sharing.store
-        try:
-            for name in store.prune(time.time()):
-                click.echo(f"{store.folder / name}: removed, unused for {KEPT_DAYS} days", err=True)
-        except OSError as error:
-            click.echo(
-                f"build_sharing: found that {store.folder} can't be tidied ({error}); expected to "
-                f"write there; next: ls -la {store.folder}",
-                err=True,
-            )
+        models, store = self.sharing.models, self.sharing.store
+        _tidy("models", models.folder, models.prune, "unused")
+        if any(run.settings.build_sharing == "wheel" for run in self.runs.values()):
+            unused = f"unused for {KEPT_DAYS} days"
+            _tidy("build_sharing", store.folder, store.prune, unused)
 
     def _planned(self, state: State, asked: list[HostRun]) -> int:
         """Of a run that only says what it would do: 0 if nothing stands in the way of any host.
@@ -412,6 +395,19 @@ def _history(rows: list[Row]) -> list[str]:
     except Exception as error:
         text = f"history: found {type(error).__name__}: {error}; expected the runs so far; next: "
         return [printable(text + "llamafleet history")]
+
+
+def _tidy(what: str, folder: Path, prune: Callable[[float], list[str]], why: str) -> None:
+    """Say what is removed there, or why it can't be."""
+    try:
+        for name in prune(time.time()):
+            click.echo(f"{folder / name}: removed, {why}", err=True)
+    except OSError as error:
+        click.echo(
+            f"{what}: found that {folder} can't be tidied ({error}); expected to write there; "
+            f"next: ls -la {folder}",
+            err=True,
+        )
 
 
 def _not_kept(error: OSError) -> str:

@@ -57,15 +57,20 @@ class Trait:
 
 def card(record: Record) -> str:
     """The GPU's name, which tells its form factor too; drivers before 470 left NVIDIA out."""
-    return MAKER.sub("", MAKER.sub("", record.gpu_info.strip()))
+    return _plain(record.gpu_info.strip())
 
 
 def cards(record: Record) -> str:
     """What was at work, as people say it: "2x H200", "CPU"."""
     if not record.gpus:
         return "CPU"
-    names = Counter(MAKER.sub("", MAKER.sub("", one)) for one in record.gpu_info.split(", "))
+    names = Counter(map(_plain, record.gpu_info.split(", ")))
     return ", ".join(f"{many}x {name}" if many > 1 else name for name, many in names.items())
+
+
+def _plain(name: str) -> str:
+    """Without its maker, and without the brand that older drivers told beside it."""
+    return MAKER.sub("", MAKER.sub("", name))
 
 
 def model(record: Record) -> str:
