@@ -168,7 +168,8 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
         )
     job.finish()
     made = _ninja_log(tree)
-    _split_link(job, made)
+    jobs = job.retry.jobs if job.retry else config.jobs
+    _split_link(job, made, jobs)
     used = cache.use() if cache else None
     if used:
         job.notes.append(compilercache.note(used))
@@ -183,7 +184,7 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
         import_s=imported.import_s,
         nvcc=built_by,
         order=log.order or order,
-        packing=ninja.packing(made, job.retry.jobs if job.retry else config.jobs),
+        packing=ninja.packing(made, jobs),
         cache=used,
         wheel=kept.name if kept else "",
         needs=_needs(config, env) if kept else (),
@@ -387,11 +388,11 @@ def _ninja_log(tree: Path) -> str:
         return ""
 
 
-def _split_link(job: Job, ninja_log: str) -> None:
+def _split_link(job: Job, ninja_log: str, jobs: int) -> None:
     """Take the linking that nothing ran beside out of "compile", as a phase of its own."""
     if not ninja_log:
         return
-    spent = ninja.link_seconds(ninja_log)
+    spent = ninja.link_seconds(ninja_log, jobs)
     order = list(job.phases)
     job.phases["compile"] = round(job.phases.get("compile", 0.0) - spent, 3)
     job.phases["link"] = round(spent, 3)

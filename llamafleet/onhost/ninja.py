@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def shipped() -> Costs:
 def learned(ninja_log: str) -> Costs:
     """The table, and for the units that it does not name what they took by that log."""
     table = shipped()
-    took = {unit(one.output): (one.end - one.start) / 1000 for one in steps(ninja_log)}
+    took = {unit(one.output): one.took / 1000 for one in logged(ninja_log)}
     return Costs(took | dict(table.units), table.families)
 
 
@@ -263,37 +263,57 @@ def _version(ninja: Path) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of .ninja_log; milliseconds since the first of its runs began."""
+    """One line of .ninja_log, in milliseconds."""
 
     start: int
     end: int
     output: str
+    command: str
+    """A hash of it."""
+
+    @property
+    def took(self) -> int:
+        return self.end - self.start
 
 
-def steps(ninja_log: str) -> Iterator[Step]:
-    """What ninja made, in that order: each run begins where the one before it ended.
+def steps(ninja_log: str, jobs: int) -> list[Step]:
+    """What ninja made, `jobs` at once: by times since the first of its runs began.
 
-    Its times are those since the run began, and it adds a line when a step ends.
+    It counts from the start of each run, and when a step ends adds a line for each of its outputs;
+    the first stands for it here. So it is another run where a step ends before the one above it,
+    or begins while `jobs` of those above it were still at work. A run that neither tells apart
+    seems to have been beside the one before.
     """
-    begun, last = 0, 0
+    found: list[Step] = []
+    begun, first = 0, 0
+    above: Step | None = None
+    for line in logged(ninja_log):
+        if above and replace(line, output=above.output) == above:
+            continue
+        above = line
+        # Ends ascend in a run, so of those at work the last `jobs` ended last.
+        full = len(found) - first >= jobs and found[-jobs].end > begun + line.start
+        if full or (found and begun + line.end < found[-1].end):
+            begun, first = found[-1].end, len(found)
+        found.append(replace(line, start=begun + line.start, end=begun + line.end))
+    return found
+
+
+def logged(ninja_log: str) -> Iterator[Step]:
+    """Its lines by the times that they tell: since the run of each began."""
     for line in ninja_log.splitlines():
         fields = line.split("\t")
-        if len(fields) < 4 or not all(re.fullmatch(r"[0-9]{1,15}", one) for one in fields[:2]):
-            continue
-        start, end = int(fields[0]), int(fields[1])
-        if end < last:
-            begun += last
-        last = end
-        yield Step(begun + start, begun + end, fields[3])
+        if len(fields) >= 4 and all(re.fullmatch(r"[0-9]{1,15}", one) for one in fields[:2]):
+            yield Step(int(fields[0]), int(fields[1]), fields[3], "".join(fields[4:]))
 
 
-def link_seconds(ninja_log: str) -> float:
+def link_seconds(ninja_log: str, jobs: int) -> float:
     """Seconds in which ninja linked and did nothing else.
 
     A link that ran beside a compilation cost no time of its own, so only the time in which at
     least one library was being made and no other step ran is counted.
     """
-    found = list(steps(ninja_log))
+    found = steps(ninja_log, jobs)
     others = [one for one in found if not _LINK.search(one.output)]
     return (_covered(found) - _covered(others)) / 1000
 
@@ -312,9 +332,9 @@ def packing(ninja_log: str, jobs: int) -> float | None:
 
     None: it made nothing.
     """
-    found = list(steps(ninja_log))
+    found = steps(ninja_log, jobs)
     span = max((one.end for one in found), default=0) - min((one.start for one in found), default=0)
-    return sum(one.end - one.start for one in found) / (span * jobs) if span > 0 else None
+    return sum(one.took for one in found) / (span * jobs) if span > 0 else None
 
 
 if __name__ == "__main__":

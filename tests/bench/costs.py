@@ -44,8 +44,8 @@ def of_tree(tree: Path) -> dict[str, float]:
 
 def of_log(log: Path) -> dict[str, float]:
     """By unit."""
-    made = [one for one in ninja.steps(log.read_text()) if one.output.endswith(".o")]
-    return {ninja.unit(one.output): (one.end - one.start) / 1000 for one in made}
+    made = [one for one in ninja.logged(log.read_text()) if one.output.endswith(".o")]
+    return {ninja.unit(one.output): one.took / 1000 for one in made}
 
 
 def main(source: str) -> int:

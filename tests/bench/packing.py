@@ -95,7 +95,7 @@ def wall(found: Graph, cores: int) -> float:
 
 def cost_from(ninja_log: str) -> Callable[[str], float]:
     """Seconds of a unit by a build's own log."""
-    took = {ninja.unit(one.output): (one.end - one.start) / 1000 for one in ninja.steps(ninja_log)}
+    took = {ninja.unit(one.output): one.took / 1000 for one in ninja.logged(ninja_log)}
     return lambda unit: took.get(unit, 0.0)
 
 

@@ -263,7 +263,7 @@ def test_a_build_is_made_checked_and_not_made_twice(
     assert stamp["units"] == 5
     assert stamp["order"] == "longest first, 3 units, 1 of them by name"
     assert 0 < stamp["packing"] <= 1
-    made = steps((toy.folder / "cmake" / ".ninja_log").read_text())
+    made = steps((toy.folder / "cmake" / ".ninja_log").read_text(), 1)
     assert [one.output.rpartition("/")[2] for one in made] == [
         "two.c.o", "one.c.o", "two.c.o", "libllama.so", "libggml-cuda.so",
     ]  # fmt: skip

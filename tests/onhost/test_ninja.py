@@ -215,7 +215,7 @@ except ninja.Unordered as reason:
 
 
 def log_of(*steps: tuple[int, int, str]) -> str:
-    lines = [f"{start}\t{end}\t1\t{name}\tff\n" for start, end, name in steps]
+    lines = [f"{start}\t{end}\t1\t{name}\t{n:x}\n" for n, (start, end, name) in enumerate(steps)]
     return "# ninja log v7\n" + "".join(lines)
 
 
@@ -227,15 +227,40 @@ def test_link_time_counts_only_what_nothing_ran_beside() -> None:
         (2500, 3500, "bin/libz.so.0"),  # half of it beside liby.so
         (4000, 5000, "generated.cpp"),
     )
-    assert ninja.link_seconds(log) == pytest.approx(0.5 + 1.5)
-    assert ninja.link_seconds("# ninja log v7\n") == 0
+    assert ninja.link_seconds(log, 2) == pytest.approx(0.5 + 1.5)
+    assert ninja.link_seconds("# ninja log v7\n", 2) == 0
 
 
 def test_each_run_of_ninja_begins_where_the_one_before_ended() -> None:
     """Its times begin at 0 again, so what was linked last would seem to run beside the units."""
     log = log_of((0, 4000, "a.c.o"), (0, 5000, "b.c.o"), (3, 1003, "libx.so"))
-    assert ninja.link_seconds(log) == pytest.approx(1.0)
+    assert ninja.link_seconds(log, 2) == pytest.approx(1.0)
     assert packing(log, 2) == pytest.approx((4 + 5 + 1) / (2 * 6.003))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_second_run_is_told_from_the_first_by_how_much_would_run_at_once(jobs: int) -> None:
+    """Its first step may end later than all of the first run took."""
+    units = [(0, 900, f"{n}.c.o") for n in range(jobs)]
+    log = log_of(*units, (2, 1202, "libx.so"))
+    assert packing(log, jobs) == pytest.approx((0.9 * jobs + 1.2) / (jobs * 2.102))
+    assert ninja.link_seconds(log, jobs) == pytest.approx(1.2)
+
+
+def test_a_step_that_begins_as_another_ends_is_of_the_same_run() -> None:
+    log = log_of((0, 900, "a.c.o"), (900, 1000, "b.c.o"), (1000, 1300, "libx.so"))
+    assert packing(log, 1) == 1
+
+
+def test_a_step_of_two_outputs_is_one() -> None:
+    """What ninja 1.13.2 wrote with one job."""
+    log = (
+        "# ninja log v7\n"
+        "0\t1003\t1795752725447561575\tx\t346a9006df0cbfc1\n"
+        "0\t1003\t1795752725447561575\ty\t346a9006df0cbfc1\n"
+        "1004\t1507\t1795752726454621366\tz\tc1750f1437aa3825\n"
+    )
+    assert packing(log, 1) == pytest.approx((1003 + 503) / 1507)
 
 
 def test_nothing_made_is_packed_in_no_way() -> None:
