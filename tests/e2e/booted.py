@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.cgroup import inside, made, removed
 from tests.ports import free_port
 
 CACHE = Path(os.environ.get("LLAMAFLEET_TEST_CACHE", Path.home() / ".cache/llamafleet-test"))
@@ -70,18 +71,22 @@ class BootedHost:
 
     def start(self) -> None:
         """Boot it, and again whenever it asks for a reboot."""
+        self.groups = made(f"{self.name}-{self.port}")
         self._boot()
         threading.Thread(target=self._boot_again, daemon=True).start()
 
     def _boot(self) -> None:
         with self.console.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
-                    *("-D", self.tree, f"--machine={self._machine()}", "--console=pipe"),
-                    f"--hostname={self.name}",
-                    *self._network(),
-                ],
+                inside(
+                    self.groups,
+                    [
+                        *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
+                        *("-D", str(self.tree), f"--machine={self._machine()}", "--console=pipe"),
+                        f"--hostname={self.name}",
+                        *self._network(),
+                    ],
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -154,6 +159,7 @@ class BootedHost:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        removed(self.groups)
         shutil.rmtree(self.tree, ignore_errors=True)
 
 

@@ -178,11 +178,16 @@ class ServingHost:
     def wait(self, until: Callable[[], object], limit: float = 60) -> None:
         deadline = time.monotonic() + limit
         while not until():
-            assert time.monotonic() < deadline, (self.status(), self.journal())
+            if time.monotonic() > deadline:
+                pytest.fail(f"{self.status()}\n{self.journal()}")
             time.sleep(0.5)
 
     def journal(self) -> str:
-        return self.booted.run(f"journalctl --no-pager -o cat -u {UNIT} -n 40").stdout
+        """What waits, what runs, and what was told last."""
+        return self.booted.run(
+            "systemctl list-jobs --no-pager; systemctl list-units --all --no-pager 'llamafleet*';"
+            "journalctl --no-pager -o short-precise -n 80"
+        ).stdout
 
     def ready(self) -> bool:
         return self.status().get("state") == "ready" and self.show("ActiveState") == "active"
