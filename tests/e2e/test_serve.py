@@ -183,10 +183,10 @@ class ServingHost:
             time.sleep(0.5)
 
     def journal(self) -> str:
-        """What waits, what runs, and what was told last."""
+        """What waits, what runs, and what was told last, but for our own commands."""
         return self.booted.run(
             "systemctl list-jobs --no-pager; systemctl list-units --all --no-pager 'llamafleet*';"
-            "journalctl --no-pager -o short-precise -n 80"
+            "journalctl --no-pager -o short-precise -n 400 | grep -v ' sudo\\[' | tail -n 80"
         ).stdout
 
     def ready(self) -> bool:
