@@ -304,7 +304,7 @@ default all
 
 
 def _ninja(text: str, _: Path) -> object:
-    return [link_seconds(text), packing(text, 2)]
+    return [link_seconds(text, 2), packing(text, 2)]
 
 
 def _build_ninja(text: str, _: Path) -> object:
