@@ -80,9 +80,11 @@ class Pod:
             "serve": {"chat": chat},
         } | changes
 
+    def fleet(self, **changes: object) -> str:
+        return write_inventory(self.folder, {HOST: self.host.data(**self.settings(**changes))})
+
     def deploy(self, *options: str, **changes: object) -> Run:
-        fleet = write_inventory(self.folder, {HOST: self.host.data(**self.settings(**changes))})
-        return pyinfra(self.folder, "-y", *options, fleet, "deploy.py")
+        return pyinfra(self.folder, *(options or ("-y",)), self.fleet(**changes), "deploy.py")
 
     def image_that_ends(self) -> str:
         """Name of one that is the other one but for its entry, which ends with 1."""
@@ -170,8 +172,7 @@ def test_the_key_is_in_no_file_of_the_unit_and_no_process(pod: Pod) -> None:
 
 def watched(pod: Pod) -> dict[str, Any]:
     """What `llamafleet watch` tells of its one service."""
-    fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings())})
-    argv = [LLAMAFLEET, "watch", "--inventory", fleet, "--once", "--json"]
+    argv = [LLAMAFLEET, "watch", "--inventory", pod.fleet(), "--once", "--json"]
     done = subprocess.run(argv, cwd=pod.folder, capture_output=True, text=True, check=False)
     (line,) = (one for one in json.loads(done.stdout)["lines"] if one["services"])
     assert len(line["services"]) == 1
@@ -229,8 +230,7 @@ def test_a_run_that_breaks_behind_another_image_is_put_right_by_the_next(
     pod: Pod, broken: str
 ) -> None:
     """By the same one, which serves nothing: it is asked, and the image of before serves again."""
-    fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings(image=broken))})
-    process = start(pod.folder, fleet)
+    process = start(pod.folder, pod.fleet(image=broken))
     unit = pod.host.tree / quadlet("chat")[1:]
     deadline = time.monotonic() + 300
     while broken not in unit.read_text():
@@ -248,7 +248,6 @@ def test_a_run_that_breaks_behind_another_image_is_put_right_by_the_next(
 
 
 def test_uninstall_leaves_no_container_no_secret_and_no_unit(pod: Pod, broken: str) -> None:
-    fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings())})
     # As after a loss of power: nothing of the unit's own end has run.
     unit, name = serve_unit("chat"), container_of("chat")
     pod.sh(f"systemctl stop {unit}; podman create --name {name} {pod.image} >/dev/null")
@@ -259,7 +258,7 @@ def test_uninstall_leaves_no_container_no_secret_and_no_unit(pod: Pod, broken: s
         pod.sh(f"podman untag {tag} {tag}")
     pod.sh(f"echo {broken} >{AT.images}; echo {pod.image} >>{AT.images}")
     pod.sh(f"mkdir -p /run/cdi; touch {CDI_FILE} /run/cdi/other")
-    run = pyinfra(pod.folder, "-y", fleet, "uninstall.py")
+    run = pyinfra(pod.folder, "-y", pod.fleet(), "uninstall.py")
     assert run.returncode == 0, run.output
     assert pod.sh("podman ps -aq; podman secret ls -q") == ""
     assert pod.sh("podman images -q") == "", run.output
