@@ -244,6 +244,14 @@ class Layout:
         """The API key of one service. Root's alone, 0600: systemd hands it to the service."""
         return f"{self.etc}/serve-{profile}.key"
 
+    def former_config(self, profile: str) -> str:
+        """`serve_config` of the container that served before, until another one has answered."""
+        return f"{self.etc}/former-{profile}.json"
+
+    def former_container(self, profile: str) -> str:
+        """The same of its `quadlet`."""
+        return f"{self.etc}/former-{profile}.container"
+
     def serve_state(self, profile: str) -> str:
         """Folder of what one service writes."""
         return f"{self.served}/{profile}"

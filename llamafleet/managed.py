@@ -190,6 +190,20 @@ def container_row(profile: str) -> Managed:
     )
 
 
+def former_rows(profile: str) -> tuple[Managed, ...]:
+    """Copies of the files of a container that served, while it may be gone back to."""
+    paths: tuple[Callable[[Layout], str], ...] = (
+        lambda at: at.former_config(profile),
+        lambda at: at.former_container(profile),
+    )
+    return tuple(Managed(path, None, scopes=("system",), profile=profile) for path in paths)
+
+
+def all_rows(profile: str) -> tuple[Managed, ...]:
+    """All that there may be of a profile, however it is served."""
+    return (*profile_rows(profile), container_row(profile), *former_rows(profile))
+
+
 QUADLET = "llamafleet-serve@.container.j2"
 SERVE_CONFIG, SERVE_KEY = "serve.json", "api-key"
 """Sources of a profile's files."""

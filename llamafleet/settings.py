@@ -11,6 +11,7 @@ from llamafleet.addresses import LONGEST_URL, URL, WEB_URL, judged
 from llamafleet.fields import BOOL, GPUS, LONGEST_PATH, PATH, GpuNames, LocalPath, one_of, whole
 from llamafleet.layout import Scope
 from llamafleet.oncalendar import is_calendar
+from llamafleet.protocol.container import IMAGE
 from llamafleet.protocol.job import Method
 from llamafleet.protocol.models import SHAPES, TYPES
 from llamafleet.protocol.serve import NAME
@@ -147,7 +148,6 @@ Url = Annotated[str, Field(pattern=URL, max_length=LONGEST_URL), AfterValidator(
 
 _HOST_PATH = "an absolute path on the host without blanks, quotes, $, %, : and commas"
 _CAPABILITIES = 'a list of compute capabilities such as ["8.9"], or no key'
-IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+@sha256:[0-9a-f]{64}$"
 _SCHEDULE = 'a time as of systemd\'s OnCalendar such as "weekly", or None'
 _REDIS_URL = (
     "redis://HOST, redis://HOST:PORT or redis://HOST:PORT/DATABASE, without user and password: the "

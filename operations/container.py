@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 
@@ -12,10 +13,14 @@ from pyinfra.api.host import Host
 from pyinfra.api.state import State
 from pyinfra.facts.files import FileContents
 
-from llamafleet.plans.plan import Problem
+from llamafleet.managed import unfinished
+from llamafleet.plans.plan import Former, Problem, Served, ServePlan
 from llamafleet.plans.runtime import why_unproven
+from llamafleet.protocol.container import IMAGE
 from llamafleet.protocol.result import Result
-from llamafleet.settings import IMAGE
+from llamafleet.protocol.serve import ServeConfig
+from llamafleet.received import Unreadable, received_text
+from operations.files import systemctl
 from operations.run import HostRun, here
 from operations.verify import keep
 
@@ -42,6 +47,39 @@ def bring_image(run: HostRun) -> Generator[StringCommand, None, None]:
     # One that was there before is not ours to remove, and is not recorded.
     pulled = StringCommand("podman pull --quiet", image, "&& echo", image, ">>", record)
     yield StringCommand("podman image exists", image, "|| {", pulled, "; }", _timeout=PULL_S)
+
+
+def keep_former(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, None]:
+    """Copies of the files that podman and the service are told by, before others are written.
+
+    First: a run that is cut off leaves to the next one what to go back to. That of the unit is the
+    last one and comes by rename: where it is, all of them are.
+    """
+    if wanted.former is None or not wanted.keep:
+        return
+    for path, kept in wanted.former.files:
+        partial = QuoteString(unfinished(kept))
+        yield StringCommand("cp -p --", QuoteString(path), partial)
+        yield StringCommand("mv -T", partial, QuoteString(kept))
+
+
+def put_back(run: HostRun, former: Former) -> StringCommand:
+    """The files of the container that served before, in place of those that came after them.
+
+    In one command that hears of no interruption: they are of use together.
+    """
+    moves = " && ".join(
+        f"mv -T {shlex.quote(kept)} {shlex.quote(path)}" for path, kept in former.files
+    )
+    script = f"trap '' HUP INT PIPE TERM; {moves} && {systemctl(run)} daemon-reload"
+    return StringCommand("sh -c", QuoteString(script))
+
+
+def as_told(run: HostRun, service: Served) -> Served:
+    """The service as its file on the host tells it: that came back with the container."""
+    text = run.host.get_fact(FileContents, path=service.path, _ignore_errors=True)
+    config = received_text(ServeConfig, "\n".join(text or []))
+    return service if isinstance(config, Unreadable) else replace(service, config=config)
 
 
 def remove_containers(

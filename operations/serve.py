@@ -22,7 +22,7 @@ from llamafleet.protocol.serve import STATUS, Answer
 from llamafleet.received import Unreadable, received_text
 from operations import jobs, lock
 from operations.build import report_failure
-from operations.container import bring_image
+from operations.container import as_told, bring_image, keep_former, put_back
 from operations.files import put, switch_units, systemctl
 from operations.run import HostRun, here
 from operations.watch import END_LIMIT_S, POLL_SECONDS, SAY_SECONDS, End, EndOfJob
@@ -35,6 +35,8 @@ STOP_S = 900
 """For all services to drain, each for as long as its limits say."""
 ASK_LIMIT_S = 90
 """For one question: beside that the token, which may wait behind a long prompt."""
+MEANT = {"build": "build that was proven", "image": "image of the settings"}
+"""What services are to answer on, by what can be gone back from."""
 
 
 class AnswerOfService(FactBase[Answer | None]):
@@ -93,8 +95,8 @@ def serve() -> Generator[PyinfraCommand, None, None]:
     """
     Start what is to be served and ask each service for a token; remove what is not wanted.
 
-    A service whose settings, key, code or build changed is drained and started again. Where one
-    does not answer after a switch of the build, the host goes back to the build of before.
+    A service whose settings, key, code, build or image changed is drained and started again. Where
+    one does not answer after a switch of build or image, the host goes back to that of before.
 
     **Example:**
 
@@ -117,7 +119,7 @@ def serve() -> Generator[PyinfraCommand, None, None]:
         asked = _Asked()
         if run.host.state.is_executing:
             # Their word is as old as their last proof of a token.
-            asked.problems = _problems(run, run.host, wanted)
+            asked.problems = _problems(run, run.host, wanted.services)
         if not asked.problems:
             run.served = [_line(one, "ready") for one in wanted.services]
             run.noop(f"serves {', '.join(one.config.profile for one in wanted.services)}")
@@ -125,6 +127,7 @@ def serve() -> Generator[PyinfraCommand, None, None]:
         yield FunctionCommand(_judge, (run, wanted, asked), {})
         return
     yield from bring_image(run)
+    yield from keep_former(run, wanted)
     yield from put(run, wanted.files.write)
     yield from _remove(run, wanted)
     yield from switch_units(run, wanted.files)
@@ -148,7 +151,9 @@ class _Asked:
 
     problems: dict[str, Problem] = field(default_factory=dict)
     again: dict[str, Problem] | None = None
-    """The same on the build of before, where the host went back to that."""
+    """The same on the build or image of before, where the host went back to that."""
+    services: tuple[Served, ...] = ()
+    """What was asked then."""
 
 
 def _refuse(state: State, host: Host, run: HostRun, problems: Iterable[Problem]) -> bool:
@@ -189,8 +194,9 @@ def _start(run: HostRun, services: Sequence[Served]) -> Generator[StringCommand,
 def _forget(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, None]:
     """What nobody needs any more now that all of them answer."""
     layout = run.layout()
-    if wanted.doubt:
-        yield StringCommand("rm -f --", QuoteString(layout.previous))
+    if wanted.doubt or wanted.keep:
+        kept = [kept for _, kept in wanted.former.files] if wanted.former else []
+        yield StringCommand("rm -f --", *map(QuoteString, (layout.previous, *kept)))
         run.reread()
     if wanted.outdated:
         folders = [QuoteString(layout.serve_libraries(name)) for name in wanted.outdated]
@@ -200,32 +206,38 @@ def _forget(run: HostRun, wanted: ServePlan) -> Generator[StringCommand, None, N
 
 def _ask_all(state: State, host: Host, run: HostRun, wanted: ServePlan, asked: _Asked) -> bool:
     run.reread()
-    asked.problems = _problems(run, host, wanted)
+    asked.problems = _problems(run, host, wanted.services)
     return True
 
 
-def _problems(run: HostRun, host: Host, wanted: ServePlan) -> dict[str, Problem]:
-    told = ((one.config.profile, _ask(run, host, one)) for one in wanted.services)
+def _problems(run: HostRun, host: Host, services: Iterable[Served]) -> dict[str, Problem]:
+    told = ((one.config.profile, _ask(run, host, one)) for one in services)
     return {name: problem for name, problem in told if problem}
 
 
 def _go_back(run: HostRun, wanted: ServePlan, asked: _Asked) -> Generator[PyinfraCommand]:
-    """`current` points to the build of before, and the services run it."""
-    layout = run.layout()
-    # By rename, so that there is no moment without one of both.
-    yield StringCommand("mv -T", QuoteString(layout.previous), QuoteString(layout.current))
+    """`current` points to the build of before, or its container's files are those of before, and
+    the services run it."""
+    layout, former = run.layout(), wanted.former
+    if former:
+        yield put_back(run, former)
+    else:
+        # By rename, so that there is no moment without one of both.
+        yield StringCommand("mv -T", QuoteString(layout.previous), QuoteString(layout.current))
     yield from _start(run, wanted.services)
-    run.changed(f"current -> {wanted.back} (gone back)")
+    run.changed(f"{'image' if former else 'current'} -> {wanted.back} (gone back)")
+    kind = "image" if former else "build"
 
     def ask(state: State, host: Host) -> bool:
-        asked.again = _problems(run, host, wanted)
+        asked.services = tuple(as_told(run, one) if former else one for one in wanted.services)
+        asked.again = _problems(run, host, asked.services)
         found = "; ".join(problem.found for problem in asked.again.values())
         run.fail(
             Problem(
                 "serving",
-                found="services that failed on the new build: went back to "
+                found=f"services that failed on the new {kind}: went back to "
                 f"{wanted.back}, {found or 'they serve again'}",
-                expected="services that answer on the build that was proven",
+                expected=f"services that answer on the {MEANT[kind]}",
                 next="read the reasons beside this one, then run the same command again",
             )
         )
@@ -236,7 +248,7 @@ def _go_back(run: HostRun, wanted: ServePlan, asked: _Asked) -> Generator[Pyinfr
 
 def _judge(state: State, host: Host, run: HostRun, wanted: ServePlan, asked: _Asked) -> bool:
     """Keep what is known of each service; the host fails where one does not serve."""
-    for one in wanted.services:
+    for one in asked.services or wanted.services:
         name = one.config.profile
         problems = asked.problems if asked.again is None else asked.again
         run.served.append(_line(one, "FAILED" if name in problems else "ready"))

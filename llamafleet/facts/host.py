@@ -514,6 +514,8 @@ class HostSnapshot:
     """Folders of the server's own packages, by name: whether one is whole."""
     changed: dict[str, int] = field(default_factory=dict)
     """Seconds since 1970 at which files of services, and `current`, were last changed, by path."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Names of container images, by path of the file that tells podman to run one."""
     listening: tuple[Listener, ...] = ()
     """On the ports of the settings."""
 

@@ -25,6 +25,7 @@ from llamafleet.facts.host import (
 )
 from llamafleet.facts.lines import Record, SnapshotError, Sorted, number, sort
 from llamafleet.facts.own import hashes
+from llamafleet.protocol.container import IMAGE
 from llamafleet.tables import driver_packages
 
 __all__ = ["TELLING", "SnapshotError", "parse"]
@@ -152,6 +153,7 @@ def parse(lines: list[str]) -> HostSnapshot:
             if own.NAME.fullmatch(name)
         },
         changed={path: number(at) for path, at in record.rows("changed", 2) if number(at)},
+        images={path: name for path, name in record.rows("image", 2) if re.fullmatch(IMAGE, name)},
         listening=tuple(_listeners(record)),
     )
 

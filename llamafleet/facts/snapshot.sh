@@ -984,11 +984,12 @@ find_served() {
     served=
     for file in "$LF_ETC"/serve-*.json "$LF_ETC"/serve-*.key \
         "$LF_UNIT_FILES/${LF_SERVICE%%\**}"*"${LF_SERVICE##*\*}" \
-        "${LF_QUADLET%%\**}"*"${LF_QUADLET##*\*}"; do
+        "${LF_QUADLET%%\**}"*"${LF_QUADLET##*\*}" \
+        "$LF_ETC"/former-*.json "$LF_ETC"/former-*.container; do
         [ -e "$file" ] || [ -L "$file" ] || continue
         name=${file##*/}
         case $name in
-            serve-*) name=${name#serve-} name=${name%.*} ;;
+            serve-* | former-*) name=${name#*-} name=${name%.*} ;;
             *.container) name=${name#*@} name=${name%.container} ;;
             *) name=${name#"${LF_SERVICE%%\**}"} name=${name%"${LF_SERVICE##*\*}"} ;;
         esac
@@ -1148,6 +1149,9 @@ read_managed() {
     [ -n "$files" ] && brief sha256sum $files | block files
     set +f
     IFS=$old_ifs
+    printf '%s\n' "$files" | while IFS= read -r path; do
+        case $path in *.container) put image "$path" "$(sed -n 's/^Image=//p' "$path")" ;; esac
+    done
     owners outside
     guarded "$LF_WHEELHOUSE" && brief sha256sum "$LF_WHEELHOUSE" | block wheelhouse
     guarded "$LF_MADE" && sed 1000q "$LF_MADE" | block made

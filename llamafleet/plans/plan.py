@@ -362,6 +362,18 @@ class LibrariesPlan:
 
 
 @dataclass(frozen=True)
+class Former:
+    """The container that was the last to be known to serve."""
+
+    files: tuple[tuple[str, str], ...]
+    """Where each of its files lies, and where a copy is kept until another one has answered."""
+    kept: bool
+    """The copies are there: since they were made no run has seen its successor answer."""
+    image: str
+    """"": there is none, or it is the planned one."""
+
+
+@dataclass(frozen=True)
 class ServePlan:
     """The services of a host."""
 
@@ -375,15 +387,23 @@ class ServePlan:
     gone: tuple[str, ...] = ()
     """Profiles that are no longer wanted."""
     back: str = ""
-    """The build that served before the planned one: gone back to where a service does not answer.
-    "": there is none, or the planned one is known to serve."""
+    """The build or the image that served before the planned one: gone back to where a service does
+    not answer. "": there is none, or the planned one is known to serve."""
     doubt: bool = False
-    """`previous` is there: since the last switch no run has seen all services answer."""
+    """`previous` is there, or what is kept of a container: since the last switch no run has seen
+    all services answer."""
+    former: Former | None = None
+    """None: nothing is served from a container."""
 
     @property
     def needed(self) -> bool:
         ready = all(one.ready for one in self.services)
         return self.files.needed or not ready or self.doubt or bool(self.gone or self.outdated)
+
+    @property
+    def keep(self) -> bool:
+        """The files of the container of before are to be copied before they are changed."""
+        return self.former is not None and bool(self.former.image) and not self.former.kept
 
     @property
     def changed(self) -> tuple[Served, ...]:

@@ -5,13 +5,15 @@ Nothing is built there: the image holds the build, and proves it when its contai
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 from llamafleet.facts.host import HostSnapshot
 from llamafleet.layout import CDI_KIND, Layout, container_of
+from llamafleet.managed import Managed
+from llamafleet.plans.files import misfit
 from llamafleet.plans.gpus import choose
-from llamafleet.plans.plan import ContainerPlan, Problem
+from llamafleet.plans.plan import ContainerPlan, FilesPlan, Former, Problem
 from llamafleet.plans.verify import proving
 from llamafleet.protocol.managers import MANAGERS
 from llamafleet.protocol.result import Backend, Result
@@ -80,6 +82,39 @@ def plan_container(
         minutes=settings.verify_minutes,
         nvidia_ctk=snapshot.nvidia_ctk.path if snapshot.nvidia_ctk and backend == "cuda" else "",
     )
+
+
+def plan_former(
+    row: Managed,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    files: FilesPlan,
+    planned: Mapping[str, str],
+) -> Former:
+    """The container of that row's profile that is gone back to where its successor does not answer.
+
+    `files`: what is written; `planned`: sha256 of what is to be there, as far as it is known.
+    As with builds: while something is kept, nobody has seen what came in its place serve.
+    """
+    name = row.profile
+    places = (
+        (layout.serve_config(name), layout.former_config(name)),
+        (row.path(layout), layout.former_container(name)),
+    )
+    kept = places[-1][-1] in snapshot.files
+    there = [old if kept else path for path, old in places]
+    known = kept or row.path(layout) in files.write
+    same = kept and all(planned.get(path) == snapshot.files.get(old) for path, old in places)
+    whole = all(_is_own(path, row, snapshot, layout) for path in there)
+    image = snapshot.images.get(there[-1], "") if known and whole and not same else ""
+    return Former(places, kept, image)
+
+
+def _is_own(path: str, row: Managed, snapshot: HostSnapshot, layout: Layout) -> bool:
+    """It is there, and nobody else can have written what podman would be told by it."""
+    owner = snapshot.owners.get(path)
+    fits = owner is None or not misfit(owner, row.access(layout), snapshot)
+    return fits and path in snapshot.files
 
 
 def why_unproven(settings: Settings, snapshot: HostSnapshot, backend: Backend) -> str:

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 from llamafleet.facts.host import HostSnapshot, Listener
 from llamafleet.layout import Layout, quadlet, serve_unit
-from llamafleet.managed import Managed, container_row, profile_rows, rows
+from llamafleet.managed import (
+    Managed,
+    all_rows,
+    container_row,
+    former_rows,
+    profile_rows,
+    rows,
+)
 from llamafleet.plans.build import served_before
 from llamafleet.plans.files import ABSENT, Sha256, plan_rows
 from llamafleet.plans.gpus import choose, chosen
@@ -22,6 +29,7 @@ from llamafleet.plans.plan import (
     ServePlan,
     account_job,
 )
+from llamafleet.plans.runtime import plan_former
 from llamafleet.plans.verify import gguf_problem
 from llamafleet.protocol import fit
 from llamafleet.protocol.job import LibrariesConfig
@@ -46,7 +54,7 @@ WAITS = "auto-restart"
 
 def profiles_there(snapshot: HostSnapshot, layout: Layout) -> tuple[str, ...]:
     """Profiles of which the host has anything."""
-    file = re.compile(rf"{re.escape(layout.etc)}/serve-({NAME})\.(json|key)")
+    file = re.compile(rf"{re.escape(layout.etc)}/(?:serve|former)-({NAME})\.(json|key|container)")
     unit = re.compile(rf"(?:{re.escape(layout.units)}/)?{UNIT}")
     container = re.compile(QUADLET)
     told = (*snapshot.files, *snapshot.owners, *snapshot.units)
@@ -160,7 +168,32 @@ def plan_serve(
     wanted, others = _rows(plan, settings, snapshot, layout, gone)
     files = plan_rows(wanted, others, replace(plan, serve=made), snapshot, layout, sha256=sha256)
     judged = (_judged(one, plan, files, snapshot, layout, rows=wanted) for one in made.services)
-    return replace(made, files=files, services=tuple(judged))
+    made = replace(made, files=files, services=tuple(judged))
+    return _with_former(made, plan, wanted, snapshot, layout, sha256=sha256)
+
+
+def _with_former(
+    made: ServePlan,
+    plan: Plan,
+    rows: Sequence[Managed],
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    sha256: Sha256 | None,
+) -> ServePlan:
+    """With the container that is gone back to where the planned one does not answer."""
+    if plan.container is None:
+        return made
+    (service,) = made.services
+    planned = {
+        one.path(layout): sha256(one, replace(plan, serve=made))
+        for one in rows
+        if sha256 and one.profile and not one.private
+    }
+    row = container_row(service.config.profile)
+    former = plan_former(row, snapshot, layout, made.files, planned)
+    doubt = made.doubt or former.kept
+    return replace(made, former=former, back=former.image, doubt=doubt)
 
 
 def _rows(
@@ -177,11 +210,12 @@ def _rows(
     ours = [row for name in settings.serve for row in _of_profile(name, contained)]
     others = [row for row in ours if row.private and row.profile in keyless]
     wanted = [row for row in ours if row not in others]
-    others += [row for name in gone for row in (*profile_rows(name), container_row(name))]
+    others += [row for name in gone for row in all_rows(name)]
     for name in settings.serve:
         # Both make the unit of that name: the one that is not there is not to stop it.
         other = (row for row in _of_profile(name, not contained) if row.unit)
-        others += [row for row in other if row.path(layout) in there]
+        kept = () if contained else former_rows(name)
+        others += [row for row in (*other, *kept) if row.path(layout) in there]
     others = [row for row in others if layout.scope in row.scopes]
     (wanted if settings.serve else others).extend(rows(layout, "serve"))
     return wanted, others
@@ -426,6 +460,7 @@ def serve_lines(serve: ServePlan) -> list[str]:
             f"{told.address} port {told.port}"
         )
     if serve.back:
-        since = "no run has seen current serve: asked again; " if serve.doubt else ""
+        what = "the image" if serve.former else "current"
+        since = f"no run has seen {what} serve: asked again; " if serve.doubt else ""
         lines.append(f"serve: {since}back to {serve.back} where one does not answer")
     return lines + [f"serve: remove {name} (not wanted)" for name in serve.gone]

@@ -9,11 +9,10 @@ from llamafleet.facts.host import HostSnapshot, Job
 from llamafleet.layout import USER, Layout, container_of, job_unit, quadlet
 from llamafleet.managed import (
     Managed,
-    container_row,
+    all_rows,
     folder_rows,
     mutex,
     partials,
-    profile_rows,
     roots,
     rows,
     unfinished,
@@ -129,7 +128,7 @@ def _rows(snapshot: HostSnapshot, layout: Layout) -> tuple[Managed, ...]:
     served = [
         row
         for name in profiles_there(snapshot, layout)
-        for row in (*profile_rows(name), container_row(name))
+        for row in all_rows(name)
         if layout.scope in row.scopes
     ]
     return (*rows(layout), *served)

@@ -8,6 +8,9 @@ from typing import Literal
 from llamafleet.protocol.serve import ServeConfig
 from llamafleet.protocol.verify import AbsolutePath, VerifyConfig
 
+IMAGE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9][a-z0-9._-]*)+@sha256:[0-9a-f]{64}$"
+"""A regular expression of an image's name: by its digest, as a tag may move."""
+
 
 def verify_file(folder: str) -> str:
     """Of a service in a container: the settings of the verification, for the GPUs it was given."""

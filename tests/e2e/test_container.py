@@ -8,7 +8,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from llamafleet.layout import CDI_FILE, Layout, container_of, quadlet, serve_uni
 from llamafleet.onhost.verify import synth
 from tests.container import building
 from tests.e2e.booted import BootedHost, boot, missing_tools
-from tests.e2e.runs import LLAMAFLEET, Run, pyinfra, write_inventory
+from tests.e2e.runs import LLAMAFLEET, Run, pyinfra, start, write_inventory
 from tests.ports import free_port
 
 LACKING = [*missing_tools(), *building.missing_tools()]
@@ -78,9 +80,28 @@ class Pod:
             "serve": {"chat": chat},
         } | changes
 
+    def fleet(self, **changes: object) -> str:
+        return write_inventory(self.folder, {HOST: self.host.data(**self.settings(**changes))})
+
     def deploy(self, *options: str, **changes: object) -> Run:
-        fleet = write_inventory(self.folder, {HOST: self.host.data(**self.settings(**changes))})
-        return pyinfra(self.folder, "-y", *options, fleet, "deploy.py")
+        return pyinfra(self.folder, *(options or ("-y",)), self.fleet(**changes), "deploy.py")
+
+    def image_that_ends(self) -> str:
+        """Name of one that is the other one but for its entry, which ends with 1."""
+        self.sh(f"podman create --name broken {self.image}")
+        entry = "--change 'ENTRYPOINT [\"/bin/false\"]'"
+        self.sh(f"podman commit -q {entry} broken localhost/broken:test; podman rm broken")
+        digest = self.sh("podman image inspect -f '{{.Digest}}' localhost/broken:test")
+        return f"localhost/broken@{digest}"
+
+    def serves(self, image: str) -> bool:
+        """From that image, by its unit's file, its container and its answer."""
+        told = self.sh(f"grep ^Image= {quadlet('chat')}") == f"Image={image}"
+        return (
+            told
+            and self.sh("podman ps --format '{{.Image}}'").startswith(image.partition("@")[0])
+            and self.models(KEY)[0] == 200
+        )
 
     def models(self, key: str) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -151,8 +172,7 @@ def test_the_key_is_in_no_file_of_the_unit_and_no_process(pod: Pod) -> None:
 
 def watched(pod: Pod) -> dict[str, Any]:
     """What `llamafleet watch` tells of its one service."""
-    fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings())})
-    argv = [LLAMAFLEET, "watch", "--inventory", fleet, "--once", "--json"]
+    argv = [LLAMAFLEET, "watch", "--inventory", pod.fleet(), "--once", "--json"]
     done = subprocess.run(argv, cwd=pod.folder, capture_output=True, text=True, check=False)
     (line,) = (one for one in json.loads(done.stdout)["lines"] if one["services"])
     assert len(line["services"]) == 1
@@ -186,8 +206,48 @@ def test_a_container_that_is_killed_is_started_again(pod: Pod) -> None:
     assert pod.models(KEY)[0] == 200
 
 
-def test_uninstall_leaves_no_container_no_secret_and_no_unit(pod: Pod) -> None:
-    fleet = write_inventory(pod.folder, {HOST: pod.host.data(**pod.settings())})
+@pytest.fixture(scope="module")
+def broken(pod: Pod) -> str:
+    return pod.image_that_ends()
+
+
+def test_an_image_that_does_not_serve_is_gone_back_from(pod: Pod, broken: str) -> None:
+    dry = pod.deploy("--dry", image=broken)
+    assert f"serve: back to {pod.image} where one does not answer" in dry.output, dry.output
+    for _ in range(2):  # The second one tries again.
+        run = pod.deploy(image=broken)
+        assert run.returncode == 1, run.output
+        assert f"{HOST} FAIL" in run.output, run.output
+        assert f"new image: went back to {pod.image}, they serve again" in run.output, run.output
+        assert "serve.chat: found its process ended and left no word" in run.output, run.output
+        assert pod.serves(pod.image), run.output
+        assert pod.sh(f"ls {AT.etc} | grep former || true") == ""
+    run = pod.deploy()
+    assert run.returncode == 0, run.output
+
+
+def test_a_run_that_breaks_behind_another_image_is_put_right_by_the_next(
+    pod: Pod, broken: str
+) -> None:
+    """By the same one, which serves nothing: it is asked, and the image of before serves again."""
+    process = start(pod.folder, pod.fleet(image=broken))
+    unit = pod.host.tree / quadlet("chat")[1:]
+    deadline = time.monotonic() + 300
+    while broken not in unit.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    dry = pod.deploy("--dry", image=broken)
+    told = f"no run has seen the image serve: asked again; back to {pod.image} where one does not"
+    assert told in dry.output, dry.output
+    run = pod.deploy(image=broken)
+    assert run.returncode == 1, run.output
+    assert f"went back to {pod.image}, they serve again" in run.output, run.output
+    assert pod.serves(pod.image), run.output
+
+
+def test_uninstall_leaves_no_container_no_secret_and_no_unit(pod: Pod, broken: str) -> None:
     # As after a loss of power: nothing of the unit's own end has run.
     unit, name = serve_unit("chat"), container_of("chat")
     pod.sh(f"systemctl stop {unit}; podman create --name {name} {pod.image} >/dev/null")
@@ -196,8 +256,9 @@ def test_uninstall_leaves_no_container_no_secret_and_no_unit(pod: Pod) -> None:
     tags = pod.sh("podman image inspect -f '{{join .RepoTags \" \"}}' " + pod.image).split()
     for tag in tags[1:]:
         pod.sh(f"podman untag {tag} {tag}")
-    pod.sh(f"echo {pod.image} >{AT.images}; mkdir -p /run/cdi; touch {CDI_FILE} /run/cdi/other")
-    run = pyinfra(pod.folder, "-y", fleet, "uninstall.py")
+    pod.sh(f"echo {broken} >{AT.images}; echo {pod.image} >>{AT.images}")
+    pod.sh(f"mkdir -p /run/cdi; touch {CDI_FILE} /run/cdi/other")
+    run = pyinfra(pod.folder, "-y", pod.fleet(), "uninstall.py")
     assert run.returncode == 0, run.output
     assert pod.sh("podman ps -aq; podman secret ls -q") == ""
     assert pod.sh("podman images -q") == "", run.output

@@ -126,3 +126,18 @@ def test_servers_packages_are_whole_or_not(fake: FakeHost) -> None:
     fake.write(fake.prefix / "serve/aa/whole.json", "{}")
     (fake.prefix / "serve/bb").mkdir()
     assert fake.snapshot().servers == {"aa": True, "bb": False}
+
+
+def test_the_image_of_a_container_is_told_by_the_file_that_is_kept_of_it(
+    fake: FakeHost, shell: str
+) -> None:
+    fake.shell = shell
+    name = f"registry.lab:5000/llama@sha256:{'a' * 64}"
+    etc = Path(fake.layout.etc)
+    kept = fake.write(Path(fake.layout.former_container("chat-2")), f"[Container]\nImage={name}\n")
+    config = fake.write(Path(fake.layout.former_config("chat-2")), "{}")
+    fake.write(etc / "former-odd.container", "[Container]\nImage=llama:latest\n")
+    (etc / "former-link.container").symlink_to(kept)
+    snapshot = fake.snapshot()
+    assert snapshot.images == {str(kept): name}
+    assert {str(kept), str(config)} <= set(snapshot.files)

@@ -29,6 +29,8 @@ from pyinfra.context import ctx_host, ctx_inventory, ctx_state
 from llamafleet.facts.host import Build, Unit
 from llamafleet.managed import Group, rows
 from llamafleet.protocol.job import JobStatus, Kind, Progress, Stamp
+from llamafleet.protocol.serve import Answer, Status
+from llamafleet.protocol.serve import State as StateOfService
 from llamafleet.render import content_sha256
 from operations.run import HostRun, attend, begin, fleet_of
 from operations.upload import END, Input
@@ -42,6 +44,13 @@ STATUS = " status --dir "
 
 GPU, CPU = "rtx4090-580-ubuntu24", "cpu-debian12"
 """Recorded hosts to start from."""
+
+
+def answer(state: StateOfService | None = "ready", problem: str = "") -> str:
+    """What the service chat answers when it is asked on its host."""
+    status = Status(1, "chat", state, 1.0, 7) if state else None
+    made = Answer(1, state, state == "ready" and not problem, problem, status)
+    return json.dumps(asdict(made))
 
 
 class FakeHost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +13,11 @@ from llamafleet.facts.host import Unit
 from llamafleet.history.report import render
 from llamafleet.layout import SERVE_TARGET, Layout, serve_unit
 from llamafleet.plans.plan import ServePlan
-from llamafleet.protocol.serve import Answer, State, Status
+from llamafleet.protocol.serve import State
 from operations import serve
 from operations.run import HostRun
 from tests.hosts.recorded import load
-from tests.operations.fake import CPU, FakeHost, fleet
+from tests.operations.fake import CPU, FakeHost, answer, fleet
 from tests.plans.hosts import there
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
@@ -28,12 +28,6 @@ SHOW = "journalctl"
 CONFIG = LAYOUT.serve_config("chat")
 KEY = getattr(load(CPU).plan.build, "fingerprint", "")
 BACK = f"mv -T {LAYOUT.previous} {LAYOUT.current}"
-
-
-def answer(state: State | None = "ready", problem: str = "") -> str:
-    status = Status(1, "chat", state, 1.0, 7) if state else None
-    made = Answer(1, state, state == "ready" and not problem, problem, status)
-    return json.dumps(asdict(made))
 
 
 def host(**settings: Any) -> FakeHost:

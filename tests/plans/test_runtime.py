@@ -24,12 +24,14 @@ from llamafleet.layout import (
 )
 from llamafleet.managed import Managed, container_row, profile_rows
 from llamafleet.managed import rows as catalogue
+from llamafleet.plans.files import Sha256
 from llamafleet.plans.make import explain, make_plan
-from llamafleet.plans.plan import Plan
+from llamafleet.plans.plan import Plan, ServePlan
 from llamafleet.plans.runtime import why_unproven
 from llamafleet.plans.supplies import Supplies
 from llamafleet.plans.uninstall import plan_uninstall
 from llamafleet.protocol.result import CPU_ONLY, FAIL, PASS
+from llamafleet.protocol.serve import Status
 from llamafleet.render import content
 from llamafleet.settings import Settings
 from llamafleet.tables import overlaid
@@ -56,8 +58,8 @@ def settings(**changes: Any) -> Settings:
 
 
 @overlaid(FROZEN)
-def plan(snapshot: HostSnapshot = GPU, **changes: Any) -> Plan:
-    return make_plan("lab-1", settings(**changes), snapshot, LAYOUT)
+def plan(snapshot: HostSnapshot = GPU, sha256: Sha256 | None = None, **changes: Any) -> Plan:
+    return make_plan("lab-1", settings(**changes), snapshot, LAYOUT, sha256=sha256)
 
 
 def problem(snapshot: HostSnapshot, **changes: Any) -> str:
@@ -182,6 +184,89 @@ def test_a_change_of_runtime_leaves_nothing_of_the_other_one() -> None:
     assert back.serve.files.write == (f"{LAYOUT.units}/{serve_unit('chat')}",)
     assert back.serve.files.stop == (serve_unit("chat"),) and back.serve.files.reload
     assert [one.action for one in back.serve.services] == ["restart"]
+
+
+OLD = f"registry.lab:5000/llama-rtx4090@sha256:{'0' * 64}"
+KEPT = (LAYOUT.former_config("chat"), LAYOUT.former_container("chat"))
+
+
+def wanted(row: Managed, plan: Plan) -> str:
+    """sha256 of the planned content."""
+    return "b" * 64
+
+
+def serving(sha256: str = "a" * 64) -> HostSnapshot:
+    """A host that serves from the container of OLD."""
+    rows = [row for row in catalogue(LAYOUT) if row.group in ("settings", "serve")]
+    files = every(*rows, profile_rows("chat")[0], container_row("chat"))
+    return replace(
+        GPU,
+        files=dict.fromkeys(files, sha256),
+        units={row.unit: ENABLED for row in rows if row.unit} | {serve_unit("chat"): GENERATED},
+        services={"chat": Status(1, "chat", "ready", 1.0, 7)},
+        images={quadlet("chat"): OLD},
+    )
+
+
+def kept(host: HostSnapshot, sha256: str = "0" * 64) -> HostSnapshot:
+    """The same as a run leaves it that was cut off before the new image had answered."""
+    files = host.files | dict.fromkeys(KEPT, sha256)
+    return replace(host, files=files, images={quadlet("chat"): IMAGE, KEPT[-1]: OLD})
+
+
+def served(host: HostSnapshot, **changes: Any) -> ServePlan:
+    made = plan(host, wanted, **changes)
+    assert not made.problems and made.serve is not None, made.problems
+    return made.serve
+
+
+def test_another_image_says_what_it_goes_back_to() -> None:
+    made = served(serving())
+    assert (made.back, made.keep, made.doubt) == (OLD, True, False)
+    assert [one.action for one in made.services] == ["restart"]
+    assert f"serve: back to {OLD} where one does not answer" in explain(plan(serving(), wanted))
+    assert made.former and [kept for _, kept in made.former.files] == [*KEPT]
+
+
+def test_where_the_container_is_as_planned_nothing_is_gone_back_to() -> None:
+    made = served(serving("b" * 64))
+    assert (made.back, made.keep, made.needed) == ("", False, False)
+    first = served(GPU)
+    assert (first.back, first.keep) == ("", False)
+
+
+def test_an_image_that_no_run_has_seen_serve_is_asked_again() -> None:
+    host = kept(serving("b" * 64))
+    made = served(host)
+    assert made.needed and made.doubt and not made.keep and made.changed == ()
+    assert made.back == OLD
+    told = f"serve: no run has seen the image serve: asked again; back to {OLD} where one does not"
+    assert any(line.startswith(told) for line in explain(plan(host, wanted)))
+    # Another one again: still the one of which it is known, and not the one in between.
+    assert (served(kept(serving())).back, served(kept(serving())).keep) == (OLD, False)
+
+
+def test_what_is_kept_and_planned_is_not_gone_back_to() -> None:
+    made = served(kept(serving("b" * 64), "b" * 64))
+    assert (made.back, made.doubt) == ("", True)
+
+
+@pytest.mark.parametrize("path", [quadlet("chat"), LAYOUT.serve_config("chat")])
+def test_what_another_wrote_is_not_gone_back_to(path: str) -> None:
+    owner = Owner("file", "llamafleet", "llamafleet", 0o644)
+    made = served(replace(serving(), owners={path: owner}))
+    assert (made.back, made.keep) == ("", False)
+
+
+def test_what_is_kept_goes_with_its_profile_its_runtime_and_all_the_rest() -> None:
+    host = kept(serving())
+    other = {"serve": {"web": CHAT}}
+    assert {*KEPT} <= {*served(host, **other).files.remove}
+    venv = make_plan("lab-1", Settings.model_validate({"serve": {"chat": CHAT}}), host, LAYOUT)
+    assert venv.serve and {*KEPT} <= {*venv.serve.files.remove}
+    assert {*KEPT} <= {*plan_uninstall(host, LAYOUT).files}
+    alone = replace(GPU, files=dict.fromkeys(KEPT, "a" * 64))
+    assert {*KEPT} <= {*plan_uninstall(alone, LAYOUT).found}
 
 
 def test_podman_is_asked_where_it_was_told_of_a_container_alone() -> None:
