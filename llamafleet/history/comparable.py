@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from llamafleet.history.record import Record, Test
+from llamafleet.history.record import Figure, Record, Test
 from llamafleet.protocol.result import BUSY, GOOD
 
 UNTOLD = "not told"
@@ -45,6 +45,16 @@ USUAL_OF_SEVERAL: dict[str, tuple[object, ...]] = {
     "tensor_split": (None, "", "0.00"),
 }
 """Of several GPUs together."""
+
+
+ASKED = (
+    *("test", "host", "gpu_uuid", "gpu_info", "gpus", "vram_mib", "n_prompt", "n_gen", "n_depth"),
+    *("model_filename", "model_type", "model_size", "flash_attn", "n_gpu_layers", "n_batch"),
+    *("n_ubatch", "type_k", "type_v", "llama_bench", "driver", "toolkit", "fingerprint"),
+    *("llama_cpp_python", "build_commit", "verdict", "busy", "power_limit_w"),
+)
+"""Fields of a record of which anything here is told, beside its time and figure: a comparison reads
+no more of the database."""
 
 
 @dataclass(frozen=True)
@@ -145,19 +155,19 @@ def said(value: object) -> str:
     return UNTOLD if value in UNTOLD_VALUES else str(value)
 
 
-def differing(a: Sequence[Record], b: Sequence[Record], traits: Iterable[Trait]) -> list[str]:
+def differing(a: Sequence[Figure], b: Sequence[Figure], traits: Iterable[Trait]) -> list[str]:
     """Traits in which no record of `a` is as one of `b`, with what either side has."""
     found = []
     for trait in traits:
-        of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
+        of_a, of_b = ({said(trait.of(r.of)) for r in side} for side in (a, b))
         if not of_a & of_b:
             found.append(of_both(a, b, trait))
     return found
 
 
-def of_both(a: Sequence[Record], b: Sequence[Record], trait: Trait) -> str:
+def of_both(a: Sequence[Figure], b: Sequence[Figure], trait: Trait) -> str:
     """What either side has, in words."""
-    of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
+    of_a, of_b = ({said(trait.of(r.of)) for r in side} for side in (a, b))
     return f"{trait.name}: {_some(of_a)} and {_some(of_b)}"
 
 
@@ -184,7 +194,11 @@ def flaw(record: Record) -> str:
 
 
 def has_figure(record: Record) -> bool:
-    return RATES[0] < record.median_ts < RATES[1]
+    return is_figure(record.median_ts)
+
+
+def is_figure(median_ts: float) -> bool:
+    return RATES[0] < median_ts < RATES[1]
 
 
 def least(test: Test, median_ts: float, usual: float) -> float:
