@@ -24,7 +24,7 @@ HIGH_LEAST = 0.2
 RATES = (1e-6, 1e12)
 """Tokens per second that no GPU is beyond: a host may write anything."""
 GOOD_OR_UNTOLD = (None, *GOOD)
-MAKER = re.compile(r"^(NVIDIA|Tesla)\s+(?=\S)")
+MAKER = re.compile(r"\b(?:(?:NVIDIA|Tesla)\s+(?=\S))+")
 
 
 ALL_LAYERS = 99
@@ -67,20 +67,21 @@ class Trait:
 
 def card(record: Record) -> str:
     """The GPU's name, which tells its form factor too; drivers before 470 left NVIDIA out."""
-    return _plain(record.gpu_info.strip())
+    return plain(record.gpu_info.strip())
 
 
 def cards(record: Record) -> str:
     """What was at work, as people say it: "2x H200", "CPU"."""
     if not record.gpus:
         return "CPU"
-    names = Counter(map(_plain, record.gpu_info.split(", ")))
+    names = Counter(map(plain, record.gpu_info.split(", ")))
     return ", ".join(f"{many}x {name}" if many > 1 else name for name, many in names.items())
 
 
-def _plain(name: str) -> str:
-    """Without its maker, and without the brand that older drivers told beside it."""
-    return MAKER.sub("", MAKER.sub("", name))
+def plain(names: str) -> str:
+    """A GPU's name or several, as "2x NVIDIA H200", without their maker, and without the brand that
+    older drivers told beside it."""
+    return MAKER.sub("", names)
 
 
 def model(record: Record) -> str:
