@@ -32,7 +32,8 @@ def read(engine: Engine, wanted: Filter) -> Iterator[Record]:
     with engine.connect() as connection:
         for row in connection.execute(query, execution_options={"yield_per": AT_ONCE}):
             # Most texts are those of thousands of records.
-            yield Record(*(intern(one) if type(one) is str else one for one in row))
+            values: Iterator[Any] = (intern(one) if type(one) is str else one for one in row)
+            yield Record(*values)
 
 
 def figures(engine: Engine, wanted: Filter, *, by_gpu: bool = False) -> Iterator[Light]:
@@ -65,7 +66,7 @@ def _value(name: str, told: Any) -> Any:
     if not _is_json(column):
         return told
     found = json.loads(told)
-    return tuple(found) if isinstance(column.type, Tuple) else found
+    return tuple(found or ()) if isinstance(column.type, Tuple) else found
 
 
 def _is_json(column: sa.Column[Any]) -> bool:

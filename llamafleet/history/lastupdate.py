@@ -72,8 +72,8 @@ def last_updates(figures: Iterable[Figure]) -> list[Updated]:
 
 
 def last_updates_of(gpus: Iterable[Iterable[Figure]]) -> list[Updated]:
-    """The same of one GPU after the other: all its figures, or those of several. What is before the
-    driver before is held no longer than it takes."""
+    """The same of one GPU after the other: all its figures, or those of several. Of each only what
+    is compared is held to the end."""
     found = (change for figures in gpus for change in _changes(figures))
     alike: dict[tuple[str, str], list[_Change]] = {}
     # As if they had come oldest first: what is measured at the same time has the order of ids.

@@ -129,8 +129,8 @@ class Record:
 
 
 class Light(NamedTuple):
-    """A Figure that shares its record with all that are alike but for time and figure: a million
-    records do not fit into memory, a million of these do."""
+    """A Figure that shares its record with all that are alike but for time and figure: of these a
+    million fit into memory."""
 
     of: Record
     """The first one of them; time and figure are its own."""

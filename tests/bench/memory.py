@@ -1,6 +1,6 @@
 """`python -m tests.bench.memory [--records N] [--hosts N] [--postgres]`: what questions take.
 
-Prints the figures of docs/compare.md: of each command that reads all of a history the most memory
+Prints the figures of docs/history.md: of each command that reads all of a history the most memory
 that it had at a time, and seconds of a processor. The records are those of tests/bench/history.py;
 half of each GPU's are of one driver, half of the next, so that all of them are compared.
 """
