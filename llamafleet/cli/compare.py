@@ -11,9 +11,9 @@ import click
 
 from llamafleet.cli.errors import BadInput
 from llamafleet.cli.filters import filtered
-from llamafleet.history.compare import FIELDS, By, NotFound, compare, patterns, select
+from llamafleet.history.compare import FIELDS, By, NotFound, common, compare, patterns, select
 from llamafleet.history.comparison import Comparison
-from llamafleet.history.record import Record
+from llamafleet.history.record import Figure
 from llamafleet.history.records import Filter, History
 from llamafleet.terminal import masked_data, printable
 
@@ -48,7 +48,7 @@ def compare_command(
     could be compared.
     """
     # Only here: every command waits for what is above.
-    from llamafleet.history.lastupdate import last_updates
+    from llamafleet.history.lastupdate import last_updates_of
     from llamafleet.history.words import of_comparisons, of_updates
 
     if last_update:
@@ -56,7 +56,7 @@ def compare_command(
             raise BadInput(
                 f"--last-update: found other arguments beside; expected none; next: {USE}"
             )
-        found = last_updates(history.records(wanted))
+        found = last_updates_of(history.by_gpu(wanted))
         told = [one for update in found for one in update.comparisons]
         lines = list(of_updates(found)) or ["no GPU has figures before and since a driver update"]
         data: object = [asdict(one) for one in found]
@@ -83,13 +83,13 @@ def _heading(by: By, values: Sequence[str]) -> str:
 
 def _sides(
     history: History, wanted: Filter, by: By | None, values: Sequence[str]
-) -> tuple[list[Record], list[Record]]:
+) -> tuple[list[Figure], list[Figure]]:
     """Raises BadInput."""
     axis = _axis(by)
     if len(values) != 2:
         raise BadInput(f"found {len(values)} values; expected two, A and B; next: {USE}")
     a, b = (_of(history, wanted, axis, value) for value in values)
-    if {record.id for record in a} & {record.id for record in b}:
+    if common(a, b, axis):
         raise BadInput(
             f"found runs that are both {axis} {values[0]} and {values[1]}; expected values of "
             "which neither begins with the other; next: llamafleet history"
@@ -97,17 +97,17 @@ def _sides(
     return a, b
 
 
-def _of(history: History, wanted: Filter, by: By, value: str) -> list[Record]:
+def _of(history: History, wanted: Filter, by: By, value: str) -> list[Figure]:
     """Of an axis that is filtered as well, all that the filter gives is searched."""
     field = FIELDS[by]
     narrow: dict[str, Any] = {} if getattr(wanted, field) else {field: patterns(by, value)}
     own = replace(wanted, **narrow)
     try:
-        return select(history.records(own), by, value)
+        return select(history.figures(own), by, value)
     except NotFound:
         pass
     try:
-        return select(history.records(wanted), by, value)
+        return select(history.figures(wanted), by, value)
     except NotFound as error:
         raise BadInput(str(error)) from error
 

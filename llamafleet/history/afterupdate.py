@@ -24,17 +24,19 @@ def after_update(results: Path, rows: Sequence[Row]) -> list[str]:
         return []
     named = () if WILD.intersection("".join(hosts)) else hosts
     # Only here: most runs come to no update, and pyinfra's start waits for what is above.
-    from llamafleet.history.lastupdate import last_updates
+    from llamafleet.history.lastupdate import last_updates_of
     from llamafleet.history.words import of_updates
 
     try:
-        records = list(History(results, os.environ.get(VARIABLE, "")).records(Filter(hosts=named)))
+        history = History(results, os.environ.get(VARIABLE, ""))
+        gpus = (gpu for gpu in history.by_gpu(Filter(hosts=named)) if gpu[0].of.host in hosts)
+        updates = last_updates_of(gpus)
     except (HistoryError, OSError):
         return []
     drivers = {(row.update.before.driver, row.update.after.driver) for row in rows if row.update}
     found = [
         one
-        for one in last_updates(record for record in records if record.host in hosts)
+        for one in updates
         if (one.before, one.after) in drivers
         and any(told.answer not in UNSAID for told in one.comparisons)
     ]

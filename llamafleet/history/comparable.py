@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from llamafleet.history.record import Record, Test
+from llamafleet.history.record import Figure, Record, Test
 from llamafleet.protocol.result import BUSY, GOOD
 
 UNTOLD = "not told"
@@ -24,7 +24,7 @@ HIGH_LEAST = 0.2
 RATES = (1e-6, 1e12)
 """Tokens per second that no GPU is beyond: a host may write anything."""
 GOOD_OR_UNTOLD = (None, *GOOD)
-MAKER = re.compile(r"^(NVIDIA|Tesla)\s+(?=\S)")
+MAKER = re.compile(r"\b(?:(?:NVIDIA|Tesla)\s+(?=\S))+")
 
 
 ALL_LAYERS = 99
@@ -47,6 +47,16 @@ USUAL_OF_SEVERAL: dict[str, tuple[object, ...]] = {
 """Of several GPUs together."""
 
 
+ASKED = (
+    *("test", "host", "gpu_uuid", "gpu_info", "gpus", "vram_mib", "n_prompt", "n_gen", "n_depth"),
+    *("model_filename", "model_type", "model_size", "flash_attn", "n_gpu_layers", "n_batch"),
+    *("n_ubatch", "type_k", "type_v", "llama_bench", "driver", "toolkit", "fingerprint"),
+    *("llama_cpp_python", "build_commit", "verdict", "busy", "power_limit_w"),
+)
+"""Fields of a record of which anything here is told, beside its time and figure: a comparison reads
+no more of the database."""
+
+
 @dataclass(frozen=True)
 class Trait:
     """One thing that a figure depends on."""
@@ -57,20 +67,21 @@ class Trait:
 
 def card(record: Record) -> str:
     """The GPU's name, which tells its form factor too; drivers before 470 left NVIDIA out."""
-    return _plain(record.gpu_info.strip())
+    return plain(record.gpu_info.strip())
 
 
 def cards(record: Record) -> str:
     """What was at work, as people say it: "2x H200", "CPU"."""
     if not record.gpus:
         return "CPU"
-    names = Counter(map(_plain, record.gpu_info.split(", ")))
+    names = Counter(map(plain, record.gpu_info.split(", ")))
     return ", ".join(f"{many}x {name}" if many > 1 else name for name, many in names.items())
 
 
-def _plain(name: str) -> str:
-    """Without its maker, and without the brand that older drivers told beside it."""
-    return MAKER.sub("", MAKER.sub("", name))
+def plain(names: str) -> str:
+    """A GPU's name or several, as "2x NVIDIA H200", without their maker, and without the brand that
+    older drivers told beside it."""
+    return MAKER.sub("", names)
 
 
 def model(record: Record) -> str:
@@ -145,19 +156,19 @@ def said(value: object) -> str:
     return UNTOLD if value in UNTOLD_VALUES else str(value)
 
 
-def differing(a: Sequence[Record], b: Sequence[Record], traits: Iterable[Trait]) -> list[str]:
+def differing(a: Sequence[Figure], b: Sequence[Figure], traits: Iterable[Trait]) -> list[str]:
     """Traits in which no record of `a` is as one of `b`, with what either side has."""
     found = []
     for trait in traits:
-        of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
+        of_a, of_b = ({said(trait.of(r.of)) for r in side} for side in (a, b))
         if not of_a & of_b:
             found.append(of_both(a, b, trait))
     return found
 
 
-def of_both(a: Sequence[Record], b: Sequence[Record], trait: Trait) -> str:
+def of_both(a: Sequence[Figure], b: Sequence[Figure], trait: Trait) -> str:
     """What either side has, in words."""
-    of_a, of_b = ({said(trait.of(r)) for r in side} for side in (a, b))
+    of_a, of_b = ({said(trait.of(r.of)) for r in side} for side in (a, b))
     return f"{trait.name}: {_some(of_a)} and {_some(of_b)}"
 
 
@@ -184,7 +195,11 @@ def flaw(record: Record) -> str:
 
 
 def has_figure(record: Record) -> bool:
-    return RATES[0] < record.median_ts < RATES[1]
+    return is_figure(record.median_ts)
+
+
+def is_figure(median_ts: float) -> bool:
+    return RATES[0] < median_ts < RATES[1]
 
 
 def least(test: Test, median_ts: float, usual: float) -> float:

@@ -34,7 +34,7 @@ from llamafleet.history.comparison import (
     tested,
     told_apart,
 )
-from llamafleet.history.record import Record, Test
+from llamafleet.history.record import Figure, Record, Test
 
 By = Literal["driver", "toolkit", "build", "host", "gpu"]
 TESTS: tuple[Test, ...] = get_args(Test)
@@ -86,12 +86,17 @@ def patterns(by: By, value: str) -> tuple[str, ...]:
     return value, f"{value}{part}*", f"GPU-{value}{part}*"
 
 
-def select(records: Iterable[Record], by: By, value: str) -> list[Record]:
+def select(figures: Iterable[Figure], by: By, value: str) -> list[Figure]:
     """Those of that value, or of one that begins so. Raises NotFound."""
-    axis, every = AXES[by], list(records)
-    found = [record for record in every if _means(axis, value, axis.of(record))]
+    axis, counts = AXES[by], Counter[str]()
+    found = []
+    for one in figures:
+        told = axis.of(one.of)
+        if _means(axis, value, told):
+            found.append(one)
+        elif told:
+            counts[told] += 1
     if not found:
-        counts = Counter(axis.of(record) for record in every if axis.of(record))
         some = ", ".join(f"{name} ({n} records)" for name, n in counts.most_common(SHOWN))
         raise NotFound(
             f"--by {by}: found no record of {value!r}; expected one of: {some or 'none at all'}; "
@@ -107,8 +112,14 @@ def _means(axis: Axis, value: str, told: str) -> bool:
     return told == value or told.startswith(begins) or told.startswith(f"GPU-{begins}")
 
 
+def common(a: Iterable[Figure], b: Iterable[Figure], by: By) -> bool:
+    """Whether any is both A and B."""
+    of_a, of_b = ({AXES[by].of(one.of) for one in side} for side in (a, b))
+    return not of_a.isdisjoint(of_b)
+
+
 def compare(
-    a: Sequence[Record], b: Sequence[Record], by: By, *, force: bool = False
+    a: Sequence[Figure], b: Sequence[Figure], by: By, *, force: bool = False
 ) -> list[Comparison]:
     """One for each test and model of GPU that both sides have, or why there is none.
 
@@ -116,7 +127,7 @@ def compare(
     """
     axis, found = AXES[by], []
     for kind in TESTS:
-        sides = [r for r in a if r.test == kind], [r for r in b if r.test == kind]
+        sides = [r for r in a if r.of.test == kind], [r for r in b if r.of.test == kind]
         if any(sides):
             found += [_forced(sides, axis)] if force else _of_one_test(sides, axis)
     return found
@@ -125,18 +136,18 @@ def compare(
 def _of_one_test(sides: Sides, axis: Axis) -> list[Comparison]:
     groups: dict[tuple[object, ...], Sides] = {}
     for number, side in enumerate(sides):
-        for record in side:
-            group = groups.setdefault(comparable.key(record, axis.same), ([], []))
-            group[number].append(record)
+        for one in side:
+            group = groups.setdefault(comparable.key(one.of, axis.same), ([], []))
+            group[number].append(one)
     both = [group for group in groups.values() if all(free_of(group))]
     if not both:
         return [refused(sides, differing(sides, axis.same))]
     found = [judged(group, on_one_gpu=axis.on_one_gpu) for group in both]
-    return list(told_apart(found, [a[0] for a, _ in both], axis.same))
+    return list(told_apart(found, [a[0].of for a, _ in both], axis.same))
 
 
 def _forced(sides: Sides, axis: Axis) -> Comparison:
-    a, b = ([r for r in side if comparable.has_figure(r)] for side in sides)
+    a, b = ([r for r in side if comparable.has_figure(r.of)] for side in sides)
     if not a or not b:
         return refused(sides, [])
     why = comparable.differing(a, b, [trait for trait in axis.same if trait is not TEST])

@@ -16,7 +16,7 @@ from typing import Literal
 from llamafleet.history import comparable
 from llamafleet.history.comparable import Trait
 from llamafleet.history.ranks import Block, shift
-from llamafleet.history.record import Record, Test
+from llamafleet.history.record import Figure, Record, Test
 
 Answer = Literal["faster", "slower", "no difference shown", "too few runs", "not comparable"]
 
@@ -30,7 +30,7 @@ MOST_RUNS = 100
 ENOUGH = "4 runs on either side on one GPU, or 1 on either side on 6 GPUs"
 """What ALPHA takes at the least; tests/history/test_compare.py counts it."""
 
-Sides = tuple[list[Record], list[Record]]
+Sides = tuple[list[Figure], list[Figure]]
 """Of A, of B."""
 
 
@@ -103,10 +103,10 @@ def blocks_of(sides: Sides) -> list[Sides]:
     return [(a[one], b[one]) for one in a if one in b]
 
 
-def _by_place(records: Iterable[Record]) -> dict[tuple[object, ...], list[Record]]:
-    found: dict[tuple[object, ...], list[Record]] = {}
-    for record in records:
-        found.setdefault(comparable.place(record), []).append(record)
+def _by_place(figures: Iterable[Figure]) -> dict[tuple[object, ...], list[Figure]]:
+    found: dict[tuple[object, ...], list[Figure]] = {}
+    for one in figures:
+        found.setdefault(comparable.place(one.of), []).append(one)
     return found
 
 
@@ -150,16 +150,16 @@ def _too_little(told: Comparison) -> str:
     return f"less than {least:.0%}, by which two runs of one GPU may differ"
 
 
-def _newest(records: Iterable[Record]) -> list[Record]:
-    return sorted(records, key=lambda one: one.test_time)[-MOST_RUNS:]
+def _newest(figures: Iterable[Figure]) -> list[Figure]:
+    return sorted(figures, key=lambda one: one.test_time)[-MOST_RUNS:]
 
 
 def _joined(blocks: Sequence[Sides]) -> Sides:
     return [r for a, _ in blocks for r in a], [r for _, b in blocks for r in b]
 
 
-def _logs(records: Iterable[Record]) -> list[float]:
-    return [math.log(record.median_ts) for record in records]
+def _logs(figures: Iterable[Figure]) -> list[float]:
+    return [math.log(one.median_ts) for one in figures]
 
 
 def _least(told: Comparison) -> float:
@@ -173,7 +173,7 @@ def _least(told: Comparison) -> float:
 def refused(sides: Sides, why: Sequence[str]) -> Comparison:
     """`sides` with what is no baseline; it is said which side has nothing else."""
     missing = [
-        f"{name} has no {(*sides[0], *sides[1])[0].test} of a free and healthy GPU"
+        f"{name} has no {(*sides[0], *sides[1])[0].of.test} of a free and healthy GPU"
         for name, side in zip("AB", free_of(sides), strict=True)
         if not side
     ]
@@ -188,17 +188,17 @@ def differing(sides: Sides, traits: Sequence[Trait]) -> list[str]:
 
 
 def free_of(sides: Sides) -> Sides:
-    a, b = ([r for r in side if comparable.is_baseline(r)] for side in sides)
+    a, b = ([r for r in side if comparable.is_baseline(r.of)] for side in sides)
     return a, b
 
 
 def left_out(sides: Sides) -> dict[str, int]:
     """How many are no baseline, by reason."""
-    return dict(Counter(why for side in sides for r in side if (why := comparable.flaw(r))))
+    return dict(Counter(why for side in sides for r in side if (why := comparable.flaw(r.of))))
 
 
 def _told(sides: Sides, answer: Answer, why: Sequence[str]) -> Comparison:
-    every = (*sides[0], *sides[1])
+    every = [one.of for side in sides for one in side]
     return Comparison(
         test=_one(map(comparable.test_name, every)),
         kind=every[0].test,
@@ -215,9 +215,9 @@ def _one(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _side(records: Sequence[Record]) -> Side | None:
-    if not records:
+def _side(figures: Sequence[Figure]) -> Side | None:
+    if not figures:
         return None
     # Of a place, as each of its runs tells it: several GPUs that worked together are as many.
-    gpus = sum({comparable.place(record): record.gpus for record in records}.values())
-    return Side(len(records), gpus, median(record.median_ts for record in records))
+    gpus = sum({comparable.place(one.of): one.of.gpus for one in figures}.values())
+    return Side(len(figures), gpus, median(one.median_ts for one in figures))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from sys import intern
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from llamafleet.history.database import RECORDS
-from llamafleet.history.record import Record
+from llamafleet.history import comparable
+from llamafleet.history.database import RECORDS, Tuple
+from llamafleet.history.record import Light, Record
 from llamafleet.history.records import Filter
 
 AT_ONCE = 2000
@@ -28,7 +31,46 @@ def read(engine: Engine, wanted: Filter) -> Iterator[Record]:
         query = query.order_by(c.test_time, c.id)
     with engine.connect() as connection:
         for row in connection.execute(query, execution_options={"yield_per": AT_ONCE}):
-            yield Record(*row)
+            # Most texts are those of thousands of records.
+            values: Iterator[Any] = (intern(one) if type(one) is str else one for one in row)
+            yield Record(*values)
+
+
+def figures(engine: Engine, wanted: Filter, *, by_gpu: bool = False) -> Iterator[Light]:
+    """Oldest first, or those of each GPU of a host in turn; whatever `last` is."""
+    c = RECORDS.c
+    asked = (_hashable(c[name]) for name in comparable.ASKED)
+    query = sa.select(c.id, c.test_time, c.median_ts, *asked)
+    query = query.where(*_conditions(wanted, engine.dialect.name))
+    query = query.order_by(*((c.host, c.gpu_uuid) if by_gpu else ()), c.test_time, c.id)
+    first: dict[tuple[object, ...], Record] = {}
+    with engine.connect() as connection:
+        for id, time, median, *told in connection.execute(
+            query, execution_options={"yield_per": AT_ONCE}
+        ):
+            key = (comparable.is_figure(median), *told)
+            if key not in first:
+                values = map(_value, comparable.ASKED, told)
+                rest = dict(zip(comparable.ASKED, values, strict=True))
+                first[key] = Record(id=id, test_time=time, avg_ts=median, median_ts=median, **rest)
+            yield Light(first[key], time, median)
+
+
+def _hashable(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """JSON as its text, which is read once for all records that are alike."""
+    return sa.cast(column, sa.String()) if _is_json(column) else column
+
+
+def _value(name: str, told: Any) -> Any:
+    column = RECORDS.c[name]
+    if not _is_json(column):
+        return told
+    found = json.loads(told)
+    return tuple(found or ()) if isinstance(column.type, Tuple) else found
+
+
+def _is_json(column: sa.Column[Any]) -> bool:
+    return isinstance(column.type, (sa.JSON, Tuple))
 
 
 def count(engine: Engine, wanted: Filter) -> int:

@@ -23,7 +23,7 @@ from llamafleet.history.comparison import (
     refused,
     told_apart,
 )
-from llamafleet.history.record import Record
+from llamafleet.history.record import Figure
 
 SAME = (*MEASURED, POWER)
 """Of one GPU: its name may change with the driver."""
@@ -54,6 +54,8 @@ class _Change:
     sides: Sides
     parts: tuple[Sides, ...]
     """Those of `sides` that may be compared, each for itself; each has free runs on both."""
+    first: tuple[datetime, str]
+    """Time and id of the oldest record."""
 
     @property
     def since(self) -> datetime:
@@ -61,49 +63,59 @@ class _Change:
 
     @property
     def place(self) -> Key:
-        return comparable.place(self.sides[1][0])
+        return comparable.place(self.sides[1][0].of)
 
 
-def last_updates(records: Iterable[Record]) -> list[Updated]:
+def last_updates(figures: Iterable[Figure]) -> list[Updated]:
     """The last update of every GPU, equal ones together, the newest first."""
+    return last_updates_of([figures])
+
+
+def last_updates_of(gpus: Iterable[Iterable[Figure]]) -> list[Updated]:
+    """The same of one GPU after the other: all its figures, or those of several. Of each only what
+    is compared is held to the end."""
+    found = (change for figures in gpus for change in _changes(figures))
     alike: dict[tuple[str, str], list[_Change]] = {}
-    for change in _changes(records):
+    # As if they had come oldest first: what is measured at the same time has the order of ids.
+    for change in sorted(found, key=lambda one: one.first):
         alike.setdefault(change.drivers, []).append(change)
-    found = [_updated(changes) for changes in alike.values()]
-    return sorted(found, key=lambda one: one.since, reverse=True)
+    updates = [_updated(changes) for changes in alike.values()]
+    return sorted(updates, key=lambda one: one.since, reverse=True)
 
 
-def _changes(records: Iterable[Record]) -> Iterator[_Change]:
+def _changes(figures: Iterable[Figure]) -> Iterator[_Change]:
     """One for each GPU and test of which both drivers have figures."""
-    histories: dict[Key, list[Record]] = {}
-    for record in records:
-        if record.driver and record.gpus > 0:
-            histories.setdefault((record.test, *comparable.place(record)), []).append(record)
+    histories: dict[Key, list[Figure]] = {}
+    for one in figures:
+        if one.of.driver and one.of.gpus > 0:
+            histories.setdefault((one.of.test, *comparable.place(one.of)), []).append(one)
     for history in histories.values():
         history.sort(key=lambda one: one.test_time)
         before, after = sides = _sides(history)
         if before:
-            yield _Change((before[-1].driver, after[-1].driver), sides, tuple(_parts(sides)))
+            drivers = before[-1].of.driver, after[-1].of.driver
+            first = history[0].test_time, history[0].of.id
+            yield _Change(drivers, sides, tuple(_parts(sides)), first)
 
 
-def _sides(history: Sequence[Record]) -> Sides:
+def _sides(history: Sequence[Figure]) -> Sides:
     """The runs under the driver before, and under that of now; of no update the first are none."""
     newest = _tail(history)
     earlier = history[: len(history) - len(newest)]
-    free = [one for one in earlier if comparable.is_baseline(one)]
+    free = [one for one in earlier if comparable.is_baseline(one.of)]
     line = [*(free or earlier), *newest]
     after = _tail(line)
     before = _tail(line[: len(line) - len(after)])
     if before and free:
-        since, driver = before[0].test_time, before[0].driver
-        before = [one for one in earlier if one.driver == driver and one.test_time >= since]
+        since, driver = before[0].test_time, before[0].of.driver
+        before = [one for one in earlier if one.of.driver == driver and one.test_time >= since]
     return before, after
 
 
-def _tail(history: Sequence[Record]) -> list[Record]:
+def _tail(history: Sequence[Figure]) -> list[Figure]:
     """The newest runs, as far back as they have one driver."""
     at = len(history)
-    while at > 0 and history[at - 1].driver == history[-1].driver:
+    while at > 0 and history[at - 1].of.driver == history[-1].of.driver:
         at -= 1
     return list(history[at:])
 
@@ -120,8 +132,8 @@ def _by(sides: Sides, traits: Sequence[Trait]) -> list[Sides]:
     """Parted by traits; those without a free run on either side are left out."""
     found: dict[Key, Sides] = {}
     for number, side in enumerate(sides):
-        for record in side:
-            found.setdefault(comparable.key(record, traits), ([], []))[number].append(record)
+        for one in side:
+            found.setdefault(comparable.key(one.of, traits), ([], []))[number].append(one)
     return [part for part in found.values() if all(free_of(part))]
 
 
@@ -131,7 +143,7 @@ def _updated(changes: Sequence[_Change]) -> Updated:
     for change in changes:
         # What can't be compared is told apart, or it would be lost in what can.
         for part in change.parts or (change.sides,):
-            newest = part[1][-1]
+            newest = part[1][-1].of
             key = (bool(change.parts), *comparable.key(newest, (*SAME, *CARD)))
             groups.setdefault(key, []).append(part)
     joined = [(able, _joined(parts)) for (able, *_), parts in groups.items()]
@@ -140,7 +152,7 @@ def _updated(changes: Sequence[_Change]) -> Updated:
         before=before,
         after=after,
         since=min(change.since for change in changes),
-        comparisons=told_apart(found, [sides[1][-1] for _, sides in joined], SAME),
+        comparisons=told_apart(found, [sides[1][-1].of for _, sides in joined], SAME),
         also=tuple(_also(changes)),
     )
 

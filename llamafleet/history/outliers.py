@@ -8,8 +8,9 @@ most that makes a GPU slow makes it BUSY.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from statistics import NormalDist, median
 
@@ -86,10 +87,17 @@ class Group:
 
 @dataclass(frozen=True)
 class _Gpu:
-    records: tuple[Record, ...]
+    records: list[Record] = field(default_factory=list)
     """The newest, oldest first."""
-    free: tuple[Record, ...]
+    free: list[Record] = field(default_factory=list)
     """The newest that are baselines."""
+
+    def add(self, record: Record) -> None:
+        """All others are dropped as they come: a history may be longer than the memory."""
+        both = (self.records, self.free)
+        for kept in both if comparable.is_baseline(record) else both[:1]:
+            insort(kept, record, key=lambda one: one.test_time)
+            del kept[:-NEWEST]
 
     @property
     def newest(self) -> Record:
@@ -116,11 +124,11 @@ def find_outliers(records: Iterable[Record], age: timedelta | None = None) -> li
     return sorted(found, key=lambda one: (one.card, one.model, one.build, one.test))
 
 
-def _recent(records: Iterable[Record], age: timedelta | None) -> list[Record]:
-    """Oldest first."""
+def _recent(records: Iterable[Record], age: timedelta | None) -> Iterable[Record]:
+    """As they come; with an `age`, all at once."""
+    if age is None:
+        return records
     ordered = sorted(records, key=lambda one: one.test_time)
-    if not ordered or age is None:
-        return ordered
     return [one for one in ordered if ordered[-1].test_time - one.test_time <= age]
 
 
@@ -128,18 +136,16 @@ Key = tuple[object, ...]
 Place = tuple[object, ...]
 
 
-def _groups(records: Sequence[Record]) -> dict[Key, dict[Place, _Gpu]]:
-    """By what makes GPUs peers; single GPUs alone. `records`: oldest first."""
-    found: dict[Key, dict[Place, list[Record]]] = {}
+def _groups(records: Iterable[Record]) -> dict[Key, dict[Place, _Gpu]]:
+    """By what makes GPUs peers; single GPUs alone."""
+    found: dict[Key, dict[Place, _Gpu]] = {}
     for r in records:
         if r.gpus == 1 and comparable.has_figure(r):
             group = found.setdefault((r.test, *comparable.key(r, SAME)), {})
             # One that moved to another host is no peer of itself.
             place = (r.gpu_uuid,) if r.gpu_uuid else comparable.place(r)
-            group.setdefault(place, []).append(r)
-    return {
-        key: {place: _gpu(runs) for place, runs in group.items()} for key, group in found.items()
-    }
+            group.setdefault(place, _Gpu()).add(r)
+    return found
 
 
 def _current(groups: dict[Key, dict[Place, _Gpu]]) -> dict[Key, set[Place]]:
@@ -161,11 +167,6 @@ def _current(groups: dict[Key, dict[Place, _Gpu]]) -> dict[Key, set[Place]]:
 
 def _peers(gpus: dict[Place, _Gpu], place: Place) -> tuple[_Gpu, ...]:
     return tuple(one for other, one in gpus.items() if other != place and one.free)
-
-
-def _gpu(runs: Sequence[Record]) -> _Gpu:
-    free = [r for r in runs if comparable.is_baseline(r)]
-    return _Gpu(tuple(runs[-NEWEST:]), tuple(free[-NEWEST:]))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 from llamafleet.protocol.result import Verdict
 
@@ -17,7 +17,18 @@ Test = Literal["pp", "tg"]
 """Prompt processing, token generation: judged apart."""
 
 
-@dataclass(frozen=True)
+class Figure(Protocol):
+    """What a comparison takes: a figure, when it was measured, and a record that tells of what."""
+
+    @property
+    def of(self) -> Record: ...
+    @property
+    def test_time(self) -> datetime: ...
+    @property
+    def median_ts(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """None, "" and empty stand for what was not told."""
 
@@ -110,6 +121,21 @@ class Record:
     """Of deploy.py, where one is known; "": by a timer, or from a file."""
     source: str = ""
     """The file it was imported from, below the results' folder."""
+
+    @property
+    def of(self) -> Record:
+        """It is a Figure."""
+        return self
+
+
+class Light(NamedTuple):
+    """A Figure that shares its record with all that are alike but for time and figure: of these a
+    million fit into memory."""
+
+    of: Record
+    """The first one of them; time and figure are its own."""
+    test_time: datetime
+    median_ts: float
 
 
 def as_json(record: Record) -> dict[str, Any]:

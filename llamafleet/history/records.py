@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from llamafleet.history.record import Record, Test
+from llamafleet.history.record import Figure, Record, Test
 from llamafleet.protocol.conditions import Conditions
 from llamafleet.protocol.decode import LARGEST
 from llamafleet.protocol.result import Benchmark, GpuRow, Rates, Result, Verdict
@@ -133,6 +134,25 @@ class History:
             with database.opened(self.results, self.url) as engine:
                 yield from database_read.read(engine, wanted)
 
+    def figures(self, wanted: Filter = ALL) -> Iterator[Figure]:
+        """What comparisons ask of records, oldest first; whatever `wanted.last` is."""
+        with _loaded():
+            from llamafleet.history import database, database_read
+
+            with database.opened(self.results, self.url) as engine:
+                yield from database_read.figures(engine, wanted)
+
+    def by_gpu(self, wanted: Filter = ALL) -> Iterator[list[Figure]]:
+        """The same of one GPU after the other, so that no more than one is held at a time. What has
+        no UUID, as a host's GPUs together, is one of that host."""
+        with _loaded():
+            from llamafleet.history import database, database_read
+
+            with database.opened(self.results, self.url) as engine:
+                found = database_read.figures(engine, wanted, by_gpu=True)
+                for _, some in groupby(found, lambda one: (one.of.host, one.of.gpu_uuid)):
+                    yield list(some)
+
     def count(self, wanted: Filter = ALL) -> int:
         """How many records there are, whatever `wanted.last` is."""
         with _loaded():
@@ -206,7 +226,8 @@ def _check(record: Record) -> None:
         text = getattr(record, name)
         if len(text) > LONGEST_KEY:
             raise ValueError(f"{name} of {len(text)} characters; expected at most {LONGEST_KEY}")
-    for name, value in vars(record).items():
+    for name in Record.__dataclass_fields__:
+        value = getattr(record, name)
         if isinstance(value, int) and abs(value) >= LARGEST:
             raise ValueError(f"{name} of {value.bit_length()} bits; expected less than 64")
     for rate in (record.avg_ts, record.median_ts, *record.samples_ts):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
+from llamafleet.history.comparable import plain
 from llamafleet.history.store import GpuLine, Row
 from llamafleet.protocol.result import BUSY, CPU_ONLY, FAIL, NOT_VERIFIED, PASS
 from llamafleet.terminal import GREEN, RED, YELLOW, coloured, columns, cut, printable
@@ -19,7 +20,6 @@ SPANNED = HEADERS.index("verdict")
 """Columns whose room a GPU's line has for its name: those before its verdict."""
 MOST = {"driver": 12, "toolkit": 7, "build": 8, "verdict": 12, "pp t/s": 10, "tg t/s": 10}
 """Longer texts of these no host has; host, GPU and changes get the room that is left."""
-MAKER = re.compile(r"\bNVIDIA (?=\S)")
 UUID_SHOWN = 12
 """Characters of a UUID: "GPU-" and eight more."""
 DASH = "- "
@@ -73,7 +73,7 @@ def _cells(row: Row) -> Cells:
 
 def _gpus(row: Row) -> str:
     """As "2x H100 80GB HBM3", where some are left out as "1 of 2 H100 80GB HBM3"."""
-    names = MAKER.sub("", row.gpu)
+    names = plain(row.gpu)
     if not row.left_out:
         return names
     counted = names if "," in names else re.sub(r"^\d+x ", "", names)
@@ -97,7 +97,7 @@ def _listed(row: Row) -> tuple[GpuLine, ...]:
 
 def _gpu_cells(gpu: GpuLine) -> Cells:
     """Name, beginning of the UUID, verdict and rates."""
-    named = (MAKER.sub("", gpu.name), short(gpu.uuid))
+    named = (plain(gpu.name), short(gpu.uuid))
     return tuple(map(printable, (*named, gpu.verdict, *_rates(gpu, gpu.busy))))
 
 

@@ -41,14 +41,17 @@ QUESTIONS = {
 }
 
 
-def made(count: int) -> Iterator[Record]:
-    """Records of a fleet, two a GPU and time, oldest first."""
+def made(count: int, hosts: int = HOSTS) -> Iterator[Record]:
+    """So many records of a fleet, two a GPU and time, oldest first."""
+    return islice(_made(-(-count // (hosts * GPUS * 2)), hosts), count)
+
+
+def _made(rounds: int, hosts: int) -> Iterator[Record]:
     random.seed(7)
     pair = records_of(replace(RESULT, gpus=(gpu(),)))
-    rounds = -(-count // (HOSTS * GPUS * 2))
     for turn in range(rounds):
         when = NOW - timedelta(hours=6) * (rounds - turn)
-        for host in range(HOSTS):
+        for host in range(hosts):
             for number in range(GPUS):
                 for record in pair:
                     ts = record.median_ts * random.gauss(1, 0.005)
@@ -74,8 +77,8 @@ def timed(work: Callable[[], int], rounds: int = ROUNDS) -> tuple[float, int]:
     return min(times), found
 
 
-def fill(history: History, count: int) -> int:
-    records, filled = islice(made(count), count), 0
+def fill(history: History, records: Iterator[Record]) -> int:
+    filled = 0
     with opened(history.results, history.url) as engine:
         while batch := list(islice(records, AT_ONCE)):
             with writing(engine) as connection:
@@ -107,7 +110,7 @@ def measure(history: History, count: int) -> None:
         seconds, found = timed(work, rounds)
         print(f"| {name} | {seconds:.2f} | {found:,} |", flush=True)
 
-    row("filled (made up and kept)", lambda: fill(history, count), 1)
+    row("filled (made up and kept)", lambda: fill(history, made(count)), 1)
     for name, wanted in QUESTIONS.items():
         row(name, lambda wanted=wanted: sum(1 for _ in history.records(wanted)))  # type: ignore[misc]
     row("counted", history.count)

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "facts.snapshot": "the script that is part of this package",
     "facts.watch": "the scripts that are part of this package",
     "history.database_import": "results and runs, by history.store and history.runs",
+    "history.database_read": "columns of JSON, as history.database wrote them",
     "image.make": "libraries that were built just now, by onhost.elf",
     "mend.change": "which files RECORD names, to move them; an odd one is refused by onhost.pack",
     "mend.look": "by onhost.verify.fatbin",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, bisect_right
+from statistics import median
 
 import pytest
 from scipy import stats
 
 from llamafleet.history import ranks
-from llamafleet.history.ranks import Block, shift, smallest_p
+from llamafleet.history.ranks import Block, Differences, shift, smallest_p
 
 ALPHA = 0.05
 
@@ -116,3 +118,20 @@ def test_the_normal_distribution_goes_on_where_counting_ends(
     assert normal is not None
     assert normal.p == pytest.approx(exact.p, rel=0.02)
     assert (normal.low, normal.high) == pytest.approx((exact.low, exact.high), abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_differences_are_those_of_a_sorted_list(seed: int) -> None:
+    """Also where many are equal, or none is but for the last digit."""
+    chance = random.Random(seed)
+    some = blocks(seed, *[(chance.randrange(5), chance.randrange(1, 5)) for _ in range(5)])
+    digits = chance.choice((0, 1, 17))
+    some = [([round(x, digits) for x in a], [round(y, digits) for y in b]) for a, b in some]
+    expected = sorted(y - x for a, b in some for x in a for y in b)
+    found = Differences(some)
+    assert [found[rank] for rank in range(len(found))] == expected
+    for value in (0.0, *expected):
+        assert found.count(value, bisect_left) == sum(one < value for one in expected)
+        assert found.count(value, bisect_right) == sum(one <= value for one in expected)
+    if expected:
+        assert found.median == median(expected)

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamafleet.history import comparable
 from llamafleet.history.store import GpuLine, Row
 from llamafleet.history.table import COLOURS, HEADERS, WIDTH, table
 from llamafleet.protocol.result import Verdict
 from llamafleet.terminal import GREEN, RESET, columns
+from tests.history import RESULT, gpu
+from tests.history.made import record
 
 VERDICTS: tuple[Verdict, ...] = ("PASS", "FAIL", "BUSY", "CPU ONLY", "NOT VERIFIED")
 WORDS = (
@@ -139,3 +142,24 @@ def test_every_column_has_a_name() -> None:
     assert lines[0].replace("pp t/s", "pp_t/s").replace("tg t/s", "tg_t/s").split() == [
         header.replace(" ", "_") for header in HEADERS
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("NVIDIA H200",), "H200"),
+        (("Tesla T4",), "T4"),
+        (("NVIDIA Tesla V100-SXM2-16GB",), "V100-SXM2-16GB"),
+        (("GeForce RTX 3090",), "GeForce RTX 3090"),
+        (("Tesla T4", "Tesla T4", "NVIDIA A2"), "2x T4, A2"),
+        (("NVIDIA A2", "NVIDIA Tesla T4"), "A2, T4"),
+    ],
+)
+def test_a_gpu_has_the_name_that_the_history_gives_it(names: tuple[str, ...], shown: str) -> None:
+    gpus = tuple(replace(gpu(n), name=name) for n, name in enumerate(names))
+    lines, _ = table([Row.of("gpu-a", replace(RESULT, gpus=gpus), (), ())])
+    told = record(gpus=len(names), gpu_info=", ".join(names))
+    assert lines[2].split("  ")[1] == shown == comparable.cards(told)
+    if len(names) > 1:
+        listed = [line.removeprefix("- ").split(" GPU-")[0] for line in lines[3:]]
+        assert listed == [comparable.card(record(gpu_info=name)) for name in names]

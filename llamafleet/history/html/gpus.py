@@ -18,7 +18,6 @@ from llamafleet.history.outliers import Outlier, find_outliers
 from llamafleet.history.record import Record, Test
 from llamafleet.history.series import GpuKey, Series, series
 from llamafleet.history.store import Row
-from llamafleet.history.table import MAKER
 from llamafleet.history.words import beside
 from llamafleet.protocol.result import CPU_ONLY, Check, Result
 
@@ -79,7 +78,7 @@ def _places(row: Row, results: Mapping[str, Result]) -> list[_Place]:
         _Place(
             key=GpuKey(gpu.uuid, "", 1),
             host=row.host,
-            name=MAKER.sub("", gpu.name),
+            name=comparable.plain(gpu.name),
             verdict=gpu.verdict,
             row=row,
             checks=checks.get(gpu.uuid, ()) + (own if len(row.gpus) == 1 else ()),
@@ -90,7 +89,7 @@ def _places(row: Row, results: Mapping[str, Result]) -> list[_Place]:
     if len(found) == 1:
         return found
     unknown = "no GPU" if row.verdict == CPU_ONLY else "GPUs not known"
-    name = f"{len(found)} GPUs together" if found else MAKER.sub("", row.gpu) or unknown
+    name = f"{len(found)} GPUs together" if found else comparable.plain(row.gpu) or unknown
     key = GpuKey("", row.host, len(found))
     return [*found, _Place(key, row.host, name, row.verdict, row, own, proven)]
 

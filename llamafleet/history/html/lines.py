@@ -52,7 +52,7 @@ def _change(number: int, records: tuple[Record, ...], found: Sequence[Change]) -
         runs_before=len(before),
         after=middle(after),
         runs_after=len(after),
-        judged=judged((before, after), on_one_gpu=False) if before and after else None,
+        judged=judged(([*before], [*after]), on_one_gpu=False) if before and after else None,
     )
 
 

@@ -131,7 +131,7 @@ NEVER: Any = None
 
 def kept(record: Record) -> bool:
     """A database takes each of its numbers."""
-    numbers = [value for value in vars(record).values() if type(value) is int]
+    numbers = [value for value in asdict(record).values() if type(value) is int]
     assert all(abs(number) < 2**63 for number in numbers), numbers
     return True
 
