@@ -72,19 +72,9 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
     def remember(state: State, host: Host) -> bool:
         # A fact that fails would take the host out of the run, and the last host all of it.
         before.append(host.get_fact(BootId, _ignore_errors=True))
-        if not before[0]:  # Any boot would count as another one.
-            run.fail(
-                f"reboot: found no name of the boot of {run.name} "
-                f"({run.guard.words or 'nothing was said'}); expected one in {BOOT_ID}, by which "
-                "a reboot is known; next: sudo reboot, then run the same command again"
-            )
-            return False
-        if before[0] == _own_boot():
-            run.fail(
-                f"reboot: found the controller's own kernel on {run.name}; expected another "
-                "machine, since a reboot would end this run; next: sudo reboot, then run the same "
-                "command again"
-            )
+        refused = _refused(run, before[0])
+        if refused:
+            run.fail(f"reboot: {refused}; next: sudo reboot, then run the same command again")
             return False
         # Its file would be gone after the reboot.
         remove_any_sudo_askpass_file(host)
@@ -104,6 +94,21 @@ def reboot() -> Generator[PyinfraCommand, None, None]:
         _timeout=BOOT_JOBS_S + START_S,
     )
     yield FunctionCommand(judge_again, (run,), {})
+
+
+def _refused(run: HostRun, boot: str) -> str:
+    """Why a host in that boot is not rebooted from here; "": it is."""
+    if not boot:  # Any boot would count as another one.
+        return (
+            f"found no name of the boot of {run.name} ({run.guard.words or 'nothing was said'}); "
+            f"expected one in {BOOT_ID}, by which a reboot is known"
+        )
+    if boot == _own_boot():
+        return (
+            f"found the controller's own kernel on {run.name}; expected another machine, since a "
+            "reboot would end this run"
+        )
+    return ""
 
 
 def _own_boot() -> str:

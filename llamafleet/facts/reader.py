@@ -7,6 +7,7 @@ import ipaddress
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 
 from llamafleet.facts import own, smi
 from llamafleet.facts.host import (
@@ -67,14 +68,15 @@ def parse(lines: list[str]) -> HostSnapshot:
     A value that is odd is left out, and the rest is read.
     """
     told = sort(lines)
-    record, account = told.main, told.account
-    release = _os_release(record.block("os-release"))
-    cpu = _colon_pairs(record.block("cpuinfo"))
-    memory = _colon_pairs(record.block("meminfo"))
-    jobs = own.jobs(told)
-    gpus, driver = _driver(record)
+    snapshot = replace(_login(told.main), unseen=told.unseen)
+    snapshot = _with_system(snapshot, told.main)
+    snapshot = _with_tools(snapshot, told)
+    return _with_own(snapshot, told)
+
+
+def _login(record: Record) -> HostSnapshot:
+    """Who reads the host and when, and what the account has there."""
     return HostSnapshot(
-        unseen=told.unseen,
         time=record.number("time"),
         uptime_s=_seconds(record.text("uptime")),
         hostname=record.text("hostname"),
@@ -92,6 +94,17 @@ def parse(lines: list[str]) -> HostSnapshot:
         proxy_passwords=tuple(sorted({row[0] for row in record.rows("proxy_password", 1)})),
         ca_bundle=record.text("ca_bundle") or None,
         linger=record.text("linger") == "1",
+    )
+
+
+def _with_system(snapshot: HostSnapshot, record: Record) -> HostSnapshot:
+    """The system, the hardware and the driver."""
+    release = _os_release(record.block("os-release"))
+    cpu = _colon_pairs(record.block("cpuinfo"))
+    memory = _colon_pairs(record.block("meminfo"))
+    gpus, driver = _driver(record)
+    return replace(
+        snapshot,
         os_id=_shell_word(release.get("ID", "")),
         os_like=tuple(_shell_word(release.get("ID_LIKE", "")).split()),
         os_version=_shell_word(release.get("VERSION_ID", "")),
@@ -101,10 +114,12 @@ def parse(lines: list[str]) -> HostSnapshot:
         glibc=_glibc(record.text("glibc")),
         container=record.text("container") or None,
         package_manager=record.text("package_manager") or None,
+        dnf_locks=record.text("dnf_locks") == "1",
         ostree=record.text("ostree") == "1",
+        init=_init(record),
+        systemd=record.number("systemd"),
         board=record.text("board")[:200],
         tegra=record.text("tegra")[:200],
-        cuda_repository=record.text("cuda_repository") or None,
         cpu=cpu.get("model name", ""),
         # x86 says flags, Arm says Features.
         cpu_flags=tuple((cpu.get("flags") or cpu.get("Features", "")).split()),
@@ -112,12 +127,20 @@ def parse(lines: list[str]) -> HostSnapshot:
         memory_mib=_kib(memory.get("MemTotal", "")) // 1024,
         memory_available_mib=_memory_available(record, memory),
         disk_free_mib={name: number(kib) // 1024 for name, kib in record.rows("disk", 2)},
-        real_paths={name: real for name, _, real in record.rows("real", 3) if real},
-        extra_there=tuple(row[0] for row in record.rows("extra", 1) if row[0]),
-        unreadable=tuple(row[0] for row in account.rows("unreadable", 1)),
         pci_gpus=_cards(record),
         gpus=gpus,
         driver=driver,
+    )
+
+
+def _with_tools(snapshot: HostSnapshot, told: Sorted) -> HostSnapshot:
+    """What builds and services find there; tools are what the account can run."""
+    record, account = told.main, told.account
+    return replace(
+        snapshot,
+        cuda_repository=record.text("cuda_repository") or None,
+        extra_there=tuple(row[0] for row in record.rows("extra", 1) if row[0]),
+        unreadable=tuple(row[0] for row in account.rows("unreadable", 1)),
         compilers=tuple(
             Compiler(*row) for row in account.rows("compiler", 3) if COMPILER.fullmatch(row[2])
         ),
@@ -127,8 +150,16 @@ def parse(lines: list[str]) -> HostSnapshot:
         podman=_tool(account, "podman"),
         nvidia_ctk=_tool(account, "nvidia_ctk"),
         quadlet=record.text("quadlet") == "1",
-        init=_init(record),
-        systemd=record.number("systemd"),
+    )
+
+
+def _with_own(snapshot: HostSnapshot, told: Sorted) -> HostSnapshot:
+    """What llamafleet itself has there: files, units, builds, jobs and services."""
+    record, account = told.main, told.account
+    jobs = own.jobs(told)
+    return replace(
+        snapshot,
+        real_paths={name: real for name, _, real in record.rows("real", 3) if real},
         units=_units(record.block("units")),
         files=hashes(record.block("files")),
         owners=own.owners(told),
@@ -144,7 +175,6 @@ def parse(lines: list[str]) -> HostSnapshot:
         verifying=next((job for job in jobs if job.kind == "verify"), None),
         result=own.result(account),
         hold_record=_lines(record.block("hold_record")),
-        dnf_locks=record.text("dnf_locks") == "1",
         wheelhouse=next(iter(hashes(record.block("wheelhouse")).values()), None),
         services=own.services(account),
         servers={

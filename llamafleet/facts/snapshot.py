@@ -55,12 +55,8 @@ def render(
     as those of `files` are. `ports`: whose listeners are wanted. A path is absolute or begins with
     ``$HOME/``, which the host's shell expands. Raises ValueError on any other path.
     """
-    for path in (layout.prefix, layout.state, layout.etc, layout.units, *files, *extra, *folders):
-        if not path.startswith(("/", "$HOME/")) or not path.isprintable():
-            raise ValueError(
-                f"found path {path!r}; expected one line that begins with / or $HOME/; "
-                "next: correct the setting that holds it"
-            )
+    own = (layout.prefix, layout.state, layout.etc, layout.units)
+    _refuse_odd(*own, *files, *extra, *folders)
     parameters = {
         "LF_SCOPE": layout.scope,
         "LF_PREFIX": layout.prefix,
@@ -92,6 +88,16 @@ def render(
     parameters["LF_SCRIPT"] = script
     assigned = "".join(f"{key}={shlex.quote(text)}\n" for key, text in parameters.items())
     return f'{assigned}eval "$LF_SCRIPT"\n'
+
+
+def _refuse_odd(*paths: str) -> None:
+    """Raise ValueError on a path that is relative, or takes more than one line."""
+    for path in paths:
+        if not path.startswith(("/", "$HOME/")) or not path.isprintable():
+            raise ValueError(
+                f"found path {path!r}; expected one line that begins with / or $HOME/; "
+                "next: correct the setting that holds it"
+            )
 
 
 def one_line(script: str) -> str:

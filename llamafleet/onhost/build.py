@@ -30,7 +30,12 @@ from llamafleet.onhost.pip import (
     pip_install,
     pip_run,
 )
-from llamafleet.onhost.product import import_check, library_hashes, refuse_wrong_paths
+from llamafleet.onhost.product import (
+    import_check,
+    library_hashes,
+    refuse_without_cuda,
+    refuse_wrong_paths,
+)
 from llamafleet.protocol.decode import DecodeError, decode
 from llamafleet.protocol.job import (
     BUILD,
@@ -40,6 +45,7 @@ from llamafleet.protocol.job import (
     WHEELS,
     BuildConfig,
     BuildProduct,
+    CacheUse,
     Stamp,
     read_json,
     sync_folder,
@@ -137,19 +143,9 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     job.phase("resolve", "venv")
     built_by = compiler_of(config, env)
     python, pip = _venv(job, config, env, tmp, AS_SOURCE)
-    # pip applies --config-settings of its command line to named requirements, not to those of a
-    # file; and a hash can be given in a file only.
     env, order = _longest_first(job, config, env, tree, tmp, last=last)
-    llama = job.folder / "llama.txt"
-    llama.write_text(
-        f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
-    )
-    into = _into(config, pip)
-    wanted = [*into, "-v", *FROM_SOURCE, "-r", str(llama)]
     cache = compilercache.Cache(job, config.cache, env, tmp) if config.cache else None
-    if cache:
-        cache.prepare([*pip, *WHEELS_ONLY])
-        wanted = _through(cache, pip, into, llama, tree) or wanted
+    wanted = _from_source(job, config, pip, tree, cache)
     # On cores that pip and CMake leave idle until the first units; pip itself would do it before.
     compiling = [python, "-I", "-m", "compileall", "-qq", str(prefix / "lib")]
     with beside(compiling, env=env, cwd=tmp, limit_s=60), cache or contextlib.nullcontext():
@@ -159,21 +155,13 @@ def _build(job: Job, config: BuildConfig, tree: Path, tmp: Path, last: str) -> B
     libraries = library_hashes(prefix)
     refuse_wrong_paths(prefix, libraries, config.environment.get(LIBRARY_PATH, ""))
     imported = import_check(python, env, job.folder)
-    if config.inputs.backend == "cuda" and not any(
-        path.endswith("/libggml-cuda.so") for path in libraries
-    ):
-        raise JobFailed(
-            "built without CUDA: found no libggml-cuda.so in the wheel; expected one; "
-            f"next: read the options in {tree / 'CMakeCache.txt'}"
-        )
+    if config.inputs.backend == "cuda":
+        refuse_without_cuda(libraries, tree)
     job.finish()
     made = _ninja_log(tree)
     jobs = job.retry.jobs if job.retry else config.jobs
     _split_link(job, made, jobs)
-    used = cache.use() if cache else None
-    if used:
-        job.notes.append(compilercache.note(used))
-        job.log(job.notes[-1])
+    used = _cache_use(job, cache)
     return BuildProduct(
         wheel_bytes=log.wheel_bytes,
         wheel_sha256=log.wheel_sha256,
@@ -203,6 +191,24 @@ def _venv(
     requirements.write_text(config.requirements, encoding="utf-8")
     pip_run(job, [*pip, *WHEELS_ONLY, *options, "-r", str(requirements)], env)
     return python, pip
+
+
+def _from_source(
+    job: Job, config: BuildConfig, pip: list[str], tree: Path, cache: compilercache.Cache | None
+) -> list[str]:
+    """The command that builds llama-cpp-python: through the cache, where it can be used."""
+    # pip applies --config-settings of its command line to named requirements, not to those of a
+    # file; and a hash can be given in a file only.
+    llama = job.folder / "llama.txt"
+    llama.write_text(
+        f'{config.llama_requirement} --config-settings="build-dir={tree}"\n', encoding="utf-8"
+    )
+    into = _into(config, pip)
+    cached = None
+    if cache:
+        cache.prepare([*pip, *WHEELS_ONLY])
+        cached = _through(cache, pip, into, llama, tree)
+    return cached or [*into, "-v", *FROM_SOURCE, "-r", str(llama)]
 
 
 def _into(config: BuildConfig, pip: list[str]) -> list[str]:
@@ -386,6 +392,16 @@ def _ninja_log(tree: Path) -> str:
         return (tree / ".ninja_log").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
+
+
+def _cache_use(job: Job, cache: compilercache.Cache | None) -> CacheUse | None:
+    """What the cache did for this build, and a note of it; None: there is none."""
+    if cache is None:
+        return None
+    used = cache.use()
+    job.notes.append(compilercache.note(used))
+    job.log(job.notes[-1])
+    return used
 
 
 def _split_link(job: Job, ninja_log: str, jobs: int) -> None:

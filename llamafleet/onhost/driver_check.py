@@ -104,6 +104,14 @@ def _check(config: VerifyConfig, planned: str) -> int:
         stale.unlink(missing_ok=True)
         print(f"driver {now} is the one that was verified ({source})")
         return EXIT_OK
+    return _unverified(config, answer, planned, now, source=source, verifying=verifying)
+
+
+def _unverified(
+    config: VerifyConfig, answer: _Answer, planned: str, now: str, *, source: str, verifying: bool
+) -> int:
+    """The exit status where the driver that is loaded has no verdict."""
+    stale = config.stale
     changed = f"the driver changed from {planned} to {now} ({source})"
     if now == planned:
         changed = f"driver {now} is the planned one and has no verdict ({source})"

@@ -73,6 +73,15 @@ def library_hashes(prefix: Path) -> dict[str, str]:
     }
 
 
+def refuse_without_cuda(libraries: Iterable[str], tree: Path) -> None:
+    """Raise JobFailed where no library of CUDA's was built; `tree`: CMake's."""
+    if not any(path.endswith("/libggml-cuda.so") for path in libraries):
+        raise JobFailed(
+            "built without CUDA: found no libggml-cuda.so in the wheel; expected one; "
+            f"next: read the options in {tree / 'CMakeCache.txt'}"
+        )
+
+
 def refuse_wrong_paths(prefix: Path, libraries: Iterable[str], toolkit: str) -> None:
     """Raise JobFailed where a built library would load what is not of this build's toolkit.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Literal
@@ -262,53 +262,102 @@ def plan_build(
         capabilities=capabilities,
         options=options,
     )
-    key = fingerprint(asdict(inputs))
-    choice = decide(settings, snapshot, key, inputs)
+    choice = decide(settings, snapshot, fingerprint(asdict(inputs)), inputs)
+    config = _config(
+        settings,
+        snapshot,
+        layout,
+        name=choice.name,
+        inputs=inputs,
+        options=options,
+        variables=environment(settings, snapshot, compiler, toolkit),
+        python=python,
+        house=house,
+        notes=notes,
+    )
+    return _shared(_planned(settings, layout, config, choice), settings, snapshot, layout, wheels)
+
+
+def _config(
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    name: str,
+    inputs: BuildInputs,
+    options: Mapping[str, str],
+    variables: dict[str, str],
+    python: str,
+    house: Manifest | None,
+    notes: tuple[str, ...],
+) -> BuildConfig:
+    """What the job of the build in the folder `name` is told, where no wheel is shared."""
     network = plan_network(settings, snapshot, layout)
-    shares = settings.build_sharing == "wheel"
-    wheel = wheels.get(key) if shares and choice.action == "build" else None
-    config = BuildConfig(
-        key=key,
+    return BuildConfig(
+        key=fingerprint_of(name),
         inputs=inputs,
         python=python,
         pip=layout.pip,
         requirements=host_requirements(house),
         index_url=settings.index_url,
         find_links=layout.wheelhouse if house else None,
-        prefix=layout.version(choice.name),
+        prefix=layout.version(name),
         llama_requirement=llama_requirement(settings, house),
-        cmake_args=tuple(f"-D{name}={value}" for name, value in options.items()),
+        cmake_args=tuple(f"-D{option}={value}" for option, value in options.items()),
         allowed_unused=allowed_unused(settings.llama_version),
-        environment=environment(settings, snapshot, compiler, toolkit),
+        environment=variables,
         jobs=jobs(settings, snapshot.cores, snapshot.memory_available_mib, inputs.backend),
         proxies=network.proxies,
         ca_bundle=network.ca_bundle,
         netrc=network.netrc,
         cache=plan_cache(settings, layout, house),
         notes=notes,
-        keep_wheel=shares and wheel is None,
-        wheel=wheel,
-        wheel_file=f"{layout.shared}/{wheel.name}" if wheel else "",
     )
-    maker = wheel.host if wheel else _shared_from(snapshot, choice)
-    reason = f"wheel of {maker}; {choice.reason}" if maker else choice.reason
+
+
+def _planned(settings: Settings, layout: Layout, config: BuildConfig, choice: Choice) -> BuildPlan:
+    """The job that carries out the choice, and where the proof of the build is then."""
     job = account_job(
         config.kind,
-        key,
+        config.key,
         layout,
-        python=python,
+        python=config.python,
         minutes=settings.build_timeout_minutes,
         start=choice.action == "build",
     )
     proof = f"{job.folder}/{STAMP}" if choice.older else f"{config.prefix}/{BUILD}"
-    return BuildPlan(
-        config,
-        choice.action,
-        reason,
-        proof,
-        None if choice.action == "none" else job,
+    needed = None if choice.action == "none" else job
+    return BuildPlan(config, choice.action, choice.reason, proof, needed)
+
+
+def _shared(
+    plan: BuildPlan,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    wheels: Mapping[str, SharedWheel],
+) -> BuildPlan:
+    """The same build; where hosts share wheels it takes another one's, or keeps its own."""
+    shares = settings.build_sharing == "wheel"
+    wheel = wheels.get(plan.fingerprint) if shares and plan.action == "build" else None
+    maker = wheel.host if wheel else _shared_from(snapshot, plan)
+    return replace(
+        plan,
+        config=replace(
+            plan.config,
+            keep_wheel=shares and wheel is None,
+            wheel=wheel,
+            wheel_file=f"{layout.shared}/{wheel.name}" if wheel else "",
+        ),
+        reason=f"wheel of {maker}; {plan.reason}" if maker else plan.reason,
         clears=wheel is not None or _left(snapshot, layout),
     )
+
+
+def _shared_from(snapshot: HostSnapshot, plan: BuildPlan) -> str:
+    """The host that built what is there; "": this one did."""
+    there = snapshot.builds.get(plan.name) if plan.action == "none" else None
+    return there.product.shared_from if there and there.product else ""
 
 
 def _left(snapshot: HostSnapshot, layout: Layout) -> bool:
@@ -325,12 +374,6 @@ class Choice:
     name: str
     older: bool = False
     """It was built by code that left its proof in the job's folder."""
-
-
-def _shared_from(snapshot: HostSnapshot, choice: Choice) -> str:
-    """The host that built what is there; "": this one did."""
-    there = snapshot.builds.get(choice.name) if choice.action == "none" else None
-    return there.product.shared_from if there and there.product else ""
 
 
 def decide(settings: Settings, snapshot: HostSnapshot, key: str, inputs: BuildInputs) -> Choice:

@@ -126,29 +126,9 @@ def plan_verify(
 
     `other_code`: this run replaced the code that a verification runs which was there before.
     """
-    backend: Backend = build.inputs.backend
-    inputs = verification_inputs(settings, snapshot, backend, build.fingerprint)
+    inputs = verification_inputs(settings, snapshot, build.inputs.backend, build.fingerprint)
     key = fingerprint(asdict(inputs))
-    config = VerifyConfig(
-        version=1,
-        host=host,
-        inputs=inputs,
-        backend=backend,
-        toolkit=build.inputs.toolkit,
-        prefix=build.config.prefix,
-        stamp=build.proof,
-        job=layout.job("verify", "run"),
-        results=layout.results,
-        models=layout.models,
-        compute_capabilities=tuple(settings.compute_capabilities or ()),
-        allow_cpu_only=settings.accelerator != "cuda",
-        gpus=_named(settings, snapshot, backend),
-        busy_minutes=settings.busy_minutes,
-        allow_busy=settings.allow_busy,
-        timer=settings.schedule is not None,
-        environment=variables(build, layout),
-        as_account=AS_ACCOUNT if layout.scope == "system" else (),
-    )
+    config = _config(host, settings, snapshot, layout, build=build, inputs=inputs)
     running = snapshot.verifying if snapshot.verifying and snapshot.verifying.alive else None
     # Each of its steps starts from the file that was replaced: it would judge with both.
     broken = running is not None and other_code
@@ -173,6 +153,38 @@ def plan_verify(
         proven=not unproven,
         reason=reason or "verified as it is now",
         stop=None if attach else _other(snapshot, running),
+    )
+
+
+def _config(
+    host: str,
+    settings: Settings,
+    snapshot: HostSnapshot,
+    layout: Layout,
+    *,
+    build: BuildPlan,
+    inputs: VerifyInputs,
+) -> VerifyConfig:
+    """What a verification is told: also what its verdict does not depend on."""
+    return VerifyConfig(
+        version=1,
+        host=host,
+        inputs=inputs,
+        backend=build.inputs.backend,
+        toolkit=build.inputs.toolkit,
+        prefix=build.config.prefix,
+        stamp=build.proof,
+        job=layout.job("verify", "run"),
+        results=layout.results,
+        models=layout.models,
+        compute_capabilities=tuple(settings.compute_capabilities or ()),
+        allow_cpu_only=settings.accelerator != "cuda",
+        gpus=_named(settings, snapshot, build.inputs.backend),
+        busy_minutes=settings.busy_minutes,
+        allow_busy=settings.allow_busy,
+        timer=settings.schedule is not None,
+        environment=variables(build, layout),
+        as_account=AS_ACCOUNT if layout.scope == "system" else (),
     )
 
 

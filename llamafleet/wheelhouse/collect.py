@@ -12,7 +12,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,30 +101,35 @@ def build(
             for arch in arches:
                 _download_wheels(wanted, stage, python, arch, cmake=cmake, index_url=index_url)
         llama = _download_llama(stage, version, sha256, slim, where)
-        files = {
-            path.name: File(
-                sha256_of(path),
-                path.stat().st_size,
-                sha256 if slim and path.name == sdist_name(version) else None,
-            )
-            for path in sorted(stage.iterdir())
-        }
         manifest = Manifest(
             created=int(time.time()),
-            files=files,
+            files=_files(stage, {sdist_name(version): sha256} if slim else {}),
             pythons=tuple(pythons),
             arches=tuple(arches),
             toolkits=tuple(toolkits),
             slim=slim,
             llama=llama,
         )
-        text = json.dumps({"version": MANIFEST_VERSION, **asdict(manifest)}, indent=1)
-        (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        # mkdtemp's 0700 is no use to the accounts that read the folder.
-        stage.chmod(0o755)
-        shutil.rmtree(directory, ignore_errors=True)
-        stage.rename(directory)
+        _finish(stage, manifest, directory)
     return manifest
+
+
+def _files(stage: Path, sources: Mapping[str, str]) -> dict[str, File]:
+    """What was collected, by name; `sources`: hashes of what some of it was cut from."""
+    return {
+        path.name: File(sha256_of(path), path.stat().st_size, sources.get(path.name))
+        for path in sorted(stage.iterdir())
+    }
+
+
+def _finish(stage: Path, manifest: Manifest, directory: Path) -> None:
+    """Write the manifest, and put all of it in the place of an older wheelhouse."""
+    text = json.dumps({"version": MANIFEST_VERSION, **asdict(manifest)}, indent=1)
+    (stage / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    # mkdtemp's 0700 is no use to the accounts that read the folder.
+    stage.chmod(0o755)
+    shutil.rmtree(directory, ignore_errors=True)
+    stage.rename(directory)
 
 
 def sdist_name(version: str) -> str:

@@ -109,19 +109,8 @@ class Children:
         `name` names its log, worker-NAME.log. `cores`: those that it may use; empty: all.
         """
         path = self._folder / f"worker-{name or task}{f'-{gpu.index}' if gpu else ''}.log"
-        # By UUID: CUDA and NVML number the GPUs in different orders.
-        limit = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu else {}
         start = time.monotonic()
-        with path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-s", "-c", _BOOTSTRAP, ROOT],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._environment | limit,
-                pass_fds=OPENED,
-                encoding="utf-8",
-            )
+        process = self._start(path, gpu)
         watched = (gpu,) if gpu else self._gpus
         sampler = Sampler(self._nvml, process.pid, watched) if self._nvml else None
         if sampler:
@@ -154,6 +143,21 @@ class Children:
             recording=recording,
             imported=messages.get("imported"),
         )
+
+    def _start(self, log: Path, gpu: Gpu | None) -> subprocess.Popen[str]:
+        """A fresh interpreter that waits for a task."""
+        # By UUID: CUDA and NVML number the GPUs in different orders.
+        limit = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu else {}
+        with log.open("wb") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-s", "-c", _BOOTSTRAP, ROOT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=self._environment | limit,
+                pass_fds=OPENED,
+                encoding="utf-8",
+            )
 
     def _limit_s(self, gpu: Gpu | None) -> float:
         """How long a task may take."""

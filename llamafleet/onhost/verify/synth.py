@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,6 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     parts = tensors(SHAPES[shape], type_)
-    rng = np.random.Generator(np.random.SFC64(seed))
     try:
         writer = gguf.GGUFWriter(partial, "llama")
         _header(writer, f"synthetic {shape} {type_}", type_, SHAPES[shape])
@@ -194,14 +193,7 @@ def write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        assert writer.fout is not None
-        out = writer.fout[0]
-        for number, tensor in enumerate(parts):
-            writer.write_padding(out, out.tell())
-            for chunk in _chunks(tensor, rng):
-                chunk.tofile(out)
-            writer.write_padding(out, tensor.bytes)
-            on_tensor(number + 1, len(parts))
+        _data(writer, parts, seed, on_tensor)
         writer.close()
         about = {
             "shape": shape,
@@ -216,6 +208,23 @@ def write(
         partial.unlink(missing_ok=True)
     write_json(sidecar(path), about)
     return about
+
+
+def _data(
+    writer: Any, parts: Sequence[Tensor], seed: int, on_tensor: Callable[[int, int], object]
+) -> None:
+    """Numbers for each tensor; the same seed gives the same."""
+    import numpy as np
+
+    rng = np.random.Generator(np.random.SFC64(seed))
+    assert writer.fout is not None
+    out = writer.fout[0]
+    for number, tensor in enumerate(parts):
+        writer.write_padding(out, out.tell())
+        for chunk in _chunks(tensor, rng):
+            chunk.tofile(out)
+        writer.write_padding(out, tensor.bytes)
+        on_tensor(number + 1, len(parts))
 
 
 def sidecar(path: Path) -> Path:

@@ -47,61 +47,92 @@ def no_toolkit(case: Case) -> Problem:
     """Name the one thing to change: settings, driver, compiler, or the toolkit to install."""
     if case.miscompiled:
         return _miscompiled(case)
-    snapshot, settings, against = case.snapshot, case.settings, case.against
-    seen = "; ".join(f"{version} at {why}" for version, why in case.unfit)
     host = f"driver of CUDA {case.cuda}, compute capability {', '.join(case.capabilities)}"
-    if settings.toolkit_root:
-        return Problem(
-            "toolkit",
-            found=seen or "no toolkit anywhere",
-            expected=f"a complete toolkit at toolkit_root = {settings.toolkit_root!r} for {host}",
-            next=f"ls {settings.toolkit_root}/bin/nvcc; complete it or remove toolkit_root",
-        )
-    if snapshot.glibc is None:
-        return Problem(
-            "glibc",
-            found=f"{snapshot.os_name or 'a system'} without glibc",
-            expected="glibc, which every CUDA Toolkit and its wheels need",
-            next="use a distribution with glibc, or set accelerator = 'cpu'",
-        )
-    host += f", glibc {snapshot.glibc}"
+    if case.settings.toolkit_root:
+        return _root_unfit(case, host)
+    if case.snapshot.glibc is None:
+        return _no_glibc(case.snapshot)
+    host += f", glibc {case.snapshot.glibc}"
+    if fitting := _fitting_but_for(case):
+        return _not_installable(case, fitting, host)
+    if fitting := _fitting_but_for(case, "compiler"):
+        return _compiler_unfit(case, fitting[0], host)
+    if fitting := _fitting_but_for(case, "driver", "compiler"):
+        return _driver_too_old(fitting[-1], host)
+    if fitting := _fitting_but_for(case, "settings", "driver", "compiler"):
+        return _version_unfit(case, fitting, host)
+    return _none_for_all(case, host)
 
-    def versions(*ignored: str) -> list[str]:
-        """Versions against which nothing speaks but the ignored causes, newest first."""
-        return [v for v, why in against.items() if not set(why) - set(ignored)]
 
-    if versions():
-        return _not_installable(case, versions(), host, seen)
-    if versions("compiler"):
-        row = next(r for r in toolkits() if r.version == versions("compiler")[0])
-        return Problem(
-            "compiler",
-            found=against[row.version]["compiler"],
-            expected=f"gcc {MIN_MAJOR} to {row.gcc}, for the newest toolkit of this host ({host})",
-            next=install_version(snapshot, row.gcc),
-        )
-    if versions("driver", "compiler"):
-        oldest = versions("driver", "compiler")[-1]
-        return Problem(
-            "driver",
-            found=host,
-            expected=f"CUDA {oldest} or newer: no older toolkit goes with the rest of this host",
-            next=_update_driver(oldest),
-        )
-    if versions("settings", "driver", "compiler"):
-        known = ", ".join(versions("settings", "driver", "compiler"))
-        return Problem(
-            "toolkit",
-            found=f"toolkit_version = {settings.toolkit_version!r}; {host}",
-            expected=f"one of {known}",
-            next="remove toolkit_version, or set it to one of those",
-        )
+def _fitting_but_for(case: Case, *ignored: str) -> list[str]:
+    """Versions against which nothing speaks but the ignored causes, newest first."""
+    return [version for version, why in case.against.items() if not set(why) - set(ignored)]
+
+
+def _unfit(case: Case) -> str:
+    """The toolkits of the host, and why none will do; "": it has none."""
+    return "; ".join(f"{version} at {why}" for version, why in case.unfit)
+
+
+def _root_unfit(case: Case, host: str) -> Problem:
+    """The settings name a folder, and no other is looked at."""
+    root = case.settings.toolkit_root
+    return Problem(
+        "toolkit",
+        found=_unfit(case) or "no toolkit anywhere",
+        expected=f"a complete toolkit at toolkit_root = {root!r} for {host}",
+        next=f"ls {root}/bin/nvcc; complete it or remove toolkit_root",
+    )
+
+
+def _no_glibc(snapshot: HostSnapshot) -> Problem:
+    return Problem(
+        "glibc",
+        found=f"{snapshot.os_name or 'a system'} without glibc",
+        expected="glibc, which every CUDA Toolkit and its wheels need",
+        next="use a distribution with glibc, or set accelerator = 'cpu'",
+    )
+
+
+def _compiler_unfit(case: Case, newest: str, host: str) -> Problem:
+    """A compiler alone is missing, for the newest toolkit that the rest of the host goes with."""
+    row = next(row for row in toolkits() if row.version == newest)
+    return Problem(
+        "compiler",
+        found=case.against[newest]["compiler"],
+        expected=f"gcc {MIN_MAJOR} to {row.gcc}, for the newest toolkit of this host ({host})",
+        next=install_version(case.snapshot, row.gcc),
+    )
+
+
+def _driver_too_old(oldest: str, host: str) -> Problem:
+    """The oldest toolkit that goes with the rest of the host is newer than the driver."""
+    return Problem(
+        "driver",
+        found=host,
+        expected=f"CUDA {oldest} or newer: no older toolkit goes with the rest of this host",
+        next=_update_driver(oldest),
+    )
+
+
+def _version_unfit(case: Case, fitting: list[str], host: str) -> Problem:
+    """The settings name a version that is not among those that fit."""
+    return Problem(
+        "toolkit",
+        found=f"toolkit_version = {case.settings.toolkit_version!r}; {host}",
+        expected=f"one of {', '.join(fitting)}",
+        next="remove toolkit_version, or set it to one of those",
+    )
+
+
+def _none_for_all(case: Case, host: str) -> Problem:
+    """No version knows all of the GPUs and the glibc of this host."""
     several = len(case.capabilities) > 1
     return Problem(
         "toolkit",
         found=host,
         expected="one CUDA Toolkit for all of it; "
-        + "; ".join(f"{v}: {', '.join(why.values())}" for v, why in against.items()),
+        + "; ".join(f"{v}: {', '.join(why.values())}" for v, why in case.against.items()),
         next=("set compute_capabilities to those that one toolkit knows, or " if several else "")
         + "use a distribution with an older glibc",
     )
@@ -135,7 +166,7 @@ def _addition(
     return build_command(house, toolkit=addable[0])
 
 
-def _not_installable(case: Case, fitting: list[str], host: str, seen: str) -> Problem:
+def _not_installable(case: Case, fitting: list[str], host: str) -> Problem:
     """Toolkits would fit, but none is there, and no method may or can install one."""
     snapshot, settings, house, version = case.snapshot, case.settings, case.house, fitting[0]
     wheels = [w.cuda for w in wheel_toolkits() if w.machine == snapshot.arch]
@@ -143,7 +174,7 @@ def _not_installable(case: Case, fitting: list[str], host: str, seen: str) -> Pr
     newer = f"; or {_update_driver(waiting[-1])} and let wheels do it" if waiting else ""
     return Problem(
         "toolkit",
-        found=seen or "no CUDA Toolkit on the host",
+        found=_unfit(case) or "no CUDA Toolkit on the host",
         expected=f"CUDA {version} ({host}); no method installs it: "
         + unoffered(version, snapshot, settings, house.manifest if house else None),
         next=_addition(fitting, snapshot, settings, house)
