@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable
 
+import pytest
 from pyinfra.api import StringCommand
 
 LOGIN_SHELLS = ("dash", "bash", "tcsh", "fish", "busybox sh")
-"""Of which a machine may lack some."""
+under_any_login_shell = pytest.mark.parametrize(
+    "login",
+    [
+        pytest.param(
+            login,
+            marks=pytest.mark.skipif(
+                shutil.which(login.split()[0]) is None, reason=f"this machine has no {login}"
+            ),
+        )
+        for login in LOGIN_SHELLS
+    ],
+)
 
 
 def run(command: StringCommand, login: str = "sh", **env: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from llamafleet.managed import folder_rows
 from operations import account as room
 from operations.account import account, make_prefix
 from tests.operations.fake import FakeHost, fleet
-from tests.operations.shells import LOGIN_SHELLS, run
+from tests.operations.shells import run, under_any_login_shell
 
 LAYOUT = Layout.system()
 
@@ -94,10 +93,8 @@ def test_lingering_is_asked_for_and_its_refusal_is_no_change(
 # -- for real --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("login", LOGIN_SHELLS)
+@under_any_login_shell
 def test_the_first_folder_comes_with_its_record(tmp_path: Path, login: str) -> None:
-    if shutil.which(login.split(maxsplit=1)[0]) is None:
-        pytest.skip(f"no {login} here")
     layout = Layout.user(str(tmp_path / "with a blank"))
     assert run(make_prefix(layout), login).returncode == 0
     assert Path(layout.made).read_text() == f"{layout.prefix}\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from operations.models import discard_models
 from operations.upload import Input
 from tests.onhost.gguf_files import gguf
 from tests.operations.fake import CPU, STATUS, FakeHost, answer_of, ended, fleet
-from tests.operations.shells import LOGIN_SHELLS, run, run_all
+from tests.operations.shells import run, run_all, under_any_login_shell
 
 pytestmark = pytest.mark.usefixtures("frozen_tables")
 MODEL = gguf()
@@ -232,10 +231,8 @@ def test_what_does_not_come_to_the_controller_fails_all_at_once(
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("login", LOGIN_SHELLS)
+@under_any_login_shell
 def test_each_byte_is_appended_under_any_login_shell(login: str, tmp_path: Path) -> None:
-    if shutil.which(login.split(maxsplit=1)[0]) is None:
-        pytest.skip(f"no {login} here")
     content = bytes(range(256)) * 700 + b"no line end"
     source, target = tmp_path / "source", tmp_path / "with a blank" / "it's $HOME"
     source.write_bytes(content)

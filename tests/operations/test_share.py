@@ -29,7 +29,7 @@ from operations.share import agree
 from operations.sharing import Sharing
 from tests.operations import shells
 from tests.operations.fake import STATUS, FakeHost, Fleet, answer_of, ended, fleet
-from tests.operations.shells import LOGIN_SHELLS
+from tests.operations.shells import under_any_login_shell
 from tests.operations.test_build import FOLDER as JOB
 from tests.operations.test_build import KEY, LAYOUT, after_the_build, planned
 from tests.plans.hosts import there
@@ -565,13 +565,11 @@ def test_a_build_of_before_that_kept_no_wheel_is_no_source(
     assert hosts["a"].sent == [] and JOB
 
 
-@pytest.mark.parametrize("login", LOGIN_SHELLS)
+@under_any_login_shell
 def test_each_byte_of_a_wheel_comes_and_goes_under_any_login_shell(
     here: Path, monkeypatch: pytest.MonkeyPatch, login: str
 ) -> None:
     """The commands themselves, run: in three parts, the last a short one."""
-    if shutil.which(login.split(maxsplit=1)[0]) is None:
-        pytest.skip(f"no {login} here")
     source, fact = here / NAME, share.WheelPart()
     source.write_bytes(WHEEL)
     wheel = wheel_of("@fake/a", keeps().product)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from operations import textfile as room
 from operations.run import HostRun
 from operations.textfile import textfile
 from tests.operations.fake import FakeHost, fleet
-from tests.operations.shells import LOGIN_SHELLS, run
+from tests.operations.shells import run, under_any_login_shell
 from tests.protocol.test_verify import good
 
 LAYOUT = Layout.system()
@@ -144,11 +143,9 @@ def test_a_record_of_one_line_may_become_empty(place: Place) -> None:
     assert place.do(room._REMOVE) == "" and place.made.read_text() == ""
 
 
-@pytest.mark.parametrize("shell", LOGIN_SHELLS)
-def test_each_login_shell_hands_it_on(shell: str, place: Place) -> None:
-    if shutil.which(shell.split(maxsplit=1)[0]) is None:
-        pytest.skip(f"no {shell} here")
-    assert place.do(room._MAKE, shell) == ""
+@under_any_login_shell
+def test_each_login_shell_hands_it_on(login: str, place: Place) -> None:
+    assert place.do(room._MAKE, login) == ""
     assert place.path.is_file()
-    assert place.do(room._REMOVE, shell) == ""
+    assert place.do(room._REMOVE, login) == ""
     assert not place.path.exists() and place.made.read_text() == "/opt/llamafleet\n"

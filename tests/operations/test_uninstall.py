@@ -28,7 +28,7 @@ from operations.run import HostRun
 from operations.uninstall import end, end_all, uninstall
 from tests.operations import fake
 from tests.operations.fake import fleet
-from tests.operations.shells import LOGIN_SHELLS, run
+from tests.operations.shells import run, under_any_login_shell
 from tests.operations.test_account import owners
 from tests.plans.hosts import CPU_HOST
 from tests.plans.test_files import UNITS
@@ -289,7 +289,7 @@ def zipapp(tmp_path: Path) -> Path:
 
 
 @root
-@pytest.mark.parametrize("login", LOGIN_SHELLS[:3])
+@under_any_login_shell
 def test_a_job_that_told_of_itself_is_ended(
     tmp_path: Path, zipapp: Path, started: list[subprocess.Popen[str]], login: str
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,15 @@ import pytest
 from llamafleet.layout import Layout
 from llamafleet.managed import Access, access
 from operations import upload
-from tests.operations.shells import LOGIN_SHELLS, run, run_all
+from tests.operations.shells import run, run_all, under_any_login_shell
 
 OWN = access(Layout.user("/home/joe"))
 SECRET = access(Layout.user("/home/joe"), secret=True)
 root = pytest.mark.skipif(os.geteuid() != 0, reason="files of several users need root")
 
 
-@pytest.mark.parametrize("login", LOGIN_SHELLS)
+@under_any_login_shell
 def test_each_byte_arrives_under_any_login_shell(login: str, tmp_path: Path) -> None:
-    if shutil.which(login.split(maxsplit=1)[0]) is None:
-        pytest.skip(f"no {login} here")
     content = bytes(range(256)) * 700 + b"no line end"
     target = tmp_path / "with a blank" / "it's $HOME"
     assert run_all(upload.write(content, str(target), SECRET), login) == []
