@@ -291,11 +291,12 @@ def steps(ninja_log: str, jobs: int) -> list[Step]:
         if above and replace(line, output=above.output) == above:
             continue
         above = line
-        # Ends ascend in a run, so of those at work the last `jobs` ended last.
-        full = len(found) - first >= jobs and found[-jobs].end > begun + line.start
-        if full or (found and begun + line.end < found[-1].end):
+        one = replace(line, start=begun + line.start, end=begun + line.end)
+        at_work = sum(other.start <= one.start < other.end for other in found[first:])
+        if at_work >= jobs or (found and one.end < found[-1].end):
             begun, first = found[-1].end, len(found)
-        found.append(replace(line, start=begun + line.start, end=begun + line.end))
+            one = replace(line, start=begun + line.start, end=begun + line.end)
+        found.append(one)
     return found
 
 

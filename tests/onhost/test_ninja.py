@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -245,6 +246,40 @@ def test_a_second_run_is_told_from_the_first_by_how_much_would_run_at_once(jobs:
     log = log_of(*units, (2, 1202, "libx.so"))
     assert packing(log, jobs) == pytest.approx((0.9 * jobs + 1.2) / (jobs * 2.102))
     assert ninja.link_seconds(log, jobs) == pytest.approx(1.2)
+
+
+def test_all_steps_of_a_run_are_one_run_however_long_some_take() -> None:
+    """A build of llama.cpp with two jobs, the longest first: the units, then the libraries."""
+    log = (DATA / "two-jobs.ninja_log").read_text(encoding="utf-8")
+    told = {one.output: one.start for one in ninja.logged(log)}
+    begun = sorted({one.start - told[one.output] for one in ninja.steps(log, 2)})
+    assert len(begun) == 2 and begun[0] == 0
+    assert 0.95 < (packing(log, 2) or 0) <= 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 16])
+def test_whatever_the_steps_take_a_second_run_is_one(jobs: int) -> None:
+    chance = random.Random(jobs)
+    for _ in range(50):
+        first, second = (made_at_once(jobs, chance) for _ in range(2))
+        end = max(end for _, end, _ in first)
+        log = log_of(*first, *second)
+        begun = {
+            one.start - was
+            for one, (was, _, _) in zip(ninja.steps(log, jobs), (*first, *second), strict=True)
+        }
+        assert 0 in begun and len(begun) <= 2 and begun <= {0, end}
+        assert (packing(log, jobs) or 0) <= 1
+
+
+def made_at_once(jobs: int, chance: random.Random) -> list[tuple[int, int, str]]:
+    """Steps as ninja makes them with so many jobs: the next one begins as soon as one ends."""
+    free, steps = [0] * jobs, []
+    for number in range(60):
+        start = free.pop(free.index(min(free)))
+        free.append(start + chance.choice((1, 3, 10, 400)))
+        steps.append((start, free[-1], f"{number}.c.o"))
+    return sorted(steps, key=lambda step: step[1])
 
 
 def test_a_step_that_begins_as_another_ends_is_of_the_same_run() -> None:
