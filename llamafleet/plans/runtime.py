@@ -113,7 +113,7 @@ def plan_former(
 def _is_own(path: str, row: Managed, snapshot: HostSnapshot, layout: Layout) -> bool:
     """It is there, and nobody else can have written what podman would be told by it."""
     owner = snapshot.owners.get(path)
-    fits = owner is None or not misfit(owner, row.access(layout), snapshot)
+    fits = owner is not None and not misfit(owner, row.access(layout), snapshot)
     return fits and path in snapshot.files
 
 

@@ -62,7 +62,9 @@ def serving(*files: str) -> FakeHost:
     made.found("systemctl=0", "systemd=257", "quadlet=1", "podman=/usr/bin/podman | 5.4.2")
     for path in (UNIT_FILE, *files):
         made.found(*([f"image={path} | {OLD}"] if path.endswith(".container") else []))
-    made.files(dict.fromkeys((CONFIG, UNIT_FILE, *files), "a" * 64))
+    there = (CONFIG, UNIT_FILE, *files)
+    made.files(dict.fromkeys(there, "a" * 64))
+    made.found(owners=[f"81a4\troot\troot\t{path}" for path in there])
     made.answers[f"cat {CONFIG}"] = json.dumps(asdict(FORMER))
     made.answers[ASK] = answer()
     return made

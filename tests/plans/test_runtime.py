@@ -188,6 +188,7 @@ def test_a_change_of_runtime_leaves_nothing_of_the_other_one() -> None:
 
 OLD = f"registry.lab:5000/llama-rtx4090@sha256:{'0' * 64}"
 KEPT = (LAYOUT.former_config("chat"), LAYOUT.former_container("chat"))
+ROOTS = Owner("file", "root", "root", 0o644)
 
 
 def wanted(row: Managed, plan: Plan) -> str:
@@ -202,6 +203,7 @@ def serving(sha256: str = "a" * 64) -> HostSnapshot:
     return replace(
         GPU,
         files=dict.fromkeys(files, sha256),
+        owners=dict.fromkeys(files, ROOTS),
         units={row.unit: ENABLED for row in rows if row.unit} | {serve_unit("chat"): GENERATED},
         services={"chat": Status(1, "chat", "ready", 1.0, 7)},
         images={quadlet("chat"): OLD},
@@ -211,7 +213,8 @@ def serving(sha256: str = "a" * 64) -> HostSnapshot:
 def kept(host: HostSnapshot, sha256: str = "0" * 64) -> HostSnapshot:
     """The same as a run leaves it that was cut off before the new image had answered."""
     files = host.files | dict.fromkeys(KEPT, sha256)
-    return replace(host, files=files, images={quadlet("chat"): IMAGE, KEPT[-1]: OLD})
+    images, owners = {quadlet("chat"): IMAGE, KEPT[-1]: OLD}, dict.fromkeys(files, ROOTS)
+    return replace(host, files=files, images=images, owners=owners)
 
 
 def served(host: HostSnapshot, **changes: Any) -> ServePlan:
@@ -253,9 +256,12 @@ def test_what_is_kept_and_planned_is_not_gone_back_to() -> None:
 
 @pytest.mark.parametrize("path", [quadlet("chat"), LAYOUT.serve_config("chat")])
 def test_what_another_wrote_is_not_gone_back_to(path: str) -> None:
-    owner = Owner("file", "llamafleet", "llamafleet", 0o644)
-    made = served(replace(serving(), owners={path: owner}))
+    host, owner = serving(), Owner("file", "llamafleet", "llamafleet", 0o644)
+    made = served(replace(host, owners=host.owners | {path: owner}))
     assert (made.back, made.keep) == ("", False)
+    unknown = {name: owner for name, owner in host.owners.items() if name != path}
+    made = served(replace(host, owners=unknown))
+    assert (made.back, made.keep) == ("", False), "nobody knows whose it is"
 
 
 def test_what_is_kept_goes_with_its_profile_its_runtime_and_all_the_rest() -> None:
