@@ -76,10 +76,23 @@ def put_back(run: HostRun, former: Former) -> StringCommand:
 
 
 def as_told(run: HostRun, service: Served) -> Served:
-    """The service as its file on the host tells it: that came back with the container."""
+    """The service as its file on the host tells it: that came back with the container.
+
+    A file that can't be read is said, since address and model are then those that were planned.
+    """
     text = run.host.get_fact(FileContents, path=service.path, _ignore_errors=True)
     config = received_text(ServeConfig, "\n".join(text or []))
-    return service if isinstance(config, Unreadable) else replace(service, config=config)
+    if not isinstance(config, Unreadable):
+        return replace(service, config=config)
+    run.fail(
+        Problem(
+            f"serve.{service.config.profile}.file",
+            found=f"{service.path} that can't be read: {config.reason}",
+            expected="what the container of before was told",
+            next=f"sudo cat {service.path}",
+        )
+    )
+    return service
 
 
 def remove_containers(

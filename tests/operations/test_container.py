@@ -148,6 +148,18 @@ class TestAnotherImage:
             assert f"went back to {OLD}, {BROKEN}" in failures
             assert run.runs["a"].served[0].state == "FAILED"
 
+    def test_settings_that_came_back_and_cannot_be_read_are_said(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is told of the service then is what was planned, and that did not come up."""
+        made = serving()
+        made.answers[ASK] = [answer("failed", BROKEN), answer()]
+        made.answers[f"cat {CONFIG}"] = "{"
+        with fleet(monkeypatch, {"a": made}) as run:
+            assert run.run(serve.serve) == ["@fake/a"]
+            (said,) = [one for one in run.runs["a"].failures if one.startswith("serve.chat.file: ")]
+            assert f"found {CONFIG} " in said and "next: " in said
+
     def test_what_a_run_kept_that_was_cut_off_is_gone_back_to(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
